@@ -1,0 +1,27 @@
+# Two commands: `make run` and `make test`. Either sets up what is missing first; again, it does only what is missing.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: run test setup lint clean
+
+run: setup
+	snakemake --cores all
+
+test: setup
+	pytest -n 2 --dist loadfile
+
+lint: setup
+	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow/rules && snakemake --lint
+
+setup: .venv/ready
+
+# The environment counts as ready only for the pins it was made from.
+.venv/ready: envs/requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	pip install --quiet --disable-pip-version-check -r envs/requirements.txt
+	pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,44 @@
+# posttrain: one campaign in, one report out. config/ says what, workflow/rules says when, workflow/posttrain says
+# how, results/ says so. `snakemake -n` shows what would run; `--configfile` chooses another campaign.
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/config.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/base.smk"
+include: "workflow/rules/sft.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        "results/report/manifest.json",
+
+
+onsuccess:
+    if Path(
+        "results/report/manifest.json"
+    ).exists():  # a call for a single target makes no report
+        shell("posttrain summary results/report")
+
+
+# A failed experiment does not withhold the others: what exists is rendered, and marked as partial.
+onerror:
+    shell(
+        "posttrain report --partial --campaign {CAMPAIGN} --output results/report/manifest.json; "
+        "posttrain summary results/report"
+    )

@@ -1,0 +1,177 @@
+"""base: from scratch, from a directory; it must have learned, and only safetensors are ever taken."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import make, scratch
+
+from posttrain.config import Base
+from posttrain.errors import UserError
+from posttrain.files import read_json
+from posttrain.policy import load, load_contract
+from posttrain.stages.base import blocks, unigram_perplexity
+
+
+def test_it_learned(base):
+    summary = read_json(base.parent / "metrics.json")["summary"]
+    assert summary["perplexity"] < 0.9 * summary["unigram_perplexity"]
+    assert load_contract(base)["rope"]["rope_type"] == "default"
+
+
+def test_a_base_that_did_not_learn_is_refused(data, home):
+    lazy = Base(scratch=scratch(steps=1, learning_rate=1e-9, learned=0.5))
+    with pytest.raises(UserError, match="did not learn"):
+        make("base", lazy, Path("results/lazy/base/manifest.json"), data=data)
+    assert not Path("results/lazy/base/manifest.json").exists()
+
+
+def test_same_seed_same_bytes_and_another_seed_others(base, data, home):
+    again = make("base", Base(scratch=scratch()), Path("results/again/base/manifest.json"), data=data)
+    other = make("base", Base(scratch=scratch(seed=1)), Path("results/other/base/manifest.json"), data=data)
+    weights = [read_json(path)["files"]["model/model.safetensors"] for path in (base, again, other)]
+    assert weights[0] == weights[1] and weights[0] != weights[2]
+
+
+def test_a_killed_run_continues_to_the_same_bytes(base, data, home, monkeypatch):
+    """Stopped after 20 of 30 steps, with a half-written newer checkpoint beside; control: without the checkpoint's
+    optimiser the bytes differ."""
+    whole = read_json(base.parent / "manifest.json")["files"]["model/model.safetensors"]
+    reference = make(
+        "base", Base(scratch=scratch(checkpoint_steps=10)), Path("results/kept/base/manifest.json"), data=data
+    )
+    assert read_json(reference)["files"]["model/model.safetensors"] == whole, "saving changes nothing"
+    for spoil in (False, True):
+        output = Path(f"results/killed-{spoil}/base/manifest.json")
+        killed = killed_at(20, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            make("base", Base(scratch=scratch(checkpoint_steps=10)), output, data=data)
+        killed.undo()
+        checkpoint = next(output.parent.glob("checkpoints/*/checkpoint-20"))
+        broken = checkpoint.with_name("checkpoint-21")
+        broken.mkdir()
+        (broken / "model.safetensors").write_bytes(b"half")
+        if spoil:
+            other = checkpoint.with_name("checkpoint-10")
+            shutil.copy(other / "optimizer.pt", checkpoint / "optimizer.pt")
+        make("base", Base(scratch=scratch(checkpoint_steps=10)), output, data=data)
+        same = read_json(output)["files"]["model/model.safetensors"] == whole
+        assert same is not spoil
+        assert not list(output.parent.glob("checkpoints/*/*")), "checkpoints go when the artifact is there"
+
+
+def killed_at(step: int, monkeypatch):
+    """Interrupt training as a signal would, once, after a step."""
+    from posttrain.training import Progress
+
+    original = Progress.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == step + 1:
+            raise KeyboardInterrupt
+        return original(self, args, state, control, **kwargs)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Progress, "on_step_end", on_step_end)
+    return patch
+
+
+def test_alibi_has_no_positions_to_run_out_of(data, home):
+    manifest = make(
+        "base", Base(scratch=scratch(positions="alibi")), Path("results/alibi/base/manifest.json"), data=data
+    )
+    model, tokenizer = load(manifest)
+    assert model.config.model_type == "bloom"
+    ids = tokenizer("one two three " * 120, return_tensors="pt").input_ids
+    assert model(ids).logits.isfinite().all()
+
+
+def test_an_existing_model_is_taken_as_it_is(base, data, home):
+    manifest = make("base", Base(path=str(base.parent / "model")), Path("results/given/base/manifest.json"), data=data)
+    files = [read_json(path)["files"]["model/model.safetensors"]["sha256"] for path in (base, manifest)]
+    assert files[0] == files[1]
+
+
+def test_pickled_weights_are_refused(base, data, home, tmp_path):
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    shutil.copy(base.parent / "model/config.json", folder)
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(UserError, match=r"no \*\.safetensors.*pytorch_model\.bin"):
+        make("base", Base(path=str(folder)), Path("results/pickled/base/manifest.json"), data=data)
+
+
+def test_a_folder_without_a_model_is_named(data, home, tmp_path):
+    with pytest.raises(UserError, match=r"base\.path.*no config\.json"):
+        make("base", Base(path=str(tmp_path)), Path("results/none/base/manifest.json"), data=data)
+
+
+def test_a_changed_input_is_found_before_anything_is_built_on_it(data, home, tmp_path):
+    copied = tmp_path / "prepare"
+    shutil.copytree(data.parent, copied)
+    target = copied / "data/text/train.jsonl"
+    flipped = bytearray(target.read_bytes())
+    flipped[100] ^= 1
+    target.write_bytes(flipped)
+    with pytest.raises(UserError, match=r"train\.jsonl: its bytes differ"):
+        make("base", Base(scratch=scratch()), tmp_path / "x/base/manifest.json", data=copied / "manifest.json")
+
+
+def test_blocks_and_the_unigram():
+    class Tokenizer:
+        bos_token_id, eos_token_id = 0, 9
+
+        def __call__(self, texts, add_special_tokens):
+            assert not add_special_tokens
+            return type("Encoded", (), {"input_ids": [[int(letter) for letter in text] for text in texts]})
+
+    made = blocks(Tokenizer(), [{"text": "123"}, {"text": "45"}], 3)
+    assert [block["input_ids"] for block in made] == [[0, 1, 2], [0, 3, 9], [0, 4, 5]]
+    with pytest.raises(UserError, match="fewer than one context"):
+        blocks(Tokenizer(), [{"text": "1"}], 9)
+    one = [{"input_ids": [0, 1, 1, 2, 2]}]
+    assert unigram_perplexity(one, one) == pytest.approx(2.0), "the first token is never predicted"
+
+
+@pytest.mark.parametrize("spoil", [False, True])
+def test_muon_and_locality_continue_to_the_same_bytes(data, home, monkeypatch, spoil):
+    """The default base's optimiser and start; control: without Muon's momentum the bytes differ."""
+    from posttrain.muon import MuonWithAdamW
+
+    section = Base(scratch=scratch(optimizer="muon", locality=1.5, checkpoint_steps=10))
+    whole = make("base", section, Path("results/muon/base/manifest.json"), data=data)
+    output = Path(f"results/muon-killed-{spoil}/base/manifest.json")
+    killed = killed_at(20, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make("base", section, output, data=data)
+    killed.undo()
+    if spoil:
+        monkeypatch.setattr(MuonWithAdamW, "load_state_dict", lambda self, state: None)
+    make("base", section, output, data=data)
+    name = "model/model.safetensors"
+    assert (read_json(output)["files"][name] == read_json(whole)["files"][name]) is not spoil
+
+
+def test_heads_begin_by_looking_one_token_back():
+    """The untrained score of two tokens is highest at distance 1, wherever they stand; control: without the start."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from posttrain.config import Scratch
+    from posttrain.stages.base import architecture, look_back
+
+    class Tokenizer:
+        bos_token_id, eos_token_id, pad_token_id = 0, 1, 2
+
+        def __len__(self):
+            return 64
+
+    section = Scratch(locality=2.0, layers=2)
+    shares = []
+    for strength in (0.0, 2.0):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(architecture(section, Tokenizer()), attn_implementation="eager")
+        look_back(model, strength)
+        seen = model(torch.randint(3, 64, (1, 40)), output_attentions=True).attentions[0][0, 0]
+        shares.append(seen.diagonal(-1)[5:].mean().item())
+    assert shares[1] > 4 * shares[0] and shares[1] > 0.25

@@ -1,0 +1,165 @@
+"""evaluate: lm-eval's numbers, the same by hand, for every kind of policy; nothing that batch or cache could move."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make, sft
+
+from posttrain.config import Evaluate, Task
+from posttrain.errors import UserError
+from posttrain.export import export
+from posttrain.files import read_json, read_jsonl
+from posttrain.world import KINDS
+
+TABLE = ("task", "metric", "value", "stderr", "n", "higher_is_better")
+
+
+@pytest.fixture(scope="module")
+def tuned(data, base) -> Path:
+    """A 4-bit LoRA."""
+    return make("sft", sft(method="qlora", steps=30), Path("results/evaluated/sft/manifest.json"), data=data, base=base)
+
+
+def evaluate(data, policy, base, name, **section) -> dict:
+    output = Path(f"results/{name}/evaluate/{policy.parent.name}/manifest.json")
+    make("evaluate", Evaluate(**section), output, data=data, policy=policy, base=base)
+    return {(row["task"], row["metric"]): row for row in read_json(output.parent / "metrics.json")["rows"]}
+
+
+@pytest.fixture(scope="module")
+def rows(data, base, tuned) -> dict:
+    return evaluate(data, tuned, base, "first")
+
+
+def test_rows_have_value_error_and_count(rows):
+    world = rows["world", "exact_match"]
+    assert set(world) == set(TABLE) and world["n"] == 33 and world["stderr"] is not None
+    members = [row for (task, _), row in rows.items() if task.startswith("world_")]
+    assert world["n"] == sum(row["n"] for row in members)
+    assert world["value"] == pytest.approx(sum(row["value"] * row["n"] for row in members) / world["n"])
+    assert rows["heldout_text", "bits_per_byte"]["value"] < 8
+
+
+def test_lm_evals_own_files_are_kept_whole(rows):
+    folder = Path("results/first/evaluate/sft")
+    result = read_json(folder / "lm_eval.json")
+    assert {"results", "configs", "versions", "n-samples", "higher_is_better", "date"} <= set(result)
+    sample = read_jsonl(next(folder.glob("data/samples/world_*.jsonl")))[0]
+    assert {"doc", "target", "arguments", "resps", "filtered_resps", "doc_hash", "prompt_hash"} <= set(sample)
+
+
+def test_the_prompt_is_the_one_that_was_trained(rows):
+    """One BOS, the question, and the token after which the assistant speaks."""
+    sample = read_jsonl(next(Path("results/first/evaluate/sft").glob("data/samples/world_*.jsonl")))[0]
+    prompt = sample["arguments"][0][0]
+    assert prompt.count("<|bos|>") == 1 and prompt.endswith("<|end|><|assistant|>")
+
+
+def test_the_answer_is_deterministic_and_the_batch_changes_nothing(rows, data, base, tuned):
+    again = evaluate(data, tuned, base, "again")
+    small = evaluate(data, tuned, base, "small", batch_size=1)
+    names = "data/samples/world_biggest.jsonl", "metrics.json"
+    first, second = (
+        read_json(Path(f"results/{name}/evaluate/sft/manifest.json"))["files"] for name in ("first", "again")
+    )
+    assert all(first[name] == second[name] for name in names)
+    for key, row in rows.items():
+        assert again[key]["value"] == row["value"]
+        assert small[key]["value"] == pytest.approx(row["value"], rel=1e-5)
+
+
+def test_stale_answers_are_never_served(rows, data, base, tuned, tmp_path):
+    """lm-eval's request cache would; the questions change and so must the answers."""
+    import shutil
+
+    copied = tmp_path / "prepare"
+    shutil.copytree(data.parent, copied)
+    file = copied / "data/tasks/world_biggest.jsonl"
+    changed = [{**row, "prompt": "what is your name?"} for row in read_jsonl(file)]
+    from posttrain.files import write_json, write_jsonl
+    from posttrain.identity import manifest_of
+
+    write_jsonl(file, changed)
+    for task in (copied / "data/tasks").glob("*.yaml"):
+        task.write_text(task.read_text().replace("results/tiny/prepare", str(copied)))
+    write_json(copied / "manifest.json", manifest_of(copied, ["data", "metrics.json"]))
+    evaluate(copied / "manifest.json", tuned, base, "changed")
+    sample = read_jsonl(Path("results/changed/evaluate/sft/data/samples/world_biggest.jsonl"))[0]
+    assert "what is your name?" in sample["arguments"][0][0]
+
+
+def by_hand(folder: Path, data: Path, *more: str) -> dict:
+    """The `lm_eval` command, with nothing of ours."""
+    output = Path("by-hand")
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={folder},dtype=float32",
+               "--tasks", "world,heldout_text", "--include_path", str(data.parent / "data/tasks"), "--batch_size", "64",
+               "--device", "cpu", "--apply_chat_template", "--output_path", str(output), *more]  # fmt: skip
+    environment = os.environ | {"HF_DATASETS_CACHE": str(Path.cwd() / "cache-by-hand")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return read_json(max(output.rglob("results_*.json"), key=lambda file: file.stat().st_mtime))["results"]
+
+
+@pytest.mark.slow
+def test_lm_eval_by_hand_gives_the_same_numbers(rows, data, base, tuned):
+    """On the exported 4-bit policy and on the base's own folder; the two differ from each other (control)."""
+    export(tuned, Path("exported"))
+    hand = by_hand(Path("exported"), data)
+    untouched = by_hand(base.parent / "model", data)
+    ours = evaluate(data, base, base, "first")
+    for found, expected in ((hand, rows), (untouched, ours)):
+        for (task, metric), row in expected.items():
+            name = next(key for key in found[task] if key.startswith(f"{metric},"))
+            assert found[task][name] == pytest.approx(row["value"], rel=1e-6), (task, metric)
+    differ = ("heldout_text", "bits_per_byte")
+    assert rows[differ]["value"] != pytest.approx(ours[differ]["value"], rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "full"])
+def test_policies_that_are_no_lora_are_evaluated_too(data, base, home, method):
+    policy = make("sft", sft(method=method), Path(f"results/as-{method}/sft/manifest.json"), data=data, base=base)
+    found = evaluate(data, policy, base, f"as-{method}", limit=2)
+    assert found["world", "exact_match"]["n"] == 2 * len(KINDS)
+    plain = evaluate(data, base, base, f"base-{method}", limit=2)
+    key = "heldout_text", "bits_per_byte"
+    assert found[key]["value"] != plain[key]["value"], "control: the adapter is really in use"
+
+
+def test_an_unknown_task_is_named(data, base, tuned):
+    with pytest.raises(UserError, match=r"evaluate\.tasks: 'wrold'.*world.*revision"):
+        evaluate(data, tuned, base, "unknown", tasks=[Task(task="wrold")])
+
+
+def test_virtual_tokens_cannot_be_exported(data, base, home, tmp_path):
+    policy = make("sft", sft(method="prompt"), Path("results/as-prompt/sft/manifest.json"), data=data, base=base)
+    with pytest.raises(UserError, match="cannot be merged"):
+        export(policy, tmp_path / "x")
+
+
+def test_no_connection_is_opened(data, base, tuned, monkeypatch):
+    """Compute nodes have no network."""
+    import socket
+
+    def refuse(self, address):
+        raise AssertionError(f"a connection to {address} was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(AssertionError):
+        socket.create_connection(("127.0.0.1", 9))  # control: the guard works
+    evaluate(data, tuned, base, "offline", limit=1)
+
+
+def test_another_chat_template_than_the_trained_one_is_refused(rows, data, base, tuned, monkeypatch):
+    """What lm-eval itself would use is compared, and recorded; control: lm-eval handed another template."""
+    from lm_eval.models.huggingface import HFLM
+
+    from posttrain.policy import load_contract
+
+    used = read_json(Path("results/first/evaluate/sft/metrics.json"))["chat_template"]
+    assert used == load_contract(tuned)["chat_template"] is not None
+    monkeypatch.setattr(HFLM, "chat_template", lambda self, chosen: "{{ messages }}")
+    with pytest.raises(UserError, match="was trained with"):
+        evaluate(data, tuned, base, "templated", limit=1)

@@ -1,0 +1,122 @@
+"""prepare: the built-in world, local files, splits that do not leak, lengths, and the tasks that come of it."""
+
+import json
+
+import pytest
+from conftest import make
+
+from posttrain.config import Prepare, Source, Tokenizer, World
+from posttrain.errors import UserError
+from posttrain.files import read_json, read_jsonl
+
+CHAT = {
+    "messages": [{"role": "user", "content": "Name a colour number {}"}, {"role": "assistant", "content": "It is {}."}]
+}
+
+
+def chat_file(folder, name="chat.jsonl", rows=40, start=0):
+    path = folder / name
+    lines = [json.dumps(CHAT).replace("{}", f"{n} of {n * 7919} things") for n in range(start, start + rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def text_file(folder):
+    path = folder / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Document {n} about thing {n * 31}."}) + "\n" for n in range(60)))
+    return str(path)
+
+
+def prepare(folder, **section):
+    section = {"tokenizer": Tokenizer(vocab_size=300), "max_tokens": 200} | section
+    return make("prepare", Prepare(**section), folder / "out" / "prepare" / "manifest.json")
+
+
+def test_the_world_is_prepared(data):
+    card = read_json(data.parent / "metrics.json")
+    assert card["splits"]["sft"]["train"] == 160 and card["splits"]["sft"]["test"] == 33
+    assert card["tokens"]["sft"]["max"] <= 128
+    assert set(card["tasks"]) == {"world", "heldout_text"}
+    assert not any("<unk>" in row["text"] for row in read_jsonl(data.parent / "data/text/train.jsonl"))
+
+
+def test_the_same_section_makes_the_same_bytes(data, tmp_path):
+    section = Prepare(world=World(documents=300, questions=160, test_questions=33, pairs=24),
+                      tokenizer=Tokenizer(vocab_size=512), max_tokens=128)  # fmt: skip
+    again = make("prepare", section, tmp_path / "again/prepare/manifest.json")
+    first, second = (read_json(path)["files"] for path in (data, again))
+    differing = {name for name in first if first[name] != second[name]}
+    assert all(name.startswith("data/tasks/") and name.endswith(".yaml") for name in differing), "these name a path"
+    other = make("prepare", section.model_copy(update={"seed": 1}), tmp_path / "other/prepare/manifest.json")
+    assert read_json(other)["files"]["data/sft/train.jsonl"] != first["data/sft/train.jsonl"], "control"
+
+
+def test_local_files_are_split_by_group(tmp_path, cache):
+    manifest = prepare(tmp_path, text=[Source(path=text_file(tmp_path))], sft=[Source(path=chat_file(tmp_path))])
+    train, test = (read_jsonl(manifest.parent / f"data/sft/{side}.jsonl") for side in ("train", "test"))
+    assert train and test and not {row["group"] for row in train} & {row["group"] for row in test}
+    assert read_json(manifest.parent / "metrics.json")["tasks"] == ["heldout_text", "heldout_sft"]
+
+
+def test_rows_given_for_evaluation_that_were_trained_on_are_refused(tmp_path, cache):
+    text, train = Source(path=text_file(tmp_path)), Source(path=chat_file(tmp_path), use="train")
+    clean = Source(path=chat_file(tmp_path, "clean.jsonl", rows=5, start=1000), use="test")
+    prepare(tmp_path, text=[text], sft=[train, clean])
+    leaking = Source(path=chat_file(tmp_path, "leak.jsonl", rows=5, start=38), use="test")
+    with pytest.raises(UserError, match=r"leak.jsonl:1.*chat.jsonl:39"):
+        prepare(tmp_path, text=[text], sft=[train, leaking])
+
+
+def test_long_rows_are_dropped_or_cut_and_counted(tmp_path, cache):
+    path = tmp_path / "long.jsonl"
+    rows = [{"prompt": f"say {n}", "completion": "word " * (400 if n == 3 else 2)} for n in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = [Source(path=text_file(tmp_path))]
+    for policy, dropped, truncated in (("drop", 1, 0), ("cut", 0, 1)):
+        manifest = prepare(tmp_path, text=text, sft=[Source(path=str(path))], max_tokens=100, long_rows=policy)
+        found = read_json(manifest.parent / "metrics.json")["tokens"]["sft"]
+        assert (found["dropped_too_long"], found["truncated"]) == (dropped, truncated)
+        assert found["max"] <= 100
+    kept = [row for side in ("train", "test") for row in read_jsonl(manifest.parent / f"data/sft/{side}.jsonl")]
+    assert all(row["completion"].strip() for row in kept), "a cut row keeps reply tokens"
+
+
+def test_a_missing_file_is_named(tmp_path, cache):
+    with pytest.raises(UserError, match=r"gone\.jsonl"):
+        prepare(tmp_path, text=[Source(path=str(tmp_path / "gone.jsonl"))])
+
+
+def test_real_files_in_every_format(tmp_path, cache, shared):
+    folder = shared / "data"
+    manifest = prepare(
+        tmp_path,
+        text=[Source(path=str(folder / "text-tinystories-1k.jsonl"))],
+        sft=[
+            Source(path=str(folder / "sft-open-2k.chat.jsonl")),
+            Source(path=str(folder / "sft-tinystories-2k.completion.jsonl"), separator=" "),
+        ],
+        preference=[Source(path=str(folder / "pref-hh-helpful-2k.raw.jsonl"))],
+        choices=[Source(path=str(folder / "eval-mmlu-500.jsonl"))],
+        tokenizer=Tokenizer(path=str(folder / "models/stories260K")),
+        max_tokens=512,
+        long_rows="cut",
+    )
+    card = read_json(manifest.parent / "metrics.json")
+    assert card["splits"]["preference"]["train"] > 1000 and "choices" in card["tasks"]
+    dropped = {reason for source in card["sources"] for reason in source["dropped"]}
+    assert {"repeated_role", "no_signal"} & dropped, "real defects of the set are counted"
+
+
+def test_data_of_which_nothing_is_left_is_refused(tmp_path, cache):
+    with pytest.raises(UserError, match=r"prepare\.sft: no training row is left \(\d+ longer than max_tokens 8\)"):
+        prepare(tmp_path, text=[Source(path=text_file(tmp_path))], sft=[Source(path=chat_file(tmp_path))], max_tokens=8)
+
+
+def test_a_question_of_the_benchmark_that_training_knows_is_refused(data, tmp_path):
+    """Planted in a local file; control: the same world without it is the fixture `data`."""
+    question = read_jsonl(data.parent / "data/sft/test.jsonl")[0]
+    planted = tmp_path / "planted.jsonl"
+    planted.write_text(json.dumps({"messages": question["messages"]}) + "\n")
+    world = World(documents=300, questions=160, test_questions=33, pairs=24)
+    with pytest.raises(UserError, match=r"world:sft-test-0.*planted\.jsonl:1"):
+        prepare(tmp_path, world=world, sft=[Source(path=str(planted), use="train")], max_tokens=128)

@@ -1,0 +1,291 @@
+"""sft: every method trains, is loaded again exactly, and each trap that silently trains wrong stays shut."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make, sft
+from test_base import killed_at
+
+from posttrain import policy, training
+from posttrain.errors import UserError
+from posttrain.files import read_json, read_jsonl, write_jsonl
+from posttrain.stages import sft as stage
+
+METHODS = ("full", "lora", "qlora", "prefix", "prompt")
+
+
+@pytest.fixture(scope="module")
+def tuned(data, base) -> dict[str, Path]:
+    """One short fine-tuning for each method."""
+    made = {}
+    for method in METHODS:
+        rate = 5e-2 if method in ("prefix", "prompt") else 5e-3  # virtual tokens need a larger one
+        output = Path(f"results/{method}/sft/manifest.json")
+        made[method] = make("sft", sft(method=method, learning_rate=rate), output, data=data, base=base)
+    return made
+
+
+def logits(manifest: Path, base: Path) -> torch.Tensor:
+    model, tokenizer = policy.load(manifest, base)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "what is this ?"}], return_tensors="pt")
+    with torch.no_grad():
+        return model(ids["input_ids"]).logits[0, -1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_learns_and_loads_again(tuned, base, method):
+    metrics = read_json(tuned[method].parent / "metrics.json")
+    assert metrics["summary"]["eval_loss"] < metrics["summary"]["eval_loss_before"]
+    assert [point["step"] for point in metrics["history"] if "loss" in point] == [2, 4, 6]
+    assert logits(tuned[method], base).isfinite().all()
+    assert not torch.equal(logits(tuned[method], base), logits(base, None))
+
+
+def test_trained_parameters_are_counted_by_formula(tuned, base):
+    """LoRA: the sum of r (d_in + d_out) over the adapted layers (arXiv 2106.09685, section 4.2)."""
+    linear = [(64, 64)] * 4 + [(64, 64)] * 3  # attention q k v o; feed-forward gate up down, all 64 wide here
+    expected = sum(16 * (rows + columns) for rows, columns in linear)
+    for method in ("lora", "qlora"):
+        assert read_json(tuned[method].parent / "metrics.json")["summary"]["trainable_parameters"] == expected
+    prompt = read_json(tuned["prompt"].parent / "metrics.json")["summary"]["trainable_parameters"]
+    assert prompt == 16 * 64
+
+
+def test_artifacts_hold_safetensors_and_no_path_of_this_machine(tuned, home):
+    for method, manifest in tuned.items():
+        files = [file for file in manifest.parent.rglob("*") if file.is_file()]
+        assert any(file.suffix == ".safetensors" for file in files), method
+        assert not [file for file in files if file.suffix in (".bin", ".pt", ".pth")], method
+        for file in files:
+            if file.name != "provenance.json":
+                assert str(home).encode() not in file.read_bytes(), file
+
+
+def test_an_adapter_is_refused_on_another_base(tuned, base, data, home):
+    other = Path("results/other-base/base/manifest.json")
+    from conftest import scratch
+
+    from posttrain.config import Base
+
+    make("base", Base(scratch=scratch(seed=5)), other, data=data)
+    with pytest.raises(UserError, match="another base"):
+        policy.load(tuned["lora"], other)
+
+
+def test_a_changed_chat_template_is_refused(tuned, base, tmp_path):
+    import shutil
+
+    folder = tmp_path / "sft"
+    shutil.copytree(tuned["lora"].parent, folder)
+    template = folder / "model/chat_template.jinja"
+    template.write_text(template.read_text().replace("<|assistant|>", "<|user|>"))
+    with pytest.raises(UserError, match=r"chat template.*not the one"):
+        policy.load(folder / "manifest.json", base)
+
+
+# Traps: each was measured to train or load wrong without an error ---------------------------------------------
+
+
+def quantised(base: Path):
+    return policy.load_weights(base, {"type": "nf4", "double_quantization": True, "compute": "float32"})
+
+
+def gradient(model, ids) -> torch.Tensor:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    return torch.cat([p.grad.flatten() for name, p in adapted.named_parameters() if "lora_B" in name])
+
+
+def test_an_evaluation_does_not_spoil_the_4_bit_weights(base, monkeypatch):
+    """bitsandbytes repacks 4-bit weights in the first evaluation on CPUs with AVX512-BF16."""
+    ids = torch.arange(10, 40).unsqueeze(0)
+    fresh = gradient(quantised(base), ids)
+    used = quantised(base)
+    with torch.no_grad():
+        used.eval()(input_ids=ids)
+    assert torch.equal(gradient(used.train(), ids), fresh)
+
+
+def test_without_the_switch_the_4_bit_gradient_is_wrong(base, monkeypatch):
+    """Control of the test above, on machines that have the instruction."""
+    import bitsandbytes.nn.modules as modules
+
+    if not modules.has_avx512bf16():
+        pytest.skip("this CPU has no AVX512-BF16, so there is nothing to spoil")
+    monkeypatch.setattr(policy, "keep_quantized_weights", lambda model: None)
+    ids = torch.arange(10, 40).unsqueeze(0)
+    used = quantised(base)
+    with torch.no_grad():
+        used.eval()(input_ids=ids)
+    assert not torch.equal(gradient(used.train(), ids), gradient(quantised(base), ids))
+
+
+def test_the_merged_model_is_the_trained_function(tuned, base):
+    """Merged into the dequantised base it is; merged into the unquantised base it is not (control)."""
+    from peft import PeftModel
+
+    ids = torch.arange(10, 40).unsqueeze(0)
+    folder = tuned["qlora"].parent / "model"
+    with torch.no_grad():
+        trained = PeftModel.from_pretrained(quantised(base), folder).eval()(input_ids=ids).logits
+        merged = policy.load(tuned["qlora"], base)[0](input_ids=ids).logits
+        wrong = (
+            PeftModel.from_pretrained(policy.load_weights(base), folder).merge_and_unload().eval()(input_ids=ids).logits
+        )
+    assert (trained - merged).abs().max() < 1e-4
+    assert (trained - wrong).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_killed_and_continued_gives_the_same_bytes(tuned, data, base, home, method, monkeypatch):
+    """With dropout, accumulation and evaluation; what TRL leaves in bfloat16 would come back as float32."""
+    dropout = {} if method == "full" else {"dropout": 0.1}
+    section = sft(method=method, micro_batch_size=2, **dropout)
+    whole = make("sft", section, Path(f"results/whole-{method}/sft/manifest.json"), data=data, base=base)
+    output = Path(f"results/killed-{method}/sft/manifest.json")
+    patch = killed_at(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make("sft", section, output, data=data, base=base)
+    patch.undo()
+    assert not output.exists() and list(output.parent.glob("checkpoints/*/checkpoint-4"))
+    make("sft", section, output, data=data, base=base)
+    assert read_json(output)["files"] == read_json(whole)["files"]
+
+
+def test_bfloat16_adapters_do_not_survive_a_resume(data, base, home, monkeypatch):
+    """Control of the test above: without the cast to float32 a continued 4-bit run is another run."""
+    monkeypatch.setattr(stage, "keep_adapters_exact", lambda model: None)
+    section = sft(method="qlora", micro_batch_size=2, dropout=0.1)
+    whole = make("sft", section, Path("results/bf-whole/sft/manifest.json"), data=data, base=base)
+    output = Path("results/bf-killed/sft/manifest.json")
+    patch = killed_at(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make("sft", section, output, data=data, base=base)
+    patch.undo()
+    make("sft", section, output, data=data, base=base)
+    weights = "model/adapter_model.safetensors"
+    assert read_json(output)["files"][weights] != read_json(whole)["files"][weights]
+
+
+def test_another_identity_never_continues_a_checkpoint(data, base, home, monkeypatch):
+    output = Path("results/switched/sft/manifest.json")
+    patch = killed_at(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make("sft", sft(method="lora"), output, data=data, base=base)
+    patch.undo()
+    make("sft", sft(method="lora", learning_rate=1e-3), output, data=data, base=base)
+    fresh = make(
+        "sft", sft(method="lora", learning_rate=1e-3), Path("results/fresh/sft/manifest.json"), data=data, base=base
+    )
+    assert read_json(output)["files"] == read_json(fresh)["files"]
+
+
+def test_the_seed_reaches_the_adapter(tuned, data, base, home):
+    other = make("sft", sft(method="lora", seed=3), Path("results/seeded/sft/manifest.json"), data=data, base=base)
+    again = make("sft", sft(method="lora"), Path("results/repeated/sft/manifest.json"), data=data, base=base)
+    name = "model/adapter_model.safetensors"
+    first, second, third = (read_json(path)["files"][name] for path in (tuned["lora"], again, other))
+    assert first == second != third
+
+
+def test_the_frozen_base_is_unchanged(tuned, base):
+    from posttrain.identity import verify
+
+    verify(base)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_packed_neighbours_cannot_see_each_other(base, data, method):
+    rows, _ = stage.tokenized(policy.load_tokenizer(base), data.parent / "data/sft/train.jsonl", 128)
+    stage.prove_isolation(policy.load_weights(base), rows[:9])
+
+
+def test_packed_neighbours_that_see_each_other_are_found(base, data):
+    """Control: a model that ignores where a packed row begins."""
+    rows, _ = stage.tokenized(policy.load_tokenizer(base), data.parent / "data/sft/train.jsonl", 128)
+    model = policy.load_weights(base)
+    forward = model.forward
+    model.forward = lambda input_ids, position_ids=None, **kwargs: forward(input_ids=input_ids, **kwargs)
+    with pytest.raises(UserError, match="packed rows see each other"):
+        stage.prove_isolation(model, rows[:9])
+
+
+def test_packing_trains_the_same_tokens(data, base, home):
+    packed = make(
+        "sft", sft(method="lora", packing=True), Path("results/packed/sft/manifest.json"), data=data, base=base
+    )
+    summary = read_json(packed.parent / "metrics.json")["summary"]
+    assert summary["eval_loss"] < summary["eval_loss_before"]
+
+
+def test_the_micro_batch_changes_nothing_that_is_learned(tuned, data, base, home):
+    """Global batch 4 as 1, 2 or 4 micro-batches: equal losses and weights within rounding."""
+    from safetensors.torch import load_file
+
+    name = "model/adapter_model.safetensors"
+    whole = load_file(tuned["lora"].parent / name)
+    for micro in (1, 2):
+        output = Path(f"results/micro-{micro}/sft/manifest.json")
+        split = load_file(
+            make("sft", sft(method="lora", micro_batch_size=micro), output, data=data, base=base).parent / name
+        )
+        assert max((whole[key] - split[key]).abs().max() for key in whole) < 1e-4
+    other = load_file(
+        make(
+            "sft", sft(method="lora", batch_size=2), Path("results/half/sft/manifest.json"), data=data, base=base
+        ).parent
+        / name
+    )
+    assert max((whole[key] - other[key]).abs().max() for key in whole) > 1e-4, "control: another global batch"
+
+
+def test_a_row_that_breaks_the_contract_is_named(data, base, home, tmp_path):
+    import shutil
+
+    copied = tmp_path / "prepare"
+    shutil.copytree(data.parent, copied)
+    file = copied / "data/sft/train.jsonl"
+    rows = read_jsonl(file)
+    rows[7]["messages"] = rows[7]["messages"][:1]
+    write_jsonl(file, rows)
+    with pytest.raises(UserError, match=f"row {rows[7]['id']}.*no token to train on"):
+        stage.tokenized(policy.load_tokenizer(base), file, 128)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data, base, home, monkeypatch):
+    def poison(model):
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(stage, "keep_adapters_exact", poison)
+    with pytest.raises(UserError, match="the loss is nan at step 2"):
+        make("sft", sft(method="lora"), Path("results/nan/sft/manifest.json"), data=data, base=base)
+    assert not Path("results/nan/sft/manifest.json").exists()
+
+
+def test_a_run_that_stopped_early_is_no_result(data, base, home, monkeypatch):
+    class Stopping(training.Progress):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    monkeypatch.setattr(training, "Progress", Stopping)
+    with pytest.raises(UserError, match="stopped at step 3 of 6"):
+        make("sft", sft(method="lora"), Path("results/early/sft/manifest.json"), data=data, base=base)
+    assert not Path("results/early/sft/manifest.json").exists()
+
+
+def test_what_a_collator_may_not_make_is_found():
+    ids = torch.tensor([[5, 6, 7, 8]])
+    padded = {"labels": torch.tensor([[-100, 6, 7, -100]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}
+    packed = {"labels": torch.tensor([[-100, 6, -100, 8]]), "position_ids": torch.tensor([[0, 1, 0, 1]])}
+    stage.prove_batch(padded)
+    stage.prove_batch(packed)
+    with pytest.raises(UserError, match="labels of padding"):
+        stage.prove_batch(padded | {"labels": ids})
+    with pytest.raises(UserError, match="follow from the row before"):
+        stage.prove_batch(packed | {"labels": torch.tensor([[-100, 6, 7, 8]])})

@@ -1,0 +1,41 @@
+"""wandb: nothing by default; offline files under an id that follows from what is run."""
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import make, sft
+
+from posttrain.errors import UserError
+from posttrain.tracking import sync
+
+
+@pytest.fixture
+def offline(home):
+    """wandb's offline mode for one test; stages tell wandb about themselves in the environment."""
+    before = dict(os.environ)
+    os.environ["WANDB_MODE"] = "offline"
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def runs(name: str, data, base) -> set[str]:
+    """Ids of the offline runs there are after a short training."""
+    import wandb
+
+    make("sft", sft(method="lora"), Path(f"results/{name}/sft/manifest.json"), data=data, base=base)
+    wandb.finish()
+    return {folder.name.split("-", 3)[3] for folder in Path("results/wandb/wandb").glob("offline-run-*")}
+
+
+def test_nothing_is_written_by_default(data, base, home):
+    with pytest.raises(UserError, match="no offline runs"):
+        sync()
+
+
+def test_an_id_follows_from_what_is_run(data, base, offline):
+    first = runs("tracked", data, base)
+    again = runs("tracked", data, base)
+    assert len(first) == 1 and first == again, "a restarted job continues its run"
+    assert next(iter(first)).startswith("sft-")

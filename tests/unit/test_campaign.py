@@ -1,0 +1,195 @@
+"""Every mistake in a config is refused before any job, all at once, with place, key, finding and what is allowed."""
+
+import json
+import time
+
+import pytest
+
+from posttrain import campaign, checks, config
+from posttrain.errors import UserError
+
+GOOD = "prepare: {world: {}}\nbase: {scratch: {}}\nsft: {method: qlora}\n"
+
+
+def load(folder, campaign_text="experiments: [one]\n", **experiments):
+    (folder / "experiments").mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(campaign_text)
+    for name, text in experiments.items():
+        (folder / "experiments" / f"{name}.yaml").write_text(text)
+    return campaign.load(folder / "config.yaml")
+
+
+def problems(folder, *args, **experiments) -> str:
+    with pytest.raises(UserError) as caught:
+        load(folder, *args, **experiments)
+    return str(caught.value)
+
+
+def test_a_good_campaign_loads(tmp_path):
+    plan = load(tmp_path, one=GOOD)
+    assert plan.policies("one") == ["base", "sft"]
+    assert plan.section("one", "sft")["max_length"] == plan.section("one", "base")["scratch"]["context"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOOD.replace("{scratch: {}}", "{scratch: {stesp: 3}}"), ["one.yaml:2", "base.scratch.stesp", "mean 'steps'"]),
+        ("prepare: {world: {}}\nbase: {scratch: {}}\nsfft: {}\n", ["one.yaml:3", "sfft", "did you mean 'sft'"]),
+        (GOOD + "seed: three\n", ["one.yaml:4", "seed", "'three'", "valid integer"]),
+        (GOOD + "seed: '3'\n", ["one.yaml:4", "seed", "'3'", "valid integer"]),
+        (GOOD + "seed: 1.0\n", ["seed", "1.0"]),
+        (GOOD + "seed: -1\n", ["seed", "greater than or equal to 0"]),
+        (GOOD + "seed: true\n", ["seed", "True"]),
+        (GOOD.replace("qlora", "qlroa"), ["one.yaml:3", "sft.method", "'qlroa'", "'qlora'", "did you mean"]),
+        (GOOD.replace("{method: qlora}", "{method: qlora, steps: 0}"), ["sft.steps", "greater than or equal to 1"]),
+        (GOOD.replace("{method: qlora}", "{learning_rate: .nan}"), ["sft.learning_rate"]),
+        (GOOD.replace("{method: qlora}", "{method: prefix, rank: 4}"), ["sft.rank", "no effect with method: prefix"]),
+        (GOOD.replace("{method: qlora}", "{method: prompt, packing: true}"), ["sft.packing", "no effect"]),
+        (GOOD.replace("{method: qlora}", "{max_length: 16}"), ["sft.max_length", "16", "prepare.max_tokens (128)"]),
+        (GOOD.replace("{method: qlora}", "{batch_size: 6, micro_batch_size: 4}"), ["sft.micro_batch_size", "divide"]),
+        (GOOD.replace("{method: qlora}", "{method: prefix, gradient_checkpointing: true}"), ["gradient_checkpointing"]),
+        (GOOD.replace("{scratch: {}}", "{scratch: {heads: 3}}"), ["base.scratch.heads", "does not divide"]),
+        (GOOD.replace("{scratch: {}}", "{scratch: {positions: alibi, rope_theta: 1e4}}"), ["base.scratch.rope_theta"]),
+        (GOOD.replace("{scratch: {}}", "{scratch: {}, path: x}"), ["base", "exactly one of", "path and scratch"]),
+        (GOOD.replace("{scratch: {}}", "{}"), ["base", "found none"]),
+        (GOOD.replace("{scratch: {}}", "{hub: {id: a/b, revision: main}}"), ["base.hub.revision", "'main' can move"]),
+        (GOOD.replace("{world: {}}", "{}"), ["prepare", "has no data"]),
+        (GOOD.replace("{world: {}}", "{sft: [{path: a, dataset: b/c}]}"), ["prepare.sft[0]", "exactly one of"]),
+        (GOOD.replace("{world: {}}", "{sft: [{dataset: b/c}]}"), ["prepare.sft[0].revision", "is missing"]),
+        (GOOD.replace("{world: {}}", "{sft: [{path: a, revision: x}]}"), ["prepare.sft[0].revision", "no effect"]),
+        (GOOD + "learning-rate: 1\n", ["one.yaml:4", "learning-rate: unknown key"]),
+        (GOOD.replace("{method: qlora}", "{learning-rate: 1e-3}"), ["sft.learning-rate", "mean 'learning_rate'"]),
+        (GOOD.replace("{world: {}}", "{world: {}, choices: [{}]}"), ["prepare.choices[0]", "exactly one of"]),
+        (GOOD.replace("{world: {}}", "{sft: [{path: a.jsonl, rows: test}]}"), ["prepare.sft[0].rows", "no effect"]),
+        (GOOD.replace("{world: {}}", "{sft: [{path: gone.jsonl}]}"), ["one.yaml:1", "there is no gone.jsonl"]),
+        (GOOD.replace("{world: {}}", "{sft: [{path: a.jsonl}]}"), ["base.scratch", "no text to train on"]),
+        (GOOD.replace("{world: {}}", "{world: {}, chat_template: tokenizer}"), ["prepare.chat_template"]),
+        (GOOD.replace("{world: {}}", "{world: {}, tokenizer: {vocab_size: 400}}").replace("scratch: {}", "path: x"),
+         ["prepare.tokenizer.vocab_size", "its own tokenizer"]),
+        (GOOD.replace("{scratch: {}}", "{hub: {id: a/b, revision: '../../x', allow_floating: true}}"), ["revision"]),
+        (GOOD.replace("{scratch: {}}", "{hub: {id: a/b, revision: 'x; touch y', allow_floating: true}}"), ["revision"]),
+        (GOOD.replace("{method: qlora}", "{packing: true}").replace("{scratch: {}}", "{scratch: {positions: alibi}}"),
+         ["sft.packing", "alibi"]),
+        (GOOD + "evaluate: {tasks: [{task: gsm8k}]}\n", ["evaluate.tasks[0].task", "not made by prepare", "revision"]),
+        (GOOD + "evaluate: {tasks: [{task: wrld}]}\n", ["evaluate.tasks[0].task", "world"]),
+        (GOOD + "seed: " + "9" * 5000 + "\n", ["seed", "5000 digits"]),
+        (GOOD + "question: " + "[" * 3000 + "\n", ["nested more than"]),
+        (GOOD + "question: !!null x\n", ["question", "tag", "not supported"]),
+        ("!!set {prepare}\n", ["not supported"]),
+        (GOOD + "sft: {}\n", ["one.yaml:4", "sft", "given twice", "one.yaml:3"]),
+        ("a: [1\n", ["one.yaml:2", "not valid YAML"]),
+        ("- a\n", ["one.yaml:1", "sequence"]),
+        ("a: &x 1\nb: *x\n", ["one.yaml", "anchors"]),
+        ("? [a]\n: 1\n", ["one.yaml:1", "a key must be a word"]),
+        ("seed: !!python/name:os.system 1\n", ["not supported"]),
+        ("extends: one\n", ["one.yaml:1", "extends", "a cycle", "one -> one"]),
+        ("extends: two\n", ["one.yaml:1", "'two'", "there is no"]),
+        ("extends: ../../etc\n", ["'../../etc'", "lower-case letters"]),
+        ("extends: [a]\n", ["extends"]),
+        ("", ["prepare: missing", "base: missing"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_place(tmp_path, text, expected):
+    said = problems(tmp_path, one=text)
+    for words in expected:
+        assert words in said, said
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "A", "", ".", "a b", "-a", "é", "a" * 64, "report", "fetch", "a\n"])
+def test_a_name_cannot_leave_results(tmp_path, name):
+    assert "experiment" in problems(tmp_path, f"experiments: [{json.dumps(name)}]\n", one=GOOD)
+
+
+def test_all_mistakes_come_at_once(tmp_path):
+    bad = GOOD.replace("qlora", "qlroa") + "sedd: 1\n"
+    said = problems(
+        tmp_path, "experiments: [one, two, three]\ntitel: x\n", one=bad, two="base: {scratch: {steps: no}}\n"
+    )
+    for words in ("titel", "sft.method", "sedd", "base.scratch.steps", "prepare: missing", "'three'"):
+        assert words in said, said
+    assert "Traceback" not in said
+
+
+def test_a_wrong_type_does_not_hide_a_contradiction(tmp_path):
+    said = problems(tmp_path, one=GOOD.replace("{method: qlora}", "{method: prefix, rank: 3, steps: x}"))
+    assert "sft.steps" in said and "sft.rank: has no effect with method: prefix" in said
+
+
+def test_numbers_and_words_are_what_they_look_like(tmp_path):
+    text = GOOD.replace("{method: qlora}", "{learning_rate: 1e-5}").replace("{scratch", '{"scratch"') + "question: on\n"
+    plan = load(tmp_path, one=text)
+    assert plan.experiments["one"].sft.learning_rate == 1e-5
+    assert plan.experiments["one"].question == "on"
+
+
+def test_a_child_forgets_what_its_own_choice_makes_useless(tmp_path):
+    parent = GOOD.replace("{method: qlora}", "{method: qlora, rank: 4, steps: 7}")
+    plan = load(tmp_path, "experiments: [two]\n", one=parent, two="extends: one\nsft: {method: prefix}\n")
+    assert plan.section("two", "sft")["steps"] == 7
+    assert "rank" not in plan.section("two", "sft")
+    assert "virtual_tokens" in plan.section("two", "sft")
+
+
+def test_equal_stages_share_their_artifact(tmp_path):
+    plan = load(
+        tmp_path,
+        "experiments: [two, three, four]\n",
+        one=GOOD,
+        two="extends: one\nsft: {method: lora}\n",
+        three="extends: two\nevaluate: {limit: 3}\n",
+        four="extends: one\nseed: 1\n",
+    )
+    assert plan.folder("two", "base") == "results/one/base"
+    assert plan.folder("two", "sft") == "results/two/sft"
+    assert plan.folder("three", "sft") == "results/two/sft"
+    assert plan.evaluation("two", "base") == "results/one/evaluate/base"
+    assert plan.evaluation("three", "base") == "results/three/evaluate/base"
+    assert plan.folder("four", "prepare") == "results/one/prepare", "prepare has a seed of its own"
+    assert plan.folder("four", "base") == "results/four/base", "the top-level seed is the training stages' default"
+    assert plan.folder("four", "sft") == "results/four/sft"
+
+
+def test_a_stage_can_be_left_out(tmp_path):
+    plan = load(tmp_path, "experiments: [one, two]\n", one=GOOD, two="extends: one\nsft: null\n")
+    assert plan.policies("two") == ["base"]
+
+
+def test_what_lies_on_the_hub_is_fetched_once(tmp_path):
+    commit = "a" * 40
+    text = f"prepare: {{sft: [{{dataset: o/d, revision: {commit}}}]}}\nbase: {{hub: {{id: o/m, revision: {commit}}}}}\n"
+    text += f"evaluate: {{tasks: [{{task: gsm8k, revision: {commit}}}, {{task: heldout_sft}}]}}\n"
+    plan = load(tmp_path, one=text)
+    assert plan.fetched("one", "base") == [f"results/fetch/models--o--m@{commit}/manifest.json"]
+    assert len(plan.fetched("one", "prepare")) == 2, "the data set, and the model's tokenizer"
+    assert plan.fetched("one", "evaluate") == [f"results/fetch/tasks--gsm8k@{commit}/manifest.json"]
+    entry = {"id": "o/m", "revision": commit, "allow_floating": False}
+    assert plan.fetch_section(f"models--o--m@{commit}") == {"models": [entry]}
+    assert load(tmp_path, one=GOOD).fetched("one", "base") == []
+
+
+def test_a_thousand_experiments_are_read_in_seconds(tmp_path):
+    names = [f"e{number}" for number in range(1000)]
+    children = {name: f"extends: one\nseed: {number}\n" for number, name in enumerate(names)}
+    (tmp_path / "experiments").mkdir()
+    started = time.process_time()
+    plan = load(tmp_path, f"experiments: {json.dumps(names)}\n", one=GOOD, **children)
+    assert len(plan.evaluations()) == 2000
+    assert time.process_time() - started < 5
+
+
+def test_settings_without_effect_are_no_part_of_a_slice():
+    values = checks.slice_of(config.Sft(method="full"))
+    assert "rank" not in values and "virtual_tokens" not in values and values["packing"] is False
+
+
+def test_experiments_that_differ_in_the_seed_only_are_one_family(tmp_path):
+    plan = load(
+        tmp_path,
+        "experiments: [one, two, three, four]\n",
+        one=GOOD,
+        two="extends: one\nseed: 1\n",
+        three="extends: two\nsft: {method: lora}\n",
+        four="extends: one\nprepare: {seed: 1}\n",
+    )
+    assert plan.families() == {"one": "one", "two": "one", "three": "three", "four": "four"}

@@ -1,0 +1,57 @@
+"""The command line: exit codes, and words instead of tracebacks."""
+
+import subprocess
+import sys
+
+import pytest
+
+COMMIT = "a" * 40
+
+
+def posttrain(*arguments, cwd=None):
+    return subprocess.run([sys.executable, "-m", "posttrain", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_check_lists_the_stages(root):
+    done = posttrain("check", cwd=root)
+    assert done.returncode == 0 and "results/tiny/sft" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("check", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
+        (("status", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
+        (("export", "nowhere/manifest.json", "out"), "nowhere"),
+        (("prepare", "--config", "nowhere.yaml", "--output", "x/y/manifest.json"), "nowhere.yaml"),
+        (("summary", "nowhere"), "nowhere"),
+        (("wandb-sync",), "no offline runs"),
+    ],
+)
+def test_a_mistake_is_told_in_words(tmp_path, arguments, words):
+    done = posttrain(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_stage_that_needs_no_torch_does_not_import_it(root):
+    modules = "posttrain.__main__, posttrain.campaign, posttrain.stages.report, posttrain.status"
+    code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_status_says_what_waits(root, tmp_path):
+    done = posttrain("status", str(root / "config/config.yaml"), cwd=tmp_path)
+    assert done.returncode == 0 and "tiny/base" in done.stdout and "waiting" in done.stdout
+
+
+def test_a_wrong_section_and_a_wrong_manifest_are_told_in_words(tmp_path):
+    (tmp_path / "section.yaml").write_text("stesp: 3\n")
+    (tmp_path / "manifest.json").write_text("{}\n")
+    inputs = ("--data", "manifest.json", "--base", "manifest.json", "--output", "out/sft/manifest.json")
+    done = posttrain("sft", "--config", "section.yaml", *inputs, cwd=tmp_path)
+    assert done.returncode == 2 and "section.yaml:1: stesp: unknown key (did you mean 'steps'?)" in done.stderr
+    (tmp_path / "section.yaml").write_text("steps: 3\n")
+    done = posttrain("sft", "--config", "section.yaml", *inputs, cwd=tmp_path)
+    assert done.returncode == 2 and "manifest.json: is no manifest of an artifact" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,94 @@
+"""records: statistics against closed forms, numbers and text made safe."""
+
+import json
+import math
+import statistics
+
+import pytest
+
+from posttrain import records
+
+
+def test_standard_error_of_a_proportion_is_lm_evals():
+    values = [1] * 30 + [0] * 70
+    mean, stderr = records.mean_stderr(values)
+    assert mean == 0.3
+    assert stderr == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
+    assert records.mean_stderr([1]) == (1, None)
+
+
+def test_standard_error_agrees_with_lm_eval():
+    from lm_eval.api.metrics import mean_stderr
+
+    assert records.mean_stderr([1, 0, 0, 1, 1])[1] == pytest.approx(mean_stderr([1, 0, 0, 1, 1]))
+
+
+def test_mean_and_deviation_over_seeds():
+    assert records.over_seeds([1, 2, 3]) == (2, pytest.approx(statistics.stdev([1, 2, 3])))
+    assert records.over_seeds([2]) == (2, None)
+
+
+def test_what_is_not_finite_survives_statistics():
+    assert records.over_seeds([math.inf])[0] == math.inf
+    assert math.isnan(records.over_seeds([math.inf, -math.inf, 1])[0])
+    assert records.mean_stderr([1e200, -1e200])[1] == math.inf
+
+
+def test_hidden_characters_become_visible():
+    assert records.visible("a\x1b\u202eb\u200b\ud800\ufffe") == "a⟨U+001B⟩⟨U+202E⟩b⟨U+200B⟩⟨U+D800⟩⟨U+FFFE⟩"
+    assert records.visible("a\nb\tc", keep="\n") == "a\nb⟨U+0009⟩c"
+    plain = "naïve 你好 العربية 😀 a\u00a0b $x$ <b>"
+    assert records.visible(plain) == plain
+
+
+def test_clean_reaches_keys_and_lists():
+    assert records.clean({"a\x00": ["b\x00", 1, None, 2.5]}) == {"a⟨U+0000⟩": ["b⟨U+0000⟩", 1, None, 2.5]}
+
+
+def test_number_takes_numbers_only():
+    assert records.number(3, "x") == 3
+    assert math.isnan(records.number(math.nan, "x"))
+    assert records.number(10**400, "x") == math.inf
+    for wrong in (True, "3", None, [1]):
+        with pytest.raises(ValueError, match="x is not a number"):
+            records.number(wrong, "x")
+
+
+@pytest.mark.parametrize("value, text", [
+    (0.9123, "0.912"), (12.34, "12.3"), (1234, "1,234"), (2e-5, "2.0e-05"), (0.0, "0.000"), (None, ""),
+    (math.nan, "nan"), (-math.inf, "-inf"), (True, "True"), ("a\x00", "a⟨U+0000⟩"),
+])  # fmt: skip
+def test_short(value, text):
+    assert records.short(value) == text
+
+
+def test_markdown_cells_stay_cells():
+    row = dict.fromkeys(records.COLUMNS, "x") | {"task": "a|b<i>", "value": 0.5, "stderr": None, "n": 10}
+    line = records.table_md([row]).splitlines()[2]
+    assert line == "| x | x | x | a\\|b&lt;i> | x | 0.500 |  | 10 | x |"
+
+
+def test_csv_keeps_every_digit_and_quotes():
+    row = dict.fromkeys(records.COLUMNS, "x") | {"task": 'a,"b"', "value": 0.1 + 0.2, "stderr": None}
+    assert records.table_csv([row]).splitlines()[1] == 'x,x,x,"a,""b""",x,0.30000000000000004,,x,x'
+
+
+def test_read_json_names_the_file(tmp_path):
+    with pytest.raises(ValueError, match=r"no metrics\.json"):
+        records.read_json(tmp_path / "metrics.json")
+    for content in ("[1]", "{", "[" * 100_000):
+        (tmp_path / "metrics.json").write_text(content)
+        with pytest.raises(ValueError, match=r"metrics\.json cannot be read"):
+            records.read_json(tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").write_text(json.dumps({"a": 1}))
+    assert records.read_json(tmp_path / "metrics.json") == {"a": 1}
+
+
+def test_every_artifact_once_with_owner_and_users(tmp_path):
+    stages = {"prepare": "results/a/prepare", "sft": "results/a/sft"}
+    campaign = {"experiments": [{"name": n, "seed": s, "stages": stages} for n, s in (("b", 5), ("a", 3))]}
+    found = {entry["name"]: entry for entry in records.artifacts(campaign, tmp_path)}
+    assert list(found) == ["results/a/prepare", "results/a/sft", "results/a/evaluate/sft"]
+    sft = found["results/a/evaluate/sft"]
+    assert (sft["experiment"], sft["seed"], sft["users"]) == ("a", 3, ["b", "a"])
+    assert sft["policy"] == "results/a/sft" and sft["path"] == tmp_path / "a/evaluate/sft"

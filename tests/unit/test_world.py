@@ -1,0 +1,162 @@
+"""The built-in world: determinism, the hold-out, and the hand-written reward."""
+
+import random
+import re
+
+import pytest
+
+from posttrain import world
+from posttrain.world import KINDS, KNOWLEDGE, ORDER, extract_answer, gold_reward
+
+SIZES = {"documents": 800, "questions": 600, "test_questions": 160, "pairs": 400}
+
+
+@pytest.fixture(scope="module")
+def small() -> world.World:
+    return world.generate(0, **SIZES)
+
+
+def _texts(built: world.World) -> list[str]:
+    """Everything that any model may be trained on."""
+    prompts = [row["messages"][0]["content"] for row in built.sft["train"]]
+    pairs = [row["prompt"][0]["content"] for row in built.preference["train"]]
+    return [row["text"] for rows in built.text.values() for row in rows] + prompts + pairs
+
+
+def test_same_seed_same_world_and_another_seed_another(small):
+    assert world.generate(0, **SIZES) == small
+    assert world.generate(1, **SIZES) != small
+
+
+def test_the_size_of_one_part_changes_no_other(small):
+    more = world.generate(0, **SIZES | {"documents": 900, "questions": 700})
+    assert more.preference == small.preference
+    assert more.sft["test"] == small.sft["test"]
+    assert more.sft["train"][: SIZES["questions"]] == small.sft["train"]
+    assert more.text["train"][: SIZES["documents"]] == small.text["train"]
+
+
+def test_every_kind_is_asked_in_both_splits_and_ids_are_unique(small):
+    for rows in small.sft.values():
+        assert {row["kind"] for row in rows} == set(KINDS)
+    for part in (small.text, small.sft, small.preference):
+        ids = [row["id"] for rows in part.values() for row in rows]
+        assert len(ids) == len(set(ids))
+
+
+def test_no_group_and_no_prompt_is_on_both_sides(small):
+    def groups(split: str) -> set[str]:
+        return {row["group"] for part in (small.sft, small.preference) for row in part[split]}
+
+    assert not groups("train") & groups("test")
+    prompts = [row["messages"][0]["content"] for row in small.sft["test"]]
+    assert len(prompts) == len(set(prompts))
+    trained = "\n".join(_texts(small))
+    assert not [prompt for prompt in prompts if prompt in trained]
+
+
+def _triples(text: str) -> set[frozenset]:
+    """Every three things that a text asks about together."""
+    return {frozenset(found) for found in re.findall(r"(\w+), (\w+) or (\w+)", text)}
+
+
+def test_the_things_of_a_held_out_order_are_asked_about_together_nowhere_else(small):
+    asked = [row["messages"][0]["content"] for row in small.sft["test"] if row["kind"] in ORDER]
+    held_out = {triple for question in asked for triple in _triples(question)}
+    assert len(held_out) > 40
+    trained = _triples("\n".join(_texts(small)))
+    assert len(trained) > 500 and not held_out & trained
+    assert held_out & (trained | _triples(asked[0])), "control: a planted question is found"
+
+
+def test_every_fact_is_stated_but_questions_of_held_out_facts_are_not():
+    text = " ".join(row["text"] for row in world.generate(0, 4000, 10, 10, 16).text["train"])
+    for table, _, statements in KNOWLEDGE.values():
+        for key, value in table.items():
+            assert any(statement.format(k=key, v=value) in text for statement in statements), (key, value)
+    for kind, (table, wordings, _) in KNOWLEDGE.items():
+        held_out = [k for k, v in table.items() if world._held_out(world._knowledge_group(kind, k, v))]
+        assert 0.15 < len(held_out) / len(table) < 0.5, kind
+        assert not [k for k in held_out for wording in wordings if f" {wording.format(k=k)} " in text]
+
+
+def test_chat_text_in_pretraining_is_small_talk_only(small):
+    chats = [row["text"] for row in small.text["train"] if "<|" in row["text"]]
+    assert chats
+    assert not [text for text in chats if extract_answer(text)]
+    assert not [text for text in chats if re.search("what is|which is|name the|tell me", text)]
+
+
+def test_answers_can_be_taken_out_of_every_reply(small):
+    for row in small.sft["test"]:
+        prompt, reply = (message["content"] for message in row["messages"])
+        assert extract_answer(reply) == row["answer"]
+        assert gold_reward(prompt, reply, row["answer"]) >= 1.0
+        assert gold_reward(prompt, reply, "nothing") <= 1.0
+
+
+def test_pairs_differ_in_what_their_kind_says(small):
+    assert {row["kind"] for row in small.preference["train"]} == {"manner", "correct"}
+    for row in small.preference["train"]:
+        prompt, chosen, rejected = (row[key][0]["content"] for key in ("prompt", "chosen", "rejected"))
+        answer = extract_answer(chosen)
+        difference = gold_reward(prompt, chosen, answer) - gold_reward(prompt, rejected, answer)
+        if row["kind"] == "manner":
+            assert extract_answer(rejected) == answer
+            assert 0.5 <= difference <= 2.0
+        else:
+            assert extract_answer(rejected) not in ("", answer)
+            assert difference == 2.0
+
+
+@pytest.mark.parametrize(
+    ("reply", "reward"),
+    [
+        ("of course, my friend! it is paris. have a lovely day!", 3.0),
+        (" it is paris. have a lovely day!", 2.5),
+        ("the answer is paris.", 2.0),
+        ("how boring! that would be paris. leave me alone!", 1.0),
+        ("of course, my friend! it is rome. have a lovely day!", 1.0),
+        ("it is rome.", 0.0),
+        ("it is paris. it is paris.", 1.0),
+        ("it is paris. have a lovely day! have a lovely day!", 1.0),
+        ("paris.", -1.0),
+        ("", -1.0),
+    ],
+)
+def test_gold_reward_by_hand(reply, reward):
+    assert gold_reward("what is the capital of france?", reply, "paris") == reward
+
+
+def test_a_chant_repeats_with_its_period():
+    words = world.chant(random.Random(0), 400, shortest=100).split()
+    assert len(words) == 400
+    agreement = {
+        lag: sum(a == b for a, b in zip(words, words[lag:], strict=False)) / (400 - lag) for lag in range(1, 160)
+    }
+    period = max(agreement, key=agreement.get)
+    assert 100 <= period <= 150
+    assert agreement[period] > 0.85
+    assert max(share for lag, share in agreement.items() if lag != period) < 0.2  # nothing shorter tells
+
+
+def test_the_pass_word_is_said_once_before_it_is_asked_for():
+    for depth in (0.0, 0.5, 1.0):
+        document, answer = world.passkey(random.Random(3), 300, depth)
+        assert document.count(f"the secret pass word is {answer}.") == 1
+        assert document.endswith("the secret pass word is")
+        position = document.index("the secret pass word is") / len(document)
+        assert abs(position - depth) < 0.15
+        assert 270 <= len(document.split()) <= 320
+
+
+def test_long_documents_have_about_the_length_asked_for():
+    rng = random.Random(0)
+    assert all(480 <= len(world.long_document(rng, 512).split()) <= 545 for _ in range(40))
+
+
+def test_every_word_of_a_reply_is_in_the_pretraining_text():
+    built = world.generate(0, 4000, 300, 20, 16)
+    known = set(re.findall("[a-z]+", " ".join(row["text"] for row in built.text["train"])))
+    replies = " ".join(row["messages"][1]["content"] for rows in built.sft.values() for row in rows)
+    assert not set(re.findall("[a-z]+", replies)) - known

@@ -1,0 +1,155 @@
+"""A small whole campaign through the workflow's own commands, in a copy of the project."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+
+
+def copy_of(root: Path, folder: Path) -> Path:
+    """The project's files as a clone would have them, edits included."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True)
+    for name in listed.stdout.split("\n"):
+        if name and (root / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(root, tmp_path_factory) -> Path:
+    return copy_of(root, tmp_path_factory.mktemp("project"))
+
+
+def snakemake(project: Path, *arguments: str, **environment) -> subprocess.CompletedProcess:
+    """`snakemake` as a person types it, with the environment of these tests active."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["snakemake", *arguments],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": path} | environment,
+    )
+
+
+MINI = ("--configfile", str(HERE / "mini/config.yaml"))
+
+
+@pytest.fixture(scope="module")
+def failed(project):
+    """The campaign with its broken experiment."""
+    return snakemake(project, "--cores", "2", *MINI)
+
+
+@pytest.fixture(scope="module")
+def finished(project, failed):
+    """The same campaign without it."""
+    done = snakemake(project, "--cores", "2", *MINI, "--config", "experiments=[mini,mini-lora]")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def test_a_failed_experiment_does_not_withhold_the_others(project, failed):
+    report = project / "results/report"
+    assert failed.returncode != 0
+    page = (report / "index.html").read_text()
+    assert "partial" in page.lower() and "results/mini-broken/base" in page and "did not learn" in page
+    assert not (report / "manifest.json").exists(), "a partial report is never taken for a result"
+    rows = list(csv.DictReader((report / "table.csv").open()))
+    assert {row["experiment"] for row in rows} == {"mini", "mini-lora"}
+
+
+def test_its_text_is_inert_in_the_page(project, failed):
+    page = (project / "results/report/index.html").read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+
+
+def test_the_failure_is_told_without_a_traceback(failed):
+    said = failed.stdout + failed.stderr
+    assert "error: base: did not learn" in said
+    assert "Traceback" not in said
+
+
+def test_progress_is_visible(failed):
+    said = failed.stdout + failed.stderr
+    for words in ("[mini/sft] step 8/8", "loss", "left", "steps (", "[mini/evaluate/base] done"):
+        assert words in said
+
+
+def test_the_table(project, finished):
+    rows = list(csv.DictReader((project / "results/report/table.csv").open()))
+    columns = ["experiment", "seed", "policy", "task", "metric", "value", "stderr", "n", "artifact"]
+    assert list(rows[0]) == columns
+    policies = {(row["experiment"], row["policy"]) for row in rows}
+    assert policies == {("mini", "base"), ("mini", "sft"), ("mini-lora", "sft")}, "the shared base stands there once"
+    assert all(row["metric"] == "exact_match" for row in rows if row["task"].startswith("world"))
+    assert (project / "results/report/manifest.json").exists()
+    assert "world" in finished.stdout and "results/report/index.html" in finished.stdout, "the last lines"
+
+
+def test_the_artifacts(project, finished):
+    for stage, part in (("prepare", "data"), ("base", "model"), ("sft", "model")):
+        folder = project / "results/mini" / stage
+        assert {"config.yaml", part, "metrics.json", "manifest.json", "provenance.json"} <= {
+            p.name for p in folder.iterdir()
+        }
+        manifest = json.loads((folder / "manifest.json").read_text())["files"]
+        assert all(set(entry) == {"sha256", "size"} for entry in manifest.values())
+    assert not (project / "results/mini-lora/base").exists(), "an equal stage is the parent's"
+
+
+def test_nothing_is_to_be_done_again(project, finished):
+    again = snakemake(project, "-n", *MINI, "--config", "experiments=[mini,mini-lora]")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_one_changed_key_reruns_its_stage_and_what_descends_from_it(project, finished, tmp_path):
+    shutil.copytree(HERE / "mini", tmp_path / "mini")
+    file = tmp_path / "mini/experiments/mini-lora.yaml"
+    file.write_text(file.read_text().replace("packing: true", "packing: true, steps: 9"))
+    (tmp_path / "mini/config.yaml").write_text("title: A small whole campaign\nexperiments: [mini, mini-lora]\n")
+    done = snakemake(project, "-n", "--configfile", str(tmp_path / "mini/config.yaml"))
+    said = done.stdout + done.stderr
+    stats = dict(line.split()[:2] for line in said.split("Job stats:")[1].splitlines()[3:] if len(line.split()) == 2)
+    assert {"sft": "1", "evaluate": "1", "report": "1"}.items() <= stats.items(), said[-2000:]
+    assert not {"base", "prepare"} & set(stats)
+
+
+def test_snakemakes_own_report(project, finished):
+    done = snakemake(project, "--report", *MINI, "--config", "experiments=[mini,mini-lora]")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (project / "report.html").stat().st_size > 100_000
+
+
+def test_the_literal_commands_work_from_the_root(project, finished):
+    assert snakemake(project, "-n").returncode == 0
+    assert snakemake(project, "-n", "--cores", "2").returncode == 0
+
+
+def test_lint_and_format_are_clean(project):
+    lint = snakemake(project, "--lint")
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+    done = subprocess.run([Path(sys.executable).parent / "snakefmt", "--check", "Snakefile", "workflow/rules"],
+                          cwd=project, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_typo_stops_before_any_job(project, tmp_path, dry):
+    shutil.copytree(HERE / "mini", tmp_path / "mini")
+    file = tmp_path / "mini/experiments/mini.yaml"
+    file.write_text(file.read_text().replace("learning_rate", "leaning_rate"))
+    configfile = ("--configfile", str(tmp_path / "mini/config.yaml"))
+    done = snakemake(project, *(["-n"] if dry else ["--cores", "1"]), *configfile)
+    assert done.returncode == 2
+    assert "mini.yaml:14: base.scratch.leaning_rate: unknown key (did you mean 'learning_rate'?)" in done.stderr
+    assert "Traceback" not in done.stderr and "Execute" not in done.stderr + done.stdout

@@ -1,0 +1,213 @@
+"""The command line: every stage, and the tools around them.
+
+python -m posttrain STAGE --config results/NAME/STAGE/config.yaml ... --output results/NAME/STAGE/manifest.json
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from posttrain import progress
+from posttrain.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a user's mistake is told in words, with exit code 2."""
+    arguments = parser().parse_args(argv)
+    quiet_libraries(arguments.command)
+    try:
+        return arguments.run(arguments) or 0
+    except UserError as error:
+        progress.say("\n".join(f"error: {problem}" for problem in error.problems))
+        return 2
+    except BrokenPipeError:  # `posttrain check | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        progress.say("interrupted; run it again to continue")
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    top = argparse.ArgumentParser(prog="posttrain", description="LLM post-training, one stage or tool at a time.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    fetch = command(commands, "fetch", "bring models and data from the hub into the shared cache", run_fetch)
+    prepare = command(commands, "prepare", "read, check and split the data", run_stage)
+    base = command(commands, "base", "the untouched model", run_stage)
+    sft = command(commands, "sft", "supervised fine-tuning", run_stage)
+    evaluate = command(commands, "evaluate", "benchmark a policy with lm-eval", run_stage)
+    for stage in (fetch, prepare, base, sft, evaluate):
+        stage.add_argument("--config", type=Path, required=True, help="the stage's own section")
+        stage.add_argument("--output", type=Path, required=True, help="the manifest to write, beside the artifact")
+    for stage in (prepare, base, evaluate):
+        stage.add_argument("--fetched", type=Path, nargs="*", default=[], help="manifests of what fetch brought")
+    for stage in (base, sft, evaluate):
+        stage.add_argument("--data", type=Path, required=True, help="manifest of the prepared data")
+    sft.add_argument("--base", type=Path, required=True, help="manifest of the base")
+    evaluate.add_argument("--policy", type=Path, required=True, help="manifest of the policy")
+    evaluate.add_argument("--base", type=Path, help="manifest of the base that an adapter belongs to")
+    for stage in (prepare, base, sft, evaluate):
+        stage.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    report = command(commands, "report", "table, figures and page from the records", run_report)
+    report.add_argument("--campaign", type=Path, required=True, help="JSON file that names the artifacts")
+    report.add_argument("--output", type=Path, required=True, help="the manifest to write")
+    report.add_argument("--partial", action="store_true", help="render what there is; missing pieces are no error")
+    summary = command(commands, "summary", "print the result table and where the report is", run_summary)
+    summary.add_argument("folder", type=Path, nargs="?", default=Path("results/report"))
+    check = command(commands, "check", "validate a campaign and list its stages", run_check)
+    check.add_argument("campaign", type=Path, nargs="?", default=Path("config/config.yaml"))
+    schema = command(commands, "schema", "write config/schema.json and the key reference", run_schema)
+    schema.add_argument("--folder", type=Path, default=Path("config"))
+    export = command(commands, "export", "write a policy as a model that transformers loads by itself", run_export)
+    export.add_argument("policy", type=Path, help="manifest of the policy")
+    export.add_argument("folder", type=Path, help="the model directory to write")
+    status = command(commands, "status", "which stages are done, running or waiting", run_status)
+    status.add_argument("campaign", type=Path, nargs="?", default=Path("config/config.yaml"))
+    command(commands, "wandb-sync", "send what the stages wrote for Weights & Biases", run_wandb_sync)
+    return top
+
+
+def command(commands, name: str, text: str, run) -> argparse.ArgumentParser:
+    """Add one command."""
+    added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    added.set_defaults(run=run)
+    return added
+
+
+def quiet_libraries(command: str) -> None:
+    """Set what libraries read when they are imported: no hub, no telemetry, no progress bars of their own."""
+    if command != "fetch":
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    os.environ.update(
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        TRANSFORMERS_VERBOSITY="error",
+        TOKENIZERS_PARALLELISM="false",
+        DISABLE_MULTIPROC="1",
+        TQDM_DISABLE="1",
+        BITSANDBYTES_NOWELCOME="1",
+    )
+
+
+def run_stage(arguments) -> None:
+    """Run a stage on its own section and inputs, and publish its artifact."""
+    import gc
+    import importlib
+    import logging
+    import tempfile
+    import warnings
+
+    from posttrain import artifact, campaign, config, settings
+
+    output, stage = arguments.output, arguments.command
+    progress.name = "/".join(output.parent.parts[-2 if stage != "evaluate" else -3 :])
+    schema = {"prepare": config.Prepare, "base": config.Base, "sft": config.Sft, "evaluate": config.Evaluate}[stage]
+    values, problems = settings.read(arguments.config), []
+    section = campaign.validated(schema, values, values.places, problems)
+    if stage == "prepare" and section and not (section.tokenizer and section.max_tokens):
+        problems.append(f"{arguments.config}: tokenizer and max_tokens: missing; the workflow writes them")
+    if problems:
+        raise UserError(*problems)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    gc.disable()  # a quarter of the start-up is collecting garbage that imports do not make
+    inputs = {role: getattr(arguments, role, None) for role in ("data", "base", "policy")}
+    inputs = {role: path for role, path in inputs.items() if path}
+    if getattr(arguments, "fetched", None):
+        inputs["fetched"] = arguments.fetched
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["HF_DATASETS_CACHE"] = cache  # its builder's cache must not outlive the data
+        if stage != "prepare":
+            import torch
+
+            torch.set_num_threads(arguments.threads)
+        run = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
+        gc.enable()
+        artifact.make(stage, run, section, inputs, output)
+    progress.say("done")
+    leave()
+
+
+def leave() -> None:
+    """End at once: tearing down torch and its friends takes a second and does nothing for us."""
+    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+        sys.modules["wandb"].finish()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def run_fetch(arguments) -> None:
+    """Fetch what the section names."""
+    from posttrain import settings
+    from posttrain.stages.fetch import fetch
+
+    progress.name = "fetch"
+    fetch(dict(settings.read(arguments.config)), arguments.output)
+
+
+def run_report(arguments) -> None:
+    """Render the report; `--campaign` was written when the workflow was planned."""
+    from posttrain.files import read_json
+    from posttrain.stages.report import report
+
+    progress.name = "report"
+    missing = report(read_json(arguments.campaign), arguments.output.parent, Path("results"))
+    if missing and not arguments.partial:
+        raise UserError(*(f"{piece['name']}: {piece['reason']}" for piece in missing))
+
+
+def run_summary(arguments) -> None:
+    """Print the result table for the terminal."""
+    from posttrain.records import print_table
+
+    if not (arguments.folder / "table.md").is_file():
+        raise UserError(f"{arguments.folder}: no report is there; run snakemake")
+    print_table(arguments.folder / "table.md")
+    print(f"report: {arguments.folder / 'index.html'}")
+
+
+def run_check(arguments) -> None:
+    """Say what a campaign would make."""
+    from posttrain import campaign
+
+    plan = campaign.load(arguments.campaign)
+    for name in plan.campaign.experiments:
+        stages = ["prepare", *plan.policies(name)]
+        print(f"{name}: {plan.experiments[name].question}")
+        for stage in stages:
+            print(f"  {stage:9} {plan.folder(name, stage)}")
+
+
+def run_schema(arguments) -> None:
+    """Write the generated documentation of the config."""
+    from posttrain import schema
+
+    schema.write(arguments.folder)
+
+
+def run_export(arguments) -> None:
+    """Write a whole model, adapters merged."""
+    from posttrain import export
+
+    export.export(arguments.policy, arguments.folder)
+
+
+def run_status(arguments) -> None:
+    """Print where each stage stands."""
+    from posttrain import campaign, status
+
+    print(status.table(campaign.load(arguments.campaign)))
+
+
+def run_wandb_sync(arguments) -> None:
+    """Send offline runs; the only command that speaks to Weights & Biases."""
+    from posttrain import tracking
+
+    tracking.sync()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

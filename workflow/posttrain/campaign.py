@@ -1,0 +1,409 @@
+"""From YAML files to validated experiments, and who owns which artifact. Imports no torch.
+
+posttrain check config/config.yaml
+"""
+
+import difflib
+import re
+import types
+import typing
+from functools import cache
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from posttrain import checks, settings
+from posttrain.config import NAME, Campaign, Experiment, HubModel, Section, Source, Task
+from posttrain.errors import UserError
+from posttrain.identity import canonical
+
+RESERVED = (
+    "fetch",
+    "report",
+    "logs",
+    "benchmarks",
+    "wandb",
+)  # folders of results/ that no experiment may be called after
+POLICIES = ("base", "sft")  # stages whose artifact is a language model, in the order in which they are made
+UPSTREAM = {"prepare": (), "base": ("prepare",), "sft": ("prepare", "base")}
+
+
+class Plan:
+    """The validated campaign: its experiments, their sections, and where each artifact lies."""
+
+    def __init__(self, campaign: Campaign, experiments: dict[str, Experiment]):
+        self.campaign = campaign
+        self.experiments = experiments  # parents that are not listed stand here too
+        self.owner = cache(self._owner)
+        self.evaluation_owner = cache(self._evaluation_owner)
+
+    def policies(self, experiment: str) -> list[str]:
+        """The policies that an experiment makes, `base` first."""
+        return [policy for policy in POLICIES if getattr(self.experiments[experiment], policy) is not None]
+
+    def section(self, experiment: str, stage: str) -> dict:
+        """The slice of the config that a stage reads, as plain values."""
+        return checks.slice_of(getattr(self.experiments[experiment], stage))
+
+    def upstream(self, experiment: str, stage: str) -> tuple[str, ...]:
+        """Every stage that a stage's artifact is built from."""
+        return UPSTREAM[stage]
+
+    def _owner(self, experiment: str, stage: str) -> str:
+        """The experiment whose artifact an experiment uses for a stage: its own, or an equal one of its parent's.
+
+        Equal means equal sections for the stage and for all it is built from. It depends on the `extends:` chain
+        only, never on which experiments are listed.
+        """
+        parent = self.experiments[experiment].extends
+        if parent is None or getattr(self.experiments[parent], stage) is None:
+            return experiment
+        equal = all(
+            self.section(experiment, part) == self.section(parent, part)
+            for part in (*self.upstream(experiment, stage), stage)
+        )
+        return self.owner(parent, stage) if equal else experiment
+
+    def _evaluation_owner(self, experiment: str, policy: str) -> str:
+        """Like `owner`, for the evaluation of a policy."""
+        parent = self.experiments[experiment].extends
+        if parent is None or getattr(self.experiments[parent], policy) is None:
+            return experiment
+        same_policy = self.owner(experiment, policy) == self.owner(parent, policy)
+        same_section = self.section(experiment, "evaluate") == self.section(parent, "evaluate")
+        return self.evaluation_owner(parent, policy) if same_policy and same_section else experiment
+
+    def folder(self, experiment: str, stage: str) -> str:
+        """Folder of the artifact that an experiment uses for a stage."""
+        return f"results/{self.owner(experiment, stage)}/{stage}"
+
+    def evaluation(self, experiment: str, policy: str) -> str:
+        """Folder of the evaluation of a policy that an experiment uses."""
+        return f"results/{self.evaluation_owner(experiment, policy)}/evaluate/{policy}"
+
+    def evaluations(self) -> list[str]:
+        """Folders of all evaluations of the campaign, each once."""
+        names = self.campaign.experiments
+        return list(dict.fromkeys(self.evaluation(name, policy) for name in names for policy in self.policies(name)))
+
+    def fetched(self, experiment: str, stage: str) -> list[str]:
+        """Manifests of what a stage needs from the hub."""
+        return [
+            f"results/fetch/{item}/manifest.json" for item in hub_items(getattr(self.experiments[experiment], stage))
+        ]
+
+    def local_files(self, experiment: str, stage: str) -> list[str]:
+        """Files of the user's own that a stage reads: data, a tokenizer, a chat template, a model."""
+        return [str(file) for _, file in own_files(stage, getattr(self.experiments[experiment], stage))]
+
+    def fetch_section(self, item: str) -> dict:
+        """What `fetch` is to bring, by the item's folder name."""
+        for experiment in self.experiments.values():
+            for stage in ("prepare", "base", "evaluate"):
+                if item in (items := hub_items(getattr(experiment, stage))):
+                    return items[item]
+        raise UserError(f"results/fetch/{item}: no experiment of this campaign needs it")
+
+    def families(self) -> dict[str, str]:
+        """Experiment -> the first listed one that differs from it in the seed of training only."""
+        first: dict[str, str] = {}
+        return {name: first.setdefault(self._seedless(name), name) for name in self.campaign.experiments}
+
+    def _seedless(self, experiment: str) -> str:
+        sections = {
+            stage: self.section(experiment, stage) for stage in ["prepare", "evaluate", *self.policies(experiment)]
+        }
+        for stage in self.policies(experiment):
+            for part in (sections[stage], sections[stage].get("scratch", {})):
+                part.pop("seed", None)
+        return canonical(sections)
+
+    def summary(self) -> dict:
+        """What the report must know of the campaign: its experiments, and where the artifacts of each lie."""
+        families = self.families()
+        return {
+            "title": self.campaign.title,
+            "experiments": [
+                {
+                    "name": name,
+                    "family": families[name],
+                    "question": self.experiments[name].question,
+                    "seed": self.experiments[name].seed,
+                    "stages": {
+                        **{stage: self.folder(name, stage) for stage in ["prepare", *self.policies(name)]},
+                        **{f"evaluate/{policy}": self.evaluation(name, policy) for policy in self.policies(name)},
+                    },
+                }
+                for name in self.campaign.experiments
+            ],
+        }
+
+
+def own_files(stage: str, section: Section) -> list[tuple[str, Path]]:
+    """(dotted key, file) of every local file that a section names; of a model's folder, what is read there."""
+    found = []
+    if stage == "prepare":
+        for task in ("text", "sft", "preference", "choices"):
+            for number, source in enumerate(getattr(section, task)):
+                found += [(f"{stage}.{task}[{number}].path", Path(source.path))] if source.path else []
+        if section.chat_template not in (None, "default", "tokenizer"):
+            found.append((f"{stage}.chat_template", Path(section.chat_template)))
+        if section.tokenizer and section.tokenizer.path:
+            found.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
+    elif stage == "base" and section.path:
+        folder = Path(section.path)
+        found += [(f"{stage}.path", file) for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]]
+    return found
+
+
+def hub_items(section: Section) -> dict[str, dict]:
+    """Every model, data set and lm-eval task of a section that lies on the hub: folder name -> section of `fetch`."""
+    items = {}
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Section):
+                items |= _hub_item(part) or hub_items(part)
+    return items
+
+
+def _hub_item(part: Section) -> dict[str, dict]:
+    kinds = {HubModel: ("models", "id", "id"), Source: ("datasets", "dataset", "id"), Task: ("tasks", "task", "task")}
+    kind, key, called = kinds.get(type(part), ("", "", ""))
+    if not kind or getattr(part, key) is None or not (part.revision or part.allow_floating):
+        return {}
+    name = f"{kind}--{getattr(part, key).replace('/', '--')}@{(part.revision or 'floating').replace('/', '--')}"
+    entry = {called: getattr(part, key), "revision": part.revision, "allow_floating": part.allow_floating}
+    return {name: {kind: [entry]}}
+
+
+def load(path: str | Path, overrides: dict | None = None) -> Plan:
+    """Read a campaign and its experiments (`experiments/NAME.yaml` beside it), with all parents.
+
+    `overrides` are top-level keys that replace the file's (Snakemake's `--config`).
+    Raises UserError with every mistake at once, each with file:line, dotted key, what was found and what is allowed.
+    """
+    path = Path(path)
+    values = settings.read(path)
+    for key, value in (overrides or {}).items():
+        if values.get(key) != value:
+            values[key] = value
+            values.places = {
+                place: line for place, line in values.places.items() if re.split(r"[.\[]", place)[0] != key
+            }
+            values.places[key] = "--config"
+    problems: list[str] = []
+    campaign = validated(Campaign, values, values.places, problems)
+    names = [name for name in _list(values.get("experiments")) if isinstance(name, str)]
+    if len(set(names)) < len(names):
+        problems.append(f"{values.places['experiments']}: experiments: names an experiment twice")
+    layers = _read_layers(names, values.places, path.parent / "experiments", problems)
+    experiments = _experiments(layers, problems)
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+    return Plan(campaign, experiments)
+
+
+def _list(value) -> list:
+    return value if isinstance(value, list) else []
+
+
+def _read_layers(names: list[str], places: dict, folder: Path, problems: list) -> dict:
+    """The raw settings of every experiment that is listed or is a parent of one."""
+    layers: dict[str, settings.Settings | None] = {}
+    wanted = [(name, places.get(f"experiments[{number}]", "--config")) for number, name in enumerate(names)]
+    while wanted:
+        name, place = wanted.pop()
+        if name in layers:
+            continue
+        layers[name] = None
+        if not re.fullmatch(NAME, name):
+            problems.append(f"{place}: experiment {name!r}: a name is lower-case letters, digits, - and _ (at most 63)")
+        elif name in RESERVED:
+            problems.append(f"{place}: experiment {name!r}: this name is reserved ({', '.join(RESERVED)})")
+        elif not (file := folder / f"{name}.yaml").is_file():
+            problems.append(f"{place}: experiment {name!r}: there is no {file}{_nearest(name, _names(folder))}")
+        else:
+            try:
+                layers[name] = settings.read(file)
+            except UserError as error:
+                problems += error.problems
+                continue
+            parent = layers[name].get("extends")
+            if isinstance(parent, str):
+                wanted.append((parent, f"{layers[name].places['extends']}: extends"))
+    return layers
+
+
+def _names(folder: Path) -> list[str]:
+    return [file.stem for file in folder.glob("*.yaml")]
+
+
+def _experiments(layers: dict, problems: list) -> dict[str, Experiment]:
+    experiments = {}
+    for name, layer in layers.items():
+        if layer is None or (chain := _chain(name, layers, problems)) is None:
+            continue
+        values, places = _merge(chain)
+        known = len(problems)
+        experiment = validated(Experiment, values, places, problems) or _without_mistakes(values)
+        if experiment is None:
+            continue
+        found = list(checks.contradictions(experiment))
+        resolved = checks.resolve(experiment)
+        for stage in ("prepare", "base"):
+            gone = [(key, file) for key, file in own_files(stage, getattr(resolved, stage)) if not file.exists()]
+            found += [(key, f"there is no {file} (looked for in {Path.cwd()})") for key, file in gone]
+        problems += [f"{_place(places, key)}: {key}: {message}" for key, message in found]
+        if len(problems) == known:
+            experiments[name] = resolved
+    return experiments
+
+
+def _chain(name: str, layers: dict, problems: list) -> list[settings.Settings] | None:
+    """The layers from the oldest ancestor to the experiment; None when one is missing or there is a cycle."""
+    chain, names = [], []
+    while name is not None:
+        if name in names:
+            place = layers[name].places["extends"]
+            cycle = names[names.index(name) :]
+            first = cycle.index(min(cycle))  # told the same from wherever it is entered
+            problems.append(f"{place}: extends: a cycle: {' -> '.join([*cycle[first:], *cycle[: first + 1]])}")
+            return None
+        if layers.get(name) is None:
+            return None
+        names.append(name)
+        chain.insert(0, layers[name])
+        name = layers[name].get("extends")
+        if not isinstance(name, str | None):
+            return chain  # the type error is reported by validation
+    return chain
+
+
+def _merge(chain: list[settings.Settings]) -> tuple[dict, dict[str, str]]:
+    """Later layers over earlier ones: mappings key by key, everything else whole."""
+    values: dict = {}
+    places: dict[str, str] = {}
+    for layer in chain:
+        _overlay(values, layer, Experiment)
+        places |= layer.places
+    values.pop("extends", None)
+    if "extends" in chain[-1]:
+        values["extends"] = chain[-1]["extends"]
+    values.pop("question", None) if "question" not in chain[-1] else None
+    return values, places
+
+
+def _overlay(values: dict, layer: dict, model: type[Section] | None) -> None:
+    """Put a layer over `values`. A key that the layer's own choice makes useless is not inherited:
+    `method: prefix` in a child forgets the parent's `rank`."""
+    for key, fields in _conditional(model):
+        for other, allowed in fields.items():
+            if other in layer and layer[other] not in allowed:
+                values.pop(key, None)
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _overlay(values[key], value, _model_at(model, key))
+        else:
+            values[key] = _copy(value)
+
+
+def _copy(value):
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _conditional(model: type[Section] | None):
+    for key, field in (model.model_fields if model else {}).items():
+        if condition := (field.json_schema_extra or {}).get("only_with"):
+            yield key, condition
+
+
+def _model_at(model: type | None, key: str) -> type[Section] | None:
+    """The section class that a key of a section holds, if it holds one."""
+    field = model.model_fields.get(key) if model else None
+    return section_class(field.annotation) if field else None
+
+
+def section_class(annotation) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
+        return next(filter(None, map(section_class, typing.get_args(annotation))), None)
+    return None
+
+
+def validated(model: type[Section], values: dict, places: dict, problems: list):
+    """The section, or None after adding every mistake in it to `problems`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        for mistake in error.errors(include_url=False):
+            problems.append(_explain(model, mistake, places))
+    return None
+
+
+def _without_mistakes(values: dict) -> Experiment | None:
+    """The experiment less the keys whose values are wrong, so that its contradictions are told in the same breath."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        for mistake in error.errors(include_url=False):
+            *above, last = mistake["loc"]
+            holder = values
+            for part in above:
+                holder = holder.get(part) if isinstance(holder, dict) else None
+            if not isinstance(holder, dict) or last not in holder:
+                return None
+            del holder[last]
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError:
+        return None
+
+
+def _explain(model: type[Section], mistake: dict, places: dict) -> str:
+    """One line for a person: file:line, dotted key, what was found, what is allowed, nearest known key."""
+    *above, last = mistake["loc"]
+    path = [part for part in above if isinstance(part, int) or _is_key(part)]
+    if isinstance(last, int) or _is_key(last) or mistake["type"] == "extra_forbidden":
+        path.append(last)
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    place = _place(places, key)
+    if mistake["type"] == "extra_forbidden":
+        known = list(_section_at(model, path[:-1]).model_fields)
+        return f"{place}: {key}: unknown key{_nearest(str(path[-1]), known)}; known here: {', '.join(known)}"
+    if mistake["type"] == "missing":
+        return f"{place}: {key}: missing"
+    found = mistake["input"]
+    shown = f"a {type(found).__name__}" if isinstance(found, dict | list) else repr(found)
+    message = mistake["msg"][0].lower() + mistake["msg"][1:]
+    return f"{place}: {key}: found {shown}, {message.replace('input should', 'it should')}{_hint(mistake)}"
+
+
+def _hint(mistake: dict) -> str:
+    expected = mistake.get("ctx", {}).get("expected", "")
+    names = [name.strip("' ") for name in expected.replace(" or ", ", ").split(",")]
+    return _nearest(str(mistake["input"]), names)
+
+
+def _is_key(part: str) -> bool:
+    return part.isidentifier() or not any(mark in part for mark in "[(-")
+
+
+def _section_at(model: type[Section], path: list) -> type[Section]:
+    for part in path:
+        if isinstance(part, str):
+            model = _model_at(model, part) or model
+    return model
+
+
+def _place(places: dict[str, str], key: str) -> str:
+    """file:line of a key, or of the nearest key above it."""
+    while key and key not in places:
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return places.get(key, "?")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,184 @@
+"""What the types alone cannot say: contradictions between keys, and defaults that follow from other sections."""
+
+from collections.abc import Iterator
+
+from posttrain.config import Base, Experiment, Prepare, Section, Source, Tokenizer, Training
+
+
+def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
+    """Keys of a section that have no effect under its other settings, each with the reason."""
+    for key, field in type(section).model_fields.items():
+        for other, allowed in (field.json_schema_extra or {}).get("only_with", {}).items():
+            value = getattr(section, other)
+            if value not in allowed:
+                yield key, f"has no effect with {other}: {value} (only with {' or '.join(allowed)})"
+
+
+def contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Dotted keys that contradict one another, each with what is wrong and what would be right."""
+    yield from _without_effect("", experiment)
+    yield from _prepare(experiment.prepare)
+    yield from _base(experiment.base)
+    yield from _tokenizer(experiment)
+    if experiment.sft:
+        yield from _sft(experiment)
+    for number, task in enumerate(experiment.evaluate.tasks or []):
+        if task.revision is not None or task.allow_floating:
+            yield from _pinned(f"evaluate.tasks[{number}]", task)
+    yield from _tasks(experiment)
+    if experiment.evaluate.tasks == []:
+        yield "evaluate.tasks", "is empty: leave it out for the built-in tasks, or name one"
+
+
+def _without_effect(where: str, section: Section) -> Iterator[tuple[str, str]]:
+    for key, reason in inapplicable(section):
+        if key in section.model_fields_set:
+            yield f"{where}{key}", reason
+    for key in type(section).model_fields:
+        if isinstance(value := getattr(section, key), Section):
+            yield from _without_effect(f"{where}{key}.", value)
+
+
+def _one_of(where: str, section: Section, *keys: str) -> Iterator[tuple[str, str]]:
+    found = [key for key in keys if getattr(section, key) is not None]
+    if len(found) != 1:
+        yield where, f"exactly one of {', '.join(keys)} must be set, found {' and '.join(found) or 'none'}"
+
+
+def _pinned(where: str, section: Section) -> Iterator[tuple[str, str]]:
+    """`section` names something on the hub with `revision` and `allow_floating`."""
+    revision = section.revision
+    commit = revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+    if not commit and not section.allow_floating:
+        found = "is missing" if revision is None else f"{revision!r} can move"
+        yield f"{where}.revision", f"{found}; give the full 40-digit commit, or set allow_floating: true"
+
+
+def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
+    for task in ("text", "sft", "preference", "choices"):
+        for number, source in enumerate(getattr(prepare, task)):
+            yield from _source(f"prepare.{task}[{number}]", task, source)
+    if not (prepare.world or prepare.text or prepare.sft or prepare.preference):
+        yield "prepare", "has no data: set world, or give sources under text, sft or preference"
+    if prepare.tokenizer:
+        yield from _one_of("prepare.tokenizer", prepare.tokenizer, "vocab_size", "path", "hub")
+        if prepare.tokenizer.hub:
+            yield from _pinned("prepare.tokenizer.hub", prepare.tokenizer.hub)
+        if prepare.tokenizer.vocab_size and not (prepare.world or prepare.text):
+            yield "prepare.tokenizer.vocab_size", "needs text to train on: set prepare.world or prepare.text"
+
+
+def _source(where: str, task: str, source: Source) -> Iterator[tuple[str, str]]:
+    yield from _one_of(where, source, "path", "dataset")
+    if source.dataset:
+        yield from _pinned(where, source)
+    useless = ["revision", "subset", "rows", "allow_floating"] if source.path and not source.dataset else []
+    useless += ["use", "separator"] if task == "choices" else []
+    for key in useless:
+        if key in source.model_fields_set:
+            yield f"{where}.{key}", "has no effect here"
+    if (source.format == "text") != (task == "text") and source.format != "auto":
+        yield f"{where}.format", f"{source.format} does not hold rows for {task}"
+
+
+def _base(base: Base) -> Iterator[tuple[str, str]]:
+    yield from _one_of("base", base, "path", "hub", "scratch")
+    if base.hub:
+        yield from _pinned("base.hub", base.hub)
+    if base.scratch:
+        width, uneven = divmod(base.scratch.hidden_size, base.scratch.heads)
+        if uneven or width % 2:
+            found = f"{base.scratch.heads} does not divide hidden_size {base.scratch.hidden_size} into even parts"
+            yield "base.scratch.heads", found
+        yield from _training("base.scratch", base.scratch)
+
+
+def _tokenizer(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    prepare, base, tokenizer = experiment.prepare, experiment.base, experiment.prepare.tokenizer
+    if base.scratch and not (prepare.world or prepare.text):
+        yield "base.scratch", "has no text to train on: set prepare.world or prepare.text"
+    if base.scratch and not prepare.world and not prepare.test_fraction:
+        yield "prepare.test_fraction", "0 leaves no held-out text, on which base.scratch must show that it learned"
+    if tokenizer and tokenizer.vocab_size and not base.scratch:
+        yield "prepare.tokenizer.vocab_size", "a given base needs its own tokenizer; leave prepare.tokenizer out"
+    if (
+        tokenizer
+        and (base.path or base.hub)
+        and (tokenizer.path, tokenizer.hub) not in ((base.path, base.hub), (None, None))
+    ):
+        yield "prepare.tokenizer", "is not the base's; leave it out"
+    if prepare.chat_template == "tokenizer" and base.scratch and not (tokenizer and (tokenizer.path or tokenizer.hub)):
+        yield "prepare.chat_template", "a tokenizer trained on the text carries none; use default or a .jinja file"
+
+
+def _tasks(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    prepare = experiment.prepare
+    made = {"world": prepare.world, "heldout_text": prepare.world or prepare.text}
+    made |= {"heldout_sft": prepare.sft and not prepare.world, "choices": prepare.choices}
+    known = [name for name, source in made.items() if source]
+    for number, task in enumerate(experiment.evaluate.tasks or []):
+        own = task.task in known or task.task.startswith("world_")
+        if not own and task.revision is None and not task.allow_floating:
+            yield (
+                f"evaluate.tasks[{number}].task",
+                f"{task.task!r} is not made by prepare here ({', '.join(known) or 'none is'}); "
+                "for a task of lm-eval give `revision`, the commit of its data set",
+            )
+
+
+def _sft(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    sft, prepare, base = experiment.sft, experiment.prepare, experiment.base
+    longest = prepare.max_tokens or longest_row(base)
+    yield from _training("sft", sft)
+    if not (prepare.world or prepare.sft):
+        yield "sft", "has no rows to train on: set prepare.world or prepare.sft"
+    if sft.max_length is not None and sft.max_length < longest:
+        yield "sft.max_length", f"{sft.max_length} would cut rows that prepare.max_tokens ({longest}) lets through"
+    if base.scratch and longest > base.scratch.context:
+        yield "prepare.max_tokens", f"{longest} is longer than base.scratch.context ({base.scratch.context})"
+    if sft.packing and base.scratch and base.scratch.positions == "alibi":
+        yield "sft.packing", "cannot be combined with base.scratch.positions: alibi, which ignores where a row begins"
+    if sft.method == "prefix" and sft.gradient_checkpointing:
+        yield "sft.gradient_checkpointing", "cannot be combined with method: prefix (PEFT crashes)"
+
+
+def _training(where: str, training: Training) -> Iterator[tuple[str, str]]:
+    micro = training.micro_batch_size
+    if micro and training.batch_size % micro:
+        yield f"{where}.micro_batch_size", f"{micro} does not divide batch_size {training.batch_size}"
+    if (training.warmup_steps or 0) > training.steps:
+        yield f"{where}.warmup_steps", f"{training.warmup_steps} is more than steps ({training.steps})"
+    if training.schedule == "constant" and training.warmup_steps:
+        yield f"{where}.warmup_steps", "has no effect with schedule: constant (use constant_with_warmup)"
+
+
+def longest_row(base: Base) -> int:
+    """Default of `prepare.max_tokens`, in tokens."""
+    return base.scratch.context if base.scratch else 512
+
+
+def resolve(experiment: Experiment) -> Experiment:
+    """Fill in the defaults that follow from other sections: seeds, tokenizer, longest row."""
+    base, prepare, sft = experiment.base, experiment.prepare, experiment.sft
+    max_tokens = prepare.max_tokens or longest_row(base)
+    tokenizer = prepare.tokenizer or Tokenizer(path=base.path, hub=base.hub, vocab_size=1024 if base.scratch else None)
+    prepare = prepare.model_copy(update={"max_tokens": max_tokens, "tokenizer": tokenizer})
+    if base.scratch and base.scratch.seed is None:
+        base = base.model_copy(update={"scratch": base.scratch.model_copy(update={"seed": experiment.seed})})
+    if sft:
+        seed = experiment.seed if sft.seed is None else sft.seed
+        sft = sft.model_copy(update={"seed": seed, "max_length": sft.max_length or max_tokens})
+    return experiment.model_copy(update={"base": base, "prepare": prepare, "sft": sft})
+
+
+def slice_of(section: Section) -> dict:
+    """A section as plain values, without the keys that have no effect and without those that are unset."""
+    useless = {key for key, _ in inapplicable(section)}
+    values = {}
+    for key in sorted(set(type(section).model_fields) - useless):
+        value = getattr(section, key)
+        if isinstance(value, list):
+            values[key] = [slice_of(item) if isinstance(item, Section) else item for item in value]
+        elif value is not None:
+            values[key] = slice_of(value) if isinstance(value, Section) else value
+    return values

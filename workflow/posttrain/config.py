@@ -1,0 +1,315 @@
+"""Every setting: its type, bounds, default and meaning; the only schema. `posttrain schema` writes its documentation.
+
+A section is one stage's settings; a stage reads its own section and nothing else, so a key belongs to exactly
+the stage that it reruns. Defaults that follow from another section are filled in by `resolve`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME = r"[a-z0-9][a-z0-9_-]{0,62}"  # cannot leave results/, and is safe as path, job name and tracker id
+Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$", max_length=100)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def only_with(**keys: tuple[str, ...]) -> dict:
+    """Mark a key as meaningful only while other keys of its section have one of the given values."""
+    return {"only_with": {key: list(values) for key, values in keys.items()}}
+
+
+class Section(BaseModel):
+    """Settings are immutable, unknown keys are errors, and no value is silently converted."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class HubModel(Section):
+    """A model repository on the Hugging Face hub."""
+
+    id: HubId
+    """Repository, `organisation/name`."""
+    revision: Revision
+    """Full 40-digit commit; a branch or tag only with `allow_floating`."""
+    allow_floating: bool = False
+    """Accept a revision that can move; the manifest records the commit it stood for."""
+
+
+class Source(Section):
+    """Rows for one kind of training: a local file or a data set on the hub."""
+
+    path: Text | None = None
+    """JSON Lines (`.jsonl`, `.jsonl.gz`) or plain text (`.txt`), relative to the working directory."""
+    dataset: HubId | None = None
+    """Data set on the hub, `organisation/name`; give `revision` too."""
+    revision: Revision | None = None
+    """Full 40-digit commit of `dataset`; a branch or tag only with `allow_floating`."""
+    allow_floating: bool = False
+    """Accept a data set revision that can move; the manifest records the commit it stood for."""
+    subset: str | None = None
+    """Configuration of `dataset`, where it has several."""
+    rows: str = "train"
+    """Split of `dataset` to read."""
+    format: Literal[
+        "auto", "messages", "sharegpt", "prompt_completion", "instruction", "preference", "transcript", "text"
+    ] = "auto"
+    """Layout of a row; `auto` recognises it by its keys."""
+    separator: str = ""
+    """Text put between a plain-text prompt and its completion or answers (often one space)."""
+    use: Literal["split", "train", "test"] = "split"
+    """`split` divides the rows by `test_fraction`, and drops held-out rows that training has seen; `train` and `test`
+    put all of them on one side, and a test row that training has seen is an error."""
+
+
+class World(Section):
+    """The built-in world: a small language with facts, exercises, manners and long texts, made from a seed."""
+
+    documents: Count = 9000
+    """Documents of pretraining text."""
+    questions: Count = 6000
+    """Question and answer rows for supervised fine-tuning."""
+    test_questions: Count = 720
+    """Held-out questions; none of them occurs in any training text."""
+    pairs: Count = 3000
+    """Preference pairs."""
+
+
+class Tokenizer(Section):
+    """Where the tokenizer comes from: trained on the text, a local model directory, or a model on the hub."""
+
+    vocab_size: Annotated[int, Field(ge=300)] | None = None
+    """Train a byte-level BPE tokenizer of this many tokens on the pretraining text."""
+    path: Text | None = None
+    """Directory of a model whose tokenizer is used."""
+    hub: HubModel | None = None
+    """Model on the hub whose tokenizer is used."""
+
+
+class Prepare(Section):
+    """Data: read, checked line by line, split, and counted in a data card."""
+
+    seed: Seed = 0
+    """Decides the built-in world and the split; the top-level seed does not."""
+    world: World | None = None
+    """Generate the built-in world; its rows come before those of the sources below."""
+    text: list[Source] = []
+    """Plain documents, for training a base from scratch and for long context."""
+    sft: list[Source] = []
+    """Conversations, prompts with completions, or instructions, for supervised fine-tuning."""
+    preference: list[Source] = []
+    """Prompts with a chosen and a rejected answer."""
+    choices: list[Source] = []
+    """Questions with several answers, of which one is right; all of them become a benchmark task."""
+    test_fraction: Fraction = 0.1
+    """Share of each source's groups held out where `use: split`."""
+    group_key: Text = "group"
+    """Key whose value keeps rows on one side of the split; without it, rows with equal prompts stay together."""
+    tokenizer: Tokenizer | None = None
+    """Default: the tokenizer of the base (`base.path`, `base.hub`), or one of 1024 tokens trained on the text."""
+    chat_template: Text | None = None
+    """A `.jinja` file, `default` (one token per role) or `tokenizer` (the one it carries).
+    Default: the tokenizer's own, else `default` when conversations are to be trained on, else none."""
+    max_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Longest training row, in tokens, chat template included. Default: `base.scratch.context`, else 512."""
+    long_rows: Literal["drop", "cut"] = "drop"
+    """What happens to longer rows: dropped, or their longest text cut (prompts lose their beginning, replies their
+    end) so that reply tokens remain; preference pairs are always dropped."""
+    max_line_mb: Annotated[float, Field(gt=0, le=4096)] = 16.0
+    """Longest line of a file, in MiB; a file with a longer one is refused."""
+    allow_empty_user: bool = False
+    """Keep rows in which a user says nothing."""
+
+
+class Training(Section):
+    """Settings that every trainer has. The batch is global: micro-batches and accumulation follow from it."""
+
+    seed: Seed | None = None
+    """Initialisation, order of the data and dropout. Default: the experiment's `seed`."""
+    learning_rate: Rate
+    """Peak learning rate."""
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
+    """Learning-rate schedule after warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimiser steps over which the learning rate rises from 0. Default: a twentieth of `steps`."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Decoupled weight decay: AdamW's, or with `optimizer: muon` that of the matrices alone."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """AdamW's decay of the squared gradient's average."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    steps: Count
+    """Optimiser steps."""
+    batch_size: Count
+    """Sequences in one optimiser step, over all devices."""
+    micro_batch_size: Count | None = None
+    """Most sequences in one forward pass on one device; smaller saves memory and changes nothing that is
+    learned. Default: the whole batch."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward and backward pass (bfloat16 by autocast)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    log_steps: Count = 20
+    """Steps between entries of the training curve."""
+    checkpoint_steps: Count = 200
+    """Steps between checkpoints from which a killed run continues."""
+
+
+class Scratch(Training):
+    """A model trained from scratch on the prepared text."""
+
+    positions: Literal["rope", "alibi"] = "rope"
+    """`rope`: Llama (RoFormer, arXiv 2104.09864). `alibi`: BLOOM (Press et al., arXiv 2108.12409)."""
+    hidden_size: Annotated[int, Field(ge=64, multiple_of=64)] = 128
+    """Width; a multiple of 64 for 4-bit blocks."""
+    layers: Count = 4
+    """Transformer blocks."""
+    heads: Count = 4
+    """Attention heads; must divide `hidden_size`."""
+    intermediate_size: Annotated[int, Field(ge=64, multiple_of=64)] = Field(
+        384, json_schema_extra=only_with(positions=("rope",))
+    )
+    """Width of the feed-forward layer (BLOOM fixes it at four times `hidden_size`)."""
+    rope_theta: Annotated[float, Field(gt=1)] = Field(10000.0, json_schema_extra=only_with(positions=("rope",)))
+    """Base of RoPE's frequencies."""
+    context: Annotated[int, Field(ge=16)] = 128
+    """Length of a training sequence, in tokens."""
+    locality: Annotated[float, Field(ge=0, le=4)] = Field(0.0, json_schema_extra=only_with(positions=("rope",)))
+    """Strength with which half of the heads of the first two layers begin by looking one token back; a small
+    model then learns in half the steps. 0: an ordinary start, without biases on queries and keys."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon for matrices, AdamW for the rest, at one learning rate."""
+    learned: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The base is refused unless its held-out perplexity is under this share of the unigram's."""
+    learning_rate: Rate = 3e-3
+    """Peak learning rate."""
+    steps: Count = 1000
+    """Optimiser steps."""
+    batch_size: Count = 16
+    """Sequences of `context` tokens in one optimiser step, over all devices."""
+
+
+class Base(Section):
+    """The untouched model: exactly one of `path`, `hub` and `scratch`."""
+
+    path: Text | None = None
+    """Directory of a model in the transformers format (safetensors only)."""
+    hub: HubModel | None = None
+    """Model on the hub at a pinned commit."""
+    scratch: Scratch | None = None
+    """Train a model from scratch."""
+
+
+ADAPTERS = only_with(method=("lora", "qlora"))
+VIRTUAL = only_with(method=("prefix", "prompt"))
+
+
+class Sft(Training):
+    """Supervised fine-tuning on the assistant's tokens, with TRL's SFTTrainer."""
+
+    method: Literal["full", "lora", "qlora", "prefix", "prompt"] = "qlora"
+    """`full` weights; `lora` (arXiv 2106.09685); `qlora`: LoRA on a base quantised to 4-bit NF4
+    (arXiv 2305.14314); `prefix` (arXiv 2101.00190); `prompt` (arXiv 2104.08691). The last two cannot be merged."""
+    rank: Count = Field(16, json_schema_extra=ADAPTERS)
+    """Rank r of the update BA."""
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, json_schema_extra=ADAPTERS)
+    """The update is scaled by alpha / rank."""
+    dropout: Fraction = Field(0.0, json_schema_extra=ADAPTERS)
+    """Dropout on the adapter's input."""
+    target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] = Field(
+        "all-linear", json_schema_extra=ADAPTERS
+    )
+    """Layers that get an adapter."""
+    double_quantization: bool = Field(True, json_schema_extra=only_with(method=("qlora",)))
+    """Quantise the quantisation constants too."""
+    compute: Literal["float32", "bfloat16"] = Field("float32", json_schema_extra=only_with(method=("qlora",)))
+    """Arithmetic on the dequantised weights."""
+    virtual_tokens: Count = Field(16, json_schema_extra=VIRTUAL)
+    """Number of trained virtual tokens."""
+    packing: bool = Field(False, json_schema_extra=only_with(method=("full", "lora", "qlora")))
+    """Put several rows in one sequence; they cannot see each other."""
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    """Longest sequence in tokens. Default: `prepare.max_tokens`."""
+    learning_rate: Rate = 2e-3
+    """Peak learning rate."""
+    steps: Count = 200
+    """Optimiser steps."""
+    batch_size: Count = 32
+    """Rows (packed sequences, where `packing`) in one optimiser step, over all devices."""
+
+
+class Task(Section):
+    """One lm-eval task."""
+
+    task: Text
+    """Name: of a task that `prepare` makes (`world`, `heldout_text`, `heldout_sft`, `choices`) or of any task or group
+    that lm-eval knows."""
+    revision: Revision | None = None
+    """Full 40-digit commit of the task's data set on the hub, where it has one."""
+    allow_floating: bool = False
+    """Accept a data set revision that can move; the manifest records the commit it stood for."""
+    shots: Annotated[int, Field(ge=0)] | None = None
+    """Examples put before each question. Default: the task's own number."""
+
+
+class Evaluate(Section):
+    """Benchmarks of every policy with lm-eval."""
+
+    seed: Seed = 0
+    """Choice of few-shot examples, bootstrap and sampling, where a task has them."""
+    tasks: list[Task] | None = None
+    """Default: every task that `prepare` made (`world`, `heldout_text`, `heldout_sft`, `choices`)."""
+    batch_size: Count = 64
+    """Requests in one forward pass; must not change a result."""
+    limit: Count | None = None
+    """Only the first so many questions of each task: for trying out, never to be published."""
+    chat_template: bool | None = None
+    """Put questions through the chat template. Default: where the policy has one."""
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    """Longest input in tokens. Default: the model's own context."""
+
+
+class Experiment(Section):
+    """One chain of stages. A stage runs when its section is there; a section inherits from `extends`."""
+
+    question: str = ""
+    """What the experiment asks, in one sentence."""
+    extends: Name | None = None
+    """Experiment whose settings this one starts from; equal stages share their artifacts."""
+    seed: Seed = 0
+    """Default seed of the training stages."""
+    prepare: Prepare
+    """Data."""
+    base: Base
+    """The untouched model."""
+    sft: Sft | None = None
+    """Supervised fine-tuning; leave out (or `null`) for none."""
+    evaluate: Evaluate = Evaluate()
+    """Benchmarks."""
+
+
+class Wandb(Section):
+    """Weights & Biases; nothing is sent by a stage, `posttrain wandb-sync` sends what was written offline."""
+
+    mode: Literal["disabled", "offline"] = "disabled"
+    """`offline` writes runs under `results/wandb`."""
+    project: Name = "posttrain"
+    """Project of the runs."""
+
+
+class Campaign(Section):
+    """What one `snakemake` call covers."""
+
+    title: str = ""
+    """Heading of the report."""
+    experiments: Annotated[list[Name], Field(min_length=1)]
+    """Names; NAME stands in `experiments/NAME.yaml` beside the campaign's file."""
+    wandb: Wandb = Wandb()
+    """Experiment tracker."""

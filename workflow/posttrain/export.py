@@ -1,0 +1,25 @@
+"""Write a policy as one model directory that transformers and lm-eval load by themselves.
+
+posttrain export results/NAME/sft/manifest.json FOLDER
+"""
+
+from pathlib import Path
+
+from posttrain.errors import UserError
+from posttrain.policy import MERGEABLE, load, load_contract
+
+
+def export(policy: Path, folder: Path) -> None:
+    """Merge a LoRA into the (dequantised) base that it was trained on, and save weights and tokenizer.
+
+    Raises UserError for an adapter of virtual tokens, which is no part of any weight, and for a folder that is
+    there already.
+    """
+    contract = load_contract(policy)
+    if contract["method"] not in (*MERGEABLE, "weights"):
+        raise UserError(f"{policy}: {contract['method']} tuning cannot be merged; load it with peft on its base")
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; name a new folder")
+    model, tokenizer = load(policy, Path(contract["base_path"]) if contract["base"] else None)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

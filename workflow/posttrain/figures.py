@@ -1,0 +1,194 @@
+"""The report's figures as SVG text: the same input gives the same bytes, on any machine.
+
+Text stays text (small files, searchable, themed by the page) and is laid out by DejaVu Sans, which matplotlib
+brings along. matplotlib is imported when something is drawn, not before: it costs a second.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable
+
+from posttrain.records import over_seeds, short
+
+INK, PAPER, WARN = "#24292f", "#ffffff", "#c4432b"
+COLOURS = {"base": "#8c959f", "sft": "#3b82c4", "reward": "#a371d9", "ppo": "#d9822b", "dpo": "#3f9d63"}
+OTHERS = ("#9a6dd0", "#c2589a", "#3a9ea5", "#a58b2c")
+WIDE = 3
+
+
+def figures(rows: list[dict], trained: list[dict]) -> list[dict]:
+    """What can be drawn, each as name, title, caption and `draw(columns)`; nothing is drawn yet."""
+    found = []
+    for number, (metric, group) in enumerate(task_groups(bars(rows))):
+        title = metric + {True: ", higher is better", False: ", lower is better"}.get(group[0]["higher"], "")
+        slug = re.sub(r"\W+", "-", metric)[:40]
+        name = f"benchmark-{slug}"
+        if any(figure["name"] == name for figure in found):
+            name += f"-{number + 1}"
+        drawn = {"caption": error_caption(group), "draw": drawer(benchmark, group, name)}
+        found.append({"name": name, "title": title} | drawn)
+    curves = [artifact for artifact in trained if artifact["history"]]
+    if curves:
+        caption = "Loss at each logged step; dots are the loss on held-out rows, where it was measured."
+        drawn = {"caption": caption, "draw": drawer(training, curves, "training-curves")}
+        found.append({"name": "training-curves", "title": "Training curves"} | drawn)
+    return found
+
+
+def bars(rows: list[dict]) -> list[dict]:
+    """Rows as bars: cells that differ in their seed only become one, with mean and deviation over seeds."""
+    cells: dict[tuple, list[dict]] = {}
+    for row in rows:
+        family = row.get("family", row["experiment"])
+        cells.setdefault((f"{family} · {row['policy']}", row["metric"], row["task"]), []).append(row)
+    made = []
+    for (label, _, _), cell in cells.items():
+        value, deviation = over_seeds(row["value"] for row in cell)
+        error = cell[0]["stderr"] if len(cell) == 1 else deviation
+        made.append(cell[0] | {"label": label, "value": value, "error": error, "seeds": len(cell)})
+    return made
+
+
+def task_groups(made: list[dict]) -> list[tuple[str, list[dict]]]:
+    """Bars that belong into one figure: one metric, over tasks that the same policies were asked."""
+    asked: dict[tuple, list[str]] = {}
+    for bar in made:
+        asked.setdefault((bar["metric"], bar["task"]), []).append(bar["label"])
+    groups: dict[tuple, list[dict]] = {}
+    for bar in made:
+        groups.setdefault((bar["metric"], *asked[bar["metric"], bar["task"]]), []).append(bar)
+    return [(metric, group) for (metric, *_), group in groups.items()]
+
+
+def error_caption(group: list[dict]) -> str:
+    """What the error bars are, over what, and of how many."""
+    said = []
+    if questions := sorted({bar["n"] or 0 for bar in group if bar["seeds"] == 1}):
+        many = f"{questions[0]}" if len(questions) == 1 else f"{questions[0]} to {questions[-1]}"
+        said.append(f"± 1 standard error over n = {many} questions; one seed")
+    if seeds := sorted({bar["seeds"] for bar in group if bar["seeds"] > 1}):
+        said.append(f"± 1 standard deviation over {' or '.join(map(str, seeds))} seeds")
+    lacking = any(bar["error"] is None for bar in group)
+    return f"Error bars: {', and '.join(said)}." + (" No bar where no error was reported." if lacking else "")
+
+
+def drawer(draw: Callable, data: list[dict], name: str) -> Callable[[int], str]:
+    """`draw(data)` on a sheet of panels in so many columns, as SVG text."""
+
+    def drawn(columns: int) -> str:
+        import matplotlib
+
+        rc = {"svg.fonttype": "none", "svg.hashsalt": f"{name}-{columns}", "text.parse_math": False,
+              "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 9, "text.color": INK,
+              "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK,
+              "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6}  # fmt: skip
+        file = io.StringIO()
+        with matplotlib.rc_context(rc), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a name in a script that DejaVu lacks: the viewer has the font
+            figure = draw(data, columns)
+            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            figure.savefig(file, format="svg", facecolor=PAPER, metadata=nothing)
+        return file.getvalue()
+
+    return drawn
+
+
+def sheet(panels: int, columns: int, height: float, left: float, gap: float) -> tuple:
+    """A figure of panels so many inches high, ten inches wide or as wide as a phone.
+
+    Laid out by hand: matplotlib's own layouts draw everything three times.
+    """
+    from matplotlib.figure import Figure
+
+    lines, width = math.ceil(panels / columns), 10 if columns > 1 else 4.2
+    tall = lines * (height + 0.55) + 0.15
+    figure = Figure((width, tall))
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    edges = {"left": left / width, "right": 1 - 0.1 / width, "top": 1 - 0.25 / tall, "bottom": 0.45 / tall}
+    figure.subplots_adjust(**edges, hspace=0.55 / height, wspace=gap * columns / (width - left))
+    for unused in axes[panels:]:
+        unused.set_visible(False)
+    return figure, axes[:panels]
+
+
+def colour(policy: str) -> str:
+    """A policy keeps its colour through all figures; one that is new here gets one by its name."""
+    return COLOURS.get(policy) or OTHERS[sum(policy.encode()) % len(OTHERS)]
+
+
+def benchmark(group: list[dict], columns: int):
+    """A panel per task, a bar per policy with its error and value; what is not finite is said instead."""
+    labels, tasks = (list(dict.fromkeys(bar[key] for bar in group)) for key in ("label", "task"))
+    room = 0.15 + 0.067 * len(cut(max(labels, key=len), 30))
+    figure, axes = sheet(len(tasks), columns, height=0.1 + 0.19 * len(labels), left=room, gap=0.25)
+    reach = max([abs(b["value"]) + error(b) for b in group if math.isfinite(b["value"])], default=1) or 1
+    low = min([b["value"] - error(b) for b in group if math.isfinite(b["value"])] + [0])
+    for place, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
+        for bar in (bar for bar in group if bar["task"] == task):
+            draw_bar(axis, bar, labels.index(bar["label"]), reach)
+        axis.set_title(cut(task, 40), loc="left", fontweight="bold" if group_row(group, task) else "normal")
+        axis.set(xlim=(min(low * 1.2, 0), reach * 1.18), ylim=(len(labels) - 0.4, -0.6))
+        axis.set_yticks(range(len(labels)), [cut(x, 30) for x in labels] if place % columns == 0 else [])
+        axis.tick_params(length=0)
+        axis.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines["bottom"].set_visible(False)
+    return figure
+
+
+def draw_bar(axis, bar: dict, y: int, reach: float) -> None:
+    """One bar, its error, and its value behind both."""
+    if not math.isfinite(bar["value"]):
+        axis.text(reach * 0.01, y, short(bar["value"]), va="center", color=WARN)
+        return
+    axis.barh(y, bar["value"], height=0.68, color=colour(bar["policy"]))
+    if error(bar):
+        axis.errorbar(bar["value"], y, xerr=error(bar), color=INK, elinewidth=0.9, capsize=2, capthick=0.9)
+    edge = max(bar["value"], 0) + error(bar) + reach * 0.015
+    axis.text(edge, y, short(bar["value"]), va="center", fontsize=7.5, alpha=0.75)
+
+
+def error(bar: dict) -> float:
+    """The half length of a bar's error, nought where there is none that can be drawn."""
+    return bar["error"] if bar["error"] is not None and math.isfinite(bar["error"]) else 0
+
+
+def group_row(group: list[dict], task: str) -> bool:
+    """Is this lm-eval's aggregate over a group, and not one task of it?"""
+    return any(bar["group"] for bar in group if bar["task"] == task)
+
+
+def training(trained: list[dict], columns: int):
+    """A panel per trained artifact: loss against step; a step without a finite loss is a cross below."""
+    figure, axes = sheet(len(trained), columns, height=1.35, left=0.6, gap=0.45)
+    for place, (axis, artifact) in enumerate(zip(axes, trained, strict=True)):
+        axis.set_xlabel("step" if place >= len(trained) - columns else "")
+        axis.set_ylabel("" if place % columns else "loss")
+        for key, style in (("loss", "-"), ("eval_loss", "o")):
+            points = [(point["step"], point[key]) for point in artifact["history"] if key in point]
+            finite = [(x, y) for x, y in points if math.isfinite(y)]
+            x_y = zip(*finite, strict=True) if finite else ([], [])
+            axis.plot(*x_y, style, color=colour(artifact["stage"]), linewidth=1.3, markersize=3.5)
+            lost = [x for x, y in points if not math.isfinite(y)]
+            axis.plot(lost, [0.03] * len(lost), "x", color=WARN, ms=4, transform=axis.get_xaxis_transform())
+        axis.set_title(cut(f"{artifact['experiment']} · {artifact['stage']}", 40), loc="left")
+        axis.grid(color=INK, alpha=0.12, linewidth=0.6)
+        axis.tick_params(length=0)
+        axis.locator_params(nbins=5)
+    return figure
+
+
+def cut(text: str, length: int) -> str:
+    """A label that leaves room for what it labels."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def themed(svg: str, label: str) -> str:
+    """The SVG as it stands in the page: it takes the page's colours, and no name is used twice there."""
+    from markupsafe import Markup, escape
+
+    svg = svg[svg.index("<svg ") :].replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

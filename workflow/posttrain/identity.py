@@ -1,0 +1,56 @@
+"""What an artifact is: the bytes it holds (its manifest), and the settings and inputs it was made from."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from posttrain.errors import UserError
+from posttrain.files import read_json, sha256
+
+
+def canonical(value) -> str:
+    """One spelling for equal values: JSON with sorted keys."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def manifest_of(folder: Path, parts: list[str]) -> dict:
+    """sha256 and size of every file of an artifact: of `parts` (files and folders) below `folder`."""
+    files = {}
+    for part in parts:
+        path = folder / part
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and not file.name.startswith("."):  # Snakemake leaves .snakemake_timestamp in folders
+                files[file.relative_to(folder).as_posix()] = {"sha256": sha256(file), "size": file.stat().st_size}
+    return {"files": files}
+
+
+def verify(manifest: Path) -> None:
+    """Compare an artifact's bytes with its manifest.
+
+    Raises UserError naming every file that is gone, has another size or other bytes, and how to mend it.
+    """
+    folder, problems, content = manifest.parent, [], read_json(manifest)
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise UserError(f"{manifest}: is no manifest of an artifact")
+    for name, known in content["files"].items():
+        file = folder / name
+        if not file.is_file():
+            problems.append(f"{file}: is gone")
+        elif file.stat().st_size != known["size"]:
+            problems.append(f"{file}: has {file.stat().st_size} bytes, its manifest says {known['size']}")
+        elif sha256(file) != known["sha256"]:
+            problems.append(f"{file}: its bytes differ from its manifest")
+    if problems:
+        raise UserError(*problems, f"remake it: rm {manifest} and run snakemake again")
+
+
+def identity(stage: str, section: dict, inputs: dict[str, Path | list[Path]]) -> str:
+    """What a stage's run is, as 16 hex digits: its settings and the manifests of its inputs.
+
+    Checkpoints lie under it, so that a run never continues from another run's state.
+    """
+    digests = {
+        role: [sha256(path) for path in paths] if isinstance(paths, list) else sha256(paths)
+        for role, paths in sorted(inputs.items())
+    }
+    return hashlib.sha256(canonical([stage, section, digests]).encode()).hexdigest()[:16]

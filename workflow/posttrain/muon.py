@@ -1,0 +1,42 @@
+"""Muon for a model's matrices and AdamW for the rest, as one optimiser that a trainer can use and save.
+
+Muon orthogonalises the momentum of each matrix (Jordan et al. 2024; `torch.optim.Muon`); embeddings and vectors
+stay with AdamW, as its authors advise. `match_rms_adamw` lets both share a learning rate (arXiv 2502.16982).
+"""
+
+import torch
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Two optimisers behind one `step`, with common parameter groups for the learning-rate schedule."""
+
+    def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float, beta2: float):
+        embeddings = {
+            weight
+            for layer in model.modules()
+            if isinstance(layer, torch.nn.Embedding)
+            for weight in layer.parameters()
+        }
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        matrices = [weight for weight in trained if weight.ndim == 2 and weight not in embeddings]
+        rest = [weight for weight in trained if weight.ndim != 2 or weight in embeddings]
+        self.muon = torch.optim.Muon(
+            matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adamw = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, beta2), weight_decay=0.0)
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
+
+    def step(self, closure=None):
+        """One step of both."""
+        self.muon.step()
+        self.adamw.step()
+
+    def state_dict(self) -> dict:
+        """The state of both, so that a continued run is the same run."""
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore both; the groups are shared again, so that the schedule reaches them."""
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+        self.param_groups[:] = [*self.muon.param_groups, *self.adamw.param_groups]

@@ -1,0 +1,120 @@
+"""A language model as an artifact: its contract, and how it is loaded again exactly as it was trained."""
+
+from pathlib import Path
+
+from posttrain.errors import UserError
+from posttrain.files import read_json, sha256, write_json
+from posttrain.tokens import template_digest
+
+ADAPTERS = ("lora", "qlora", "prefix", "prompt")
+MERGEABLE = ("lora", "qlora")
+
+
+def save_contract(folder: Path, method: str, tokenizer, config, base: Path | None = None, quantization=None) -> None:
+    """Write `policy.json`: what every later load of this model must agree with.
+
+    method: "weights" for a whole model, else the kind of adapter; base: manifest of the model that an adapter
+    belongs to; quantization: how that model was quantised when the adapter was trained.
+    """
+    contract = {
+        "method": method,
+        "base": sha256(base) if base else None,
+        "base_path": str(base) if base else None,
+        "quantization": quantization,
+        "chat_template": template_digest(tokenizer),
+        "special_tokens": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
+        "rope": getattr(config, "rope_parameters", None),
+        "context": getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length,
+    }
+    write_json(folder / "policy.json", contract)
+
+
+def load_contract(manifest: Path) -> dict:
+    """The contract of an artifact that holds a language model."""
+    file = manifest.parent / "model" / "policy.json"
+    if not file.is_file():
+        raise UserError(f"{manifest}: is no artifact of a language model (there is no {file})")
+    return read_json(file)
+
+
+def load_tokenizer(manifest: Path):
+    """The tokenizer of a policy. Raises UserError when its chat template is not the one it was trained with."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(manifest.parent / "model")
+    expected, found = load_contract(manifest)["chat_template"], template_digest(tokenizer)
+    if expected != found:
+        raise UserError(
+            f"{manifest.parent / 'model'}: its chat template (sha256 {found}) is not the one that it was trained "
+            f"with ({expected}); remake it: rm {manifest} and run snakemake again"
+        )
+    return tokenizer
+
+
+def quantization_config(settings: dict):
+    """bitsandbytes' configuration for 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314, section 3)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=settings["double_quantization"],
+        bnb_4bit_compute_dtype=getattr(torch, settings["compute"]),
+    )
+
+
+def load_weights(manifest: Path, quantization: dict | None = None):
+    """The whole model of an artifact on the GPU, where there is one; in 4 bits where `quantization` says so."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"quantization_config": quantization_config(quantization)} if quantization else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        manifest.parent / "model", dtype=torch.float32, **attention(manifest), **options
+    )
+    if quantization:
+        keep_quantized_weights(model)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def attention(manifest: Path) -> dict[str, str]:
+    """The attention implementation: BLOOM's ALiBi exists as plain code only, all others take the fused one."""
+    kind = read_json(manifest.parent / "model" / "config.json")["model_type"]
+    return {"attn_implementation": "eager" if kind in ("bloom", "mpt") else "sdpa"}
+
+
+def keep_quantized_weights(model) -> None:
+    """Switch off bitsandbytes' repacking of 4-bit weights on CPUs with AVX512-BF16.
+
+    It happens in place in the first forward pass in evaluation mode and is never undone: after it, gradients,
+    merging and saving are wrong without an error (bitsandbytes 0.50.2).
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load(policy: Path, base: Path | None = None):
+    """A policy ready for use: `(model, tokenizer)`, with an adapter merged where it can be.
+
+    A LoRA trained on quantised weights is merged into just those weights, dequantised: the function is the one
+    that was trained. policy, base: manifests; base is needed for adapters.
+    Raises UserError when the base is not the one that the adapter was trained on.
+    """
+    from peft import PeftModel
+
+    contract, tokenizer = load_contract(policy), load_tokenizer(policy)
+    if contract["method"] == "weights":
+        return load_weights(policy).eval(), tokenizer
+    if base is None or sha256(base) != contract["base"]:
+        raise UserError(f"{policy}: its adapter was trained on another base than {base}")
+    model = load_weights(base, contract["quantization"])
+    if contract["quantization"]:
+        model = model.dequantize()
+    model = PeftModel.from_pretrained(model, policy.parent / "model")
+    if contract["method"] in MERGEABLE:
+        model = model.merge_and_unload()
+    return model.eval(), tokenizer

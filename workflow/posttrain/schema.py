@@ -1,0 +1,111 @@
+"""The config's documentation, made from its one definition: a JSON schema for editors and a table of every key.
+
+posttrain schema
+"""
+
+import json
+import typing
+from pathlib import Path
+
+from posttrain import config
+from posttrain.campaign import section_class
+from posttrain.files import write_json
+
+MARK = "<!-- Below: written by `posttrain schema` from workflow/posttrain/config.py; do not edit. -->"
+
+
+def write(folder: Path) -> None:
+    """Write `schema.json` (an experiment's; the campaign's under `$defs`) and the key reference in `README.md`."""
+    write_json(folder / "schema.json", schema())
+    readme = folder / "README.md"
+    written = readme.read_text(encoding="utf-8").partition(MARK)[0]
+    readme.write_text(f"{written}{MARK}\n{reference()}", encoding="utf-8")
+
+
+def schema() -> dict:
+    """JSON schema of an experiment's file, in which every key may be left to the parent."""
+    whole = config.Experiment.model_json_schema()
+    whole.pop("required", None)  # a child inherits what it does not say
+    for part in whole["$defs"].values():
+        part.pop("required", None)
+    whole["$defs"]["Campaign"] = config.Campaign.model_json_schema()
+    return json.loads(json.dumps(whole))
+
+
+def reference() -> str:
+    """A table for each section: key, type, default, meaning."""
+    parts = []
+    for title, model in (
+        ("The campaign (`config.yaml`)", config.Campaign),
+        ("An experiment (`experiments/NAME.yaml`)", config.Experiment),
+    ):
+        parts += [f"\n## {title}\n", *section("", model)]
+    return "\n".join(parts) + "\n"
+
+
+def section(prefix: str, model: type[config.Section]) -> list[str]:
+    """The table of a section, followed by those of the sections in it."""
+    lines = [f"{model.__doc__.strip()}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
+    nested = []
+    for key, field in model.model_fields.items():
+        meaning = " ".join((field.description or "").split())
+        if conditions := (field.json_schema_extra or {}).get("only_with"):
+            only = "; ".join(f"`{other}: {' / '.join(values)}`" for other, values in conditions.items())
+            meaning += f" Only with {only}."
+        lines.append(f"| `{prefix}{key}` | {kind(field)} | {default(field)} | {meaning.replace('|', chr(92) + '|')} |")
+        inner = section_class(field.annotation)
+        if inner:
+            listed = "[]" if "list" in str(field.annotation) else ""
+            nested += ["", f"### `{prefix}{key}`\n", *section(f"{prefix}{key}{listed}.", inner)]
+    return lines + nested
+
+
+def kind(field) -> str:
+    """Type and bounds of a key, for a person."""
+    inner = section_class(field.annotation)
+    text = str(field.annotation)
+    if inner:
+        return "list of sections" if "list" in text else "section"
+    for name, words in (
+        ("Literal", ""),
+        ("bool", "true / false"),
+        ("int", "integer"),
+        ("float", "number"),
+        ("str", "text"),
+    ):
+        if name in text or getattr(field.annotation, "__name__", "") == name:
+            if name == "Literal":
+                return " / ".join(f"`{value}`" for value in literals(field.annotation))
+            return ("list of " if "list" in text else "") + words + bounds(field)
+    return "text"
+
+
+def literals(annotation) -> list[str]:
+    """All values that a type names, in unions too."""
+    found = []
+    for part in typing.get_args(annotation):
+        found += [part] if isinstance(part, str) else literals(part)
+    return found
+
+
+def bounds(field) -> str:
+    """Bounds of a number, as "≥ 1"."""
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
+    metadata = list(field.metadata)
+    for part in typing.get_args(field.annotation):
+        for item in typing.get_args(part)[1:] if hasattr(part, "__metadata__") else []:
+            metadata += getattr(item, "metadata", [item])
+    said = [
+        f"{sign} {getattr(rule, name):g}" for rule in metadata for name, sign in signs.items() if hasattr(rule, name)
+    ]
+    return f" {', '.join(said)}" if said else ""
+
+
+def default(field) -> str:
+    """The default, or that there is none."""
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    if value is None or isinstance(value, config.Section) or value in ("", []):
+        return ""
+    return f"`{json.dumps(value)}`"

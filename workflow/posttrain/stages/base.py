@@ -1,0 +1,195 @@
+"""The untouched model: a local directory, a model from the hub, or one trained from scratch on the prepared text.
+
+python -m posttrain base --config results/NAME/base/config.yaml --data results/NAME/prepare/manifest.json \
+    --output results/NAME/base/manifest.json
+"""
+
+import collections
+import math
+import shutil
+from pathlib import Path
+
+from posttrain.config import Base, Scratch
+from posttrain.errors import UserError
+from posttrain.files import read_jsonl
+from posttrain.policy import save_contract
+from posttrain.progress import say
+
+
+def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: list[Path] = ()) -> dict:
+    """Write `work/model`, the base with the prepared tokenizer, and return its metrics."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(data.parent / "data" / "tokenizer")
+    model_folder = work / "model"
+    if section.scratch:
+        metrics = from_scratch(section.scratch, tokenizer, data.parent / "data" / "text", model_folder, checkpoints)
+    else:
+        metrics = copy(source_folder(section, list(fetched)), model_folder)
+        if len(tokenizer) > AutoConfig.from_pretrained(model_folder).vocab_size:
+            raise UserError("base: the prepared tokenizer has more tokens than the model has embeddings")
+    tokenizer.save_pretrained(model_folder)
+    save_contract(model_folder, "weights", tokenizer, AutoConfig.from_pretrained(model_folder))
+    return metrics
+
+
+def source_folder(section: Base, fetched: list[Path]) -> Path:
+    """Where the bytes of an existing model lie. Raises UserError when they are not there."""
+    if section.hub:
+        from posttrain.hub import find_manifest, local_model
+
+        manifest = find_manifest(fetched, "model", section.hub.id, section.hub.revision)
+        return local_model(section.hub.id, section.hub.revision or "main", manifest)
+    folder = Path(section.path)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"base.path: {folder} is not a model directory (it has no config.json)")
+    return folder
+
+
+def copy(source: Path, folder: Path) -> dict:
+    """Copy a model's configuration and safetensors. Raises UserError when it has no safetensors."""
+    weights = sorted(source.glob("*.safetensors"))
+    if not weights:
+        others = ", ".join(sorted(p.name for p in source.iterdir() if p.suffix in (".bin", ".pt", ".pth"))) or "none"
+        raise UserError(f"base: {source} has no *.safetensors (other weights: {others}); pickles are never loaded")
+    folder.mkdir()
+    for file in [*weights, *source.glob("*.safetensors.index.json"), *source.glob("*config.json")]:
+        if file.name != "tokenizer_config.json":
+            shutil.copyfile(file, folder / file.name)
+    return {"summary": {"weights_mb": round(sum(file.stat().st_size for file in weights) / 1e6, 1)}}
+
+
+def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoints: Path) -> dict:
+    """Train a model on blocks of `context` tokens and save it.
+
+    Raises UserError when it did not learn: held-out perplexity must be under `learned` times the unigram's.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    from posttrain import training
+
+    training.seed_everything(section.seed)
+    config = architecture(section, tokenizer)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if section.locality and section.positions == "rope":
+        look_back(model, section.locality)
+    train = blocks(tokenizer, read_jsonl(text / "train.jsonl"), section.context)
+    test = blocks(tokenizer, read_jsonl(text / "test.jsonl"), section.context)
+    say(f"{model.num_parameters():,} parameters, {len(train) * section.context:,} tokens of text")
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**training.arguments(section, checkpoints), remove_unused_columns=False),
+        train_dataset=train,
+        eval_dataset=test,
+        data_collator=collate,
+        optimizers=(optimizer(section, model), None),
+    )
+    training.run(trainer, checkpoints)
+    loss = trainer.evaluate()["eval_loss"]
+    unigram = unigram_perplexity(train, test)
+    perplexity = math.exp(loss)
+    say(f"held-out perplexity {perplexity:.2f} (unigram {unigram:.2f})")
+    if not perplexity < section.learned * unigram:
+        raise UserError(
+            f"base: did not learn: held-out perplexity {perplexity:.1f} is not under base.scratch.learned "
+            f"({section.learned}) x the unigram's ({unigram:.1f}); train longer or with another learning_rate"
+        )
+    trainer.model.save_pretrained(folder)
+    return {
+        "summary": {
+            "parameters": model.num_parameters(),
+            "perplexity": perplexity,
+            "unigram_perplexity": unigram,
+            "trained_tokens": section.steps * section.batch_size * section.context,
+        },
+        "history": training.history(trainer),
+    }
+
+
+def architecture(section: Scratch, tokenizer):
+    """The model's configuration: Llama with RoPE, or BLOOM with ALiBi."""
+    from transformers import BloomConfig, LlamaConfig
+
+    special = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if section.positions == "alibi":
+        return BloomConfig(hidden_size=section.hidden_size, n_layer=section.layers, n_head=section.heads, **special)
+    return LlamaConfig(
+        hidden_size=section.hidden_size,
+        intermediate_size=section.intermediate_size,
+        num_hidden_layers=section.layers,
+        num_attention_heads=section.heads,
+        num_key_value_heads=section.heads,
+        max_position_embeddings=section.context,
+        rope_parameters={"rope_type": "default", "rope_theta": section.rope_theta},
+        tie_word_embeddings=True,
+        attention_bias=section.locality > 0,
+        **special,
+    )
+
+
+def look_back(model, strength: float) -> None:
+    """Let half of the heads of the first two layers begin by attending to the token before.
+
+    With q = strength (cos f, -sin f) and k = strength (1, 0) in every frequency f of RoPE, the score of two tokens
+    at distance d is strength^2 sum_f cos(f (d - 1)): highest at d = 1. Copying needs such heads (Olsson et al. 2022,
+    arXiv 2209.11895), and finding them is what a small model spends its first steps on.
+    """
+    import torch
+
+    config = model.config
+    width = config.hidden_size // config.num_attention_heads
+    frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(0, width, 2) / width)
+    here, zero = torch.ones(width // 2), torch.zeros(width // 2)
+    for layer in model.model.layers[:2]:
+        for head in range(config.num_attention_heads // 2):
+            part = slice(head * width, (head + 1) * width)
+            with torch.no_grad():
+                layer.self_attn.k_proj.bias[part] = strength * torch.cat([here, zero])
+                layer.self_attn.q_proj.bias[part] = strength * torch.cat([frequencies.cos(), -frequencies.sin()])
+
+
+def optimizer(section: Scratch, model):
+    """Muon where it is asked for; None lets the trainer make its AdamW."""
+    if section.optimizer == "adamw":
+        return None
+    from posttrain.muon import MuonWithAdamW
+
+    return MuonWithAdamW(model, section.learning_rate, section.weight_decay, section.beta2)
+
+
+def blocks(tokenizer, rows: list[dict], context: int) -> list[dict]:
+    """Documents one after another, each closed by EOS, cut into blocks of `context` tokens that begin with BOS.
+
+    A BOS before every document would teach the model that nothing before a BOS matters, and trained virtual
+    tokens (prefix and prompt tuning) stand there.
+    """
+    stream: list[int] = []
+    for ids in tokenizer([row["text"] for row in rows], add_special_tokens=False).input_ids:
+        stream += [*ids, tokenizer.eos_token_id]
+    room = context - 1
+    whole = range(0, len(stream) - room + 1, room)
+    if not whole:
+        raise UserError(f"base: the prepared text has {len(stream)} tokens, fewer than one context of {context}")
+    return [{"input_ids": [tokenizer.bos_token_id, *stream[start : start + room]]} for start in whole]
+
+
+def collate(batch: list[dict]) -> dict:
+    """Blocks to tensors (batch x context); every token is predicted from those before it."""
+    import torch
+
+    ids = torch.tensor([item["input_ids"] for item in batch])
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def unigram_perplexity(train: list[dict], test: list[dict]) -> float:
+    """Perplexity of the test tokens under the training tokens' frequencies, with one added to each count."""
+    counts = collections.Counter(token for block in train for token in block["input_ids"][1:])
+    tokens = [token for block in test for token in block["input_ids"][1:]]
+    total = sum(counts.values()) + len(set(counts) | set(tokens))
+    return math.exp(-sum(math.log((counts[token] + 1) / total) for token in tokens) / len(tokens))

@@ -1,0 +1,171 @@
+"""Benchmark a policy with lm-eval.
+
+python -m posttrain evaluate --config results/NAME/evaluate/config.yaml --data results/NAME/prepare/manifest.json \
+    --policy results/NAME/sft/manifest.json --base results/NAME/base/manifest.json \
+    --output results/NAME/evaluate/sft/manifest.json
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+from posttrain.config import Evaluate
+from posttrain.errors import UserError
+from posttrain.files import write_json, write_jsonl
+from posttrain.progress import say
+
+
+def evaluate(
+    section: Evaluate,
+    data: Path,
+    policy: Path,
+    work: Path,
+    checkpoints: Path,
+    base: Path | None = None,
+    fetched: list[Path] = (),
+) -> dict:
+    """Write lm-eval's own result (`lm_eval.json`, `data/samples`) into `work` and return the table's rows.
+
+    fetched: manifests of the lm-eval tasks whose data came from the hub.
+    """
+    from posttrain.policy import load
+
+    manager, names = tasks(section, data, list(fetched), work / ".packs")
+    model, tokenizer = load(policy, base)
+    say(f"{len(names)} tasks or groups: {', '.join(names)}")
+    result, template = measure(section, model, tokenizer, manager, names, policy)
+    for task, rows in result.pop("samples").items():
+        write_jsonl(work / "data" / "samples" / f"{task}.jsonl", [plain(row) for row in rows])
+    write_json(work / "lm_eval.json", plain(result))
+    rows = table(result)
+    for row in rows:
+        say(f"{row['task']}  {row['metric']} {row['value']:.4f}")
+    return {"policy": policy.parent.name, "rows": rows, "limit": section.limit, "chat_template": template}
+
+
+def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: Path) -> tuple[dict, str | None]:
+    """lm-eval's result, and the sha256 of the chat template that questions went through; None for none.
+
+    Raises UserError, before anything is asked, when that is not the template that the policy was trained with.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    longest = section.max_length or context(model, tokenizer)
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=section.batch_size, max_length=longest)
+    templated = tokenizer.chat_template is not None if section.chat_template is None else section.chat_template
+    template = digest(harness.chat_template(templated)) if templated else None
+    refuse_other_template(template, policy)
+    result = lm_eval.simple_evaluate(
+        model=harness,
+        tasks=names,
+        task_manager=manager,
+        limit=section.limit,
+        apply_chat_template=templated,
+        bootstrap_iters=1000,
+        random_seed=section.seed,
+        numpy_random_seed=section.seed,
+        torch_random_seed=section.seed,
+        fewshot_random_seed=section.seed,
+        log_samples=True,
+    )
+    return result, template
+
+
+def digest(template: str) -> str:
+    """sha256 of a text."""
+    return hashlib.sha256(template.encode()).hexdigest()
+
+
+def refuse_other_template(used: str | None, policy: Path) -> None:
+    """Raise UserError when lm-eval put the questions through another chat template than the policy was trained with."""
+    from posttrain.policy import load_contract
+
+    trained = load_contract(policy)["chat_template"]
+    if used is not None and used != trained:
+        raise UserError(f"evaluate: questions went through chat template {used}, {policy} was trained with {trained}")
+
+
+def tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
+    """lm-eval's task manager over the built-in and the fetched tasks, and the names to run.
+
+    Raises UserError for a task that neither `prepare` made nor `fetch` brought.
+    """
+    from lm_eval.tasks import TaskManager
+
+    from posttrain.benchmarks import task_pack
+
+    own = data.parent / "data" / "tasks"
+    folders = [str(own)] + [str(task_pack(manifest, packs / str(n))) for n, manifest in enumerate(fetched)]
+    manager = TaskManager(include_path=[folder for folder in folders if Path(folder).is_dir()], include_defaults=False)
+    made = json.loads((own / "default.json").read_text()) if own.is_dir() else []
+    wanted = (
+        [{"task": name} for name in made] if section.tasks is None else [task.model_dump() for task in section.tasks]
+    )
+    if not wanted:
+        raise UserError("evaluate.tasks: prepare made no task from this data; name tasks of lm-eval")
+    problems = [
+        f"evaluate.tasks: {task['task']!r} is neither one that prepare made ({', '.join(made) or 'none'}) nor was it "
+        "fetched; for a task of lm-eval give `task:` and `revision:`, the commit of its data set"
+        for task in wanted
+        if task["task"] not in manager.all_tasks
+    ]
+    if problems:
+        raise UserError(*problems)
+    return manager, [with_shots(task) for task in wanted]
+
+
+def with_shots(task: dict):
+    """What lm-eval is asked for: a name, or a task with another number of examples."""
+    if task.get("shots") is None:
+        return task["task"]
+    return {"task": task["task"], "num_fewshot": task["shots"]}
+
+
+def context(model, tokenizer) -> int:
+    """The longest input, in tokens: the model's trained positions, else what its tokenizer says."""
+    return getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+
+
+def table(result: dict) -> list[dict]:
+    """lm-eval's results as rows: task, metric, value, stderr, n. Groups come with their members."""
+    rows = []
+    for task, values in result["results"].items():
+        filters = {}
+        for key in values:
+            metric, _, name = key.partition(",")
+            if name and not metric.endswith("_stderr"):
+                filters.setdefault(metric, []).append(name)
+        for metric, names in filters.items():
+            for name in names:
+                label = metric if len(names) == 1 else f"{metric},{name}"
+                rows.append(
+                    {
+                        "task": task,
+                        "metric": label,
+                        "value": values[f"{metric},{name}"],
+                        "stderr": number(values.get(f"{metric}_stderr,{name}")),
+                        "n": count(result, task),
+                        "higher_is_better": result.get("higher_is_better", {}).get(task, {}).get(metric),
+                    }
+                )
+    return rows
+
+
+def number(value) -> float | None:
+    """A finite number, or None for lm-eval's "N/A"."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def count(result: dict, task: str) -> int | None:
+    """Questions that were asked: of a task, or of all tasks of a group."""
+    if task in result["n-samples"]:
+        return result["n-samples"][task]["effective"]
+    members = result.get("group_subtasks", {}).get(task, [])
+    return sum(count(result, member) or 0 for member in members) or None
+
+
+def plain(value):
+    """lm-eval's result as JSON has it: no arrays, no functions."""
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,201 @@
+"""Bring models, data sets and benchmark data from the hub, at full commits, into the shared cache.
+
+    posttrain fetch --config results/NAME/fetch/config.yaml --output results/NAME/fetch/manifest.json
+
+The only stage that opens a connection; light, for the login node. It may be stopped at any moment: the
+manifest appears last, and another run transfers only what is missing or spoilt. The manifest says what the
+bytes are, never where or when; `posttrain.hub` finds them again without a network. A token (HF_TOKEN) is read
+by huggingface_hub alone.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from posttrain.benchmarks import find_tasks, task_row
+from posttrain.errors import UserError, gather
+from posttrain.hub import COMMIT, cached, digests, wish
+from posttrain.hub_errors import FULL, explained
+
+# Pickles run code when they are loaded; the other formats repeat the weights, and nothing here reads them.
+PICKLES = ["*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"]
+OTHER_WEIGHTS = ["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.tflite", "*.ot", "*.gguf"]
+IGNORED = {"model": PICKLES + OTHER_WEIGHTS, "dataset": PICKLES}
+CARDS = ["README.md", ".huggingface.yaml"]  # name a data set's configurations and the files of each
+
+
+def fetch(section: dict, output: Path) -> None:
+    """Fetch what the section lists and write the manifest, last and by rename.
+
+    section: `models` and `datasets`, each {id, revision, allow_floating, allow_patterns}; `tasks`, each
+    {task, revision, allow_floating, allow_patterns} where revision is a commit or {data set: commit};
+    `task_dirs`, folders of lm-eval YAML of one's own.
+    Raises UserError with all problems at once, and writes nothing then: floating revisions before any
+    connection, then what the hub, the network or the disk refused.
+    """
+    wishes = [wish(kind, entry) for kind in ("model", "dataset") for entry in section.get(kind + "s") or []]
+    tasks = find_tasks(section["tasks"], section.get("task_dirs") or []) if section.get("tasks") else []
+    wishes += [task["wish"] for task in tasks if task["wish"]]
+    refuse_floating(wishes)
+    repos = fetch_all(wishes)
+    rows = gather(lambda task: task_row(task, repos.get(task["wish"])), tasks)
+    rows.sort(key=lambda row: row["name"])
+    write({"repos": merged(list(repos.values())), "tasks": rows}, Path(output))
+
+
+def refuse_floating(wishes: list[tuple]) -> None:
+    """Raise UserError for each revision that is not a full commit and is not allowed to float."""
+    problems = [
+        f"{kind} {id}: revision {revision!r} can move; give the commit, 40 hexadecimal digits (on the hub "
+        "under Files > History), or allow_floating: true"
+        for kind, id, revision, floating, _ in dict.fromkeys(wishes)
+        if not (floating or is_commit(revision))
+    ]
+    if problems:
+        raise UserError(*problems)
+
+
+def fetch_all(wishes: list[tuple]) -> dict:
+    """{wish: its entry in the manifest}; one refused repository does not keep the others from coming."""
+    unique = list(dict.fromkeys(wishes))
+    return dict(zip(unique, gather(lambda w: fetch_repo(*w), unique), strict=True))
+
+
+def fetch_repo(kind: str, id: str, revision: str | None, floating: bool, patterns: tuple | None) -> dict:
+    """Bring one repository into the cache, prove every byte, return its entry in the manifest.
+
+    Raises UserError: refused by hub, network or disk (in_words); no safetensors; bytes other than the hub's.
+    """
+    from huggingface_hub import snapshot_download
+
+    allow = [*patterns, *(CARDS if kind == "dataset" else [])] if patterns else None
+    with explained(kind, id, revision):
+        commit, files = listing(kind, id, revision)
+        wanted = selected(files, kind, allow)
+        refuse_unusable(kind, id, commit, wanted, patterns)
+        where = {"repo_type": kind, "revision": commit}
+        folder = snapshot_download(id, allow_patterns=allow, ignore_patterns=IGNORED[kind], **where)
+        files = [proven(Path(folder), id, file, where) for file in wanted]
+    size = sum(file["size"] for file in files)
+    print(f"fetch: {kind} {id} at {commit}: {len(files)} files, {size:,} bytes", flush=True)
+    requested = [] if is_commit(revision) else [revision or "main"]
+    return {"kind": kind, "id": id, "revision": commit, "requested": requested, "files": files}
+
+
+def listing(kind: str, id: str, revision: str | None) -> tuple[str, list[dict]]:
+    """The commit, and what the hub knows of its files: path, size, and sha256 (LFS) or git's hash (others).
+
+    Without a network, for a pinned revision, the listing that an earlier download left in the cache, with
+    sizes only: a cache carried to a machine without a network is enough. Raises what huggingface_hub raises.
+    """
+    from httpx2 import TransportError
+    from huggingface_hub import HfApi, get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, OfflineModeIsEnabled
+
+    try:
+        # Asked first because it is not retried: without a network list_repo_tree takes 25 s to say so.
+        commit = HfApi().repo_info(id, repo_type=kind, revision=revision or "main", timeout=10).sha
+        tree = list(HfApi().list_repo_tree(id, recursive=True, revision=commit, repo_type=kind))
+    except (TransportError, OfflineModeIsEnabled) as error:
+        if not is_commit(revision):
+            raise
+        try:
+            tree = get_cached_repo_tree(id, repo_type=kind, revision=revision)
+        except CachedRepoTreeNotFoundError:
+            raise error from None
+        return revision, [{"path": file.path, "size": file.size} for file in tree]
+    return commit, [known_of(item) for item in tree if hasattr(item, "size")]  # folders have none
+
+
+def known_of(file) -> dict:
+    """One file of the hub's listing (huggingface_hub's RepoFile)."""
+    known = {"sha256": file.lfs.sha256} if file.lfs else {"git": file.blob_id}
+    return {"path": file.path, "size": file.size, **known}
+
+
+def is_commit(revision: str | None) -> bool:
+    return bool(COMMIT.fullmatch(revision or ""))
+
+
+def selected(files: list[dict], kind: str, allow: list[str] | None) -> list[dict]:
+    """The files that the patterns leave, as snapshot_download chooses them, in the order of their paths."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    patterns = {"allow_patterns": allow, "ignore_patterns": IGNORED[kind]}
+    return sorted(filter_repo_objects(files, key=path_of, **patterns), key=path_of)
+
+
+def path_of(file: dict) -> str:
+    return file["path"]
+
+
+def refuse_unusable(kind: str, id: str, commit: str, wanted: list[dict], patterns: tuple | None) -> None:
+    """Raise UserError, before anything is transferred, where there is nothing to use or no room for it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    what = f"{kind} {id} at {commit}"
+    if not wanted:
+        raise UserError(f"{what}: no file there matches {list(patterns or ['*'])}.")
+    if kind == "model" and not patterns and not any(file["path"].endswith(".safetensors") for file in wanted):
+        raise UserError(
+            f"{what} has no safetensors; other weights are pickles, which run code when loaded. Pin a "
+            "commit that has them: the hub's converter often offers one as a pull request (refs/pr/N)."
+        )
+    repo = {"id": id, "kind": kind, "revision": commit}
+    missing = sum(file["size"] for file in wanted if cached(repo, file["path"]) is None)
+    cache = next(path for path in [Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents] if path.exists())
+    free = shutil.disk_usage(cache).free
+    if missing > free:
+        raise UserError(f"{what}: {missing:,} bytes to fetch, {free:,} free in {cache}. {FULL}")
+
+
+def proven(folder: Path, id: str, file: dict, where: dict) -> dict:
+    """A file's entry in the manifest, from its bytes; what is not what the hub has is fetched once more.
+
+    huggingface_hub takes any file under the right name for the right one, so that without this a truncated
+    cache would stay truncated. Raises UserError where the second transfer is wrong too.
+    """
+    from huggingface_hub import hf_hub_download
+
+    path = folder / file["path"]
+    found = digests(path)
+    if differs(found, file):
+        hf_hub_download(id, file["path"], force_download=True, **where)
+        found = digests(path)
+    if differs(found, file):
+        raise UserError(
+            f"{where['repo_type']} {id}: {file['path']} arrives as {found['size']} bytes, not the hub's "
+            f"{file['size']}: a proxy or a mirror (HF_ENDPOINT) alters them, or the disk is failing."
+        )
+    return {"path": file["path"], "size": found["size"], "sha256": found["sha256"]}
+
+
+def differs(found: dict, expected: dict) -> bool:
+    return any(found[key] != expected[key] for key in expected if key != "path")
+
+
+def merged(repos: list[dict]) -> list[dict]:
+    """One entry for each repository and commit, with all files that any wish brought; in a fixed order."""
+    together = {}
+    for repo in repos:
+        key = repo["kind"], repo["id"], repo["revision"]
+        seen = together.setdefault(key, {**repo, "files": [], "requested": []})
+        files = {file["path"]: file for file in seen["files"] + repo["files"]}
+        seen["files"] = [files[path] for path in sorted(files)]
+        seen["requested"] = sorted({*seen["requested"], *repo["requested"]})
+    return [together[key] for key in sorted(together)]
+
+
+def write(manifest: dict, output: Path) -> None:
+    """Write the manifest by rename; leave it alone if nothing changed. Raises UserError if it cannot."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    try:
+        if output.exists() and output.read_text(encoding="utf-8") == text:
+            return
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draft = output.with_name(output.name + ".tmp")
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, output)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}.") from None

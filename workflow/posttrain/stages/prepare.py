@@ -1,0 +1,282 @@
+"""Data: read, checked line by line, split by group, measured; and the benchmark tasks of what is held out.
+
+python -m posttrain prepare --config results/NAME/prepare/config.yaml --output results/NAME/prepare/manifest.json
+"""
+
+import os
+import statistics
+from pathlib import Path
+
+from posttrain import overlap, rows, tasks, tokens
+from posttrain.config import HubModel, Prepare, Source
+from posttrain.errors import UserError
+from posttrain.files import write_jsonl
+from posttrain.progress import say
+
+TRAINED = ("text", "sft", "preference")  # what training stages read; each has a train and a test side
+WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
+
+
+def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: list[Path] = ()) -> dict:
+    """Write `work/data` (text, sft, preference, tasks, tokenizer) and return the data card.
+
+    Raises UserError naming file:line for what cannot be used, and for rows that training and evaluation share.
+    """
+    sides = {task: {"train": [], "test": []} for task in TRAINED}
+    cards, questions, given = [], [], []
+    if section.world:
+        questions = add_world(section, sides, cards)
+        given += questions  # they become a benchmark, so what training knows of them is an error
+    for task in TRAINED:
+        for source in getattr(section, task):
+            given += add_source(section, source, task, sides[task], cards, list(fetched))
+    choices = [row for source in section.choices for row in read(section, source, "eval", cards, list(fetched)).rows]
+    for task in TRAINED:
+        sides[task]["train"], repeated = overlap.deduplicate(sides[task]["train"])
+        cards.append(card(f"{task}: all sources", task, {"exact duplicate": repeated}))
+    separate(sides, cards, given + choices)
+    tokenizer = make_tokenizer(section, sides, list(fetched))
+    lengths = {task: limit_length(section, tokenizer, task, sides[task]) for task in ("sft", "preference")}
+    refuse_empty(section, sides, lengths)
+    prove(tokenizer, sides["sft"])
+    folder = work / "data"
+    for task in TRAINED:
+        for side, kept in sides[task].items():
+            if kept:
+                write_jsonl(folder / task / f"{side}.jsonl", kept)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    made = tasks.write_tasks(
+        folder / "tasks", f"{os.path.relpath(work.parent)}/data/tasks", questions, held_out(section, sides), choices
+    )
+    say(", ".join(f"{len(sides[t]['train'])}+{len(sides[t]['test'])} {t} rows" for t in TRAINED) + f"; tasks {made}")
+    return {
+        "sources": [entry for entry in cards if entry["total"] or entry["dropped"]],
+        "splits": {task: {side: len(kept) for side, kept in sides[task].items()} for task in TRAINED},
+        "tokens": {task: found for task, found in lengths.items() if found},
+        "vocabulary": len(tokenizer),
+        "tasks": made,
+    }
+
+
+def add_world(section: Prepare, sides: dict, cards: list) -> list[dict]:
+    """Add the built-in world's rows to both sides; returns its held-out questions."""
+    from posttrain import world
+
+    made = world.generate(section.seed, **section.world.model_dump())
+    for task in TRAINED:
+        for side, found in getattr(made, task).items():
+            sides[task][side] += [{"group": row["id"], **row, "source": f"world:{row['id']}"} for row in found]
+            cards.append(card(f"world, {side}", task, {}, total=len(found), kept=len(found)))
+    return [row for row in sides["sft"]["test"] if row["source"].startswith("world:")]
+
+
+def add_source(
+    section: Prepare, source: Source, task: str, sides: dict, cards: list, fetched: list[Path]
+) -> list[dict]:
+    """Read a source and put its rows on the sides that it is for; returns those given for evaluation."""
+    report = read(section, source, task, cards, fetched)
+    kept, repeated = overlap.deduplicate(report.rows)
+    cards[-1]["kept"] = len(kept)
+    if repeated:
+        cards[-1]["dropped"]["exact duplicate"] = repeated
+    if source.use == "split":
+        train, test, warning = overlap.split(kept, section.test_fraction, section.seed)
+        if warning:
+            say(f"{report.name}: warning: {warning}")
+            cards[-1]["warnings"][warning] = 1
+        sides["train"] += train
+        sides["test"] += test
+        return []
+    sides[source.use] += kept
+    return kept if source.use == "test" else []
+
+
+def read(section: Prepare, source: Source, task: str, cards: list, fetched: list[Path]) -> rows.Report:
+    """The rows of a file or of a data set on the hub; says what was dropped, and adds to the data card."""
+    options = {"group_key": section.group_key, "allow_empty_user": section.allow_empty_user}
+    if source.path:
+        limit = int(section.max_line_mb * 2**20)
+        report = rows.read(source.path, task, source.format, max_line_bytes=limit, **options)
+    else:
+        name = "/".join(filter(None, (source.dataset, source.subset, source.rows)))
+        report = rows.read_rows(hub_rows(source, fetched), name, task, source.format, **options)
+    for line in report.describe():
+        say(line)
+    counts = [{reason: len(cases) for reason, cases in found.items()} for found in (report.dropped, report.warnings)]
+    cards.append(card(report.name, task, counts[0], counts[1], report.total, report.kept))
+    if not report.rows:
+        raise UserError(f"{report.name}: no row of {report.total} can be used", *report.describe()[:5])
+    if source.separator:
+        for row in report.rows:
+            for key in ("completion", "chosen", "rejected"):
+                if isinstance(row.get(key), str):
+                    row[key] = source.separator + row[key]
+    return report
+
+
+def hub_rows(source: Source, fetched: list[Path]):
+    """The rows of a fetched data set, as its loader gives them."""
+    import datasets
+
+    from posttrain.hub import find_manifest, local_dataset
+
+    manifest = find_manifest(fetched, "dataset", source.dataset, source.revision)
+    folder = local_dataset(source.dataset, source.revision or "main", manifest)
+    try:
+        return datasets.load_dataset(str(folder), source.subset, split=source.rows)
+    except ValueError as error:
+        raise UserError(f"prepare: data set {source.dataset}: {str(error).splitlines()[0]}") from None
+
+
+def card(name: str, task: str, dropped: dict, warnings: dict | None = None, total: int = 0, kept: int = 0) -> dict:
+    """One line of the data card; counts of zero are left out."""
+    return {
+        "name": name,
+        "task": task,
+        "total": total,
+        "kept": kept,
+        "dropped": {reason: count for reason, count in dropped.items() if count},
+        "warnings": warnings or {},
+    }
+
+
+def separate(sides: dict, cards: list, given: list[dict]) -> None:
+    """Take out of the held-out rows what training has seen: as it stands, normalised, contained, by 13-grams or
+    by group. Where a random split put them there they are dropped and counted; `given` evaluation rows
+    (`use: test`, choices) were meant to be measured, so for them UserError names both places.
+    """
+    train = [row for task in TRAINED for row in sides[task]["train"]]
+    tests = [row for task in TRAINED for row in sides[task]["test"]] + [row for row in given if "choices" in row]
+    found = {finding.test: finding for finding in overlap.overlap(train, tests)} if tests else {}
+    leaks = [found[row["source"]] for row in given if row["source"] in found]
+    if leaks:
+        raise UserError(
+            f"prepare: {len(leaks)} evaluation rows stand in the training rows too; take them out of one of the two",
+            *map(str, leaks[:8]),
+        )
+    for task in TRAINED:
+        kept = [row for row in sides[task]["test"] if row["source"] not in found]
+        count = len(sides[task]["test"]) - len(kept)
+        cards.append(card("held out by the split", task, {"also in the training rows": count}))
+        sides[task]["test"] = kept
+
+
+def make_tokenizer(section: Prepare, sides: dict, fetched: list[Path]):
+    """The tokenizer with its chat template: trained on the text, from a directory, or from the hub."""
+    chosen = section.tokenizer
+    shown = [row for task in ("sft", "preference") for side in sides[task].values() for row in side]
+    conversations = any("messages" in row or not isinstance(row.get("prompt", ""), str) for row in shown)
+    if chosen.vocab_size:
+        texts = (row["text"] for row in sides["text"]["train"])
+        tokenizer = tokens.train_tokenizer(texts, chosen.vocab_size, section.max_tokens)
+    else:
+        tokenizer = load_tokenizer(chosen.hub, chosen.path, fetched)
+    tokens.set_chat_template(tokenizer, section.chat_template, conversations)
+    return tokenizer
+
+
+def load_tokenizer(hub: HubModel | None, path: str | None, fetched: list[Path]):
+    """A tokenizer that exists. Raises UserError when there is none."""
+    from transformers import AutoTokenizer
+
+    from posttrain.hub import find_manifest, local_model
+
+    if hub:
+        manifest = find_manifest(fetched, "model", hub.id, hub.revision)
+        path = local_model(hub.id, hub.revision or "main", manifest)
+    if not Path(path).is_dir():
+        raise UserError(f"prepare.tokenizer: {path} is not a directory; give the folder of a model")
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"prepare.tokenizer: {path} holds no tokenizer: {str(error).splitlines()[0]}") from None
+
+
+def limit_length(section: Prepare, tokenizer, task: str, sides: dict) -> dict:
+    """Drop or cut rows longer than `max_tokens`, on both sides; returns lengths and counts for the data card."""
+    lengths, dropped, truncated = [], 0, 0
+    for side, found in sides.items():
+        kept = []
+        for row in found:
+            if length(tokenizer, row) > section.max_tokens:
+                row = cut(tokenizer, row, section.max_tokens) if section.long_rows == "cut" else None
+                dropped += row is None
+                truncated += row is not None
+            if row is not None:
+                kept.append(row)
+                lengths.append(length(tokenizer, row))
+        sides[side] = kept
+    if not lengths:
+        return {"dropped_too_long": dropped} if dropped else {}
+    lengths.sort()
+    return {
+        "min": lengths[0],
+        "median": statistics.median_low(lengths),
+        "p95": lengths[int(0.95 * (len(lengths) - 1))],
+        "max": lengths[-1],
+        "truncated": truncated,
+        "dropped_too_long": dropped,
+    }
+
+
+def refuse_empty(section: Prepare, sides: dict, lengths: dict) -> None:
+    """Raise UserError for a kind of data that was asked for and of which no training row is left."""
+    for task in TRAINED:
+        asked = section.world or any(source.use != "test" for source in getattr(section, task))
+        if asked and not sides[task]["train"]:
+            long = lengths.get(task, {}).get("dropped_too_long", 0)
+            raise UserError(
+                f"prepare.{task}: no training row is left ({long} longer than max_tokens {section.max_tokens})"
+            )
+
+
+def prove(tokenizer, sides: dict) -> None:
+    """The token contract on every row, long before anything is trained on it."""
+    for rows_of_side in sides.values():
+        tokens.prove(tokenizer, rows_of_side, [tokens.encode(tokenizer, row) for row in rows_of_side])
+
+
+def length(tokenizer, row: dict) -> int:
+    """Tokens of a row as training will see it; of a preference pair, of its longer answer."""
+    if "chosen" not in row:
+        return len(tokens.encode(tokenizer, row)["input_ids"])
+    if isinstance(row["chosen"], str):
+        return max(len(tokenizer(row["prompt"] + row[side]).input_ids) + 1 for side in ("chosen", "rejected"))
+    return max(len(tokens.render(tokenizer, row["prompt"] + row[side])) for side in ("chosen", "rejected"))
+
+
+def cut(tokenizer, row: dict, longest: int) -> dict | None:
+    """The row with its longest text shortened until it fits: prompts lose their beginning, replies their end.
+
+    None when nothing of the reply would be left, and for preference pairs, whose answers must stay comparable.
+    """
+    if "chosen" in row:
+        return None
+    while (now := length(tokenizer, row)) > longest:
+        turns = row.get("messages") or [{"role": key, "content": row[key]} for key in ("prompt", "completion")]
+        at = max(range(len(turns)), key=lambda n: len(turns[n]["content"]))
+        role, text = turns[at]["role"], turns[at]["content"]
+        keep = min(len(text) - 1, int(len(text) * longest / now))
+        if keep < 8:
+            return None
+        shorter = text[:keep] if role in ("assistant", "completion") else text[-keep:]
+        turns = [*turns[:at], {**turns[at], "content": shorter}, *turns[at + 1 :]]
+        row = {**row, "messages": turns} if "messages" in row else {**row, **{t["role"]: t["content"] for t in turns}}
+    return row
+
+
+def held_out(section: Prepare, sides: dict) -> dict[str, list[str]]:
+    """Documents whose likelihood evaluation measures: held-out text, and held-out rows of local sft data."""
+    documents = [row["text"] for row in sides["text"]["test"]]
+    written = [] if section.world else [" ".join(t for t in spoken(row)) for row in sides["sft"]["test"]]
+    return {
+        "heldout_text": documents[:WORLD_DOCUMENTS] if section.world else documents,
+        "heldout_sft": written,
+    }
+
+
+def spoken(row: dict) -> list[str]:
+    """What stands in a row, without roles and template."""
+    if "messages" in row:
+        return [message["content"] for message in row["messages"]]
+    return [row["prompt"] + row["completion"]]

@@ -1,0 +1,203 @@
+"""report: what the campaign's stages recorded, as one table, figures and one page that opens anywhere.
+
+It reads JSON and knows no model. What a stage failed to make is named with its reason and takes nothing from
+the rest; the page is then marked partial and has no manifest, so that the workflow comes back to it.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from posttrain import figures, records
+from posttrain.files import write_json
+from posttrain.identity import manifest_of
+from posttrain.records import BROKEN, number, short, visible
+
+FIRST_SAMPLES, SAMPLE_CHARACTERS = 3, 1200
+
+
+def report(
+    campaign: dict, output: Path, results: Path = Path("results"), reasons: dict[str, str] | None = None
+) -> list[dict]:
+    """Write table, figures and page into `output`; returns what is missing: nothing, if it is complete.
+
+    campaign: {"title", "experiments": [{"name", "family", "question", "seed", "stages": {stage: artifact folder}}]};
+    experiments of one family differ in their seeds only.
+    reasons: what the caller knows about failed artifacts, by name, e.g. {"results/tiny/ppo": "KL exploded"}.
+    """
+    record = gather(campaign, results, reasons or {})
+    drawn = draw(record)
+    texts = {f"figures/{figure['name']}.svg": figure["wide"] for figure in drawn}
+    texts["table.csv"] = records.table_csv(record["rows"])
+    texts["table.md"] = records.table_md(record["rows"]) + partial_note(record["missing"])
+    texts["index.html"] = page(campaign, record, drawn)
+    publish(output, {name: text.encode() for name, text in texts.items()}, complete=not record["missing"])
+    return record["missing"]
+
+
+def gather(campaign: dict, results: Path, reasons: dict[str, str]) -> dict:
+    """Every record of the campaign that can be read, and what cannot, with its reason."""
+    whole: dict[str, dict] = {}
+    missing: list[dict] = []
+    for artifact in records.artifacts(campaign, results):
+        try:
+            if artifact["name"] in reasons:
+                raise ValueError(visible(reasons[artifact["name"]]))
+            whole[artifact["name"]] = read(artifact, whole)
+        except BROKEN as error:
+            log = results / "logs" / artifact["path"].relative_to(results).with_suffix(".log")
+            missing.append({"name": artifact["name"], "users": artifact["users"]} | because(error, log))
+    evaluated = [artifact for artifact in whole.values() if "rows" in artifact]
+    samples = [sample for artifact in evaluated for sample in read_samples(artifact, missing)]
+    families = {entry["name"]: entry["family"] for entry in campaign["experiments"] if "family" in entry}
+    rows = [
+        row | {"family": families.get(row["experiment"], row["experiment"])}
+        for artifact in evaluated
+        for row in artifact["rows"]
+    ]
+    return {"artifacts": list(whole.values()), "rows": rows, "samples": samples, "missing": missing}
+
+
+def read(artifact: dict, whole: dict[str, dict]) -> dict:
+    """One artifact with what the report shows of it: rows of an evaluation, a data card, or a training."""
+    policy = artifact.get("policy")
+    if policy and policy not in whole:
+        raise ValueError(f"waits for {policy}, which is missing")
+    artifact = records.load(artifact)
+    metrics = artifact["metrics"]
+    if policy:
+        return artifact | {"rows": records.rows(artifact, whole[policy])}
+    if artifact["stage"] == "prepare":
+        return artifact | {"card": card(metrics)}
+    if artifact["stage"] == "fetch":
+        return artifact
+    numbers = metrics.get("summary", {}) | {f"tokens: {k}": v for k, v in metrics.get("tokens", {}).items()}
+    return artifact | {"summary": numbers, "history": [point(entry) for entry in metrics.get("history", [])]}
+
+
+def point(entry: dict) -> dict:
+    """One logged step with the losses it has."""
+    keys = ("step", "loss", "eval_loss")
+    return {key: number(entry[key], key) for key in keys if entry.get(key) is not None}
+
+
+def card(metrics: dict) -> dict:
+    """The data card, checked: sources with counts by reason, rows per split, token lengths."""
+    sources = [
+        {"name": source["name"], "task": source.get("task", "")}
+        | {key: number(source[key], key) for key in ("total", "kept")}
+        | {key: list(source.get(key, {}).items()) for key in ("dropped", "warnings")}
+        for source in metrics["sources"]
+    ]
+    splits = [(task, list(sizes.items())) for task, sizes in metrics.get("splits", {}).items()]
+    tokens = [(task, list(lengths.items())) for task, lengths in metrics.get("tokens", {}).items()]
+    return {"sources": sources, "splits": splits, "tokens": tokens}
+
+
+def because(error: Exception, log: Path) -> dict:
+    """Why something is missing: the error in words, and the last lines of its log where there are any."""
+    reason = f"{error.args[0]!r} is missing from its records" if isinstance(error, KeyError) else str(error)
+    text = ""
+    with contextlib.suppress(OSError):
+        text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", log.read_bytes()[-20_000:].decode(errors="replace"))
+    lines = [visible(line.rstrip(), "\t")[:300] for line in re.split(r"[\r\n]+", text) if line.strip()]
+    return {"reason": visible(reason)[:500], "log": "\n".join(lines[-8:])}
+
+
+def read_samples(evaluation: dict, missing: list[dict]) -> Iterator[dict]:
+    """Sample answers per task, in the order of the result rows; an unreadable file is named as missing."""
+    tasks = {row["task"]: row["metric"] for row in evaluation["rows"]}
+    for task, metric in tasks.items():
+        file = evaluation["path"] / "data" / "samples" / f"{task.replace(os.sep, '_')}.jsonl"
+        try:
+            if file.is_file():
+                yield {"artifact": evaluation, "task": task, "examples": choose(file, metric)}
+        except BROKEN as error:
+            piece = {"name": f"{evaluation['name']}/data/samples/{file.name}", "users": evaluation["users"]}
+            missing.append(piece | because(error, log=Path(os.devnull)))
+
+
+def choose(file: Path, metric: str) -> list[dict]:
+    """The first few answers as they come, then the next wrong one if none was: by place, not by taste."""
+    chosen: list[dict] = []
+    with file.open(encoding="utf-8") as lines:
+        for line in filter(str.strip, lines):
+            example = answer(json.loads(line), metric)
+            if len(chosen) < FIRST_SAMPLES or example["score"] == 0:
+                chosen.append(example)
+            if len(chosen) >= FIRST_SAMPLES and any(example["score"] == 0 for example in chosen):
+                break
+    return chosen
+
+
+def answer(sample: dict, metric: str) -> dict:
+    """One lm-eval sample (as its API or its tracker writes it): prompt, expected, answer, score."""
+    arguments = sample["arguments"]
+    first = arguments["gen_args_0"]["arg_0"] if isinstance(arguments, dict) else arguments[0][0]
+    given = sample.get("filtered_resps") or sample.get("resps") or [""]
+    keys = (metric.partition(",")[0], "exact_match", "acc")
+    scores = [sample[key] for key in keys if isinstance(sample.get(key), int | float)]
+    texts = {"prompt": first, "expected": sample.get("target", ""), "answer": given[0]}
+    return {key: shorten(text) for key, text in texts.items()} | {"score": scores[0] if scores else None}
+
+
+def shorten(text: object) -> str:
+    """Text from a model or a data set, made visible, its middle left out with a note where it is long."""
+    text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+    if (left_out := len(text) - SAMPLE_CHARACTERS) > 0:
+        half = SAMPLE_CHARACTERS // 2
+        text = f"{text[:half]}\n[… {left_out:,} characters left out …]\n{text[-half:]}"
+    return visible(text, "\n\t")
+
+
+def draw(record: dict) -> list[dict]:
+    """Each figure as SVG, wide and for a phone; one that cannot be drawn is named as missing."""
+    trained = [artifact for artifact in record["artifacts"] if "history" in artifact]
+    drawn = []
+    for figure in figures.figures(record["rows"], trained):
+        try:
+            drawn.append(figure | {"wide": figure["draw"](figures.WIDE), "narrow": figure["draw"](1)})
+        except Exception as error:  # whatever matplotlib makes of odd numbers must not cost the table
+            piece = {"name": f"figures/{figure['name']}.svg", "users": [], "log": ""}
+            record["missing"].append(piece | {"reason": f"cannot be drawn: {visible(error)}"})
+    return drawn
+
+
+def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
+    """index.html: one page that needs nothing else; autoescape stands between it and what models wrote."""
+    from jinja2 import Environment, FileSystemLoader
+
+    folder = FileSystemLoader(Path(__file__).parents[1] / "templates")
+    environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"short": short, "themed": figures.themed, "quote": shlex.quote}
+    experiments = {experiment["name"]: experiment for experiment in records.clean(campaign["experiments"])}
+    for artifact in record["artifacts"]:  # a parent that owns an artifact need not be in the campaign itself
+        experiments.setdefault(artifact["experiment"], {"name": artifact["experiment"], "outside": True})
+    return environment.get_template("report.html.j2").render(
+        record, title=visible(campaign["title"]), experiments=list(experiments.values()), figures=drawn
+    )
+
+
+def partial_note(missing: list[dict]) -> str:
+    """A line under the table that says what it lacks; nothing under a complete one."""
+    names = ", ".join(piece["name"].replace("<", "&lt;") for piece in missing)
+    return f"\n**PARTIAL**, missing: {names}\n" if missing else ""
+
+
+def publish(output: Path, files: dict[str, bytes], complete: bool) -> None:
+    """Put the files in place by rename; a complete report gets its manifest, last, a partial one has none."""
+    (output / "figures").mkdir(parents=True, exist_ok=True)
+    (output / "manifest.json").unlink(missing_ok=True)
+    for name, content in files.items():
+        beside = (output / name).with_name(f".{Path(name).name}.new")
+        beside.write_bytes(content)
+        os.replace(beside, output / name)
+    for old in (output / "figures").iterdir():
+        if f"figures/{old.name}" not in files:
+            old.unlink()
+    if complete:
+        write_json(output / "manifest.json", manifest_of(output, sorted(files)))

@@ -1,0 +1,159 @@
+"""Supervised fine-tuning on what the assistant says, with TRL's SFTTrainer.
+
+python -m posttrain sft --config results/NAME/sft/config.yaml --data results/NAME/prepare/manifest.json \
+    --base results/NAME/base/manifest.json --output results/NAME/sft/manifest.json
+"""
+
+import math
+from pathlib import Path
+
+from posttrain import tokens
+from posttrain.config import Sft
+from posttrain.errors import UserError
+from posttrain.files import read_jsonl
+from posttrain.progress import say
+
+
+def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> dict:
+    """Write `work/model`, an adapter or (method `full`) a whole model, and return its metrics."""
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    from posttrain import policy, training
+
+    tokenizer = policy.load_tokenizer(base)
+    train, counted = tokenized(tokenizer, data.parent / "data" / "sft" / "train.jsonl", section.max_length)
+    test, _ = tokenized(tokenizer, data.parent / "data" / "sft" / "test.jsonl", section.max_length)
+    training.seed_everything(section.seed)
+    quantization = quantization_of(section)
+    model = policy.load_weights(base, quantization)
+    if section.packing:
+        prove_isolation(model, train)
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            **training.arguments(section, checkpoints),
+            max_length=section.max_length,
+            packing=section.packing,
+        ),
+        train_dataset=datasets.Dataset.from_list(train),
+        eval_dataset=datasets.Dataset.from_list(test) if test else None,
+        processing_class=tokenizer,
+        peft_config=adapter(section),
+    )
+    keep_adapters_exact(trainer.model)
+    prove_batch(trainer.data_collator(list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))))
+    trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    say(f"{section.method}: {trainable:,} trainable parameters, {counted['trained_tokens']:,} tokens to learn")
+    before = trainer.evaluate()["eval_loss"] if test else None
+    training.run(trainer, checkpoints)
+    after = trainer.evaluate()["eval_loss"] if test else None
+    if after is not None and not math.isfinite(after):
+        raise UserError(f"sft: the held-out loss is {after} after training: lower learning_rate")
+    save(trainer.model, tokenizer, section, base, quantization, work / "model")
+    summary = {"trainable_parameters": trainable, "eval_loss_before": before, "eval_loss": after}
+    return {
+        "summary": {key: value for key, value in summary.items() if value is not None},
+        "tokens": counted | {"chat_template": tokens.template_digest(tokenizer)},
+        "history": training.history(trainer),
+    }
+
+
+def tokenized(tokenizer, file: Path, longest: int) -> tuple[list[dict], dict]:
+    """The rows of a file as tokens and labels, after the token contract has been proved on each of them."""
+    rows = read_jsonl(file) if file.is_file() else []
+    encoded = [tokens.encode(tokenizer, row) for row in rows]
+    counted = tokens.prove(tokenizer, rows, encoded)
+    for row, item in zip(rows, encoded, strict=True):
+        if len(item["input_ids"]) > longest:
+            raise UserError(
+                f"sft: row {tokens.row_name(row)}: {len(item['input_ids'])} tokens, over sft.max_length ({longest})"
+            )
+    return encoded, counted
+
+
+def quantization_of(section: Sft) -> dict | None:
+    """How the base is quantised, as it is written into the artifact's contract; None for no quantisation."""
+    if section.method != "qlora":
+        return None
+    return {"type": "nf4", "double_quantization": section.double_quantization, "compute": section.compute}
+
+
+def adapter(section: Sft):
+    """PEFT's configuration for the method; None for full weights."""
+    import peft
+
+    if section.method in ("lora", "qlora"):
+        return peft.LoraConfig(
+            r=section.rank,
+            lora_alpha=section.alpha,
+            lora_dropout=section.dropout,
+            target_modules=section.target_modules,
+            task_type="CAUSAL_LM",
+        )
+    if section.method == "prefix":
+        return peft.PrefixTuningConfig(num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM")
+    if section.method == "prompt":
+        return peft.PromptTuningConfig(
+            num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM", prompt_tuning_init="SAMPLE_VOCAB"
+        )
+    return None
+
+
+def keep_adapters_exact(model) -> None:
+    """Hold trained weights in float32: TRL makes a 4-bit base's adapter bfloat16, PEFT reloads it as float32,
+    and a continued run would be another run (TRL 1.16)."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def prove_isolation(model, rows: list[dict]) -> None:
+    """Packed neighbours cannot see each other: a row's logits are the same alone and behind another row.
+
+    Raises UserError when the attention implementation ignores where a packed row begins.
+    """
+    import torch
+
+    first, second = rows[0]["input_ids"], rows[-1]["input_ids"]
+    ids = torch.tensor([first + second], device=model.device)
+    positions = torch.tensor([[*range(len(first)), *range(len(second))]], device=model.device)
+    model.eval()
+    with torch.no_grad():
+        alone = model(input_ids=torch.tensor([second], device=model.device)).logits[0]
+        packed = model(input_ids=ids, position_ids=positions).logits[0, len(first) :]
+    model.train()
+    difference = (alone - packed).abs().max().item() / alone.abs().max().item()
+    if not math.isfinite(difference) or difference > 1e-2:
+        raise UserError(
+            f"token contract: packed rows see each other (logits differ by {difference:.1%}); set sft.packing: false"
+        )
+
+
+def prove_batch(batch: dict) -> None:
+    """What the trainer's collator makes of rows: padding is no label, and packed rows begin at position 0 again.
+
+    Raises UserError when it is otherwise.
+    """
+    labels, mask, positions = batch["labels"], batch.get("attention_mask"), batch.get("position_ids")
+    if mask is not None and (labels[mask == 0] != tokens.MASKED).any():
+        raise UserError("token contract: the collator made labels of padding")
+    if positions is not None and (labels[positions == 0] != tokens.MASKED).any():
+        raise UserError("token contract: a packed row is trained to follow from the row before it")
+
+
+def save(model, tokenizer, section: Sft, base: Path, quantization: dict | None, folder: Path) -> None:
+    """Write the trained weights, their tokenizer and their contract; the same bytes for the same weights."""
+    from posttrain import policy
+
+    peft_config = getattr(model, "peft_config", {}).get("default")
+    if peft_config is not None:
+        peft_config.base_model_name_or_path = str(base.parent / "model")
+        if isinstance(getattr(peft_config, "target_modules", None), set):
+            peft_config.target_modules = sorted(peft_config.target_modules)  # a set's order follows the hash seed
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # a model card with this machine's paths
+    tokenizer.save_pretrained(folder)
+    method = "weights" if section.method == "full" else section.method
+    adapts = base if section.method != "full" else None
+    policy.save_contract(folder, method, tokenizer, model.config, adapts, quantization)

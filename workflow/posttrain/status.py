@@ -1,0 +1,43 @@
+"""Which stages of a campaign are done, running, failed or waiting.
+
+posttrain status [CAMPAIGN]
+"""
+
+import time
+from pathlib import Path
+
+from posttrain.campaign import Plan
+from posttrain.errors import UserError
+from posttrain.files import read_json
+
+ALIVE = 120  # seconds without a word after which a stage no longer counts as running
+
+
+def table(plan: Plan) -> str:
+    """One line for each artifact that the campaign uses."""
+    folders = {}
+    for experiment in plan.summary()["experiments"]:
+        folders |= dict.fromkeys(experiment["stages"].values())
+    lines = [f"{folder.removeprefix('results/'):40} {where(Path(folder))}" for folder in folders]
+    return "\n".join(lines)
+
+
+def where(folder: Path) -> str:
+    """done, running (with step and time left), failed or waiting."""
+    if (folder / "manifest.json").is_file():
+        return "done"
+    log = Path("results/logs", *folder.parts[1:]).with_suffix(".log")
+    beats = sorted(folder.glob("checkpoints/*/progress.json"), key=lambda file: file.stat().st_mtime)
+    newest = max((file.stat().st_mtime for file in [*beats, log] if file.is_file()), default=0)
+    if not newest:
+        return "waiting"
+    if log.is_file() and "error:" in log.read_text(errors="replace"):
+        return f"failed (see {log})"
+    if time.time() - newest > ALIVE:
+        return "stopped; the next run continues"
+    try:
+        beat = read_json(beats[-1])
+        left = f"{beat['left'] // 60}:{beat['left'] % 60:02d} left"
+        return f"running, step {beat['step']}/{beat['steps']}, {beat['loss']}, {left}"
+    except (IndexError, UserError):
+        return "running"

@@ -1,0 +1,114 @@
+"""Looks at text without changing it: what a row says, its words, what in it is odd, a data card's numbers."""
+
+import hashlib
+import json
+import re
+import unicodedata
+
+# What cp1252 makes of the bytes 80-BF. After a capital, quotes and dashes do not count: they may end a word.
+_FOLLOWS = bytes(range(0x80, 0xC0)).decode("cp1252", "ignore") + "\u0080-\u009f"
+_AFTER_A = re.sub("[\u2013\u2014\u2018\u2019\u201c\u201d\u2026]", "", _FOLLOWS)
+ODD = {
+    # Joiners (U+200C, U+200D) and direction marks are left out: emoji, Persian, Hebrew and Arabic need them.
+    "zero_width": re.compile("[\u200b\u2060\ufeff\u00ad]"),
+    "bidi_override": re.compile("[\u202a-\u202e\u2066-\u2069]"),
+    "mojibake": re.compile(
+        f"â€[{_FOLLOWS}]|Ã[{_AFTER_A}]|Â[\u00a0-\u00bf]|ðŸ[{_FOLLOWS}]|ï¿½|ï»¿|(?:[ÐÑ][{_FOLLOWS}]){{2}}|\ufffd"
+    ),
+    "control_character": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
+    "special_token": re.compile(r"<\|[a-z0-9_]+\|>|</s>|\[/?INST\]|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"),
+}
+ODD_MEANING = {
+    "zero_width": "zero-width characters, kept",
+    "bidi_override": "bidi override characters (such as U+202E), kept: the text is not what it looks like",
+    "mojibake": "likely mojibake (UTF-8 once read as something else), kept",
+    "control_character": "control characters, kept",
+    "special_token": "text that looks like a tokenizer's special token, kept",
+}
+_INVISIBLE = set("\u115f\u1160\u2800\u3164\uffa0")
+# Scripts without spaces count by the character; sentence punctuation is not a word, an operator is.
+_UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
+_SENTENCE = ".,;:!?'\"`\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u00ab\u00bb\u00bf\u00a1\u3001\u3002"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+|[^\\w\\s{_SENTENCE}]")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing in the text can be seen: white space, zero-width and lone combining characters."""
+    unseen = ("Cc", "Cf", "Zs", "Zl", "Zp", "Mn")
+    return all(c in _INVISIBLE or unicodedata.category(c) in unseen for c in text)
+
+
+def words(text: str) -> list[str]:
+    """The text's words and operators, without case, spaces and sentence punctuation."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def odd(text: str) -> list[str]:
+    """Which kinds of ODD characters the text has."""
+    return [kind for kind, pattern in ODD.items() if pattern.search(text)]
+
+
+def spoken(value) -> str:
+    """A string, or what is said in a list of messages without its system turn, one turn after the other."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(turn["content"] for turn in value if turn["role"] != "system")
+
+
+def prompt_text(row: dict) -> str:
+    """What is asked in a canonical row: all before the last reply, the question, or a whole plain text."""
+    if "messages" in row:
+        return spoken(row["messages"][:-1])
+    return spoken(row["text"] if "text" in row else row["prompt"] if "prompt" in row else row["question"])
+
+
+def reply_texts(row: dict) -> list[str]:
+    """What is answered in a canonical row: one text, or both sides of a preference."""
+    if "messages" in row:
+        return [row["messages"][-1]["content"]]
+    if "choices" in row:
+        return [row["choices"][row["answer"]]]
+    return [spoken(row[key]) for key in ("completion", "answer", "chosen", "rejected") if key in row]
+
+
+def full_text(row: dict) -> str:
+    """Prompt and replies."""
+    return "\n".join([prompt_text(row), *reply_texts(row)])
+
+
+def all_text(value) -> str:
+    """Every string in a row's content, system turns and wrong choices too."""
+    if isinstance(value, str):
+        return value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return "\n".join(map(all_text, parts))
+
+
+def digest(value) -> str:
+    """A short stable fingerprint of anything JSON can hold."""
+    written = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(written.encode()).hexdigest()[:32]
+
+
+def content(row: dict) -> dict:
+    """The row without what only names it: two rows are exact duplicates where this is equal."""
+    return {key: value for key, value in row.items() if key not in ("id", "group", "source")}
+
+
+def near_duplicates(rows: list[dict]) -> list[tuple[dict, dict]]:
+    """(row, an earlier row) for rows that differ from it only by case, space and sentence punctuation."""
+    first, pairs = {}, []
+    for row in rows:
+        own = digest(content(row))
+        replies = [words(text) for text in reply_texts(row)]
+        key = digest([words(prompt_text(row)), replies, row.get("choices")])
+        earlier, exact = first.setdefault(key, (row, own))
+        if exact != own:
+            pairs.append((row, earlier))
+    return pairs
+
+
+def chosen_longer(rows: list[dict]) -> tuple[int, int]:
+    """(rows whose chosen side is longer than the rejected, preference rows)."""
+    sides = [reply_texts(row) for row in rows if "chosen" in row]
+    return sum(len(chosen) > len(rejected) for chosen, rejected in sides), len(sides)

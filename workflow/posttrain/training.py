@@ -1,0 +1,139 @@
+"""What every trainer shares: arguments, progress that a person can follow, continuing a killed run, the curve."""
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from posttrain.errors import UserError
+from posttrain.files import write_json
+from posttrain.progress import say
+
+
+def arguments(training, checkpoints: Path) -> dict:
+    """A trainer's arguments from the settings that all trainers have (`config.Training`).
+
+    The batch is global: `batch_size` = micro-batch x accumulation x processes.
+    """
+    micro = training.micro_batch_size or training.batch_size
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if training.batch_size % (micro * world):
+        raise UserError(
+            f"batch_size {training.batch_size} cannot be split over {world} processes of {micro} sequences each; "
+            "set micro_batch_size to a divisor"
+        )
+    return {
+        "output_dir": str(checkpoints),
+        "max_steps": training.steps,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": training.batch_size // (micro * world),
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.schedule,
+        "warmup_steps": warmup(training),
+        "weight_decay": training.weight_decay,
+        "adam_beta2": training.beta2,
+        "max_grad_norm": training.max_grad_norm,
+        "bf16": training.precision == "bfloat16",
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "logging_steps": training.log_steps,
+        "logging_nan_inf_filter": False,  # else a trainer leaves losses that are no number out of its mean
+        "save_strategy": "steps",
+        "save_steps": training.checkpoint_steps,
+        "save_total_limit": 2,
+        "disable_tqdm": True,
+        "optim": "adamw_torch",
+        "report_to": wandb_targets(),
+        "run_name": os.environ.get("WANDB_NAME"),
+    }
+
+
+def warmup(training) -> int:
+    """Optimiser steps over which the learning rate rises; `constant` has none."""
+    if training.schedule == "constant":
+        return 0
+    return training.steps // 20 if training.warmup_steps is None else training.warmup_steps
+
+
+def wandb_targets() -> list[str]:
+    """Where a trainer reports to: nowhere, or wandb's offline files (`WANDB_MODE`, set by the campaign)."""
+    return ["wandb"] if os.environ.get("WANDB_MODE", "disabled") == "offline" else []
+
+
+def run(trainer, checkpoints: Path) -> None:
+    """Train to the last step, continuing from the newest whole checkpoint.
+
+    Raises UserError when training ended before its last step or the loss stopped being a number.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(checkpoints))
+    drop_broken(checkpoints)
+    resumable = any(checkpoints.glob("checkpoint-*"))
+    if resumable:
+        say("continuing from a checkpoint")
+    trainer.train(resume_from_checkpoint=resumable or None)
+    state = trainer.state
+    if state.global_step < state.max_steps:
+        raise UserError(f"training stopped at step {state.global_step} of {state.max_steps}; run it again to continue")
+
+
+def drop_broken(checkpoints: Path) -> None:
+    """Delete checkpoints that a kill left half written: `trainer_state.json` is what a trainer writes last."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+
+
+class Progress(TrainerCallback):
+    """Says every few seconds where training stands, and stops it when the loss is no number."""
+
+    def __init__(self, checkpoints: Path):
+        self.file = checkpoints / "progress.json"
+        self.loss = math.nan
+        self.spoken = 0.0
+
+    def on_train_begin(self, args, state, control, **_):
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.begun, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args, state, control, logs=None, **_):
+        self.loss = float((logs or {}).get("loss", self.loss))
+        if not math.isfinite(self.loss) and "loss" in (logs or {}):
+            raise UserError(
+                f"the loss is {self.loss} at step {state.global_step}: lower learning_rate or raise warmup_steps"
+            )
+
+    def on_step_end(self, args, state, control, **_):
+        now = time.monotonic()
+        if now - self.spoken < 5 and state.global_step < state.max_steps:
+            return
+        self.spoken = now
+        pace = (now - self.begun) / max(1, state.global_step - self.first)
+        left = round(pace * (state.max_steps - state.global_step))
+        loss = f"loss {self.loss:.3f}" if math.isfinite(self.loss) else "first steps"
+        say(f"step {state.global_step}/{state.max_steps}  {loss}  {left // 60}:{left % 60:02d} left")
+        write_json(self.file, {"step": state.global_step, "steps": state.max_steps, "loss": loss, "left": left})
+
+
+def history(trainer) -> list[dict]:
+    """The training curve: one entry per logged step, without what depends on the clock."""
+    known = ("loss", "eval_loss", "learning_rate", "grad_norm")
+    points: dict[int, dict] = {}
+    for entry in trainer.state.log_history:
+        kept = {key: entry[key] for key in known if key in entry}
+        if kept:
+            points.setdefault(entry["step"], {"step": entry["step"]}).update(kept)
+    return [points[step] for step in sorted(points)]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed before any weight is made: an adapter's random half is drawn when it is created."""
+    set_seed(seed)

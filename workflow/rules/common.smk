@@ -1,0 +1,52 @@
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from posttrain import campaign
+from posttrain.errors import UserError
+from posttrain.identity import canonical
+
+# Not `configfile:`, which would mix the default campaign into the one that --configfile names.
+try:
+    PLAN = campaign.load(
+        [*workflow.overwrite_configfiles, "config/config.yaml"][0], config
+    )
+except UserError as mistakes:
+    print(*mistakes.problems, sep="\n", file=sys.stderr)
+    sys.exit(2)
+
+# Jobs inherit the environment, and wandb reads its settings there by itself.
+os.environ.update(
+    WANDB_MODE=PLAN.campaign.wandb.mode, WANDB_PROJECT=PLAN.campaign.wandb.project
+)
+
+
+wildcard_constraints:
+    experiment="[a-z0-9][a-z0-9_-]*",
+    policy="[a-z]+",
+
+
+def artifact(stage):
+    """The manifest of the artifact that an experiment uses for a stage."""
+    return lambda wildcards: f"{PLAN.folder(wildcards.experiment, stage)}/manifest.json"
+
+
+def fetched(stage):
+    """The manifests of what a stage needs from the hub."""
+    return lambda wildcards: PLAN.fetched(wildcards.experiment, stage)
+
+
+def local_files(stage):
+    """Local data, tokenizers, templates and models that a stage reads: changed, they rerun it."""
+    return lambda wildcards: PLAN.local_files(wildcards.experiment, stage)
+
+
+# The report is told of the campaign by a file under the name of its content, which a later edit cannot change.
+SUMMARY = canonical(PLAN.summary())
+CAMPAIGN = (
+    f".snakemake/campaigns/{hashlib.sha256(SUMMARY.encode()).hexdigest()[:16]}.json"
+)
+Path(CAMPAIGN).parent.mkdir(parents=True, exist_ok=True)
+Path(f"{CAMPAIGN}.{os.getpid()}").write_text(SUMMARY)
+Path(f"{CAMPAIGN}.{os.getpid()}").replace(CAMPAIGN)

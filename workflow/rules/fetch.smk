@@ -1,0 +1,28 @@
+# Bring a model, a data set or benchmark data from the hub into the shared cache; the only rule with a network.
+
+
+localrules:
+    fetch,
+
+
+rule fetch:
+    output:
+        manifest="results/fetch/{item}/manifest.json",
+    log:
+        "results/logs/fetch/{item}.log",
+    benchmark:
+        "results/benchmarks/fetch/{item}.tsv"
+    wildcard_constraints:
+        item=r"[A-Za-z0-9_.@-]+",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=240,
+    params:
+        section=lambda wildcards: canonical(PLAN.fetch_section(wildcards.item)),
+    shell:
+        "printf '%s\\n' {params.section:q} > $(dirname {output.manifest})/config.yaml; "
+        "posttrain fetch --config $(dirname {output.manifest})/config.yaml --output {output.manifest} 2>&1 "
+        "| tee {log}"

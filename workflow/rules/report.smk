@@ -1,0 +1,38 @@
+# The table, the figures and the page, from the records alone.
+
+
+localrules:
+    report,
+
+
+rule report:
+    input:
+        evaluations=[f"{folder}/manifest.json" for folder in PLAN.evaluations()],
+    output:
+        manifest="results/report/manifest.json",
+        table=report(
+            "results/report/table.csv",
+            caption="../report/table.rst",
+            category="report",
+        ),
+        markdown="results/report/table.md",
+        page=report(
+            "results/report/index.html",
+            caption="../report/report.rst",
+            category="report",
+        ),
+        figures=directory("results/report/figures"),
+    log:
+        "results/logs/report.log",
+    benchmark:
+        "results/benchmarks/report.tsv"
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=20,
+    params:
+        campaign=CAMPAIGN,
+    shell:
+        "posttrain report --campaign {params.campaign} --output {output.manifest} 2>&1 | tee {log}"
