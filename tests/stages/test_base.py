@@ -1,5 +1,6 @@
 """base: from scratch, from a directory; it must have learned, and only safetensors are ever taken."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -175,3 +176,60 @@ def test_heads_begin_by_looking_one_token_back():
         seen = model(torch.randint(3, 64, (1, 40)), output_attentions=True).attentions[0][0, 0]
         shares.append(seen.diagonal(-1)[5:].mean().item())
     assert shares[1] > 4 * shares[0] and shares[1] > 0.25
+
+
+def cut(folder):
+    """The last bytes of the weights did not arrive."""
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def empty(folder):
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def without_a_layer(folder):
+    from safetensors.torch import load_file, save_file
+
+    kept = {key: weight for key, weight in load_file(folder / "model.safetensors").items() if "layers.0.mlp" not in key}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def configured(**changes):
+    def change(folder):
+        config = read_json(folder / "config.json") | changes
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut, "not fully covered"),
+        (empty, "cannot be loaded"),
+        (without_a_layer, "3 weights are missing, among them model.layers.0.mlp"),
+        (configured(intermediate_size=128), "of another shape"),
+        (configured(model_type="nobody"), "cannot be loaded"),
+        (configured(model_type="vit"), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors"), "no file"),
+    ],
+)
+def test_a_damaged_model_is_refused_before_anything_is_built_on_it(base, data, home, tmp_path, damage, words):
+    """transformers would fill what is missing with random numbers, or fail hours later with a traceback."""
+    folder = tmp_path / "model"
+    shutil.copytree(base.parent / "model", folder)
+    damage(folder)
+    output = tmp_path / "out/base/manifest.json"
+    with pytest.raises(UserError, match=words) as caught:
+        make("base", Base(path=str(folder)), output, data=data)
+    assert str(folder) in str(caught.value) and not output.exists()
+
+
+def test_weights_without_a_place_are_named(base, data, home, tmp_path, capfd):
+    folder = tmp_path / "model"
+    shutil.copytree(base.parent / "model", folder)
+    configured(tie_word_embeddings=True, num_hidden_layers=0)(folder)
+    make("base", Base(path=str(folder)), tmp_path / "out/base/manifest.json", data=data)
+    assert "have no place in the model, among them model.layers.0." in capfd.readouterr().err

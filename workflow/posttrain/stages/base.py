@@ -25,7 +25,9 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: list
     if section.scratch:
         metrics = from_scratch(section.scratch, tokenizer, data.parent / "data" / "text", model_folder, checkpoints)
     else:
-        metrics = copy(source_folder(section, list(fetched)), model_folder)
+        source = source_folder(section, list(fetched))
+        metrics = copy(source, model_folder)
+        refuse_damaged(model_folder, source)
         if len(tokenizer) > AutoConfig.from_pretrained(model_folder).vocab_size:
             raise UserError("base: the prepared tokenizer has more tokens than the model has embeddings")
     tokenizer.save_pretrained(model_folder)
@@ -57,6 +59,27 @@ def copy(source: Path, folder: Path) -> dict:
         if file.name != "tokenizer_config.json":
             shutil.copyfile(file, folder / file.name)
     return {"summary": {"weights_mb": round(sum(file.stat().st_size for file in weights) / 1e6, 1)}}
+
+
+def refuse_damaged(folder: Path, source: Path) -> None:
+    """Raise UserError for a model that does not load, or of which a weight is not there.
+
+    transformers would put random numbers in the place of a missing weight. Only the files' headers are read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        _, loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:  # every library below has its own way of saying that a file is damaged
+        reason = str(error).replace(str(folder), str(source)).splitlines() or [""]
+        raise UserError(f"base: {source} cannot be loaded: {type(error).__name__}: {reason[0]}") from None
+    wrong = {"missing": loaded["missing_keys"], "of another shape": [key for key, *_ in loaded["mismatched_keys"]]}
+    problems = [f"{len(keys)} weights are {how}, among them {min(keys)}" for how, keys in wrong.items() if keys]
+    if problems:
+        raise UserError(*(f"base: {source}: {problem}: the model is not whole" for problem in problems))
+    if unused := loaded["unexpected_keys"]:
+        say(f"warning: {len(unused)} weights of {source} have no place in the model, among them {min(unused)}")
 
 
 def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoints: Path) -> dict:
