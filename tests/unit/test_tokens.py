@@ -122,3 +122,59 @@ def test_the_plain_template_serves_a_real_pretrained_tokenizer(shared):
     tokens.set_chat_template(tokenizer, None, conversations=True)
     assert tokenizer.pad_token and "Assistant" in tokenizer.chat_template
     tokens.prove(tokenizer, [ROW, PLAIN], [tokens.encode(tokenizer, row) for row in (ROW, PLAIN)])
+
+
+def templated(tokenizer, tmp_path, reply: str, row=ROW) -> str:
+    """What is said of a template that writes an assistant's turn as `reply`, before its end-of-turn token."""
+    template = tmp_path / "odd.jinja"
+    template.write_text(
+        "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' %}"
+        + reply
+        + "{% else %}{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}"
+        + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    original = tokenizer.chat_template
+    tokens.set_chat_template(tokenizer, str(template), True)
+    try:
+        with pytest.raises(UserError, match="row r1") as caught:
+            tokens.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
+    finally:
+        tokenizer.chat_template = original
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("reply", ["{{ messages[0].content }}", "{{ m.content[:3] }}", "{{ m.content|upper }}"])
+def test_a_template_that_writes_other_words_than_the_assistants_is_found(tokenizer, tmp_path, reply):
+    """What the user says, half a reply or capitals would be trained on in the assistant's name."""
+    assert "does not write the assistant's 'it is four.' as it stands" in templated(tokenizer, tmp_path, reply)
+
+
+def test_an_end_of_turn_before_the_reply_ends_is_found(tokenizer, tmp_path):
+    """The model would learn to stop there, and what follows would not be trained at all."""
+    assert "trained 4 times in 2 turns" in templated(tokenizer, tmp_path, "{{ eos_token + m.content }}")
+    quoting = {"id": "r4", "prompt": "how does a turn end ?", "completion": " with <|end|> and nothing else"}
+    chatting = {"id": "r5", "messages": [ROW["messages"][0], {"role": "assistant", "content": "an <|end|> ends it"}]}
+    for row in (quoting, chatting):
+        with pytest.raises(UserError, match=rf"row {row['id']}.*trained 2 times in 1 turns"):
+            tokens.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
+
+
+def test_a_template_that_raises_names_the_row(tokenizer, tmp_path):
+    said = templated(tokenizer, tmp_path, "{{ raise_exception('roles must alternate') }}")
+    assert said == "chat template: row r1: TemplateError: roles must alternate"
+
+
+def test_what_a_template_may_add_around_a_reply(tokenizer, tmp_path):
+    """White space trimmed, and a line break after the end of turn: neither is a fault."""
+    template = tmp_path / "usual.jinja"
+    template.write_text(
+        "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content|trim + eos_token + '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    original = tokenizer.chat_template
+    tokens.set_chat_template(tokenizer, str(template), True)
+    row = {"id": "r6", "messages": [ROW["messages"][0], {"role": "assistant", "content": " it is four.\n"}]}
+    encoded = tokens.encode(tokenizer, row)
+    tokenizer.chat_template = original
+    tokens.prove(tokenizer, [row], [encoded])
+    assert encoded["labels"][-1] == tokens.MASKED and encoded["labels"].count(tokenizer.eos_token_id) == 1

@@ -80,12 +80,16 @@ def row_name(row: dict) -> str:
     return f"{row['id']} ({row['source']})" if "source" in row else row["id"]
 
 
-def render(tokenizer, messages: list[dict], prompt: bool = False) -> list[int]:
-    """Tokens of a conversation; with `prompt`, up to where the assistant begins to speak."""
+def write(tokenizer, row: dict, messages: list[dict], prompt: bool = False) -> str:
+    """A conversation of a row as its chat template writes it; with `prompt`, up to where the assistant speaks."""
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     except Exception as error:  # a template is a program of the user's; it can raise anything
-        raise UserError(f"chat template: {type(error).__name__}: {error}") from None
+        raise UserError(f"chat template: row {row_name(row)}: {type(error).__name__}: {error}") from None
+
+
+def tokenize(tokenizer, text: str) -> list[int]:
+    """Tokens of a text that a chat template wrote, special tokens included."""
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
@@ -93,22 +97,35 @@ def encode(tokenizer, row: dict) -> dict[str, list[int]]:
     """`input_ids` of a row, and `labels` that are masked everywhere but on what the assistant says.
 
     A row is a conversation (`messages`) or plain text (`prompt`, `completion`). An assistant's turn is trained
-    up to and with its end-of-turn token. Raises UserError when the template is not prefix-preserving.
+    up to and with its end-of-turn token. Raises UserError when the template is not prefix-preserving, or does
+    not write what the assistant says as it stands.
     """
     if "messages" not in row:
         return _encode_plain(tokenizer, row)
     messages = row["messages"]
-    ids = render(tokenizer, messages)
+    ids = tokenize(tokenizer, write(tokenizer, row, messages))
     labels = [MASKED] * len(ids)
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            start = _common(tokenizer, ids, render(tokenizer, messages[:turn], prompt=True), row)
-            stop = _common(tokenizer, ids, render(tokenizer, messages[: turn + 1]), row)
+            before = write(tokenizer, row, messages[:turn], prompt=True)
+            after = write(tokenizer, row, messages[: turn + 1])
+            start = _common(tokenizer, ids, tokenize(tokenizer, before), row)
+            stop = _common(tokenizer, ids, tokenize(tokenizer, after), row)
+            _refuse_other_words(row, message, after[len(before) :])
             reply = ids[start:stop]
             if tokenizer.eos_token_id in reply:  # a template may add a line break after the end of turn
-                stop = start + reply.index(tokenizer.eos_token_id) + 1
+                stop -= reply[::-1].index(tokenizer.eos_token_id)
             labels[start:stop] = ids[start:stop]
     return {"input_ids": ids, "labels": labels}
+
+
+def _refuse_other_words(row: dict, message: dict, written: str) -> None:
+    """Raise UserError when what would be trained on is not what the assistant says."""
+    if message["content"].strip() not in written:
+        raise UserError(
+            f"token contract: row {row_name(row)}: the chat template does not write the assistant's "
+            f"{message['content'][:60]!r} as it stands but {written[:60]!r}"
+        )
 
 
 def _encode_plain(tokenizer, row: dict) -> dict[str, list[int]]:
@@ -161,7 +178,7 @@ def faults(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> lis
     if not trained:
         found.append("has no token to train on")
     turns = sum(message["role"] == "assistant" for message in row["messages"]) if "messages" in row else 1
-    if trained.count(eos) < turns:
+    if trained.count(eos) != turns:
         found.append(
             f"the end-of-turn token {tokenizer.eos_token!r} is trained {trained.count(eos)} times in {turns} turns"
         )

@@ -242,7 +242,8 @@ def length(tokenizer, row: dict) -> int:
         return len(tokens.encode(tokenizer, row)["input_ids"])
     if isinstance(row["chosen"], str):
         return max(len(tokenizer(row["prompt"] + row[side]).input_ids) + 1 for side in ("chosen", "rejected"))
-    return max(len(tokens.render(tokenizer, row["prompt"] + row[side])) for side in ("chosen", "rejected"))
+    written = [tokens.write(tokenizer, row, row["prompt"] + row[side]) for side in ("chosen", "rejected")]
+    return max(len(tokens.tokenize(tokenizer, text)) for text in written)
 
 
 def cut(tokenizer, row: dict, longest: int) -> dict | None:
