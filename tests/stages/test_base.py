@@ -61,6 +61,19 @@ def test_a_killed_run_continues_to_the_same_bytes(base, data, home, monkeypatch)
         assert not list(output.parent.glob("checkpoints/*/*")), "checkpoints go when the artifact is there"
 
 
+def test_a_killed_run_leaves_the_same_curve(data, home, monkeypatch):
+    """Checkpoints fall between logged steps here; the manifest, which covers the curve, is the same all the same."""
+    section = Base(scratch=scratch(checkpoint_steps=4, log_steps=10))
+    whole = make("base", section, Path("results/curve/base/manifest.json"), data=data)
+    output = Path("results/curve-killed/base/manifest.json")
+    killed = killed_at(17, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make("base", section, output, data=data)
+    killed.undo()
+    make("base", section, output, data=data)
+    assert output.read_bytes() == whole.read_bytes()
+
+
 def killed_at(step: int, monkeypatch):
     """Interrupt training as a signal would, once, after a step."""
     from posttrain.training import Progress

@@ -157,7 +157,7 @@ class Training(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     log_steps: Count = 20
-    """Steps between entries of the training curve."""
+    """Steps between entries of the training curve; every checkpoint makes one too."""
     checkpoint_steps: Count = 200
     """Steps between checkpoints from which a killed run continues."""
 

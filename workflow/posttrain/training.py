@@ -112,6 +112,8 @@ class Progress(TrainerCallback):
             )
 
     def on_step_end(self, args, state, control, **_):
+        if state.global_step % args.save_steps == 0:
+            control.should_log = True  # a mean that reached over a checkpoint would be another one after a kill
         now = time.monotonic()
         if now - self.spoken < 5 and state.global_step < state.max_steps:
             return
