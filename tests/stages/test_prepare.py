@@ -1,6 +1,7 @@
 """prepare: the built-in world, local files, splits that do not leak, lengths, and the tasks that come of it."""
 
 import json
+import shutil
 
 import pytest
 from conftest import make
@@ -120,3 +121,32 @@ def test_a_question_of_the_benchmark_that_training_knows_is_refused(data, tmp_pa
     world = World(documents=300, questions=160, test_questions=33, pairs=24)
     with pytest.raises(UserError, match=r"world:sft-test-0.*planted\.jsonl:1"):
         prepare(tmp_path, world=world, sft=[Source(path=str(planted), use="train")], max_tokens=128)
+
+
+def retold(**changes):
+    def change(folder):
+        settings = json.loads((folder / "tokenizer_config.json").read_text()) | changes
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (retold(eos_token=None), "no end-of-sequence token"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"model":'), "can be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "can be loaded"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "can be loaded"),
+        (retold(tokenizer_class="Odd", auto_map={"AutoTokenizer": ["odd.Odd", None]}), "can be loaded"),
+    ],
+)
+def test_a_tokenizer_that_cannot_serve_is_refused(data, tmp_path, cache, damage, words, monkeypatch):
+    """Without an end of turn `None` stood among the tokens; code that comes with one was offered to be run."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks whether to run code of the tokenizer's"))
+    folder = tmp_path / "model"
+    shutil.copytree(data.parent / "data/tokenizer", folder)
+    damage(folder)
+    sources = [Source(path=chat_file(tmp_path))]
+    with pytest.raises(UserError, match=rf"prepare\.tokenizer: {folder}.*{words}"):
+        prepare(tmp_path, sft=sources, tokenizer=Tokenizer(path=str(folder)))

@@ -176,7 +176,7 @@ def make_tokenizer(section: Prepare, sides: dict, fetched: list[Path]):
 
 
 def load_tokenizer(hub: HubModel | None, path: str | None, fetched: list[Path]):
-    """A tokenizer that exists. Raises UserError when there is none."""
+    """A tokenizer that exists and can end a turn. Raises UserError when there is none."""
     from transformers import AutoTokenizer
 
     from posttrain.hub import find_manifest, local_model
@@ -187,9 +187,16 @@ def load_tokenizer(hub: HubModel | None, path: str | None, fetched: list[Path]):
     if not Path(path).is_dir():
         raise UserError(f"prepare.tokenizer: {path} is not a directory; give the folder of a model")
     try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"prepare.tokenizer: {path} holds no tokenizer: {str(error).splitlines()[0]}") from None
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # damaged files make transformers and tokenizers raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"prepare.tokenizer: {path} holds no tokenizer that can be loaded: {reason}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"prepare.tokenizer: {path} has no end-of-sequence token, with which every turn and text must end; "
+            "name one as `eos_token` in its tokenizer_config.json"
+        )
+    return tokenizer
 
 
 def limit_length(section: Prepare, tokenizer, task: str, sides: dict) -> dict:
