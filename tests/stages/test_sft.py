@@ -214,6 +214,14 @@ def test_packed_neighbours_that_see_each_other_are_found(base, data):
         stage.prove_isolation(model, rows[:9])
 
 
+def test_a_model_that_keeps_a_cache_can_be_packed(data, base):
+    """Every published model says `use_cache: true`; the trainer runs it without, and so does the proof."""
+    rows, _ = stage.tokenized(policy.load_tokenizer(base), data.parent / "data/sft/train.jsonl", 128)
+    model = policy.load_weights(base)
+    model.config.use_cache = True
+    stage.prove_isolation(model, rows[:9])
+
+
 def test_packing_trains_the_same_tokens(data, base, home):
     packed = make(
         "sft", sft(method="lora", packing=True), Path("results/packed/sft/manifest.json"), data=data, base=base
