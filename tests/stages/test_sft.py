@@ -214,6 +214,13 @@ def test_packed_neighbours_that_see_each_other_are_found(base, data):
         stage.prove_isolation(model, rows[:9])
 
 
+def test_a_target_module_that_the_base_has_not_is_named(data, base, home):
+    """PEFT would adapt q_proj alone and say nothing."""
+    output = Path("results/typo/sft/manifest.json")
+    with pytest.raises(UserError, match=r"sft\.target_modules: the base has no k_porj;.* down_proj.* k_proj"):
+        make("sft", sft(method="lora", target_modules=["q_proj", "k_porj"]), output, data=data, base=base)
+
+
 def test_a_model_that_keeps_a_cache_can_be_packed(data, base):
     """Every published model says `use_cache: true`; the trainer runs it without, and so does the proof."""
     rows, _ = stage.tokenized(policy.load_tokenizer(base), data.parent / "data/sft/train.jsonl", 128)

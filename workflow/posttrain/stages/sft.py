@@ -27,6 +27,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     training.seed_everything(section.seed)
     quantization = quantization_of(section)
     model = policy.load_weights(base, quantization)
+    refuse_unknown_modules(section, model)
     if section.packing:
         prove_isolation(model, train)
     trainer = SFTTrainer(
@@ -77,6 +78,20 @@ def quantization_of(section: Sft) -> dict | None:
     if section.method != "qlora":
         return None
     return {"type": "nf4", "double_quantization": section.double_quantization, "compute": section.compute}
+
+
+def refuse_unknown_modules(section: Sft, model) -> None:
+    """Raise UserError for target modules that the model has not: PEFT leaves them out as long as one is there."""
+    import torch
+
+    wanted = [] if section.target_modules == "all-linear" else section.target_modules
+    modules = dict(model.named_modules())
+    unknown = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in modules)]
+    if unknown:
+        linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
+        raise UserError(
+            f"sft.target_modules: the base has no {', '.join(unknown)}; its linear layers: {', '.join(sorted(linear))}"
+        )
 
 
 def adapter(section: Sft):
