@@ -77,10 +77,12 @@ def run(trainer, checkpoints: Path) -> None:
     resumable = any(checkpoints.glob("checkpoint-*"))
     if resumable:
         say("continuing from a checkpoint")
-    trainer.train(resume_from_checkpoint=resumable or None)
+    loss = trainer.train(resume_from_checkpoint=resumable or None).training_loss
     state = trainer.state
     if state.global_step < state.max_steps:
         raise UserError(f"training stopped at step {state.global_step} of {state.max_steps}; run it again to continue")
+    if not math.isfinite(loss):  # in the steps after the last logged one
+        raise UserError(f"the loss is {loss} before step {state.global_step}: lower learning_rate or mend the base")
 
 
 def drop_broken(checkpoints: Path) -> None:

@@ -50,7 +50,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     training.run(trainer, checkpoints)
     after = trainer.evaluate()["eval_loss"] if test else None
     if after is not None and not math.isfinite(after):
-        raise UserError(f"sft: the held-out loss is {after} after training: lower learning_rate")
+        raise UserError(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
     save(trainer.model, tokenizer, section, base, quantization, work / "model")
     summary = {"trainable_parameters": trainable, "eval_loss_before": before, "eval_loss": after}
     return {
