@@ -1,5 +1,7 @@
 """The token contract: what must hold of tokens and labels, and that a breach of each part is found."""
 
+import copy
+
 import pytest
 
 from posttrain import tokens
@@ -113,6 +115,17 @@ def test_a_template_that_rewrites_earlier_turns_is_found(tokenizer, tmp_path):
 def test_a_missing_template_is_named(tokenizer):
     with pytest.raises(UserError, match=r"prepare\.chat_template.*nowhere\.jinja"):
         tokens.set_chat_template(tokenizer, "nowhere.jinja", True)
+
+
+def test_of_several_templates_the_default_is_taken(tokenizer, tmp_path):
+    """Tokenizers that know tools carry named templates, which have no one digest."""
+    several = copy.deepcopy(tokenizer)
+    several.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}"}
+    several.save_pretrained(tmp_path)
+    loaded = type(tokenizer).from_pretrained(tmp_path)
+    assert isinstance(loaded.chat_template, dict)
+    tokens.set_chat_template(loaded, None, conversations=True)
+    assert tokens.template_digest(loaded) == tokens.template_digest(tokenizer)
 
 
 def test_the_plain_template_serves_a_real_pretrained_tokenizer(shared):

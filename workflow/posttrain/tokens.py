@@ -49,6 +49,8 @@ def set_chat_template(tokenizer, choice: str | None, conversations: bool) -> Non
 
     Raises UserError for a template that is not there.
     """
+    if isinstance(tokenizer.chat_template, dict):  # some carry one more for tools
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if choice is None:
         choice = "tokenizer" if tokenizer.chat_template or not conversations else "default"
     if choice == "default":
