@@ -362,6 +362,8 @@ def test_groups(tmp_path):
     first, second, third = rows.read(path, "text", group_key="topic").rows
     assert first["group"] == second["group"] and third["group"] == "7"
     assert "did you mean 'topic'" in refusal(path, "text", group_key="topics")
+    path = write(tmp_path / "a.jsonl", [{"text": "one", "topic": "prompt:1"}])
+    assert rows.read(path, "text", group_key="topic").rows[0]["group"] == "prompt:1"
 
 
 # Formats
@@ -627,6 +629,8 @@ def test_a_shared_group_is_found_only_where_declared():
     test = [ask("what?", "that", group="g1")]
     assert overlap.overlap([ask("who?", "she", "train", group="g1")], test)[0].how == "group"
     assert overlap.overlap([ask("hi", "hello", "train")], [ask("hi", "good day")]) == []
+    test = [ask("what?", "that", group="prompt:1")]
+    assert overlap.overlap([ask("who?", "she", "train", group="prompt:1")], test)[0].how == "group"
 
 
 def test_common_short_prompts_and_arithmetic_are_no_leaks():

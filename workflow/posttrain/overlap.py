@@ -181,5 +181,5 @@ def _same_group(train: list[dict], test: list[dict]) -> dict[int, tuple[int, str
     return {
         i: (first[row["group"]], "group")
         for i, row in enumerate(test)
-        if row["group"] in first and not row["group"].startswith(DERIVED)
+        if row["group"] in first and not DERIVED.fullmatch(row["group"])
     }

@@ -9,6 +9,7 @@ Canonical rows hold "id", "group", "source" (file:line) and, by task,
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,7 +21,7 @@ from posttrain.errors import UserError
 from posttrain.lines import RowError
 
 MAX_ROW_CHARACTERS = 1_000_000
-DERIVED = "prompt:"  # begins the group of a row that declares none
+DERIVED = re.compile(r"prompt:[0-9a-f]{32}")  # the group of a row that declares none
 
 
 @dataclass
@@ -174,7 +175,7 @@ def _names(row: dict, says: dict, name: str, line: int, id_key: str | None, grou
     given = _label(row, id_key) if id_key else None
     group = _label(row, group_key)
     if group is None:
-        group = DERIVED + texts.digest(texts.words(texts.prompt_text(says)) or texts.prompt_text(says))
+        group = f"prompt:{texts.digest(texts.words(texts.prompt_text(says)) or texts.prompt_text(says))}"
     stem = Path(name).name.removesuffix(".gz").rsplit(".", 1)[0]
     return {"id": f"{stem}-{line}" if given is None else given, "group": group, "source": f"{name}:{line}"}
 
@@ -198,7 +199,7 @@ def _check_size(says: dict, task: str, most: int) -> None:
 
 def _check_groups(report: Report, group_key: str, objects: list[dict]) -> None:
     """Raise UserError where a group key was asked for and no row has it: a typo would undo the split."""
-    if group_key != "group" and report.rows and all(row["group"].startswith(DERIVED) for row in report.rows):
+    if group_key != "group" and report.rows and all(DERIVED.fullmatch(row["group"]) for row in report.rows):
         near = _nearest(group_key, objects)
         raise UserError(f"{report.name}: no row has the group key {group_key!r}{near}")
 
