@@ -82,6 +82,23 @@ def test_long_rows_are_dropped_or_cut_and_counted(tmp_path, cache):
     assert all(row["completion"].strip() for row in kept), "a cut row keeps reply tokens"
 
 
+def test_a_question_asked_twice_is_measured_once(tmp_path, cache):
+    """In one file, and in two of them."""
+    question = {"question": "What is it?", "choices": ["this", "that"], "answer": 0}
+    for name in ("one", "two"):
+        lines = [question, question, question | {"question": f"Which is the {name} one?"}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    choices = [Source(path=str(tmp_path / f"{name}.jsonl")) for name in ("one", "two")]
+    manifest = prepare(tmp_path, text=[Source(path=text_file(tmp_path))], choices=choices)
+    assert len(read_jsonl(manifest.parent / "data/tasks/choices.jsonl")) == 3
+    counted = [source["dropped"] for source in read_json(manifest.parent / "metrics.json")["sources"]]
+    assert counted.count({"exact duplicate": 1}) == 3
+    chats = Source(path=chat_file(tmp_path))
+    twice = prepare(tmp_path, text=[Source(path=text_file(tmp_path))], sft=[chats, chats])
+    once = sum(read_json(twice.parent / "metrics.json")["splits"]["sft"].values())
+    assert once == 40, "neither training nor evaluation sees a row twice"
+
+
 def test_a_missing_file_is_named(tmp_path, cache):
     with pytest.raises(UserError, match=r"gone\.jsonl"):
         prepare(tmp_path, text=[Source(path=str(tmp_path / "gone.jsonl"))])

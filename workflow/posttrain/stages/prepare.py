@@ -30,10 +30,10 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: list[Path]
     for task in TRAINED:
         for source in getattr(section, task):
             given += add_source(section, source, task, sides[task], cards, list(fetched))
-    choices = [row for source in section.choices for row in read(section, source, "eval", cards, list(fetched)).rows]
+    choices = [row for source in section.choices for row in read(section, source, "eval", cards, list(fetched))]
     for task in TRAINED:
-        sides[task]["train"], repeated = overlap.deduplicate(sides[task]["train"])
-        cards.append(card(f"{task}: all sources", task, {"exact duplicate": repeated}))
+        sides[task] = {side: without_repeats(found, task, cards) for side, found in sides[task].items()}
+    choices = without_repeats(choices, "choices", cards)
     separate(sides, cards, given + choices)
     tokenizer = make_tokenizer(section, sides, list(fetched))
     lengths = {task: limit_length(section, tokenizer, task, sides[task]) for task in ("sft", "preference")}
@@ -74,15 +74,11 @@ def add_source(
     section: Prepare, source: Source, task: str, sides: dict, cards: list, fetched: list[Path]
 ) -> list[dict]:
     """Read a source and put its rows on the sides that it is for; returns those given for evaluation."""
-    report = read(section, source, task, cards, fetched)
-    kept, repeated = overlap.deduplicate(report.rows)
-    cards[-1]["kept"] = len(kept)
-    if repeated:
-        cards[-1]["dropped"]["exact duplicate"] = repeated
+    kept = read(section, source, task, cards, fetched)
     if source.use == "split":
         train, test, warning = overlap.split(kept, section.test_fraction, section.seed)
         if warning:
-            say(f"{report.name}: warning: {warning}")
+            say(f"{cards[-1]['name']}: warning: {warning}")
             cards[-1]["warnings"][warning] = 1
         sides["train"] += train
         sides["test"] += test
@@ -91,8 +87,15 @@ def add_source(
     return kept if source.use == "test" else []
 
 
-def read(section: Prepare, source: Source, task: str, cards: list, fetched: list[Path]) -> rows.Report:
-    """The rows of a file or of a data set on the hub; says what was dropped, and adds to the data card."""
+def without_repeats(found: list[dict], task: str, cards: list) -> list[dict]:
+    """The rows of all sources of a task without exact repeats, which are counted in the data card."""
+    kept, repeated = overlap.deduplicate(found)
+    cards.append(card(f"{task}: all sources", task, {"exact duplicate": repeated}))
+    return kept
+
+
+def read(section: Prepare, source: Source, task: str, cards: list, fetched: list[Path]) -> list[dict]:
+    """The rows of a file or of a data set on the hub, each once; says what was dropped, and adds to the data card."""
     options = {"group_key": section.group_key, "allow_empty_user": section.allow_empty_user}
     if source.path:
         limit = int(section.max_line_mb * 2**20)
@@ -103,15 +106,17 @@ def read(section: Prepare, source: Source, task: str, cards: list, fetched: list
     for line in report.describe():
         say(line)
     counts = [{reason: len(cases) for reason, cases in found.items()} for found in (report.dropped, report.warnings)]
-    cards.append(card(report.name, task, counts[0], counts[1], report.total, report.kept))
+    kept, repeated = overlap.deduplicate(report.rows)
+    counts[0] |= {"exact duplicate": repeated}
+    cards.append(card(report.name, task, counts[0], counts[1], report.total, len(kept)))
     if not report.rows:
         raise UserError(f"{report.name}: no row of {report.total} can be used", *report.describe()[:5])
     if source.separator:
-        for row in report.rows:
+        for row in kept:
             for key in ("completion", "chosen", "rejected"):
                 if isinstance(row.get(key), str):
                     row[key] = source.separator + row[key]
-    return report
+    return kept
 
 
 def hub_rows(source: Source, fetched: list[Path]):
