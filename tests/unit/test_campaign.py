@@ -73,6 +73,16 @@ def test_a_good_campaign_loads(tmp_path):
          ["sft.packing", "alibi"]),
         (GOOD + "evaluate: {tasks: [{task: gsm8k}]}\n", ["evaluate.tasks[0].task", "not made by prepare", "revision"]),
         (GOOD + "evaluate: {tasks: [{task: wrld}]}\n", ["evaluate.tasks[0].task", "world"]),
+        (GOOD + "evaluate: {tasks: [{task: world_wrong}]}\n", ["tasks[0].task: 'world_wrong'", "world_capital"]),
+        (GOOD + "evaluate: {tasks: [{task: world}, {task: world, shots: 1}]}\n", ["tasks[1].task", "named twice"]),
+        (GOOD.replace("{world: {}}", "{world: {}, sft: [{path: a, format: preference}]}"),
+         ["prepare.sft[0].format", "preference does not hold rows for sft", "messages"]),
+        (GOOD.replace("{world: {}}", "{world: {}, choices: [{path: a, format: text}]}"), ["prepare.choices[0].format"]),
+        (GOOD.replace("{world: {}}", "{text: [{path: a, separator: x}]}"), ["prepare.text[0].separator", "no effect"]),
+        (GOOD.replace("{world: {}}", "{text: [{path: a}], sft: [{path: a, use: test}]}"), ["sft: has no rows"]),
+        (GOOD.replace("{world: {}}", "{text: [{path: a, use: test}]}"), ["base.scratch: has no text to train on"]),
+        (GOOD.replace("{world: {}}", "{text: [{path: a, use: train}]}"), ["prepare.text: `use: train` alone"]),
+        (GOOD.replace("{world: {}}", "{text: [{path: a}], test_fraction: 0}"), ["prepare.test_fraction: 0 leaves no"]),
         (GOOD + "seed: " + "9" * 5000 + "\n", ["seed", "5000 digits"]),
         (GOOD + "question: " + "[" * 3000 + "\n", ["nested more than"]),
         (GOOD + "question: !!null x\n", ["question", "tag", "not supported"]),
@@ -114,6 +124,12 @@ def test_all_mistakes_come_at_once(tmp_path):
 def test_a_wrong_type_does_not_hide_a_contradiction(tmp_path):
     said = problems(tmp_path, one=GOOD.replace("{method: qlora}", "{method: prefix, rank: 3, steps: x}"))
     assert "sft.steps" in said and "sft.rank: has no effect with method: prefix" in said
+
+
+def test_held_out_text_may_come_from_a_file_of_its_own(tmp_path):
+    (tmp_path / "a.txt").write_text("a\n")
+    sources = f"{{path: {tmp_path / 'a.txt'}}}, {{path: {tmp_path / 'a.txt'}, use: test}}"
+    load(tmp_path, one=f"prepare: {{text: [{sources}], test_fraction: 0}}\nbase: {{scratch: {{}}}}\n")
 
 
 def test_numbers_and_words_are_what_they_look_like(tmp_path):

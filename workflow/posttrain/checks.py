@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from posttrain.config import Base, Experiment, Prepare, Section, Source, Tokenizer, Training
+from posttrain.formats import FORMATS
+from posttrain.world import KINDS
 
 
 def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
@@ -64,7 +66,7 @@ def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
         yield from _one_of("prepare.tokenizer", prepare.tokenizer, "vocab_size", "path", "hub")
         if prepare.tokenizer.hub:
             yield from _pinned("prepare.tokenizer.hub", prepare.tokenizer.hub)
-        if prepare.tokenizer.vocab_size and not (prepare.world or prepare.text):
+        if prepare.tokenizer.vocab_size and "train" not in sides(prepare, "text"):
             yield "prepare.tokenizer.vocab_size", "needs text to train on: set prepare.world or prepare.text"
 
 
@@ -73,12 +75,20 @@ def _source(where: str, task: str, source: Source) -> Iterator[tuple[str, str]]:
     if source.dataset:
         yield from _pinned(where, source)
     useless = ["revision", "subset", "rows", "allow_floating"] if source.path and not source.dataset else []
-    useless += ["use", "separator"] if task == "choices" else []
+    useless += {"choices": ["use", "separator"], "text": ["separator"]}.get(task, [])
     for key in useless:
         if key in source.model_fields_set:
             yield f"{where}.{key}", "has no effect here"
-    if (source.format == "text") != (task == "text") and source.format != "auto":
-        yield f"{where}.format", f"{source.format} does not hold rows for {task}"
+    allowed = ("auto", *FORMATS.get(task, ()))
+    if source.format not in allowed:
+        yield f"{where}.format", f"{source.format} does not hold rows for {task}; allowed: {', '.join(allowed)}"
+
+
+def sides(prepare: Prepare, task: str) -> set[str]:
+    """The sides, `train` and `test`, for which there is a source of a kind of data."""
+    uses = {"split"} if prepare.world else {source.use for source in getattr(prepare, task)}
+    split = {"train", "test"} if prepare.test_fraction or prepare.world else {"train"}
+    return uses - {"split"} | (split if "split" in uses else set())
 
 
 def _base(base: Base) -> Iterator[tuple[str, str]]:
@@ -95,10 +105,12 @@ def _base(base: Base) -> Iterator[tuple[str, str]]:
 
 def _tokenizer(experiment: Experiment) -> Iterator[tuple[str, str]]:
     prepare, base, tokenizer = experiment.prepare, experiment.base, experiment.prepare.tokenizer
-    if base.scratch and not (prepare.world or prepare.text):
-        yield "base.scratch", "has no text to train on: set prepare.world or prepare.text"
-    if base.scratch and not prepare.world and not prepare.test_fraction:
-        yield "prepare.test_fraction", "0 leaves no held-out text, on which base.scratch must show that it learned"
+    if base.scratch and "train" not in sides(prepare, "text"):
+        yield "base.scratch", "has no text to train on: set prepare.world, or prepare.text not for `use: test` alone"
+    elif base.scratch and "test" not in sides(prepare, "text"):
+        split = any(source.use == "split" for source in prepare.text)
+        where, found = ("prepare.test_fraction", "0") if split else ("prepare.text", "`use: train` alone")
+        yield where, f"{found} leaves no held-out text, on which base.scratch must show that it learned"
     if tokenizer and tokenizer.vocab_size and not base.scratch:
         yield "prepare.tokenizer.vocab_size", "a given base needs its own tokenizer; leave prepare.tokenizer out"
     if (
@@ -116,12 +128,15 @@ def _tasks(experiment: Experiment) -> Iterator[tuple[str, str]]:
     made = {"world": prepare.world, "heldout_text": prepare.world or prepare.text}
     made |= {"heldout_sft": prepare.sft and not prepare.world, "choices": prepare.choices}
     known = [name for name, source in made.items() if source]
-    for number, task in enumerate(experiment.evaluate.tasks or []):
-        own = task.task in known or task.task.startswith("world_")
-        if not own and task.revision is None and not task.allow_floating:
+    kinds = [f"world_{kind}" for kind in KINDS] if prepare.world else []
+    tasks = experiment.evaluate.tasks or []
+    for number, task in enumerate(tasks):
+        if task.task in [earlier.task for earlier in tasks[:number]]:
+            yield f"evaluate.tasks[{number}].task", f"{task.task!r} is named twice"
+        if task.task not in [*known, *kinds] and task.revision is None and not task.allow_floating:
             yield (
                 f"evaluate.tasks[{number}].task",
-                f"{task.task!r} is not made by prepare here ({', '.join(known) or 'none is'}); "
+                f"{task.task!r} is not made by prepare here ({', '.join([*known, *kinds]) or 'none is'}); "
                 "for a task of lm-eval give `revision`, the commit of its data set",
             )
 
@@ -130,8 +145,8 @@ def _sft(experiment: Experiment) -> Iterator[tuple[str, str]]:
     sft, prepare, base = experiment.sft, experiment.prepare, experiment.base
     longest = prepare.max_tokens or longest_row(base)
     yield from _training("sft", sft)
-    if not (prepare.world or prepare.sft):
-        yield "sft", "has no rows to train on: set prepare.world or prepare.sft"
+    if "train" not in sides(prepare, "sft"):
+        yield "sft", "has no rows to train on: set prepare.world, or prepare.sft not for `use: test` alone"
     if sft.max_length is not None and sft.max_length < longest:
         yield "sft.max_length", f"{sft.max_length} would cut rows that prepare.max_tokens ({longest}) lets through"
     if base.scratch and longest > base.scratch.context:
