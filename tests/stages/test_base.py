@@ -9,7 +9,8 @@ from conftest import make, scratch
 
 from posttrain.config import Base
 from posttrain.errors import UserError
-from posttrain.files import read_json
+from posttrain.files import read_json, write_json
+from posttrain.identity import manifest_of
 from posttrain.policy import load, load_contract
 from posttrain.stages.base import blocks, unigram_perplexity
 
@@ -246,3 +247,20 @@ def test_weights_without_a_place_are_named(base, data, home, tmp_path, capfd):
     configured(tie_word_embeddings=True, num_hidden_layers=0)(folder)
     make("base", Base(path=str(folder)), tmp_path / "out/base/manifest.json", data=data)
     assert "have no place in the model, among them model.layers.0." in capfd.readouterr().err
+
+
+def test_another_stages_manifest_is_told_in_words(base, data, home, tmp_path):
+    output = tmp_path / "out/base/manifest.json"
+    with pytest.raises(UserError, match="is no manifest of prepared data"):
+        make("base", Base(scratch=scratch()), output, data=base)
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_text_that_is_not_there_is_named(data, home, tmp_path, side):
+    """A single document leaves nothing to hold out."""
+    copied = tmp_path / "prepare"
+    shutil.copytree(data.parent, copied)
+    (copied / f"data/text/{side}.jsonl").unlink()
+    write_json(copied / "manifest.json", manifest_of(copied, ["data"]))
+    with pytest.raises(UserError, match=rf"text/{side}\.jsonl: is not there: the prepared data has no such rows"):
+        make("base", Base(scratch=scratch()), tmp_path / "out/base/manifest.json", data=copied / "manifest.json")

@@ -214,6 +214,14 @@ def test_packed_neighbours_that_see_each_other_are_found(base, data):
         stage.prove_isolation(model, rows[:9])
 
 
+def test_another_stages_manifest_is_told_in_words(data, base, home):
+    output = Path("results/wrong/sft/manifest.json")
+    with pytest.raises(UserError, match=r"sft/train\.jsonl: is not there"):
+        make("sft", sft(method="lora"), output, data=base, base=base)
+    with pytest.raises(UserError, match="is no artifact of a language model"):
+        make("sft", sft(method="lora"), output, data=data, base=data)
+
+
 def test_a_target_module_that_the_base_has_not_is_named(data, base, home):
     """PEFT would adapt q_proj alone and say nothing."""
     output = Path("results/typo/sft/manifest.json")

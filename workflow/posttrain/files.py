@@ -31,7 +31,9 @@ def write_json(path: Path, value) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON Lines file that `prepare` wrote."""
+    """The rows of a JSON Lines file that `prepare` wrote. Raises UserError when it wrote none."""
+    if not path.is_file():
+        raise UserError(f"{path}: is not there: the prepared data has no such rows; its metrics.json counts them")
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 

@@ -41,8 +41,9 @@ def load_tokenizer(manifest: Path):
     """The tokenizer of a policy. Raises UserError when its chat template is not the one it was trained with."""
     from transformers import AutoTokenizer
 
+    expected = load_contract(manifest)["chat_template"]
     tokenizer = AutoTokenizer.from_pretrained(manifest.parent / "model")
-    expected, found = load_contract(manifest)["chat_template"], template_digest(tokenizer)
+    found = template_digest(tokenizer)
     if expected != found:
         raise UserError(
             f"{manifest.parent / 'model'}: its chat template (sha256 {found}) is not the one that it was trained "

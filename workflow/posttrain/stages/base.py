@@ -20,7 +20,10 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: list
     """Write `work/model`, the base with the prepared tokenizer, and return its metrics."""
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(data.parent / "data" / "tokenizer")
+    prepared = data.parent / "data" / "tokenizer"
+    if not prepared.is_dir():
+        raise UserError(f"{data}: is no manifest of prepared data (there is no {prepared})")
+    tokenizer = AutoTokenizer.from_pretrained(prepared)
     model_folder = work / "model"
     if section.scratch:
         metrics = from_scratch(section.scratch, tokenizer, data.parent / "data" / "text", model_folder, checkpoints)

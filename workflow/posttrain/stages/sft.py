@@ -22,8 +22,10 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     from posttrain import policy, training
 
     tokenizer = policy.load_tokenizer(base)
-    train, counted = tokenized(tokenizer, data.parent / "data" / "sft" / "train.jsonl", section.max_length)
-    test, _ = tokenized(tokenizer, data.parent / "data" / "sft" / "test.jsonl", section.max_length)
+    rows = data.parent / "data" / "sft"
+    train, counted = tokenized(tokenizer, rows / "train.jsonl", section.max_length)
+    held_out = (rows / "test.jsonl").is_file()
+    test = tokenized(tokenizer, rows / "test.jsonl", section.max_length)[0] if held_out else []
     training.seed_everything(section.seed)
     quantization = quantization_of(section)
     model = policy.load_weights(base, quantization)
@@ -62,7 +64,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
 
 def tokenized(tokenizer, file: Path, longest: int) -> tuple[list[dict], dict]:
     """The rows of a file as tokens and labels, after the token contract has been proved on each of them."""
-    rows = read_jsonl(file) if file.is_file() else []
+    rows = read_jsonl(file)
     encoded = [tokens.encode(tokenizer, row) for row in rows]
     counted = tokens.prove(tokenizer, rows, encoded)
     for row, item in zip(rows, encoded, strict=True):
