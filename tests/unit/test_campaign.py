@@ -41,6 +41,8 @@ def test_a_good_campaign_loads(tmp_path):
         (GOOD + "seed: 1.0\n", ["seed", "1.0"]),
         (GOOD + "seed: -1\n", ["seed", "greater than or equal to 0"]),
         (GOOD + "seed: true\n", ["seed", "True"]),
+        (GOOD.replace("qlora", "qlora, packing: on"), ["sft.packing: found 'on', it should be true or false"]),
+        (GOOD.replace("{method: qlora}", "yes"), ["sft: found 'yes', it should be a section of `key: value` lines"]),
         (GOOD.replace("qlora", "qlroa"), ["one.yaml:3", "sft.method", "'qlroa'", "'qlora'", "did you mean"]),
         (GOOD.replace("{method: qlora}", "{method: qlora, steps: 0}"), ["sft.steps", "greater than or equal to 1"]),
         (GOOD.replace("{method: qlora}", "{learning_rate: .nan}"), ["sft.learning_rate"]),
@@ -133,8 +135,11 @@ def test_held_out_text_may_come_from_a_file_of_its_own(tmp_path):
 
 
 def test_numbers_and_words_are_what_they_look_like(tmp_path):
-    text = GOOD.replace("{method: qlora}", "{learning_rate: 1e-5}").replace("{scratch", '{"scratch"') + "question: on\n"
+    sft = "{learning_rate: 1e-5, packing: True, double_quantization: FALSE, micro_batch_size: Null}"
+    text = GOOD.replace("{method: qlora}", sft).replace("{scratch", '{"scratch"') + "question: on\n"
     plan = load(tmp_path, one=text)
+    assert plan.experiments["one"].sft.packing is True
+    assert plan.experiments["one"].sft.double_quantization is False
     assert plan.experiments["one"].sft.learning_rate == 1e-5
     assert plan.experiments["one"].question == "on"
 

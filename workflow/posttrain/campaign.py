@@ -24,6 +24,8 @@ RESERVED = (
     "benchmarks",
     "wandb",
 )  # folders of results/ that no experiment may be called after
+# What pydantic says in Python's words, for a person who writes YAML.
+PLAIN = {"bool_type": "it should be true or false", "model_type": "it should be a section of `key: value` lines"}
 POLICIES = ("base", "sft")  # stages whose artifact is a language model, in the order in which they are made
 UPSTREAM = {"prepare": (), "base": ("prepare",), "sft": ("prepare", "base")}
 
@@ -376,7 +378,7 @@ def _explain(model: type[Section], mistake: dict, places: dict) -> str:
         return f"{place}: {key}: missing"
     found = mistake["input"]
     shown = f"a {type(found).__name__}" if isinstance(found, dict | list) else repr(found)
-    message = mistake["msg"][0].lower() + mistake["msg"][1:]
+    message = PLAIN.get(mistake["type"]) or mistake["msg"][0].lower() + mistake["msg"][1:]
     return f"{place}: {key}: found {shown}, {message.replace('input should', 'it should')}{_hint(mistake)}"
 
 

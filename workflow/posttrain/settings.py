@@ -16,8 +16,8 @@ class Loader(yaml.CSafeLoader):
 
 
 for tag, pattern, first in (
-    ("bool", r"^(?:true|false)$", "tf"),
-    ("null", r"^(?:null|~|)$", ["n", "~", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"^(?:null|Null|NULL|~|)$", ["n", "N", "~", ""]),
     ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
     ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
 ):
@@ -114,7 +114,7 @@ def _scalar(node, line: str, key: str, problems: list):
         return None
     kind = node.tag.rpartition(":")[2]
     if kind == "bool":
-        return node.value == "true"
+        return node.value.lower() == "true"
     if kind == "null":
         return None
     if kind in ("int", "float"):
