@@ -123,6 +123,14 @@ def test_all_mistakes_come_at_once(tmp_path):
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("key", ["sft", "text"])
+def test_a_path_that_no_file_system_has_is_named(tmp_path, key):
+    name = "a" * 5000
+    text = f"prepare: {{world: {{}}, {key}: [{{path: {name}}}]}}\nbase: {{path: {name}}}\n"
+    said = problems(tmp_path, one=text)
+    assert f"prepare.{key}[0].path: there is no {name}" in said and f"base.path: there is no {name}" in said
+
+
 def test_a_wrong_type_does_not_hide_a_contradiction(tmp_path):
     said = problems(tmp_path, one=GOOD.replace("{method: qlora}", "{method: prefix, rank: 3, steps: x}"))
     assert "sft.steps" in said and "sft.rank: has no effect with method: prefix" in said

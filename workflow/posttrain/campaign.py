@@ -4,6 +4,7 @@ posttrain check config/config.yaml
 """
 
 import difflib
+import os
 import re
 import types
 import typing
@@ -154,7 +155,8 @@ def own_files(stage: str, section: Section) -> list[tuple[str, Path]]:
             found.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
     elif stage == "base" and section.path:
         folder = Path(section.path)
-        found += [(f"{stage}.path", file) for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]]
+        weights = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []
+        found += [(f"{stage}.path", file) for file in [folder / "config.json", *weights]]
     return found
 
 
@@ -254,7 +256,7 @@ def _experiments(layers: dict, problems: list) -> dict[str, Experiment]:
         found = list(checks.contradictions(experiment))
         resolved = checks.resolve(experiment)
         for stage in ("prepare", "base"):
-            gone = [(key, file) for key, file in own_files(stage, getattr(resolved, stage)) if not file.exists()]
+            gone = [(key, file) for key, file in own_files(stage, getattr(resolved, stage)) if not os.path.exists(file)]
             found += [(key, f"there is no {file} (looked for in {Path.cwd()})") for key, file in gone]
         problems += [f"{_place(places, key)}: {key}: {message}" for key, message in found]
         if len(problems) == known:
