@@ -123,6 +123,15 @@ def test_all_mistakes_come_at_once(tmp_path):
     assert "Traceback" not in said
 
 
+def test_a_list_that_a_child_replaces_is_placed_in_the_child(tmp_path):
+    parent = (
+        f"prepare:\n  world: {{}}\n  sft:\n    - dataset: a/b\n      revision: {'a' * 40}\nbase: {{scratch: {{}}}}\n"
+    )
+    child = "extends: one\nprepare: {sft: [{dataset: a/c}]}\n"
+    said = problems(tmp_path, "experiments: [two]\n", one=parent, two=child)
+    assert "two.yaml:2: prepare.sft[0].revision: is missing" in said and "one.yaml" not in said
+
+
 @pytest.mark.parametrize("key", ["sft", "text"])
 def test_a_path_that_no_file_system_has_is_named(tmp_path, key):
     name = "a" * 5000

@@ -290,7 +290,9 @@ def _merge(chain: list[settings.Settings]) -> tuple[dict, dict[str, str]]:
     places: dict[str, str] = {}
     for layer in chain:
         _overlay(values, layer, Experiment)
-        places |= layer.places
+        lists = {key.partition("[")[0] for key in layer.places if "[" in key}  # an inherited list goes as a whole
+        kept = {key: line for key, line in places.items() if "[" not in key or key.partition("[")[0] not in lists}
+        places = kept | layer.places
     values.pop("extends", None)
     if "extends" in chain[-1]:
         values["extends"] = chain[-1]["extends"]
