@@ -140,6 +140,17 @@ def test_a_path_that_no_file_system_has_is_named(tmp_path, key):
     assert f"prepare.{key}[0].path: there is no {name}" in said and f"base.path: there is no {name}" in said
 
 
+def test_overrides_replace_keys_of_the_campaign(tmp_path):
+    """A section's keys one by one; control: what is not overridden stays the file's."""
+    load(tmp_path, "title: on\nexperiments: [one]\nwandb: {project: mine}\n", one=GOOD, two=GOOD)
+    path = tmp_path / "config.yaml"
+    plan = campaign.load(path, {"experiments": ["two"], "wandb": {"mode": "offline"}})
+    assert list(plan.experiments) == ["two"] and plan.campaign.title == "on"
+    assert (plan.campaign.wandb.mode, plan.campaign.wandb.project) == ("offline", "mine")
+    with pytest.raises(UserError, match=r"--config: experiments\[0\]"):
+        campaign.load(path, {"experiments": ["../two"]})
+
+
 def test_a_wrong_type_does_not_hide_a_contradiction(tmp_path):
     said = problems(tmp_path, one=GOOD.replace("{method: qlora}", "{method: prefix, rank: 3, steps: x}"))
     assert "sft.steps" in said and "sft.rank: has no effect with method: prefix" in said

@@ -153,3 +153,17 @@ def test_a_typo_stops_before_any_job(project, tmp_path, dry):
     assert done.returncode == 2
     assert "mini.yaml:14: base.scratch.leaning_rate: unknown key (did you mean 'learning_rate'?)" in done.stderr
     assert "Traceback" not in done.stderr and "Execute" not in done.stderr + done.stdout
+
+
+def test_a_campaigns_file_means_the_same_to_snakemake(project, tmp_path):
+    """Snakemake reads it too, as YAML 1.1: there `on` is true and a date is no text."""
+    shutil.copytree(HERE / "mini", tmp_path / "mini")
+    for title in ("on", "2024-01-01"):
+        (tmp_path / "mini/config.yaml").write_text(f"title: {title}\nexperiments: [mini]\n")
+        done = snakemake(project, "-n", "--configfile", str(tmp_path / "mini/config.yaml"))
+        assert done.returncode == 0, done.stderr
+    done = snakemake(project, "-n", "--configfile", "config/config.yaml", str(tmp_path / "mini/config.yaml"))
+    assert done.returncode == 2 and "name one campaign" in done.stderr
+    done = snakemake(project, "-n", *MINI, "--config", "experiments=mini", "titel=x")
+    assert done.returncode == 2
+    assert "--config: experiments: found 'mini'" in done.stderr and "--config: titel: unknown key" in done.stderr

@@ -184,18 +184,16 @@ def _hub_item(part: Section) -> dict[str, dict]:
 def load(path: str | Path, overrides: dict | None = None) -> Plan:
     """Read a campaign and its experiments (`experiments/NAME.yaml` beside it), with all parents.
 
-    `overrides` are top-level keys that replace the file's (Snakemake's `--config`).
+    `overrides` are top-level keys that replace the file's, a section's keys one by one (Snakemake's `--config`).
     Raises UserError with every mistake at once, each with file:line, dotted key, what was found and what is allowed.
     """
     path = Path(path)
     values = settings.read(path)
     for key, value in (overrides or {}).items():
-        if values.get(key) != value:
-            values[key] = value
-            values.places = {
-                place: line for place, line in values.places.items() if re.split(r"[.\[]", place)[0] != key
-            }
-            values.places[key] = "--config"
+        sections = isinstance(value, dict) and isinstance(values.get(key), dict)
+        values[key] = values[key] | value if sections else value
+        places = {place: line for place, line in values.places.items() if re.split(r"[.\[]", place)[0] != key}
+        values.places = places | {key: "--config"}
     problems: list[str] = []
     campaign = validated(Campaign, values, values.places, problems)
     names = [name for name in _list(values.get("experiments")) if isinstance(name, str)]

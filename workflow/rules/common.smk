@@ -7,11 +7,15 @@ from posttrain import campaign
 from posttrain.errors import UserError
 from posttrain.identity import canonical
 
-# Not `configfile:`, which would mix the default campaign into the one that --configfile names.
+# Neither `configfile:`, which would mix the default campaign into the one that --configfile names, nor `config`,
+# which holds that file as YAML 1.1 has it (`on`, dates).
+FILES = [*workflow.overwrite_configfiles] or ["config/config.yaml"]
 try:
-    PLAN = campaign.load(
-        [*workflow.overwrite_configfiles, "config/config.yaml"][0], config
-    )
+    if len(FILES) > 1:
+        raise UserError(
+            f"--configfile: found {' and '.join(map(str, FILES))}; name one campaign"
+        )
+    PLAN = campaign.load(FILES[0], dict(workflow.config_settings.config))
 except UserError as mistakes:
     print(*mistakes.problems, sep="\n", file=sys.stderr)
     sys.exit(2)
