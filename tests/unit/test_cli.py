@@ -25,6 +25,7 @@ def test_check_lists_the_stages(root):
         (("export", "nowhere/manifest.json", "out"), "nowhere"),
         (("prepare", "--config", "nowhere.yaml", "--output", "x/y/manifest.json"), "nowhere.yaml"),
         (("summary", "nowhere"), "nowhere"),
+        (("schema", "--folder", "nowhere"), "nowhere/.schema.json.new: No such file or directory"),
         (("wandb-sync",), "no offline runs"),
     ],
 )

@@ -24,6 +24,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `posttrain check | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder that cannot be written, a full disk
+        if error.filename is None or error.errno is None:
+            raise  # some library's own, not the file system's
+        progress.say(f"error: {error.filename2 or error.filename}: {error.strerror}")
+        return 2
     except KeyboardInterrupt:
         progress.say("interrupted; run it again to continue")
         return 130
