@@ -1,6 +1,7 @@
 """evaluate: lm-eval's numbers, the same by hand, for every kind of policy; nothing that batch or cache could move."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,17 @@ def test_virtual_tokens_cannot_be_exported(data, base, home, tmp_path):
     policy = make("sft", sft(method="prompt"), Path("results/as-prompt/sft/manifest.json"), data=data, base=base)
     with pytest.raises(UserError, match="cannot be merged"):
         export(policy, tmp_path / "x")
+
+
+def test_altered_bytes_are_not_exported(base, home, tmp_path):
+    copied = tmp_path / "base"
+    shutil.copytree(base.parent, copied)
+    weights = bytearray((copied / "model/model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copied / "model/model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"model\.safetensors: its bytes differ from its manifest"):
+        export(copied / "manifest.json", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_no_connection_is_opened(data, base, tuned, monkeypatch):

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from posttrain.errors import UserError
+from posttrain.identity import verify
+
 COMMIT = "a" * 40
 
 
@@ -56,3 +59,11 @@ def test_a_wrong_section_and_a_wrong_manifest_are_told_in_words(tmp_path):
     done = posttrain("sft", "--config", "section.yaml", *inputs, cwd=tmp_path)
     assert done.returncode == 2 and "manifest.json: is no manifest of an artifact" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"files": {}}', '{"files": {"a": {}}}', '{"files": {"a": 3}}'])
+def test_what_lists_no_bytes_is_no_manifest(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UserError, match="is no manifest of an artifact"):
+        verify(tmp_path / "manifest.json")

@@ -6,20 +6,24 @@ posttrain export results/NAME/sft/manifest.json FOLDER
 from pathlib import Path
 
 from posttrain.errors import UserError
+from posttrain.identity import verify
 from posttrain.policy import MERGEABLE, load, load_contract
 
 
 def export(policy: Path, folder: Path) -> None:
     """Merge a LoRA into the (dequantised) base that it was trained on, and save weights and tokenizer.
 
-    Raises UserError for an adapter of virtual tokens, which is no part of any weight, and for a folder that is
-    there already.
+    Raises UserError for an adapter of virtual tokens, which is no part of any weight, for a folder that is there
+    already, and for bytes that differ from their manifest.
     """
     contract = load_contract(policy)
     if contract["method"] not in (*MERGEABLE, "weights"):
         raise UserError(f"{policy}: {contract['method']} tuning cannot be merged; load it with peft on its base")
     if folder.exists():
         raise UserError(f"{folder}: exists already; name a new folder")
-    model, tokenizer = load(policy, Path(contract["base_path"]) if contract["base"] else None)
+    base = Path(contract["base_path"]) if contract["base"] else None
+    for manifest in filter(None, (policy, base)):
+        verify(manifest)
+    model, tokenizer = load(policy, base)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

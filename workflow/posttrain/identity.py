@@ -29,19 +29,28 @@ def verify(manifest: Path) -> None:
 
     Raises UserError naming every file that is gone, has another size or other bytes, and how to mend it.
     """
-    folder, problems, content = manifest.parent, [], read_json(manifest)
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-        raise UserError(f"{manifest}: is no manifest of an artifact")
-    for name, known in content["files"].items():
-        file = folder / name
+    problems = []
+    for name, (digest, size) in listed(manifest).items():
+        file = manifest.parent / name
         if not file.is_file():
             problems.append(f"{file}: is gone")
-        elif file.stat().st_size != known["size"]:
-            problems.append(f"{file}: has {file.stat().st_size} bytes, its manifest says {known['size']}")
-        elif sha256(file) != known["sha256"]:
+        elif file.stat().st_size != size:
+            problems.append(f"{file}: has {file.stat().st_size} bytes, its manifest says {size}")
+        elif sha256(file) != digest:
             problems.append(f"{file}: its bytes differ from its manifest")
     if problems:
         raise UserError(*problems, f"remake it: rm {manifest} and run snakemake again")
+
+
+def listed(manifest: Path) -> dict[str, tuple[str, int]]:
+    """sha256 and size of each file that a manifest lists. Raises UserError for one that lists none."""
+    try:
+        files = {name: (known["sha256"], known["size"]) for name, known in read_json(manifest)["files"].items()}
+    except (AttributeError, KeyError, TypeError):
+        files = {}
+    if not files:
+        raise UserError(f"{manifest}: is no manifest of an artifact")
+    return files
 
 
 def identity(stage: str, section: dict, inputs: dict[str, Path | list[Path]]) -> str:
