@@ -1,5 +1,6 @@
 """The command line: exit codes, and words instead of tracebacks."""
 
+import json
 import subprocess
 import sys
 
@@ -67,3 +68,21 @@ def test_what_lists_no_bytes_is_no_manifest(tmp_path, content):
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="is no manifest of an artifact"):
         verify(tmp_path / "manifest.json")
+
+
+def test_what_no_stage_made_is_not_replaced(tmp_path):
+    """`--output manifest.json` in a folder of one's own, which holds a data/ of one's own."""
+    section = {"text": [{"path": "a.txt"}], "tokenizer": {"vocab_size": 300}, "max_tokens": 64}
+    (tmp_path / "section.yaml").write_text(json.dumps(section))
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine").write_text("years of work")
+    command = ("prepare", "--config", "section.yaml", "--output")
+    done = posttrain(*command, "manifest.json", cwd=tmp_path)
+    assert done.returncode == 2 and "data is no artifact's and would be replaced" in done.stderr
+    assert (tmp_path / "data/mine").read_text() == "years of work"
+    done = posttrain(*command, "out/prepare", cwd=tmp_path)
+    assert done.returncode == 2 and "must be called manifest.json" in done.stderr
+    for _ in range(2):
+        done = posttrain(*command, "out/prepare/manifest.json", cwd=tmp_path)
+        assert done.returncode == 0, "control: an artifact replaces its like"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from posttrain import tracking
+from posttrain.errors import UserError
 from posttrain.files import write_json
 from posttrain.identity import identity, manifest_of, verify
 
@@ -30,9 +31,10 @@ def make(stage: str, run: Callable, section, inputs: dict[str, Path], output: Pa
         if role != "fetched":  # what fetch brought lies in the shared cache; `hub` checks it where it is used
             verify(manifest)
     home = output.parent
+    refuse_strangers(output)
     name = identity(stage, section.model_dump(mode="json"), inputs)
     if os.environ.get("WANDB_MODE", "disabled") == "offline":
-        tracking.describe(home.parts[-2], stage, name)
+        tracking.describe(home.absolute().parts[-2], stage, name)
     work, checkpoints = home / f".making-{name}", home / "checkpoints" / name
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -44,6 +46,17 @@ def make(stage: str, run: Callable, section, inputs: dict[str, Path], output: Pa
     write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in DATED]))
     publish(work, home, [*parts, "manifest.json"])
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def refuse_strangers(output: Path) -> None:
+    """Raise UserError for another name than manifest.json, and for folders beside it that no stage left there:
+    publishing would replace them."""
+    if output.name != "manifest.json":
+        raise UserError(f"--output {output}: must be called manifest.json, in the folder for the artifact")
+    ours = any(any(output.parent.glob(sign)) for sign in ("manifest.json", "provenance.json", ".making-*"))
+    for folder in (output.parent / part for part in ("data", "model")):
+        if folder.exists() and not ours:
+            raise UserError(f"--output {output}: {folder} is no artifact's and would be replaced; name another folder")
 
 
 def publish(work: Path, home: Path, parts: list[str]) -> None:
