@@ -30,6 +30,7 @@ def test_check_lists_the_stages(root):
         (("prepare", "--config", "nowhere.yaml", "--output", "x/y/manifest.json"), "nowhere.yaml"),
         (("summary", "nowhere"), "nowhere"),
         (("schema", "--folder", "nowhere"), "nowhere/.schema.json.new: No such file or directory"),
+        (("base", "--config", "x", "--data", "x", "--output", "x", "--threads", "0"), "found '0', it should"),
         (("wandb-sync",), "no offline runs"),
     ],
 )

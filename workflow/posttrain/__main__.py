@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--policy", type=Path, required=True, help="manifest of the policy")
     evaluate.add_argument("--base", type=Path, help="manifest of the base that an adapter belongs to")
     for stage in (prepare, base, sft, evaluate):
-        stage.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+        stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
     report = command(commands, "report", "table, figures and page from the records", run_report)
     report.add_argument("--campaign", type=Path, required=True, help="JSON file that names the artifacts")
     report.add_argument("--output", type=Path, required=True, help="the manifest to write")
@@ -72,6 +72,13 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("campaign", type=Path, nargs="?", default=Path("config/config.yaml"))
     command(commands, "wandb-sync", "send what the stages wrote for Weights & Biases", run_wandb_sync)
     return top
+
+
+def count(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, it should be a whole number from 1")
+    return int(text)
 
 
 def command(commands, name: str, text: str, run) -> argparse.ArgumentParser:
