@@ -142,6 +142,8 @@ def test_blocks_and_the_unigram():
 
     made = blocks(Tokenizer(), [{"text": "123"}, {"text": "45"}], 3)
     assert [block["input_ids"] for block in made] == [[0, 1, 2], [0, 3, 9], [0, 4, 5]]
+    Tokenizer.bos_token_id = None
+    assert blocks(Tokenizer(), [{"text": "123"}], 3)[0]["input_ids"] == [9, 1, 2]
     with pytest.raises(UserError, match="fewer than one context"):
         blocks(Tokenizer(), [{"text": "1"}], 9)
     one = [{"input_ids": [0, 1, 1, 2, 2]}]
