@@ -214,6 +214,13 @@ def test_packed_neighbours_that_see_each_other_are_found(base, data):
         stage.prove_isolation(model, rows[:9])
 
 
+def test_bfloat16_trains_on_a_cpu_too(data, base, home):
+    section = sft(method="lora", precision="bfloat16")
+    manifest = make("sft", section, Path("results/bfloat16/sft/manifest.json"), data=data, base=base)
+    summary = read_json(manifest.parent / "metrics.json")["summary"]
+    assert summary["eval_loss"] < summary["eval_loss_before"]
+
+
 def test_another_stages_manifest_is_told_in_words(data, base, home):
     output = Path("results/wrong/sft/manifest.json")
     with pytest.raises(UserError, match=r"sft/train\.jsonl: is not there"):

@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from posttrain.errors import UserError
@@ -39,6 +40,7 @@ def arguments(training, checkpoints: Path) -> dict:
         "adam_beta2": training.beta2,
         "max_grad_norm": training.max_grad_norm,
         "bf16": training.precision == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),  # said, because bf16 without a GPU is refused otherwise
         "gradient_checkpointing": training.gradient_checkpointing,
         "seed": training.seed,
         "data_seed": training.seed,
