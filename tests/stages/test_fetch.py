@@ -17,6 +17,7 @@ from fake_hub import TOKEN, fake_hub, files_of, repo
 
 from posttrain import benchmarks
 from posttrain.errors import UserError
+from posttrain.stages.fetch import fetch
 
 SHARED = Path(os.environ.get("POSTTRAIN_SHARED", Path(__file__).parents[3] / "shared"))
 MODEL, DATA, GSM8K = "a" * 40, "d" * 40, "e" * 40
@@ -440,3 +441,15 @@ def test_data_that_is_a_loading_script(tmp_path, monkeypatch):
         benchmarks.prove_loadable("gsm8k", {"id": "openai/gsm8k", "revision": OTHER}, "main", {})
     (tmp_path / "test.jsonl").write_text('{"question": "1+1?"}\n')
     benchmarks.prove_loadable("gsm8k", {"id": "openai/gsm8k", "revision": OTHER}, None, {})
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"model": [{"id": "a/b", "revision": MODEL}]}, {"models": [{"revision": MODEL}]}, {"datasets": ["a/b"]},
+     {"models": [{"id": "a/b", "revison": MODEL}]}, {"path": "a/b"}],
+)  # fmt: skip
+def test_a_misspelt_section_is_named(section, tmp_path):
+    """A manifest that lists nothing would have been written, and nothing said."""
+    with pytest.raises(UserError, match=r"fetch: (model|models|datasets|path): (unknown key|found)"):
+        fetch(section, tmp_path / "manifest.json")
+    assert not (tmp_path / "manifest.json").exists()

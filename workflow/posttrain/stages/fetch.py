@@ -22,6 +22,8 @@ from posttrain.hub_errors import FULL, explained
 PICKLES = ["*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"]
 OTHER_WEIGHTS = ["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.tflite", "*.ot", "*.gguf"]
 IGNORED = {"model": PICKLES + OTHER_WEIGHTS, "dataset": PICKLES}
+NAMED = {"model": "id", "dataset": "id", "task": "task"}  # the key by which an entry of each kind is called
+OPTIONS = ("revision", "allow_floating", "allow_patterns")
 CARDS = ["README.md", ".huggingface.yaml"]  # name a data set's configurations and the files of each
 
 
@@ -34,6 +36,7 @@ def fetch(section: dict, output: Path) -> None:
     Raises UserError with all problems at once, and writes nothing then: floating revisions before any
     connection, then what the hub, the network or the disk refused.
     """
+    refuse_unknown(section)
     wishes = [wish(kind, entry) for kind in ("model", "dataset") for entry in section.get(kind + "s") or []]
     tasks = find_tasks(section["tasks"], section.get("task_dirs") or []) if section.get("tasks") else []
     wishes += [task["wish"] for task in tasks if task["wish"]]
@@ -42,6 +45,18 @@ def fetch(section: dict, output: Path) -> None:
     rows = gather(lambda task: task_row(task, repos.get(task["wish"])), tasks)
     rows.sort(key=lambda row: row["name"])
     write({"repos": merged(list(repos.values())), "tasks": rows}, Path(output))
+
+
+def refuse_unknown(section: dict) -> None:
+    """Raise UserError for a key or an entry that is none of fetch's: what is misspelt would not be fetched."""
+    known = (*(f"{kind}s" for kind in NAMED), "task_dirs")
+    problems = [f"fetch: {key}: unknown key; known: {', '.join(known)}" for key in section if key not in known]
+    for kind, name in NAMED.items():
+        for entry in section.get(f"{kind}s") or []:
+            if not (isinstance(entry, dict) and name in entry and set(entry) <= {name, *OPTIONS}):
+                problems.append(f"fetch: {kind}s: found {entry!r}; an entry has {', '.join((name, *OPTIONS))}")
+    if problems:
+        raise UserError(*problems)
 
 
 def refuse_floating(wishes: list[tuple]) -> None:
