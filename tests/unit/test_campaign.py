@@ -180,6 +180,21 @@ def test_a_child_forgets_what_its_own_choice_makes_useless(tmp_path):
     assert "virtual_tokens" in plan.section("two", "sft")
 
 
+def test_a_child_can_take_another_base_by_doing_what_it_is_told(tmp_path):
+    """What is too much stands in the parent, where the child cannot leave it out."""
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / "model" / name).touch()
+    parent = GOOD.replace("{world: {}}", "{world: {}, tokenizer: {vocab_size: 400}}")
+    child = f"extends: one\nbase: {{path: {tmp_path / 'model'}}}\n"
+    said = problems(tmp_path, "experiments: [two]\n", one=parent, two=child)
+    assert "two.yaml:2: base: exactly one of" in said and "set an inherited one to null" in said
+    child = child.replace("{path", "{scratch: null, path")
+    said = problems(tmp_path, "experiments: [two]\n", one=parent, two=child)
+    assert "prepare.tokenizer.vocab_size: a given base needs its own tokenizer" in said and "or null" in said
+    load(tmp_path, "experiments: [two]\n", one=parent, two=child + "prepare: {tokenizer: null}\n")
+
+
 def test_equal_stages_share_their_artifact(tmp_path):
     plan = load(
         tmp_path,

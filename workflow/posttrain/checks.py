@@ -44,7 +44,8 @@ def _without_effect(where: str, section: Section) -> Iterator[tuple[str, str]]:
 def _one_of(where: str, section: Section, *keys: str) -> Iterator[tuple[str, str]]:
     found = [key for key in keys if getattr(section, key) is not None]
     if len(found) != 1:
-        yield where, f"exactly one of {', '.join(keys)} must be set, found {' and '.join(found) or 'none'}"
+        mend = "; set an inherited one to null" if found else ""
+        yield where, f"exactly one of {', '.join(keys)} must be set, found {' and '.join(found) or 'none'}{mend}"
 
 
 def _pinned(where: str, section: Section) -> Iterator[tuple[str, str]]:
@@ -112,13 +113,13 @@ def _tokenizer(experiment: Experiment) -> Iterator[tuple[str, str]]:
         where, found = ("prepare.test_fraction", "0") if split else ("prepare.text", "`use: train` alone")
         yield where, f"{found} leaves no held-out text, on which base.scratch must show that it learned"
     if tokenizer and tokenizer.vocab_size and not base.scratch:
-        yield "prepare.tokenizer.vocab_size", "a given base needs its own tokenizer; leave prepare.tokenizer out"
+        yield "prepare.tokenizer.vocab_size", "a given base needs its own tokenizer; leave this out, or null"
     if (
         tokenizer
         and (base.path or base.hub)
         and (tokenizer.path, tokenizer.hub) not in ((base.path, base.hub), (None, None))
     ):
-        yield "prepare.tokenizer", "is not the base's; leave it out"
+        yield "prepare.tokenizer", "is not the base's; leave it out, or null"
     if prepare.chat_template == "tokenizer" and base.scratch and not (tokenizer and (tokenizer.path or tokenizer.hub)):
         yield "prepare.chat_template", "a tokenizer trained on the text carries none; use default or a .jinja file"
 
