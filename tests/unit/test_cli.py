@@ -57,7 +57,7 @@ def test_a_wrong_section_and_a_wrong_manifest_are_told_in_words(tmp_path):
     inputs = ("--data", "manifest.json", "--base", "manifest.json", "--output", "out/sft/manifest.json")
     done = posttrain("sft", "--config", "section.yaml", *inputs, cwd=tmp_path)
     assert done.returncode == 2 and "section.yaml:1: stesp: unknown key (did you mean 'steps'?)" in done.stderr
-    (tmp_path / "section.yaml").write_text("steps: 3\n")
+    (tmp_path / "section.yaml").write_text("steps: 3\nseed: 0\nmax_length: 64\n")
     done = posttrain("sft", "--config", "section.yaml", *inputs, cwd=tmp_path)
     assert done.returncode == 2 and "manifest.json: is no manifest of an artifact" in done.stderr
     assert "Traceback" not in done.stderr
@@ -87,3 +87,21 @@ def test_what_no_stage_made_is_not_replaced(tmp_path):
     for _ in range(2):
         done = posttrain(*command, "out/prepare/manifest.json", cwd=tmp_path)
         assert done.returncode == 0, "control: an artifact replaces its like"
+
+
+@pytest.mark.parametrize(
+    ("stage", "section", "words"),
+    [
+        ("prepare", '{"world": {}}', ["prepare.tokenizer: missing", "prepare.max_tokens: missing; the workflow"]),
+        ("base", "{}", ["base: exactly one of path, hub, scratch"]),
+        ("base", '{"scratch": {}}', ["base.scratch.seed: missing"]),
+        ("sft", '{"steps": 3}', ["sft.seed: missing", "sft.max_length: missing"]),
+    ],
+)
+def test_a_section_by_hand_lacks_what_the_workflow_fills_in(tmp_path, stage, section, words):
+    (tmp_path / "section.yaml").write_text(section)
+    inputs = {"base": ["--data", "x"], "sft": ["--data", "x", "--base", "x"]}.get(stage, [])
+    done = posttrain(stage, "--config", "section.yaml", *inputs, "--output", f"a/{stage}/manifest.json", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for said in words:
+        assert f"section.yaml: {said}" in done.stderr

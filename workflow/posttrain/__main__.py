@@ -111,15 +111,15 @@ def run_stage(arguments) -> None:
     import tempfile
     import warnings
 
-    from posttrain import artifact, campaign, config, settings
+    from posttrain import artifact, campaign, checks, config, settings
 
     output, stage = arguments.output, arguments.command
     progress.name = "/".join(output.parent.parts[-2 if stage != "evaluate" else -3 :])
     schema = {"prepare": config.Prepare, "base": config.Base, "sft": config.Sft, "evaluate": config.Evaluate}[stage]
     values, problems = settings.read(arguments.config), []
     section = campaign.validated(schema, values, values.places, problems)
-    if stage == "prepare" and section and not (section.tokenizer and section.max_tokens):
-        problems.append(f"{arguments.config}: tokenizer and max_tokens: missing; the workflow writes them")
+    if section:
+        problems += [f"{arguments.config}: {key}: {said}" for key, said in checks.incomplete(stage, section)]
     if problems:
         raise UserError(*problems)
     warnings.filterwarnings("ignore", category=FutureWarning)

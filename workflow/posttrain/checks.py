@@ -187,6 +187,17 @@ def resolve(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"base": base, "prepare": prepare, "sft": sft})
 
 
+def incomplete(stage: str, section: Section) -> Iterator[tuple[str, str]]:
+    """What a section written by hand lacks, since only the workflow resolves it."""
+    if stage == "base":
+        yield from _one_of("base", section, "path", "hub", "scratch")
+    filled = {"prepare": ("tokenizer", "max_tokens"), "base": ("seed",), "sft": ("seed", "max_length")}
+    part = section.scratch if stage == "base" else section
+    for key in filled.get(stage, ()) if part else ():
+        if getattr(part, key) is None:
+            yield f"base.scratch.{key}" if stage == "base" else f"{stage}.{key}", "missing; the workflow writes it"
+
+
 def slice_of(section: Section) -> dict:
     """A section as plain values, without the keys that have no effect and without those that are unset."""
     useless = {key for key, _ in inapplicable(section)}
