@@ -140,6 +140,13 @@ def test_a_path_that_no_file_system_has_is_named(tmp_path, key):
     assert f"prepare.{key}[0].path: there is no {name}" in said and f"base.path: there is no {name}" in said
 
 
+@pytest.mark.parametrize("name", ["{x}.txt", "<x>.txt"])
+def test_a_path_that_snakemake_would_fill_in_is_named(tmp_path, name):
+    (tmp_path / name).write_text("a\n")
+    said = problems(tmp_path, one=GOOD.replace("{world: {}}", f"{{text: [{{path: '{tmp_path / name}'}}]}}"))
+    assert "one.yaml:1: prepare.text[0].path" in said and "rename it" in said
+
+
 def test_overrides_replace_keys_of_the_campaign(tmp_path):
     """A section's keys one by one; control: what is not overridden stays the file's."""
     load(tmp_path, "title: on\nexperiments: [one]\nwandb: {project: mine}\n", one=GOOD, two=GOOD)

@@ -254,8 +254,11 @@ def _experiments(layers: dict, problems: list) -> dict[str, Experiment]:
         found = list(checks.contradictions(experiment))
         resolved = checks.resolve(experiment)
         for stage in ("prepare", "base"):
-            gone = [(key, file) for key, file in own_files(stage, getattr(resolved, stage)) if not os.path.exists(file)]
-            found += [(key, f"there is no {file} (looked for in {Path.cwd()})") for key, file in gone]
+            for key, file in own_files(stage, getattr(resolved, stage)):
+                if not os.path.exists(file):
+                    found.append((key, f"there is no {file} (looked for in {Path.cwd()})"))
+                elif set(str(file)) & set("{}<>"):
+                    found.append((key, f"{file}: Snakemake reads {{ }} < > in a path as its own; rename it"))
         problems += [f"{_place(places, key)}: {key}: {message}" for key, message in found]
         if len(problems) == known:
             experiments[name] = resolved
