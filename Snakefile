@@ -15,7 +15,12 @@ include: "workflow/rules/config.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/base.smk"
 include: "workflow/rules/sft.smk"
+include: "workflow/rules/reward.smk"
+include: "workflow/rules/ppo.smk"
+include: "workflow/rules/reference.smk"
+include: "workflow/rules/dpo.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/compare.smk"
 include: "workflow/rules/report.smk"
 
 

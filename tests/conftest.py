@@ -66,7 +66,7 @@ def data(home) -> Path:
     from posttrain.config import Prepare, Tokenizer, World
 
     section = Prepare(
-        world=World(documents=300, questions=160, test_questions=33, pairs=24),
+        world=World(documents=300, questions=160, test_questions=33, pairs=96),
         tokenizer=Tokenizer(vocab_size=512),
         max_tokens=128,
     )
@@ -97,3 +97,53 @@ def sft(**changes):
     settings = dict(steps=6, batch_size=4, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0, max_length=128,
                     learning_rate=5e-3)  # fmt: skip
     return Sft(**settings | changes)
+
+
+@pytest.fixture(scope="session")
+def tuned_policy(data, base) -> Path:
+    """A QLoRA policy, from which alignment begins."""
+    return make("sft", sft(method="qlora", steps=20), Path("results/tiny/sft/manifest.json"), data=data, base=base)
+
+
+@pytest.fixture(scope="session")
+def rewarded(data, base, tuned_policy) -> Path:
+    """A reward model that has learned a little."""
+    output = Path("results/tiny/reward/manifest.json")
+    return make("reward", reward(steps=40), output, data=data, base=base, sft=tuned_policy)
+
+
+@pytest.fixture(scope="session")
+def referenced(data, base, tuned_policy) -> Path:
+    """Reference log-probabilities of the pairs."""
+    from posttrain.config import Reference
+
+    output = Path("results/tiny/reference/manifest.json")
+    return make("reference", Reference(), output, data=data, base=base, sft=tuned_policy)
+
+
+def reward(**changes):
+    """A short reward model."""
+    from posttrain.config import Reward
+
+    settings = dict(steps=6, batch_size=8, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0, max_length=128,
+                    learning_rate=5e-3, target_modules="all-linear")  # fmt: skip
+    return Reward(**settings | changes)
+
+
+def dpo(**changes):
+    """A short DPO."""
+    from posttrain.config import Dpo
+
+    settings = dict(steps=6, batch_size=4, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0, max_length=128,
+                    learning_rate=3e-4)  # fmt: skip
+    return Dpo(**settings | changes)
+
+
+def ppo(**changes):
+    """A short PPO."""
+    from posttrain.config import Ppo, Rails
+
+    settings = dict(rails=Rails(min_eos_rate=0.0), steps=4, value_warmup=1,
+                    batch_size=6, epochs=2, warmup_steps=0, checkpoint_steps=1, snapshot_steps=2, seed=0,
+                    max_new_tokens=12, learning_rate=1e-3)  # fmt: skip
+    return Ppo(**settings | changes)

@@ -35,14 +35,14 @@ def prepare(folder, **section):
 
 def test_the_world_is_prepared(data):
     card = read_json(data.parent / "metrics.json")
-    assert card["splits"]["sft"]["train"] == 160 and card["splits"]["sft"]["test"] == 33
+    assert card["splits"]["sft"]["train"] == 159 and card["splits"]["sft"]["test"] == 33
     assert card["tokens"]["sft"]["max"] <= 128
     assert set(card["tasks"]) == {"world", "heldout_text"}
     assert not any("<unk>" in row["text"] for row in read_jsonl(data.parent / "data/text/train.jsonl"))
 
 
 def test_the_same_section_makes_the_same_bytes(data, tmp_path):
-    section = Prepare(world=World(documents=300, questions=160, test_questions=33, pairs=24),
+    section = Prepare(world=World(documents=300, questions=160, test_questions=33, pairs=96),
                       tokenizer=Tokenizer(vocab_size=512), max_tokens=128)  # fmt: skip
     again = make("prepare", section, tmp_path / "again/prepare/manifest.json")
     first, second = (read_json(path)["files"] for path in (data, again))
@@ -135,7 +135,7 @@ def test_a_question_of_the_benchmark_that_training_knows_is_refused(data, tmp_pa
     question = read_jsonl(data.parent / "data/sft/test.jsonl")[0]
     planted = tmp_path / "planted.jsonl"
     planted.write_text(json.dumps({"messages": question["messages"]}) + "\n")
-    world = World(documents=300, questions=160, test_questions=33, pairs=24)
+    world = World(documents=300, questions=160, test_questions=33, pairs=96)
     with pytest.raises(UserError, match=r"world:sft-test-0.*planted\.jsonl:1"):
         prepare(tmp_path, world=world, sft=[Source(path=str(planted), use="train")], max_tokens=128)
 

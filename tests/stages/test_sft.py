@@ -158,7 +158,7 @@ def test_killed_and_continued_gives_the_same_bytes(tuned, data, base, home, meth
 
 def test_bfloat16_adapters_do_not_survive_a_resume(data, base, home, monkeypatch):
     """Control of the test above: without the cast to float32 a continued 4-bit run is another run."""
-    monkeypatch.setattr(stage, "keep_adapters_exact", lambda model: None)
+    monkeypatch.setattr(training, "keep_adapters_exact", lambda model, begun=None: None)
     section = sft(method="qlora", micro_batch_size=2, dropout=0.1)
     whole = make("sft", section, Path("results/bf-whole/sft/manifest.json"), data=data, base=base)
     output = Path("results/bf-killed/sft/manifest.json")
@@ -287,12 +287,12 @@ def test_a_row_that_breaks_the_contract_is_named(data, base, home, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data, base, home, monkeypatch):
-    def poison(model):
+    def poison(model, begun=None):
         for weight in model.parameters():
             if weight.requires_grad:
                 weight.data.fill_(float("nan"))
 
-    monkeypatch.setattr(stage, "keep_adapters_exact", poison)
+    monkeypatch.setattr(training, "keep_adapters_exact", poison)
     with pytest.raises(UserError, match="the loss is nan at step 2"):
         make("sft", sft(method="lora"), Path("results/nan/sft/manifest.json"), data=data, base=base)
     assert not Path("results/nan/sft/manifest.json").exists()

@@ -25,6 +25,74 @@ def problems(folder, *args, **experiments) -> str:
     return str(caught.value)
 
 
+ALIGNED = GOOD + "reward: {}\nppo: {}\ndpo: {}\n"
+
+
+def test_alignment_shares_what_is_equal(tmp_path):
+    plan = load(
+        tmp_path,
+        "experiments: [one, two, three]\n",
+        one=ALIGNED,
+        two="extends: one\ndpo: {beta: 0.5}\n",
+        three="extends: one\nreward: {rank: 32}\n",
+    )
+    assert plan.policies("two") == ["base", "sft", "ppo", "dpo"]
+    assert plan.folder("two", "reference") == "results/one/reference", "no beta in it"
+    assert [plan.owner("two", stage) for stage in ("reward", "ppo", "dpo")] == ["one", "one", "two"]
+    assert [plan.owner("three", stage) for stage in ("reward", "ppo", "dpo")] == ["three", "three", "one"]
+    assert plan.judgement("two", "compare", "ppo") == "results/one/compare/ppo"
+    assert plan.judgement("three", "compare", "dpo") == "results/three/compare/dpo", "judged by another reward model"
+    assert plan.judgement("three", "evaluate", "dpo") == "results/one/evaluate/dpo"
+
+
+def test_what_alignment_rests_on(tmp_path):
+    plan = load(tmp_path, one=ALIGNED)
+    assert plan.foundation("one", "ppo") == "base" and plan.foundation("one", "sft") == "base"
+    plan = load(tmp_path, one=ALIGNED.replace("qlora", "full"))
+    assert plan.foundation("one", "ppo") == "sft" and plan.foundation("one", "sft") == "base"
+
+
+def test_a_hand_written_reward_takes_the_place_of_the_model(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(prompt, reply, answer):\n    return 1.0\n")
+    text = GOOD + f"ppo: {{reward_function: '{file}:mine'}}\n"
+    plan = load(tmp_path, one=text)
+    assert plan.upstream("one", "ppo") == ["prepare", "base", "sft"] and not plan.learned_reward("one")
+    assert plan.local_files("one", "ppo") == [str(file)] == plan.local_files("one", "compare")
+    before = plan.section("one", "ppo")
+    file.write_text("def mine(prompt, reply, answer):\n    # a comment\n    return 1.0\n")
+    assert load(tmp_path, one=text).section("one", "ppo") == before
+    file.write_text("def mine(prompt, reply, answer):\n    return 2.0\n")
+    assert load(tmp_path, one=text).section("one", "ppo") != before
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (GOOD.replace("sft: {method: qlora}\n", "reward: {}\n"), "reward: begins with the SFT policy: set sft"),
+        (ALIGNED.replace("qlora", "prefix"), "dpo: cannot follow sft.method: prefix"),
+        (GOOD + "ppo: {}\n", "ppo: has nothing to be rewarded by"),
+        (ALIGNED.replace("dpo: {}", "dpo: {rank: 4}"), "dpo.rank: 4 is under sft.rank (16)"),
+        (ALIGNED.replace("ppo: {}", "ppo: {kl_horizon: 5}"), "ppo.kl_horizon: has no effect without ppo.kl_target"),
+        (ALIGNED.replace("ppo: {}", "ppo: {value_warmup: 40}"), "ppo.value_warmup: 40 leaves none of the 40"),
+        (ALIGNED.replace("ppo: {}", "ppo: {reward_function: nosuch:f}"), "there is no module 'nosuch'"),
+        (
+            ALIGNED.replace("ppo: {}", "ppo: {reward_function: 'posttrain.world:nosuch'}"),
+            "defines no function 'nosuch'",
+        ),
+        (ALIGNED.replace("ppo: {}", "ppo: {reward_function: nosuch}"), "allowed: file.py:function or package"),
+        (ALIGNED.replace("ppo: {}", "ppo: {reward_code: abc}"), "ppo.reward_code: is written by the workflow"),
+        (ALIGNED.replace("dpo: {}", "dpo: {loss: [ppo]}"), "dpo.loss[0]: found 'ppo', it should be"),
+        (ALIGNED.replace("dpo: {}", "dpo: {loss_weights: [1.0, 2.0]}"), "dpo.loss_weights: has 2 weights for 1 losses"),
+        (ALIGNED.replace("dpo: {}", "dpo: {label_smoothing: 0.1}"), "dpo.label_smoothing: has no effect with loss"),
+        (ALIGNED.replace("reward: {}", "reward: {max_length: 16}"), "reward.max_length: 16 would cut pairs"),
+        (ALIGNED.replace("reward: {}", "reward: {lables: swapped}"), "did you mean 'labels'?"),
+    ],
+)
+def test_contradictions_of_alignment(tmp_path, text, said):
+    assert said in problems(tmp_path, one=text)
+
+
 def test_a_good_campaign_loads(tmp_path):
     plan = load(tmp_path, one=GOOD)
     assert plan.policies("one") == ["base", "sft"]
@@ -214,8 +282,8 @@ def test_equal_stages_share_their_artifact(tmp_path):
     assert plan.folder("two", "base") == "results/one/base"
     assert plan.folder("two", "sft") == "results/two/sft"
     assert plan.folder("three", "sft") == "results/two/sft"
-    assert plan.evaluation("two", "base") == "results/one/evaluate/base"
-    assert plan.evaluation("three", "base") == "results/three/evaluate/base"
+    assert plan.judgement("two", "evaluate", "base") == "results/one/evaluate/base"
+    assert plan.judgement("three", "evaluate", "base") == "results/three/evaluate/base"
     assert plan.folder("four", "prepare") == "results/one/prepare", "prepare has a seed of its own"
     assert plan.folder("four", "base") == "results/four/base", "the top-level seed is the training stages' default"
     assert plan.folder("four", "sft") == "results/four/sft"
@@ -245,7 +313,7 @@ def test_a_thousand_experiments_are_read_in_seconds(tmp_path):
     (tmp_path / "experiments").mkdir()
     started = time.process_time()
     plan = load(tmp_path, f"experiments: {json.dumps(names)}\n", one=GOOD, **children)
-    assert len(plan.evaluations()) == 2000
+    assert len(plan.judgements()) == 2000
     assert time.process_time() - started < 5
 
 

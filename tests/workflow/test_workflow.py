@@ -41,6 +41,14 @@ def snakemake(project: Path, *arguments: str, **environment) -> subprocess.Compl
     )
 
 
+WHOLE = "experiments=[mini,mini-lora,mini-align,mini-dpo]"
+
+
+def jobs(said: str) -> dict[str, str]:
+    """How many jobs of each rule a dry run says it would run."""
+    return dict(line.split() for line in said.split("Job stats:")[1].split("\n\n")[0].splitlines()[3:])
+
+
 MINI = ("--configfile", str(HERE / "mini/config.yaml"))
 
 
@@ -53,7 +61,7 @@ def failed(project):
 @pytest.fixture(scope="module")
 def finished(project, failed):
     """The same campaign without it."""
-    done = snakemake(project, "--cores", "2", *MINI, "--config", "experiments=[mini,mini-lora]")
+    done = snakemake(project, "--cores", "2", *MINI, "--config", WHOLE)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
@@ -65,7 +73,7 @@ def test_a_failed_experiment_does_not_withhold_the_others(project, failed):
     assert "partial" in page.lower() and "results/mini-broken/base" in page and "did not learn" in page
     assert not (report / "manifest.json").exists(), "a partial report is never taken for a result"
     rows = list(csv.DictReader((report / "table.csv").open()))
-    assert {row["experiment"] for row in rows} == {"mini", "mini-lora"}
+    assert {row["experiment"] for row in rows} == {"mini", "mini-lora", "mini-align", "mini-dpo"}
 
 
 def test_its_text_is_inert_in_the_page(project, failed):
@@ -89,8 +97,11 @@ def test_the_table(project, finished):
     rows = list(csv.DictReader((project / "results/report/table.csv").open()))
     columns = ["experiment", "seed", "policy", "task", "metric", "value", "stderr", "n", "artifact"]
     assert list(rows[0]) == columns
-    policies = {(row["experiment"], row["policy"]) for row in rows}
-    assert policies == {("mini", "base"), ("mini", "sft"), ("mini-lora", "sft")}, "the shared base stands there once"
+    benchmarked = {(row["experiment"], row["policy"]) for row in rows if row["task"] == "world"}
+    expected = {("mini", "base"), ("mini", "sft"), ("mini-lora", "sft"), ("mini-align", "ppo"), ("mini-align", "dpo")}
+    assert benchmarked == expected | {("mini-dpo", "dpo")}, "what is shared stands there once"
+    compared = {(row["experiment"], row["policy"]) for row in rows if row["metric"] == "kl_to_sft"}
+    assert compared == {("mini-align", policy) for policy in ("base", "sft", "ppo", "dpo")} | {("mini-dpo", "dpo")}
     assert all(row["metric"] == "exact_match" for row in rows if row["task"].startswith("world"))
     assert (project / "results/report/manifest.json").exists()
     assert "world" in finished.stdout and "results/report/index.html" in finished.stdout, "the last lines"
@@ -108,7 +119,7 @@ def test_the_artifacts(project, finished):
 
 
 def test_nothing_is_to_be_done_again(project, finished):
-    again = snakemake(project, "-n", *MINI, "--config", "experiments=[mini,mini-lora]")
+    again = snakemake(project, "-n", *MINI, "--config", WHOLE)
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
@@ -116,16 +127,43 @@ def test_one_changed_key_reruns_its_stage_and_what_descends_from_it(project, fin
     shutil.copytree(HERE / "mini", tmp_path / "mini")
     file = tmp_path / "mini/experiments/mini-lora.yaml"
     file.write_text(file.read_text().replace("packing: true", "packing: true, steps: 9"))
-    (tmp_path / "mini/config.yaml").write_text("title: A small whole campaign\nexperiments: [mini, mini-lora]\n")
+    (tmp_path / "mini/config.yaml").write_text(f"title: A small whole campaign\n{WHOLE.replace('=', ': ')}\n")
     done = snakemake(project, "-n", "--configfile", str(tmp_path / "mini/config.yaml"))
     said = done.stdout + done.stderr
-    stats = dict(line.split()[:2] for line in said.split("Job stats:")[1].splitlines()[3:] if len(line.split()) == 2)
+    stats = jobs(said)
     assert {"sft": "1", "evaluate": "1", "report": "1"}.items() <= stats.items(), said[-2000:]
-    assert not {"base", "prepare"} & set(stats)
+    assert not {"base", "prepare", "reward", "ppo"} & set(stats)
+
+
+def test_another_beta_reruns_dpo_and_what_descends_from_it(project, finished, tmp_path):
+    shutil.copytree(HERE / "mini", tmp_path / "mini")
+    file = tmp_path / "mini/experiments/mini-dpo.yaml"
+    file.write_text(file.read_text().replace("beta: 0.5", "beta: 0.25"))
+    (tmp_path / "mini/config.yaml").write_text(f"title: A small whole campaign\n{WHOLE.replace('=', ': ')}\n")
+    done = snakemake(project, "-n", "--configfile", str(tmp_path / "mini/config.yaml"))
+    said = done.stdout + done.stderr
+    stats = jobs(said)
+    assert stats == {
+        "total": "6",
+        "all": "1",
+        "config": "1",
+        "dpo": "1",
+        "evaluate": "1",
+        "compare": "1",
+        "report": "1",
+    }
+
+
+def test_alignment_is_in_the_page(project, finished):
+    page = (project / "results/report/index.html").read_text()
+    for words in ("Reward against KL", "best of n", "Calibration of reward models", "PPO of mini-align", "KL, nats"):
+        assert words in page
+    assert (project / "results/mini-align/ppo/snapshots/000001/adapter_model.safetensors").is_file()
+    assert (project / "results/mini/reference/manifest.json").is_file(), "one reference for every beta"
 
 
 def test_snakemakes_own_report(project, finished):
-    done = snakemake(project, "--report", *MINI, "--config", "experiments=[mini,mini-lora]")
+    done = snakemake(project, "--report", *MINI, "--config", WHOLE)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (project / "report.html").stat().st_size > 100_000
 

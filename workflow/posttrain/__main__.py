@@ -11,6 +11,8 @@ from pathlib import Path
 from posttrain import progress
 from posttrain.errors import UserError
 
+ROLES = ("data", "base", "sft", "reward", "reference", "policy", "beside")  # of a stage's inputs
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; a user's mistake is told in words, with exit code 2."""
@@ -42,18 +44,32 @@ def parser() -> argparse.ArgumentParser:
     prepare = command(commands, "prepare", "read, check and split the data", run_stage)
     base = command(commands, "base", "the untouched model", run_stage)
     sft = command(commands, "sft", "supervised fine-tuning", run_stage)
+    reward = command(commands, "reward", "a reward model from preference pairs", run_stage)
+    ppo = command(commands, "ppo", "proximal policy optimisation against a reward", run_stage)
+    reference = command(commands, "reference", "log-probabilities of the pairs under the SFT policy", run_stage)
+    dpo = command(commands, "dpo", "direct preference optimisation", run_stage)
     evaluate = command(commands, "evaluate", "benchmark a policy with lm-eval", run_stage)
-    for stage in (fetch, prepare, base, sft, evaluate):
+    compare = command(commands, "compare", "a policy's own answers beside the SFT policy's", run_stage)
+    aligned = (reward, ppo, reference, dpo, compare)
+    for stage in (fetch, prepare, base, sft, *aligned, evaluate):
         stage.add_argument("--config", type=Path, required=True, help="the stage's own section")
         stage.add_argument("--output", type=Path, required=True, help="the manifest to write, beside the artifact")
     for stage in (prepare, base, evaluate):
         stage.add_argument("--fetched", type=Path, nargs="*", default=[], help="manifests of what fetch brought")
-    for stage in (base, sft, evaluate):
+    for stage in (base, sft, *aligned, evaluate):
         stage.add_argument("--data", type=Path, required=True, help="manifest of the prepared data")
-    sft.add_argument("--base", type=Path, required=True, help="manifest of the base")
-    evaluate.add_argument("--policy", type=Path, required=True, help="manifest of the policy")
+    for stage in (sft, *aligned):
+        stage.add_argument("--base", type=Path, required=True, help="manifest of the frozen weights")
+    for stage in aligned:
+        stage.add_argument("--sft", type=Path, required=True, help="manifest of the SFT policy")
+    for stage in (ppo, compare):
+        stage.add_argument("--reward", type=Path, help="manifest of the reward model, where there is one")
+    dpo.add_argument("--reference", type=Path, required=True, help="manifest of the reference log-probabilities")
+    for stage in (evaluate, compare):
+        stage.add_argument("--policy", type=Path, required=True, help="manifest of the policy")
+    compare.add_argument("--beside", type=Path, help="manifest of the SFT policy's comparison, for all others")
     evaluate.add_argument("--base", type=Path, help="manifest of the base that an adapter belongs to")
-    for stage in (prepare, base, sft, evaluate):
+    for stage in (prepare, base, sft, *aligned, evaluate):
         stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
     report = command(commands, "report", "table, figures and page from the records", run_report)
     report.add_argument("--campaign", type=Path, required=True, help="JSON file that names the artifacts")
@@ -114,8 +130,8 @@ def run_stage(arguments) -> None:
     from posttrain import artifact, campaign, checks, config, settings
 
     output, stage = arguments.output, arguments.command
-    progress.name = "/".join(output.parent.parts[-2 if stage != "evaluate" else -3 :])
-    schema = {"prepare": config.Prepare, "base": config.Base, "sft": config.Sft, "evaluate": config.Evaluate}[stage]
+    progress.name = "/".join(output.parent.parts[-3 if stage in ("evaluate", "compare") else -2 :])
+    schema = getattr(config, stage.capitalize())
     values, problems = settings.read(arguments.config), []
     section = campaign.validated(schema, values, values.places, problems)
     if section:
@@ -125,7 +141,7 @@ def run_stage(arguments) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     gc.disable()  # a quarter of the start-up is collecting garbage that imports do not make
-    inputs = {role: getattr(arguments, role, None) for role in ("data", "base", "policy")}
+    inputs = {role: getattr(arguments, role, None) for role in ROLES}
     inputs = {role: path for role, path in inputs.items() if path}
     if getattr(arguments, "fetched", None):
         inputs["fetched"] = arguments.fetched
@@ -187,9 +203,8 @@ def run_check(arguments) -> None:
 
     plan = campaign.load(arguments.campaign)
     for name in plan.campaign.experiments:
-        stages = ["prepare", *plan.policies(name)]
         print(f"{name}: {plan.experiments[name].question}")
-        for stage in stages:
+        for stage in plan.stages(name):
             print(f"  {stage:9} {plan.folder(name, stage)}")
 
 

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,10 @@ def make(stage: str, run: Callable, section, inputs: dict[str, Path], output: Pa
     if os.environ.get("WANDB_MODE", "disabled") == "offline":
         tracking.describe(home.absolute().parts[-2], stage, name)
     work, checkpoints = home / f".making-{name}", home / "checkpoints" / name
+    if os.environ.get("RANK", "0") != "0":  # the first of several processes writes for all
+        with tempfile.TemporaryDirectory() as unused:
+            run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
+        return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()

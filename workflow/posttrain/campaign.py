@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from posttrain import checks, settings
 from posttrain.config import NAME, Campaign, Experiment, HubModel, Section, Source, Task
 from posttrain.errors import UserError
-from posttrain.identity import canonical
+from posttrain.identity import canonical, function_file
 
 RESERVED = (
     "fetch",
@@ -27,8 +27,17 @@ RESERVED = (
 )  # folders of results/ that no experiment may be called after
 # What pydantic says in Python's words, for a person who writes YAML.
 PLAIN = {"bool_type": "it should be true or false", "model_type": "it should be a section of `key: value` lines"}
-POLICIES = ("base", "sft")  # stages whose artifact is a language model, in the order in which they are made
-UPSTREAM = {"prepare": (), "base": ("prepare",), "sft": ("prepare", "base")}
+POLICIES = ("base", "sft", "ppo", "dpo")  # stages whose artifact is a language model, in the order of their making
+ALIGNED = ("reward", "ppo", "dpo")  # stages that begin with the SFT policy
+UPSTREAM = {
+    "prepare": (),
+    "base": ("prepare",),
+    "sft": ("prepare", "base"),
+    "reward": ("prepare", "base", "sft"),
+    "reference": ("prepare", "base", "sft"),
+    "ppo": ("prepare", "base", "sft", "reward"),
+    "dpo": ("prepare", "base", "sft", "reference"),
+}
 
 
 class Plan:
@@ -38,19 +47,38 @@ class Plan:
         self.campaign = campaign
         self.experiments = experiments  # parents that are not listed stand here too
         self.owner = cache(self._owner)
-        self.evaluation_owner = cache(self._evaluation_owner)
+        self.judge_owner = cache(self._judge_owner)
 
     def policies(self, experiment: str) -> list[str]:
         """The policies that an experiment makes, `base` first."""
-        return [policy for policy in POLICIES if getattr(self.experiments[experiment], policy) is not None]
+        return [policy for policy in POLICIES if self.has(experiment, policy)]
+
+    def stages(self, experiment: str) -> list[str]:
+        """The stages that an experiment runs on data and models, in order."""
+        made = ["prepare", "base", "sft", "reward", "ppo", "reference", "dpo"]
+        return [stage for stage in made if self.has(experiment, "dpo" if stage == "reference" else stage)]
+
+    def has(self, experiment: str, stage: str) -> bool:
+        """Whether an experiment runs a stage."""
+        return getattr(self.experiments[experiment], stage) is not None
 
     def section(self, experiment: str, stage: str) -> dict:
         """The slice of the config that a stage reads, as plain values."""
         return checks.slice_of(getattr(self.experiments[experiment], stage))
 
-    def upstream(self, experiment: str, stage: str) -> tuple[str, ...]:
+    def upstream(self, experiment: str, stage: str) -> list[str]:
         """Every stage that a stage's artifact is built from."""
-        return UPSTREAM[stage]
+        return [part for part in UPSTREAM[stage] if part != "reward" or self.learned_reward(experiment)]
+
+    def learned_reward(self, experiment: str) -> bool:
+        """Whether PPO and the comparison read a reward model, and not a function."""
+        ppo = self.experiments[experiment].ppo
+        return self.has(experiment, "reward") and not (ppo and ppo.reward_function)
+
+    def foundation(self, experiment: str, stage: str) -> str:
+        """The stage whose weights a stage's adapter rests on: after full fine-tuning the SFT policy, else the base."""
+        sft = self.experiments[experiment].sft
+        return "sft" if sft and sft.method == "full" and stage in (*ALIGNED, "reference") else "base"
 
     def _owner(self, experiment: str, stage: str) -> str:
         """The experiment whose artifact an experiment uses for a stage: its own, or an equal one of its parent's.
@@ -59,35 +87,50 @@ class Plan:
         only, never on which experiments are listed.
         """
         parent = self.experiments[experiment].extends
-        if parent is None or getattr(self.experiments[parent], stage) is None:
+        parts = [*self.upstream(experiment, stage), stage]
+        if parent is None or not all(self.has(parent, part) for part in parts):
             return experiment
-        equal = all(
-            self.section(experiment, part) == self.section(parent, part)
-            for part in (*self.upstream(experiment, stage), stage)
-        )
+        if [*self.upstream(parent, stage), stage] != parts:
+            return experiment
+        equal = all(self.section(experiment, part) == self.section(parent, part) for part in parts)
         return self.owner(parent, stage) if equal else experiment
 
-    def _evaluation_owner(self, experiment: str, policy: str) -> str:
-        """Like `owner`, for the evaluation of a policy."""
+    def _judge_owner(self, experiment: str, judge: str, policy: str) -> str:
+        """Like `owner`, for the evaluation or the comparison (`judge`) of a policy."""
         parent = self.experiments[experiment].extends
-        if parent is None or getattr(self.experiments[parent], policy) is None:
+        parts = [policy, *(self.compared_with(experiment) if judge == "compare" else [])]
+        if parent is None or not all(self.has(parent, part) for part in parts):
             return experiment
-        same_policy = self.owner(experiment, policy) == self.owner(parent, policy)
-        same_section = self.section(experiment, "evaluate") == self.section(parent, "evaluate")
-        return self.evaluation_owner(parent, policy) if same_policy and same_section else experiment
+        if judge == "compare" and self.compared_with(parent) != parts[1:]:
+            return experiment
+        same_parts = all(self.owner(experiment, part) == self.owner(parent, part) for part in parts)
+        same_section = self.section(experiment, judge) == self.section(parent, judge)
+        return self.judge_owner(parent, judge, policy) if same_parts and same_section else experiment
+
+    def compared_with(self, experiment: str) -> list[str]:
+        """The stages that a comparison reads beside the policy; none where there is no alignment to compare."""
+        if not any(self.has(experiment, stage) for stage in ALIGNED):
+            return []
+        return ["sft", *(["reward"] if self.learned_reward(experiment) else [])]
 
     def folder(self, experiment: str, stage: str) -> str:
         """Folder of the artifact that an experiment uses for a stage."""
         return f"results/{self.owner(experiment, stage)}/{stage}"
 
-    def evaluation(self, experiment: str, policy: str) -> str:
-        """Folder of the evaluation of a policy that an experiment uses."""
-        return f"results/{self.evaluation_owner(experiment, policy)}/evaluate/{policy}"
+    def judgement(self, experiment: str, judge: str, policy: str) -> str:
+        """Folder of the evaluation or the comparison (`judge`) of a policy that an experiment uses."""
+        return f"results/{self.judge_owner(experiment, judge, policy)}/{judge}/{policy}"
 
-    def evaluations(self) -> list[str]:
-        """Folders of all evaluations of the campaign, each once."""
+    def judgements_of(self, experiment: str) -> dict[str, str]:
+        """JUDGE/POLICY -> folder, of everything that an experiment finds out about its policies."""
+        judges = ["evaluate", *(["compare"] if self.compared_with(experiment) else [])]
+        pairs = [(judge, policy) for judge in judges for policy in self.policies(experiment)]
+        return {f"{judge}/{policy}": self.judgement(experiment, judge, policy) for judge, policy in pairs}
+
+    def judgements(self) -> list[str]:
+        """Folders of all evaluations and comparisons of the campaign, each once."""
         names = self.campaign.experiments
-        return list(dict.fromkeys(self.evaluation(name, policy) for name in names for policy in self.policies(name)))
+        return list(dict.fromkeys(folder for name in names for folder in self.judgements_of(name).values()))
 
     def fetched(self, experiment: str, stage: str) -> list[str]:
         """Manifests of what a stage needs from the hub."""
@@ -114,9 +157,11 @@ class Plan:
 
     def _seedless(self, experiment: str) -> str:
         sections = {
-            stage: self.section(experiment, stage) for stage in ["prepare", "evaluate", *self.policies(experiment)]
+            stage: self.section(experiment, stage)
+            for stage in Experiment.model_fields
+            if isinstance(getattr(self.experiments[experiment], stage), Section)
         }
-        for stage in self.policies(experiment):
+        for stage in sections.keys() - {"prepare", "evaluate", "compare"}:
             for part in (sections[stage], sections[stage].get("scratch", {})):
                 part.pop("seed", None)
         return canonical(sections)
@@ -133,8 +178,8 @@ class Plan:
                     "question": self.experiments[name].question,
                     "seed": self.experiments[name].seed,
                     "stages": {
-                        **{stage: self.folder(name, stage) for stage in ["prepare", *self.policies(name)]},
-                        **{f"evaluate/{policy}": self.evaluation(name, policy) for policy in self.policies(name)},
+                        **{stage: self.folder(name, stage) for stage in self.stages(name)},
+                        **self.judgements_of(name),
                     },
                 }
                 for name in self.campaign.experiments
@@ -153,6 +198,8 @@ def own_files(stage: str, section: Section) -> list[tuple[str, Path]]:
             found.append((f"{stage}.chat_template", Path(section.chat_template)))
         if section.tokenizer and section.tokenizer.path:
             found.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
+    elif stage in ("ppo", "compare") and section and section.reward_function:
+        found.append((f"{stage}.reward_function", function_file(section.reward_function)))
     elif stage == "base" and section.path:
         folder = Path(section.path)
         weights = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []

@@ -1,9 +1,12 @@
 """What the types alone cannot say: contradictions between keys, and defaults that follow from other sections."""
 
+import re
 from collections.abc import Iterator
 
-from posttrain.config import Base, Experiment, Prepare, Section, Source, Tokenizer, Training
+from posttrain.config import Base, Experiment, Optimisation, Prepare, Section, Source, Tokenizer
+from posttrain.errors import UserError
 from posttrain.formats import FORMATS
+from posttrain.identity import fingerprint, function_file
 from posttrain.world import KINDS
 
 
@@ -24,6 +27,7 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
     yield from _tokenizer(experiment)
     if experiment.sft:
         yield from _sft(experiment)
+    yield from _aligned(experiment)
     for number, task in enumerate(experiment.evaluate.tasks or []):
         if task.revision is not None or task.allow_floating:
             yield from _pinned(f"evaluate.tasks[{number}]", task)
@@ -158,7 +162,7 @@ def _sft(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "sft.gradient_checkpointing", "cannot be combined with method: prefix (PEFT crashes)"
 
 
-def _training(where: str, training: Training) -> Iterator[tuple[str, str]]:
+def _training(where: str, training: Optimisation) -> Iterator[tuple[str, str]]:
     micro = training.micro_batch_size
     if micro and training.batch_size % micro:
         yield f"{where}.micro_batch_size", f"{micro} does not divide batch_size {training.batch_size}"
@@ -168,30 +172,107 @@ def _training(where: str, training: Training) -> Iterator[tuple[str, str]]:
         yield f"{where}.warmup_steps", "has no effect with schedule: constant (use constant_with_warmup)"
 
 
+def _aligned(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Contradictions of `reward`, `ppo` and `dpo`, which begin with the SFT policy."""
+    sft, prepare, ppo, dpo = experiment.sft, experiment.prepare, experiment.ppo, experiment.dpo
+    for where in ("reward", "ppo", "dpo"):
+        section = getattr(experiment, where)
+        if section is None:
+            continue
+        yield from _training(where, section)
+        if sft is None:
+            yield where, "begins with the SFT policy: set sft"
+        elif sft.method in ("prefix", "prompt"):
+            yield where, f"cannot follow sft.method: {sft.method}, which cannot be merged (use lora, qlora or full)"
+        elif sft.method != "full" and (section.rank or sft.rank) < sft.rank:
+            yield f"{where}.rank", f"{section.rank} is under sft.rank ({sft.rank}), whose adapter it begins as"
+        longest = getattr(section, "max_length", None)
+        if longest and longest < (prepare.max_tokens or longest_row(experiment.base)):
+            yield f"{where}.max_length", f"{longest} would cut pairs that prepare.max_tokens lets through"
+        pairs = where != "ppo" or section.prompts == "preference"
+        if pairs and not (prepare.world or prepare.preference):
+            yield where, "has no preference pairs: set prepare.world or prepare.preference"
+    if ppo:
+        yield from _ppo(experiment)
+    for where, key in (("ppo", "reward_code"), ("compare", "reward_code"), ("compare", "reward_function")):
+        if (section := getattr(experiment, where)) and key in section.model_fields_set:
+            yield f"{where}.{key}", "is written by the workflow; leave it out"
+    if dpo and dpo.loss_weights and len(dpo.loss_weights) != len(dpo.loss):
+        yield "dpo.loss_weights", f"has {len(dpo.loss_weights)} weights for {len(dpo.loss)} losses"
+    smoothed = {"robust", "exo_pair", "aot", "aot_unpaired"}
+    if dpo and dpo.label_smoothing and not smoothed & set(dpo.loss):
+        yield "dpo.label_smoothing", f"has no effect with loss: {dpo.loss} (only with {', '.join(sorted(smoothed))})"
+    if dpo and "exo_pair" in dpo.loss and not dpo.label_smoothing:
+        yield "dpo.label_smoothing", "must be over 0 with loss exo_pair (its paper: 1e-3)"
+
+
+def _ppo(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    ppo = experiment.ppo
+    named = ppo.reward_function
+    if named is None and experiment.reward is None:
+        yield "ppo", "has nothing to be rewarded by: set reward, or ppo.reward_function"
+    if named is not None:
+        yield from _function("ppo.reward_function", named)
+    if ppo.kl_target is None and "kl_horizon" in ppo.model_fields_set:
+        yield "ppo.kl_horizon", "has no effect without ppo.kl_target"
+    if ppo.minibatches > ppo.batch_size:
+        yield "ppo.minibatches", f"{ppo.minibatches} is more than the {ppo.batch_size} answers of an iteration"
+    if ppo.value_warmup >= ppo.steps:
+        yield "ppo.value_warmup", f"{ppo.value_warmup} leaves none of the {ppo.steps} iterations to the policy"
+
+
+def _function(where: str, named: str) -> Iterator[tuple[str, str]]:
+    """`named` must be `file.py:function` or `package.module:function` of a function that is there."""
+    place, _, function = named.rpartition(":")
+    if not place or not function.isidentifier():
+        yield where, f"found {named!r}, allowed: file.py:function or package.module:function"
+        return
+    file = function_file(named)
+    if not file.is_file():
+        yield where, f"there is no module {place!r}"
+    elif not re.search(rf"^def {re.escape(function)}\(", file.read_text(encoding="utf-8", errors="replace"), re.M):
+        yield where, f"{file} defines no function {function!r}"
+    else:
+        try:
+            fingerprint(file)
+        except UserError as error:
+            yield where, str(error)
+
+
 def longest_row(base: Base) -> int:
     """Default of `prepare.max_tokens`, in tokens."""
     return base.scratch.context if base.scratch else 512
 
 
 def resolve(experiment: Experiment) -> Experiment:
-    """Fill in the defaults that follow from other sections: seeds, tokenizer, longest row."""
-    base, prepare, sft = experiment.base, experiment.prepare, experiment.sft
+    """Fill in the defaults that follow from other sections: seeds, tokenizer, longest row, adapters, KL's horizon."""
+    base, prepare = experiment.base, experiment.prepare
     max_tokens = prepare.max_tokens or longest_row(base)
     tokenizer = prepare.tokenizer or Tokenizer(path=base.path, hub=base.hub, vocab_size=1024 if base.scratch else None)
     prepare = prepare.model_copy(update={"max_tokens": max_tokens, "tokenizer": tokenizer})
     if base.scratch and base.scratch.seed is None:
         base = base.model_copy(update={"scratch": base.scratch.model_copy(update={"seed": experiment.seed})})
-    if sft:
-        seed = experiment.seed if sft.seed is None else sft.seed
-        sft = sft.model_copy(update={"seed": seed, "max_length": sft.max_length or max_tokens})
-    return experiment.model_copy(update={"base": base, "prepare": prepare, "sft": sft})
+    filled = {"base": base, "prepare": prepare}
+    for stage in ("sft", "reward", "ppo", "dpo"):
+        if section := getattr(experiment, stage):
+            update = {"seed": experiment.seed if section.seed is None else section.seed}
+            if "max_length" in type(section).model_fields:
+                update["max_length"] = section.max_length or max_tokens
+            filled[stage] = section.model_copy(update=update)
+    if filled.get("ppo") and filled["ppo"].reward_function:
+        named = filled["ppo"].reward_function
+        code = fingerprint(function_file(named)) if not list(_function("", named)) else None
+        filled["ppo"] = filled["ppo"].model_copy(update={"reward_code": code})
+        filled["compare"] = experiment.compare.model_copy(update={"reward_function": named, "reward_code": code})
+    return experiment.model_copy(update=filled)
 
 
 def incomplete(stage: str, section: Section) -> Iterator[tuple[str, str]]:
     """What a section written by hand lacks, since only the workflow resolves it."""
     if stage == "base":
         yield from _one_of("base", section, "path", "hub", "scratch")
-    filled = {"prepare": ("tokenizer", "max_tokens"), "base": ("seed",), "sft": ("seed", "max_length")}
+    trained = dict.fromkeys(("sft", "reward", "dpo"), ("seed", "max_length"))
+    filled = {"prepare": ("tokenizer", "max_tokens"), "base": ("seed",), "ppo": ("seed",), **trained}
     part = section.scratch if stage == "base" else section
     for key in filled.get(stage, ()) if part else ():
         if getattr(part, key) is None:

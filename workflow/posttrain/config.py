@@ -78,7 +78,7 @@ class World(Section):
     """Question and answer rows for supervised fine-tuning."""
     test_questions: Count = 720
     """Held-out questions; none of them occurs in any training text."""
-    pairs: Count = 3000
+    pairs: Count = 6000
     """Preference pairs."""
 
 
@@ -128,17 +128,17 @@ class Prepare(Section):
     """Keep rows in which a user says nothing."""
 
 
-class Training(Section):
-    """Settings that every trainer has. The batch is global: micro-batches and accumulation follow from it."""
+class Optimisation(Section):
+    """Settings of every loop of optimiser steps. The batch is global: micro-batches and accumulation follow from it."""
 
     seed: Seed | None = None
-    """Initialisation, order of the data and dropout. Default: the experiment's `seed`."""
+    """Initialisation, order of the data, dropout and sampling. Default: the experiment's `seed`."""
     learning_rate: Rate
     """Peak learning rate."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
     """Learning-rate schedule after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Optimiser steps over which the learning rate rises from 0. Default: a twentieth of `steps`."""
+    """Steps over which the learning rate rises from 0. Default: a twentieth of `steps`."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Decoupled weight decay: AdamW's, or with `optimizer: muon` that of the matrices alone."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
@@ -154,12 +154,19 @@ class Training(Section):
     learned. Default: the whole batch."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward and backward pass (bfloat16 by autocast)."""
+    checkpoint_steps: Count = 200
+    """Steps between checkpoints from which a killed run continues."""
+
+
+class Training(Optimisation):
+    """Settings of the trainers of transformers and TRL."""
+
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     log_steps: Count = 20
     """Steps between entries of the training curve; every checkpoint makes one too."""
-    checkpoint_steps: Count = 200
-    """Steps between checkpoints from which a killed run continues."""
+    eval_steps: Count | None = None
+    """Steps between measurements of the held-out loss. Default: before the first and after the last step only."""
 
 
 class Scratch(Training):
@@ -245,6 +252,169 @@ class Sft(Training):
     """Rows (packed sequences, where `packing`) in one optimiser step, over all devices."""
 
 
+class Adapter(Section):
+    """The LoRA that is trained. It begins as the adapter that `sft` made; after `sft.method: full` as none, on the
+    fine-tuned model quantised to NF4."""
+
+    rank: Count | None = None
+    """Rank of the update; not under that of `sft`. Default: that of `sft`, 16 after full fine-tuning."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """The update is scaled by alpha / rank. Default: as `sft` scales, twice the rank after full fine-tuning."""
+    target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] | None = None
+    """Layers that get an adapter; all of those of `sft` among them. Default: those of `sft`, else all linear layers."""
+
+
+class Pairs(Section):
+    """Which answer of a preference pair counts as the better one."""
+
+    labels: Literal["chosen", "swapped", "shuffled"] = "chosen"
+    """`swapped` takes the rejected answer for the better one, `shuffled` either at random: controls that must fail."""
+
+
+class Reward(Training, Adapter, Pairs):
+    """A reward model: an adapter and a scalar head, trained on preference pairs with TRL's RewardTrainer
+    (Bradley-Terry loss; Ouyang et al., arXiv 2203.02155, eq. 1)."""
+
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    centering: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the square of the rewards' sum in the loss, which holds their mean at 0 (arXiv 2312.09244, eq. 2)."""
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    """Longest prompt with answer, in tokens. Default: `prepare.max_tokens`."""
+    learning_rate: Rate = 2e-3
+    """Peak learning rate."""
+    steps: Count = 300
+    """Optimiser steps."""
+    batch_size: Count = 32
+    """Pairs in one optimiser step, over all devices."""
+
+
+class Reference(Section):
+    """Log-probabilities of the preference pairs under the SFT policy, computed once for every DPO run on it."""
+
+    batch_size: Count = 64
+    """Pairs in one forward pass; must not change a result."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass (bfloat16 by autocast); the same as `dpo.precision` makes the first loss exact."""
+
+
+DpoLoss = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+
+
+class Dpo(Training, Adapter, Pairs):
+    """Direct preference optimisation from the SFT policy, with TRL's DPOTrainer (arXiv 2305.18290, eq. 7)."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Strength with which the policy is held near the SFT policy."""
+    loss: Annotated[list[DpoLoss], Field(min_length=1)] = ["sigmoid"]
+    """Losses by TRL's names, added up; `sigmoid` is the paper's."""
+    loss_weights: Annotated[list[float], Field(min_length=1)] | None = None
+    """Weights of the losses. Default: 1 each."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be wrong, where a loss has such a term (`robust`, `exo_pair`, `aot`, `aot_unpaired`)."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    """Longest prompt with answer, in tokens. Default: `prepare.max_tokens`."""
+    learning_rate: Rate = 1e-4
+    """Peak learning rate."""
+    steps: Count = 150
+    """Optimiser steps."""
+    batch_size: Count = 32
+    """Pairs in one optimiser step, over all devices."""
+
+
+class Rails(Section):
+    """Limits past which PPO stops as failed, with the reason; what is trained beyond them is no result."""
+
+    max_kl: Annotated[float, Field(gt=0)] = 50.0
+    """Most KL to the SFT policy, in nats an answer."""
+    max_ratio_error: Annotated[float, Field(gt=0)] = 1e-2
+    """Most that the first minibatch's probability ratio may be off 1 (it is 1, but for rounding)."""
+    min_eos_rate: Fraction = 0.1
+    """Least share of answers that end by themselves, once that many did."""
+    max_growth: Annotated[float, Field(gt=1)] = 3.0
+    """Most that the mean length may grow, as a multiple of the first iteration's."""
+
+
+class Ppo(Optimisation, Adapter):
+    """Proximal policy optimisation from the SFT policy against a reward (arXiv 1707.06347; 2203.02155)."""
+
+    reward_function: Text | None = None
+    """A hand-written reward instead of the reward model: `file.py:function` or `package.module:function`, called as
+    `function(prompt: str, reply: str, answer: str | None) -> float`. Default: the model of section `reward`."""
+    reward_code: Text | None = None
+    """Fingerprint of the function's file; written by the workflow."""
+    prompts: Literal["preference", "sft"] = "preference"
+    """Training rows whose prompts are answered."""
+    max_new_tokens: Count = 48
+    """Longest answer, in tokens."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Answers are drawn from, and log-probabilities taken of, the softmax of logits / temperature."""
+    epochs: Count = 4
+    """Times that an iteration's answers are gone through."""
+    minibatches: Count = 1
+    """Optimiser steps in one epoch."""
+    clip: Annotated[float, Field(gt=0)] = 0.2
+    """Epsilon of the clipped policy loss."""
+    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """Epsilon of the clipped value loss."""
+    value_learning_rate: Rate | None = None
+    """Peak learning rate of the value function. Default: `learning_rate`."""
+    value_warmup: Annotated[int, Field(ge=0)] = 2
+    """First iterations, in which the value function is trained alone."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Lambda of generalised advantage estimation."""
+    whiten_rewards: bool = False
+    """Scale the rewards of an iteration to variance 1."""
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.05
+    """Beta: price of a nat of KL to the SFT policy; where `kl_target` is set, its first value."""
+    kl_target: Annotated[float, Field(gt=0)] | None = None
+    """Adapt beta so that the KL comes to this many nats an answer. Default: beta is fixed."""
+    kl_horizon: Count = 10000
+    """Answers over which beta adapts; only with `kl_target`."""
+    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
+    """Taken off the reward of an answer that does not end by itself."""
+    snapshot_steps: Count = 10
+    """Iterations between snapshots: adapters kept beside the policy, for the reward-KL frontier and for replay."""
+    rails: Rails = Rails()
+    """Limits past which the run stops as failed."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate of the policy."""
+    steps: Count = 40
+    """Iterations: answer, score, update."""
+    batch_size: Count = 64
+    """Answers in one iteration, over all devices."""
+    checkpoint_steps: Count = 10
+    """Iterations between checkpoints from which a killed run continues."""
+
+
+class Compare(Section):
+    """Every policy's own answers to held-out prompts, side by side: rewards, win rate against the SFT policy, KL."""
+
+    seed: Seed = 0
+    """Choice of prompts, and sampling."""
+    prompts: Count = 400
+    """Held-out prompts that every policy answers."""
+    max_new_tokens: Count = 48
+    """Longest answer, in tokens."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Answers are drawn from, and log-probabilities taken of, the softmax of logits / temperature."""
+    reward_function: Text | None = None
+    """A hand-written reward beside gold; that of `ppo` where it has one. Written by the workflow."""
+    reward_code: Text | None = None
+    """Fingerprint of the function's file; written by the workflow."""
+    best_of: Count = 16
+    """Answers of the SFT policy to each prompt, for best-of-n; 1 for none."""
+    batch_size: Count = 64
+    """Answers in one forward pass; must not change a result but for rounding."""
+
+
 class Task(Section):
     """One lm-eval task."""
 
@@ -291,6 +461,16 @@ class Experiment(Section):
     """The untouched model."""
     sft: Sft | None = None
     """Supervised fine-tuning; leave out (or `null`) for none."""
+    reward: Reward | None = None
+    """Reward model; leave out (or `null`) for none."""
+    ppo: Ppo | None = None
+    """PPO from the SFT policy; leave out (or `null`) for none."""
+    reference: Reference = Reference()
+    """Reference log-probabilities for `dpo`."""
+    dpo: Dpo | None = None
+    """DPO from the SFT policy; leave out (or `null`) for none."""
+    compare: Compare = Compare()
+    """Answers of every policy side by side, where there is a `reward`, `ppo` or `dpo`."""
     evaluate: Evaluate = Evaluate()
     """Benchmarks."""
 

@@ -18,10 +18,19 @@ OTHERS = ("#9a6dd0", "#c2589a", "#3a9ea5", "#a58b2c")
 WIDE = 3
 
 
-def figures(rows: list[dict], trained: list[dict]) -> list[dict]:
+HEALTH = {
+    "reward": "reward", "gold_reward": "gold reward", "kl": "KL, nats an answer", "entropy": "entropy, nats a token",
+    "clip_fraction": "clip fraction", "explained_variance": "explained variance", "eos_rate": "EOS rate",
+    "length": "tokens an answer", "value_loss": "value loss", "policy_grad_norm": "policy gradient norm",
+}  # fmt: skip
+SHOWN_OF_ANSWERS = ("gold_reward", "win_rate")  # the other metrics of `compare` stand in the table
+
+
+def figures(rows: list[dict], trained: list[dict], frontier: list[dict] = ()) -> list[dict]:
     """What can be drawn, each as name, title, caption and `draw(columns)`; nothing is drawn yet."""
     found = []
-    for number, (metric, group) in enumerate(task_groups(bars(rows))):
+    shown = [row for row in rows if row.get("judge") != "compare" or row["metric"] in SHOWN_OF_ANSWERS]
+    for number, (metric, group) in enumerate(task_groups(bars(shown))):
         title = metric + {True: ", higher is better", False: ", lower is better"}.get(group[0]["higher"], "")
         slug = re.sub(r"\W+", "-", metric)[:40]
         name = f"benchmark-{slug}"
@@ -29,7 +38,26 @@ def figures(rows: list[dict], trained: list[dict]) -> list[dict]:
             name += f"-{number + 1}"
         drawn = {"caption": error_caption(group), "draw": drawer(benchmark, group, name)}
         found.append({"name": name, "title": title} | drawn)
-    curves = [artifact for artifact in trained if artifact["history"]]
+    if frontier:
+        caption = (
+            "Mean reward of answers to held-out prompts against KL to the SFT policy, ± 1 standard error over prompts: "
+            "snapshots of PPO joined in order, DPO, and best of n from the SFT policy (its KL from the formula). "
+            "Left gold, right learned: where the right rises and the left falls, the reward is over-optimised."
+        )
+        drawn = {"caption": caption, "draw": drawer(reward_kl, list(frontier), "frontier")}
+        found.append({"name": "frontier", "title": "Reward against KL"} | drawn)
+    if judged := [artifact for artifact in trained if artifact.get("bins")]:
+        caption = (
+            "Share of pairs in which the reward model is right, by its confidence; the line is perfect calibration."
+        )
+        drawn = {"caption": caption, "draw": drawer(reliability, judged, "reliability")}
+        found.append({"name": "reliability", "title": "Calibration of reward models"} | drawn)
+    for artifact in trained:
+        if artifact["stage"] == "ppo" and artifact["history"]:
+            name = f"ppo-{artifact['experiment']}"
+            drawn = {"caption": "Every iteration's health.", "draw": drawer(health, artifact["history"], name)}
+            found.append({"name": name, "title": f"PPO of {artifact['experiment']}"} | drawn)
+    curves = [artifact for artifact in trained if any("loss" in point for point in artifact["history"])]
     if curves:
         caption = "Loss at each logged step; dots are the loss on held-out rows, where it was measured."
         drawn = {"caption": caption, "draw": drawer(training, curves, "training-curves")}
@@ -177,6 +205,60 @@ def training(trained: list[dict], columns: int):
         axis.grid(color=INK, alpha=0.12, linewidth=0.6)
         axis.tick_params(length=0)
         axis.locator_params(nbins=5)
+    return figure
+
+
+def reward_kl(points: list[dict], columns: int):
+    """Gold and learned reward against KL, a panel each: snapshots of PPO and best-of-n joined, other policies alone."""
+    kinds = [key for key in ("gold_reward", "reward") if any(point.get(key) is not None for point in points)]
+    figure, axes = sheet(len(kinds), min(columns, len(kinds)), height=3.0, left=0.6, gap=0.5)
+    for axis, kind in zip(axes, kinds, strict=True):
+        series: dict[tuple, list[dict]] = {}
+        for point in points:
+            if point.get(kind) is not None and math.isfinite(point["kl"]):
+                series.setdefault((point["experiment"], point["series"]), []).append(point)
+        for (experiment, name), line in series.items():
+            line = sorted(line, key=lambda point: point["kl"])
+            style = "-o" if len(line) > 1 else "o"
+            errors = {"yerr": [point[f"{kind}_stderr"] or 0 for point in line]}
+            errors["xerr"] = [point.get("kl_stderr") or 0 for point in line]
+            place = [[point[key] for point in line] for key in ("kl", kind)]
+            label = name if name in ("sft", "best of n") else f"{experiment} · {name}"
+            axis.errorbar(*place, **errors, fmt=style, color=colour(label if len(series) > 4 else name), markersize=3.5,
+                          linewidth=1.2, elinewidth=0.7, label=cut(label, 34))  # fmt: skip
+        axis.set(xlabel="KL to SFT, nats an answer")
+        axis.set_title({"gold_reward": "gold reward", "reward": "learned reward"}[kind], loc="left")
+        axis.grid(color=INK, alpha=0.12, linewidth=0.6)
+        axis.tick_params(length=0)
+    axes[-1].legend(frameon=False, fontsize=7.5, loc="lower right")
+    return figure
+
+
+def reliability(judged: list[dict], columns: int):
+    """A panel per reward model: accuracy by confidence."""
+    figure, axes = sheet(len(judged), columns, height=1.8, left=0.6, gap=0.45)
+    for axis, artifact in zip(axes, judged, strict=True):
+        axis.plot([0, 1], [0, 1], color=INK, alpha=0.3, linewidth=0.8)
+        places = [[part[key] for part in artifact["bins"]] for key in ("confidence", "accuracy")]
+        axis.plot(*places, "-o", color=colour("reward"), markersize=3.5, linewidth=1.2)
+        axis.set_title(cut(artifact["experiment"], 40), loc="left")
+        axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence")
+        axis.tick_params(length=0)
+    return figure
+
+
+def health(history: list[dict], columns: int):
+    """A panel for each health figure of PPO, against the iteration."""
+    keys = [key for key in HEALTH if any(key in point for point in history)]
+    figure, axes = sheet(len(keys), columns, height=1.0, left=0.6, gap=0.45)
+    for place, (axis, key) in enumerate(zip(axes, keys, strict=True)):
+        line = [(point["step"], point[key]) for point in history if key in point and math.isfinite(point[key])]
+        axis.plot(*zip(*line, strict=True), color=colour("ppo"), linewidth=1.2)
+        axis.set_title(HEALTH[key], loc="left")
+        axis.set_xlabel("iteration" if place >= len(keys) - columns else "")
+        axis.grid(color=INK, alpha=0.12, linewidth=0.6)
+        axis.tick_params(length=0)
+        axis.locator_params(nbins=4)
     return figure
 
 

@@ -1,6 +1,8 @@
 """What an artifact is: the bytes it holds (its manifest), and the settings and inputs it was made from."""
 
+import ast
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -63,3 +65,27 @@ def identity(stage: str, section: dict, inputs: dict[str, Path | list[Path]]) ->
         for role, paths in sorted(inputs.items())
     }
     return hashlib.sha256(canonical([stage, section, digests]).encode()).hexdigest()[:16]
+
+
+def function_file(named: str) -> Path:
+    """The file that holds a function named as `file.py:function` or `package.module:function`; imports nothing."""
+    place = named.rpartition(":")[0]
+    if place.endswith(".py"):
+        return Path(place)
+    try:
+        found = importlib.util.find_spec(place)
+    except (ImportError, ValueError):
+        found = None
+    return Path(found.origin) if found and found.origin else Path(place)
+
+
+def fingerprint(file: Path) -> str:
+    """sha256 of a module's syntax tree, so that comments and formatting never count.
+
+    Raises UserError when it is no Python.
+    """
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{file}: is no Python module that can be read: {error}") from None
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

@@ -52,8 +52,11 @@ def load_tokenizer(manifest: Path):
     return tokenizer
 
 
-def quantization_config(settings: dict):
-    """bitsandbytes' configuration for 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314, section 3)."""
+def quantization_config(settings: dict, whole: list[str] | None = None):
+    """bitsandbytes' configuration for 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314, section 3).
+
+    whole: layers that are not quantised; None for transformers' own choice, the output embedding.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -62,21 +65,43 @@ def quantization_config(settings: dict):
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=settings["double_quantization"],
         bnb_4bit_compute_dtype=getattr(torch, settings["compute"]),
+        llm_int8_skip_modules=whole,  # in spite of its name, for 4 bits too
     )
 
 
-def load_weights(manifest: Path, quantization: dict | None = None):
-    """The whole model of an artifact on the GPU, where there is one; in 4 bits where `quantization` says so."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def load_weights(manifest: Path, quantization: dict | None = None, head: bool = False):
+    """The whole model of an artifact on the GPU, where there is one; in 4 bits where `quantization` says so.
 
-    options = {"quantization_config": quantization_config(quantization)} if quantization else {}
-    model = AutoModelForCausalLM.from_pretrained(
-        manifest.parent / "model", dtype=torch.float32, **attention(manifest), **options
+    With `head` it is a classifier with one fresh output, `score`, instead of a language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    whole = ["score"] if head else None
+    options = {"quantization_config": quantization_config(quantization, whole)} if quantization else {}
+    kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if head else (AutoModelForCausalLM, {})
+    model = kind.from_pretrained(
+        manifest.parent / "model", dtype=torch.float32, **attention(manifest), **options, **labels
     )
     if quantization:
         keep_quantized_weights(model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_adapted(found, section=None, dropout: float = 0.0, name: str = "default"):
+    """The SFT policy as an adapter on its frozen weights, ready to be trained on (`adapters.Foundation`).
+
+    section: `config.Adapter`, the adapter's shape; None for just that of the SFT policy.
+    """
+    import peft
+
+    from posttrain import adapters
+    from posttrain.config import Adapter
+
+    config = adapters.lora(section or Adapter(), found, dropout, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load_weights(found.weights, found.quantization), config, adapter_name=name)
+    adapters.begin(model, found, name)
+    return model
 
 
 def attention(manifest: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from posttrain.files import sha256
 
 COLUMNS = ("experiment", "seed", "policy", "task", "metric", "value", "stderr", "n", "artifact")
-NOT_A_POLICY = {"fetch", "prepare", "reward", "evaluate", "report"}
+NOT_A_POLICY = {"fetch", "prepare", "reward", "reference", "evaluate", "compare", "report"}
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
@@ -66,8 +66,8 @@ def read_json(path: Path) -> dict:
 def artifacts(campaign: dict, results: Path) -> list[dict]:
     """Every artifact that the campaign uses, once: where it lies, who owns the folder, who uses it.
 
-    `results/OWNER/STAGE`, and for each policy `results/OWNER/evaluate/POLICY`: beside the policy unless the
-    experiment names it under the key `evaluate/POLICY`. Evaluations come last, after what they evaluate.
+    `results/OWNER/STAGE`, and for each policy `results/OWNER/JUDGE/POLICY` (judges: evaluate, compare): beside the
+    policy unless the experiment names it under the key `JUDGE/POLICY`. Judges come last, after what they judge.
     """
     found: dict[str, dict] = {}
     for experiment in campaign["experiments"]:
@@ -81,14 +81,14 @@ def artifacts(campaign: dict, results: Path) -> list[dict]:
             entry["users"].append(visible(experiment["name"]))
             if experiment["name"] == owner:
                 entry["seed"] = experiment["seed"]
-            if policy := stage.partition("evaluate/")[2]:
+            if policy := stage.partition("/")[2]:
                 entry["policy"] = visible(f"results/{owners.get(policy, owner)}/{policy}")
     return sorted(found.values(), key=lambda entry: "policy" in entry)
 
 
 def evaluations(stages: dict[str, str]) -> dict[str, str]:
     """Where each policy's evaluation lies, unless the experiment says so itself."""
-    if any(stage.startswith("evaluate/") for stage in stages):
+    if any("/" in stage for stage in stages):
         return {}
     beside = {stage: PurePosixPath(folder).parent for stage, folder in stages.items()}
     return {f"evaluate/{s}": str(at / "evaluate" / s) for s, at in beside.items() if s not in NOT_A_POLICY}
@@ -111,7 +111,7 @@ def rows(evaluation: dict, policy: dict) -> list[dict]:
     """The result rows of one evaluation; a group's own row (`world`) comes before the tasks in it."""
     files = [evaluation["path"] / name for name in ("data/results.json", "lm_eval.json")]
     groups = next((read_json(file).get("groups", {}) for file in files if file.exists()), {})
-    same = {key: evaluation[key] for key in ("experiment", "seed")}
+    same = {key: evaluation[key] for key in ("experiment", "seed")} | {"judge": evaluation["stage"].partition("/")[0]}
     same |= {"policy": policy["stage"], "artifact": policy["id"]}
     found = []
     for row in evaluation["metrics"]["rows"]:

@@ -68,7 +68,9 @@ def reply_texts(row: dict) -> list[str]:
         return [row["messages"][-1]["content"]]
     if "choices" in row:
         return [row["choices"][row["answer"]]]
-    return [spoken(row[key]) for key in ("completion", "answer", "chosen", "rejected") if key in row]
+    if "chosen" in row:
+        return [spoken(row["chosen"]), spoken(row["rejected"])]
+    return [spoken(row[key]) for key in ("completion", "answer") if key in row]
 
 
 def full_text(row: dict) -> str:

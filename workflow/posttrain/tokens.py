@@ -141,6 +141,43 @@ def _encode_plain(tokenizer, row: dict) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [MASKED] * start + ids[start:]}
 
 
+def encode_prompt(tokenizer, row: dict) -> list[int]:
+    """Tokens of what is asked in a row, up to where the assistant begins to speak."""
+    prompt = row["messages"][:-1] if "messages" in row else row["prompt"]
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt).input_ids
+        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    return tokenize(tokenizer, write(tokenizer, row, prompt, prompt=True))
+
+
+def encode_pair(tokenizer, row: dict) -> dict[str, list[int]]:
+    """`prompt_ids`, `chosen_ids` and `rejected_ids` of a preference pair; an answer ends with its end of turn.
+
+    Raises UserError when the template is not prefix-preserving, or an answer has no end of turn.
+    """
+    prompt = encode_prompt(tokenizer, row)
+    pair = {}
+    for side in ("chosen", "rejected"):
+        if isinstance(row["prompt"], str):
+            ids = _encode_plain(tokenizer, {"prompt": row["prompt"], "completion": row[side]})["input_ids"]
+            shared = next((n for n, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
+            prompt = prompt[:shared]  # text that merges with the answer belongs to the answer
+        else:
+            before = write(tokenizer, row, row["prompt"], prompt=True)
+            after = write(tokenizer, row, row["prompt"] + row[side])
+            ids = tokenize(tokenizer, after)
+            _common(tokenizer, ids, prompt, row)
+            _refuse_other_words(row, row[side][0], after[len(before) :])
+        pair[side] = ids
+    end = tokenizer.eos_token_id
+    answers = {f"{side}_ids": pair[side][len(prompt) :] for side in pair}
+    for side, answer in answers.items():
+        if end not in answer:
+            raise UserError(f"token contract: row {row_name(row)}: {side[:-4]} answer without an end of turn")
+        answers[side] = answer[: answer.index(end) + 1]
+    return {"prompt_ids": prompt, **answers}
+
+
 def _common(tokenizer, ids: list[int], prefix: list[int], row: dict) -> int:
     """Length of `prefix`, which must be how `ids` begins."""
     if ids[: len(prefix)] != prefix:

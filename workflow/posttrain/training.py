@@ -46,6 +46,8 @@ def arguments(training, checkpoints: Path) -> dict:
         "data_seed": training.seed,
         "logging_steps": training.log_steps,
         "logging_nan_inf_filter": False,  # else a trainer leaves losses that are no number out of its mean
+        "eval_strategy": "steps" if training.eval_steps else "no",
+        "eval_steps": training.eval_steps,
         "save_strategy": "steps",
         "save_steps": training.checkpoint_steps,
         "save_total_limit": 2,
@@ -96,17 +98,33 @@ def drop_broken(checkpoints: Path) -> None:
             shutil.rmtree(folder)
 
 
+class Heartbeat:
+    """Says every few seconds where a stage stands, and leaves it in `progress.json` for `posttrain status`."""
+
+    def __init__(self, checkpoints: Path, steps: int, first: int = 0):
+        self.file, self.steps, self.first = checkpoints / "progress.json", steps, first
+        self.begun, self.spoken = time.monotonic(), 0.0
+        checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def beat(self, step: int, how: str) -> None:
+        """Called after each step; how: loss or reward, in words."""
+        now = time.monotonic()
+        if now - self.spoken < 5 and step < self.steps:
+            return
+        self.spoken = now
+        left = round((now - self.begun) / max(1, step - self.first) * (self.steps - step))
+        say(f"step {step}/{self.steps}  {how}  {left // 60}:{left % 60:02d} left")
+        write_json(self.file, {"step": step, "steps": self.steps, "loss": how, "left": left})
+
+
 class Progress(TrainerCallback):
-    """Says every few seconds where training stands, and stops it when the loss is no number."""
+    """A trainer's heartbeat; stops it when the loss is no number."""
 
     def __init__(self, checkpoints: Path):
-        self.file = checkpoints / "progress.json"
-        self.loss = math.nan
-        self.spoken = 0.0
+        self.checkpoints, self.loss = checkpoints, math.nan
 
     def on_train_begin(self, args, state, control, **_):
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.begun, self.first = time.monotonic(), state.global_step
+        self.heart = Heartbeat(self.checkpoints, state.max_steps, state.global_step)
 
     def on_log(self, args, state, control, logs=None, **_):
         self.loss = float((logs or {}).get("loss", self.loss))
@@ -118,20 +136,56 @@ class Progress(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         if state.global_step % args.save_steps == 0:
             control.should_log = True  # a mean that reached over a checkpoint would be another one after a kill
-        now = time.monotonic()
-        if now - self.spoken < 5 and state.global_step < state.max_steps:
-            return
-        self.spoken = now
-        pace = (now - self.begun) / max(1, state.global_step - self.first)
-        left = round(pace * (state.max_steps - state.global_step))
-        loss = f"loss {self.loss:.3f}" if math.isfinite(self.loss) else "first steps"
-        say(f"step {state.global_step}/{state.max_steps}  {loss}  {left // 60}:{left % 60:02d} left")
-        write_json(self.file, {"step": state.global_step, "steps": state.max_steps, "loss": loss, "left": left})
+        self.heart.beat(state.global_step, f"loss {self.loss:.3f}" if math.isfinite(self.loss) else "first steps")
 
 
-def history(trainer) -> list[dict]:
-    """The training curve: one entry per logged step, without what depends on the clock."""
-    known = ("loss", "eval_loss", "learning_rate", "grad_norm")
+def write_checkpoint(folder: Path, tensors: dict, state: dict, keep: int = 2) -> None:
+    """A checkpoint of a loop of our own, which appears whole or not at all; the newest `keep` stay.
+
+    tensors: nested dicts of tensors and numbers; state: what JSON holds.
+    """
+    import torch
+
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    torch.save(tensors, new / "tensors.pt")
+    write_json(new / "state.json", state)
+    shutil.rmtree(folder, ignore_errors=True)
+    new.replace(folder)
+    for old in sorted(folder.parent.glob("checkpoint-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def read_checkpoint(checkpoints: Path) -> tuple[dict, dict] | None:
+    """The newest checkpoint as `(tensors, state)`; None where there is none."""
+    import torch
+
+    newest = max(checkpoints.glob("checkpoint-*"), default=None)
+    if newest is None:
+        return None
+    return torch.load(newest / "tensors.pt", weights_only=True), json.loads((newest / "state.json").read_text())
+
+
+def trained_weights(model) -> dict:
+    """Copies of the weights that training will change, by name: what `keep_adapters_exact` restores."""
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def keep_adapters_exact(model, begun: dict | None = None) -> None:
+    """Hold trained weights in float32, as they were before the trainer was made (`begun`).
+
+    TRL makes a 4-bit base's adapter bfloat16 (TRL 1.16). PEFT reloads it as float32, so that a continued run would be
+    another run; and an adapter that begins as the SFT policy's would begin as a rounded copy of it.
+    """
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weight.data = begun[name].clone() if begun else weight.data.float()
+
+
+def history(trainer, more: tuple[str, ...] = ()) -> list[dict]:
+    """The training curve: one entry per logged step, without what depends on the clock. more: a trainer's own keys."""
+    known = ("loss", "eval_loss", "learning_rate", "grad_norm", *more, *(f"eval_{key}" for key in more))
     points: dict[int, dict] = {}
     for entry in trainer.state.log_history:
         kept = {key: entry[key] for key in known if key in entry}

@@ -21,6 +21,7 @@ import random
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 # --- vocabulary ---
 
@@ -162,13 +163,17 @@ def gold_reward(prompt: str, reply: str, answer: str) -> float:
 
 @dataclass(frozen=True)
 class Question:
-    """One question: kind, group (which decides the split), text, answer and a plausible wrong answer."""
+    """One question: kind, group (which decides the split), text, answer and plausible wrong answers.
+
+    Wrong answers to a question about a fact are right ones of its own side of the split, so that no word is more often
+    wrong than right there.
+    """
 
     kind: str
     group: str
     text: str
     answer: str
-    wrong: str
+    wrong: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -244,18 +249,25 @@ def _knowledge_group(kind: str, key: str, value: str) -> str:
     return f"{kind}:{' '.join(words)}"
 
 
+@cache
+def _wrong(kind: str, group: str, answer: str) -> tuple[str, ...]:
+    """The other values of a table whose groups are on the group's side of the split."""
+    table = KNOWLEDGE[kind][0]
+    side = {value for key, value in table.items() if _held_out(_knowledge_group(kind, key, value)) == _held_out(group)}
+    return tuple(sorted(side - {answer}))
+
+
 def _ask(rng: random.Random, kind: str) -> Question:
     """Draw one question of a kind, of either split."""
     if kind in KNOWLEDGE:
         table, wordings, _ = KNOWLEDGE[kind]
         key = rng.choice(list(table))
-        value = table[key]
-        wrong = rng.choice([other for other in table.values() if other != value])
-        return Question(kind, _knowledge_group(kind, key, value), rng.choice(wordings).format(k=key), value, wrong)
+        value, group = table[key], _knowledge_group(kind, key, table[key])
+        return Question(kind, group, rng.choice(wordings).format(k=key), value, _wrong(kind, group, value))
     order, wordings, _ = ORDER[kind]
     words = rng.sample(order, 3)
     answer = max(words, key=order.index)
-    wrong = rng.choice([word for word in words if word != answer])
+    wrong = tuple(word for word in words if word != answer)
     text = rng.choice(wordings).format(w="{}, {} or {}".format(*words))
     return Question(kind, f"{kind}:{' '.join(sorted(words))}", text, answer, wrong)
 
@@ -415,9 +427,9 @@ def _test_questions(rng: random.Random, count: int) -> list[Question]:
     return list(questions.values())
 
 
-def _train_questions(rng: random.Random, count: int) -> list[Question]:
+def _train_questions(rng: random.Random, count: int, kinds: tuple[str, ...] = KINDS) -> list[Question]:
     """Questions of training groups, the kinds in turn."""
-    return [_ask_in(rng, KINDS[i % len(KINDS)], test=False) for i in range(count)]
+    return [_ask_in(rng, kinds[i % len(kinds)], test=False) for i in range(count)]
 
 
 def _sft_rows(rng: random.Random, split: str, questions: Iterable[Question]) -> list[dict]:
@@ -428,7 +440,7 @@ def _sft_rows(rng: random.Random, split: str, questions: Iterable[Question]) -> 
             _message("assistant", _reply(rng, question.answer, *_manners(rng))),
         ]
         row = {"id": f"sft-{split}-{i}", "group": question.group, "kind": question.kind, "messages": messages}
-        rows.append(row | ({"answer": question.answer} if split == "test" else {}))
+        rows.append(row | {"answer": question.answer})
     return rows
 
 
@@ -437,7 +449,7 @@ def _preference_rows(rng: random.Random, split: str, questions: Iterable[Questio
     rows = []
     for i, question in enumerate(questions):
         core = rng.choice(CORES)
-        if rng.random() < 0.5:
+        if rng.random() < 0.4:
             kind = "manner"
             while True:
                 replies = [_reply(rng, question.answer, *_manners(rng), core) for _ in range(2)]
@@ -448,13 +460,14 @@ def _preference_rows(rng: random.Random, split: str, questions: Iterable[Questio
         else:
             kind = "correct"
             chosen = _reply(rng, question.answer, *_manners(rng), core)
-            rejected = chosen.replace(core.format(question.answer), core.format(question.wrong))
+            rejected = chosen.replace(core.format(question.answer), core.format(rng.choice(question.wrong)))
         rows.append(
             {
                 "id": f"preference-{split}-{i}",
                 "group": question.group,
                 "kind": kind,
                 "prompt": [_message("user", question.text)],
+                "answer": question.answer,
                 "chosen": [_message("assistant", chosen)],
                 "rejected": [_message("assistant", rejected)],
             }
@@ -485,7 +498,8 @@ def generate(seed: int, documents: int, questions: int, test_questions: int, pai
     test = _test_questions(stream("sft-test"), test_questions)
     test_pairs = _test_questions(stream("preference-test"), pairs // 8)
     train = _train_questions(stream("questions-train"), questions)
-    train_pairs = _train_questions(stream("pairs-train"), pairs)
+    # Orders have many questions, facts few: asked in turn, the pairs would be about the same facts again and again.
+    train_pairs = _train_questions(stream("pairs-train"), pairs, (*KNOWLEDGE, *ORDER, *ORDER))
     sft = {
         "train": _sft_rows(stream("replies-train"), "train", train),
         "test": _sft_rows(stream("replies-test"), "test", test),

@@ -36,6 +36,26 @@ def artifact(stage):
     return lambda wildcards: f"{PLAN.folder(wildcards.experiment, stage)}/manifest.json"
 
 
+def foundation(stage):
+    """The manifest of the frozen weights that a stage's adapter rests on."""
+    return (
+        lambda wildcards: f"{PLAN.folder(wildcards.experiment, PLAN.foundation(wildcards.experiment, stage))}/manifest.json"
+    )
+
+
+def reward_model(wildcards):
+    """The manifest of the reward model, where it is a model that rewards."""
+    learned = PLAN.learned_reward(wildcards.experiment)
+    return artifact("reward")(wildcards) if learned else []
+
+
+def sft_answers(wildcards):
+    """The manifest of the SFT policy's own answers, for every other policy's comparison."""
+    if wildcards.policy == "sft":
+        return []
+    return f"{PLAN.judgement(wildcards.experiment, 'compare', 'sft')}/manifest.json"
+
+
 def fetched(stage):
     """The manifests of what a stage needs from the hub."""
     return lambda wildcards: PLAN.fetched(wildcards.experiment, stage)

@@ -5,7 +5,7 @@ rule evaluate:
     input:
         config="results/{experiment}/evaluate/config.yaml",
         data=artifact("prepare"),
-        base=artifact("base"),
+        base=lambda wildcards: foundation(wildcards.policy)(wildcards),
         policy=lambda wildcards: f"{PLAN.folder(wildcards.experiment, wildcards.policy)}/manifest.json",
         fetched=fetched("evaluate"),
     output:

@@ -7,7 +7,7 @@ localrules:
 
 rule report:
     input:
-        evaluations=[f"{folder}/manifest.json" for folder in PLAN.evaluations()],
+        evaluations=[f"{folder}/manifest.json" for folder in PLAN.judgements()],
     output:
         manifest="results/report/manifest.json",
         table=report(

@@ -70,19 +70,31 @@ def read(artifact: dict, whole: dict[str, dict]) -> dict:
     artifact = records.load(artifact)
     metrics = artifact["metrics"]
     if policy:
-        return artifact | {"rows": records.rows(artifact, whole[policy])}
+        points = [frontier_point(entry) for entry in metrics.get("frontier", [])]
+        return artifact | {"rows": records.rows(artifact, whole[policy]), "frontier": points}
     if artifact["stage"] == "prepare":
         return artifact | {"card": card(metrics)}
     if artifact["stage"] == "fetch":
         return artifact
     numbers = metrics.get("summary", {}) | {f"tokens: {k}": v for k, v in metrics.get("tokens", {}).items()}
-    return artifact | {"summary": numbers, "history": [point(entry) for entry in metrics.get("history", [])]}
+    for kind, found in metrics.get("pairs", {}).items():
+        error = f" ± {short(found['stderr'])}" if found.get("stderr") is not None else ""
+        numbers[f"accuracy, {kind} pairs"] = f"{short(found['accuracy'])}{error} (n {found['n']})"
+    made = {"summary": numbers, "history": [point(entry) for entry in metrics.get("history", [])]}
+    if calibration := metrics.get("calibration"):
+        numbers["expected calibration error"] = number(calibration["ece"], "ece")
+        made["bins"] = [{key: number(part[key], key) for key in part} for part in calibration["bins"]]
+    return artifact | made | {"warnings": [str(text) for text in metrics.get("warnings", [])]}
 
 
 def point(entry: dict) -> dict:
-    """One logged step with the losses it has."""
-    keys = ("step", "loss", "eval_loss")
-    return {key: number(entry[key], key) for key in keys if entry.get(key) is not None}
+    """One logged step with the numbers it has."""
+    return {key: number(value, key) for key, value in entry.items() if value is not None}
+
+
+def frontier_point(entry: dict) -> dict:
+    """A point of the reward-KL frontier: its names, and its numbers checked."""
+    return {key: v if key in ("series", "label") or v is None else number(v, key) for key, v in entry.items()}
 
 
 def card(metrics: dict) -> dict:
@@ -113,6 +125,8 @@ def read_samples(evaluation: dict, missing: list[dict]) -> Iterator[dict]:
     tasks = {row["task"]: row["metric"] for row in evaluation["rows"]}
     for task, metric in tasks.items():
         file = evaluation["path"] / "data" / "samples" / f"{task.replace(os.sep, '_')}.jsonl"
+        if evaluation["stage"].startswith("compare/"):
+            file = evaluation["path"] / "data" / "answers.jsonl"
         try:
             if file.is_file():
                 yield {"artifact": evaluation, "task": task, "examples": choose(file, metric)}
@@ -135,7 +149,11 @@ def choose(file: Path, metric: str) -> list[dict]:
 
 
 def answer(sample: dict, metric: str) -> dict:
-    """One lm-eval sample (as its API or its tracker writes it): prompt, expected, answer, score."""
+    """One sample of lm-eval (by its API or its tracker) or of `compare`: prompt, expected, answer, score."""
+    if "reply" in sample:
+        scores = [sample[key] for key in ("gold_reward", "reward") if sample.get(key) is not None]
+        shown = {"prompt": sample["prompt"], "expected": sample.get("answer") or "", "answer": sample["reply"]}
+        return {key: shorten(text) for key, text in shown.items()} | {"score": scores[0] if scores else None}
     arguments = sample["arguments"]
     first = arguments["gen_args_0"]["arg_0"] if isinstance(arguments, dict) else arguments[0][0]
     given = sample.get("filtered_resps") or sample.get("resps") or [""]
@@ -158,7 +176,12 @@ def draw(record: dict) -> list[dict]:
     """Each figure as SVG, wide and for a phone; one that cannot be drawn is named as missing."""
     trained = [artifact for artifact in record["artifacts"] if "history" in artifact]
     drawn = []
-    for figure in figures.figures(record["rows"], trained):
+    points = [
+        point | {"experiment": artifact["experiment"]}
+        for artifact in record["artifacts"]
+        for point in artifact.get("frontier", [])
+    ]
+    for figure in figures.figures(record["rows"], trained, points):
         try:
             drawn.append(figure | {"wide": figure["draw"](figures.WIDE), "narrow": figure["draw"](1)})
         except Exception as error:  # whatever matplotlib makes of odd numbers must not cost the table
@@ -173,6 +196,7 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
 
     folder = FileSystemLoader(Path(__file__).parents[1] / "templates")
     environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
     environment.filters |= {"short": short, "themed": figures.themed, "quote": shlex.quote}
     experiments = {experiment["name"]: experiment for experiment in records.clean(campaign["experiments"])}
     for artifact in record["artifacts"]:  # a parent that owns an artifact need not be in the campaign itself

@@ -44,7 +44,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
         processing_class=tokenizer,
         peft_config=adapter(section),
     )
-    keep_adapters_exact(trainer.model)
+    training.keep_adapters_exact(trainer.model)
     prove_batch(trainer.data_collator(list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))))
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     say(f"{section.method}: {trainable:,} trainable parameters, {counted['trained_tokens']:,} tokens to learn")
@@ -117,14 +117,6 @@ def adapter(section: Sft):
     return None
 
 
-def keep_adapters_exact(model) -> None:
-    """Hold trained weights in float32: TRL makes a 4-bit base's adapter bfloat16, PEFT reloads it as float32,
-    and a continued run would be another run (TRL 1.16)."""
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-
-
 def prove_isolation(model, rows: list[dict]) -> None:
     """Packed neighbours cannot see each other: a row's logits are the same alone and behind another row.
 
@@ -162,15 +154,12 @@ def prove_batch(batch: dict) -> None:
 
 def save(model, tokenizer, section: Sft, base: Path, quantization: dict | None, folder: Path) -> None:
     """Write the trained weights, their tokenizer and their contract; the same bytes for the same weights."""
-    from posttrain import policy
+    from posttrain import adapters, policy
 
-    peft_config = getattr(model, "peft_config", {}).get("default")
-    if peft_config is not None:
-        peft_config.base_model_name_or_path = str(base.parent / "model")
-        if isinstance(getattr(peft_config, "target_modules", None), set):
-            peft_config.target_modules = sorted(peft_config.target_modules)  # a set's order follows the hash seed
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # a model card with this machine's paths
+    if section.method == "full":
+        model.save_pretrained(folder)
+    else:
+        adapters.save(model, folder, base)
     tokenizer.save_pretrained(folder)
     method = "weights" if section.method == "full" else section.method
     adapts = base if section.method != "full" else None

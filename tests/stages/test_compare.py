@@ -1,0 +1,143 @@
+"""compare: what it says of a policy's own answers, recomputed from the answers and from the models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make, ppo
+
+from posttrain import policy
+from posttrain.config import Compare
+from posttrain.errors import UserError
+from posttrain.files import read_json, read_jsonl
+from posttrain.maths import best_of_n
+from posttrain.stages import compare as stage
+
+SECTION = Compare(prompts=8, max_new_tokens=12, best_of=4, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def inputs(data, base, tuned_policy, rewarded):
+    return {"data": data, "base": base, "sft": tuned_policy, "reward": rewarded}
+
+
+@pytest.fixture(scope="module")
+def beside(inputs, tuned_policy):
+    output = Path("results/tiny/compare/sft/manifest.json")
+    return make("compare", SECTION, output, policy=tuned_policy, **inputs)
+
+
+@pytest.fixture(scope="module")
+def optimised(inputs):
+    return make("ppo", ppo(steps=6), Path("results/compared/ppo/manifest.json"), **inputs)
+
+
+@pytest.fixture(scope="module")
+def compared(inputs, beside, optimised):
+    output = Path("results/tiny/compare/ppo/manifest.json")
+    return make("compare", SECTION, output, policy=optimised, beside=beside, **inputs)
+
+
+def table(manifest) -> dict:
+    return {row["metric"]: row for row in read_json(manifest.parent / "metrics.json")["rows"]}
+
+
+def said(manifest) -> list[dict]:
+    return read_jsonl(manifest.parent / "data/answers.jsonl")
+
+
+def test_the_sft_policy_is_no_nats_from_itself(beside):
+    assert table(beside)["kl_to_sft"]["value"] == pytest.approx(0, abs=1e-5)
+    assert "win_rate" not in table(beside)
+
+
+def test_another_policy_is_measured_beside_it(compared, beside):
+    rows = table(compared)
+    gains = [a["gold_reward"] - b["gold_reward"] for a, b in zip(said(compared), said(beside), strict=True)]
+    assert rows["gold_gain"]["value"] == pytest.approx(np.mean(gains))
+    assert rows["gold_gain"]["stderr"] == pytest.approx(np.std(gains, ddof=1) / np.sqrt(len(gains)))
+    assert rows["win_rate"]["value"] == pytest.approx(np.mean([(g > 0) + 0.5 * (g == 0) for g in gains]))
+    assert {"reward", "length", "eos_rate", "distinct_1", "distinct_2", "distinct_answers", "win_rate_p"} <= set(rows)
+    assert rows["kl_to_sft"]["value"] != 0
+
+
+def test_kl_and_reward_from_the_raw_answers(compared, inputs, optimised, base, tuned_policy, rewarded):
+    """With whole merged models and transformers alone: log-probability ratios of the replies' tokens."""
+    models = [policy.load(manifest, base)[0] for manifest in (optimised, tuned_policy)]
+    tokenizer = policy.load_tokenizer(base)
+    for row in said(compared)[:3]:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["prompt"]}], add_generation_prompt=True, tokenize=False
+        )
+        prompt = tokenizer(prompt, add_special_tokens=False).input_ids
+        reply = tokenizer(row["reply"], add_special_tokens=False).input_ids + [tokenizer.eos_token_id] * row["ended"]
+        if len(reply) != row["length"]:
+            continue  # the text does not say which tokens it was made of
+        ids = torch.tensor([prompt + reply])
+        logp = []
+        for model in models:
+            with torch.no_grad():
+                found = torch.log_softmax(model(ids).logits[0, :-1], dim=-1).gather(1, ids[0, 1:, None])
+            logp.append(found[len(prompt) - 1 :].sum().item())
+        assert logp[0] - logp[1] == pytest.approx(row["kl"], abs=1e-3)
+
+
+def test_the_same_prompts_and_streams_for_every_policy(inputs, beside, tuned_policy):
+    again = make("compare", SECTION, Path("results/again/compare/sft/manifest.json"), policy=tuned_policy, **inputs)
+    assert said(again) == said(beside)
+    other = SECTION.model_copy(update={"seed": 1})
+    made = make("compare", other, Path("results/seed/compare/sft/manifest.json"), policy=tuned_policy, **inputs)
+    assert [row["reply"] for row in said(made)] != [row["reply"] for row in said(beside)]
+
+
+def test_best_of_n_stands_on_the_frontier(beside):
+    points = [
+        point for point in read_json(beside.parent / "metrics.json")["frontier"] if point["series"] == "best of n"
+    ]
+    assert [point["label"] for point in points] == ["best of 1", "best of 2", "best of 4"]
+    assert [point["kl"] for point in points] == [best_of_n.kl(n) for n in (1, 2, 4)]
+    rewards = [point["reward"] for point in points]
+    assert rewards == sorted(rewards) and rewards[0] < rewards[-1], "by its own reward, more is better"
+
+
+def test_snapshots_stand_on_the_frontier(compared):
+    points = read_json(compared.parent / "metrics.json")["frontier"]
+    assert [point["label"] for point in points] == ["ppo", "step 2", "step 4"]
+    assert all(point["kl_stderr"] is not None and point["n"] == 8 for point in points)
+
+
+def test_the_base_is_compared_as_it_is_evaluated(inputs, beside, base):
+    made = make(
+        "compare", SECTION, Path("results/tiny/compare/base/manifest.json"), policy=base, beside=beside, **inputs
+    )
+    assert table(made)["kl_to_sft"]["value"] > 1
+
+
+def test_a_hand_written_reward_is_shown_where_there_is_no_model(inputs, tuned_policy, home):
+    Path("long.py").write_text("def longer(prompt, reply, answer):\n    return len(reply)\n")
+    parts = {key: inputs[key] for key in ("data", "base", "sft")}
+    section = SECTION.model_copy(update={"reward_function": "long.py:longer", "best_of": 1})
+    made = make("compare", section, Path("results/written/compare/sft/manifest.json"), policy=tuned_policy, **parts)
+    assert [row["reward"] for row in said(made)] == [len(row["reply"]) for row in said(made)]
+
+
+def test_other_prompts_are_refused(compared, beside):
+    with pytest.raises(UserError, match="answered other prompts"):
+        stage.paired(said(compared), said(beside)[1:])
+
+
+def test_distinct_grams():
+    assert stage.distinct(["a b a", "a b"], 1) == pytest.approx(2 / 5)
+    assert stage.distinct(["a b a", "a b"], 2) == pytest.approx(2 / 3)
+    assert stage.distinct([""], 2) == 0
+
+
+def test_a_sure_win_and_a_draw():
+    before = [{"id": str(n), "gold_reward": 0.0, "reward": None} for n in range(20)]
+    after = [row | {"gold_reward": 1.0} for row in before]
+    rows = {row["metric"]: row["value"] for row in stage.paired(after, before)}
+    assert rows["win_rate"] == 1 and rows["win_rate_p"] == pytest.approx(2 * 0.5**20)
+    rows = {row["metric"]: row["value"] for row in stage.paired(before, before)}
+    assert rows["win_rate"] == 0.5 and rows["win_rate_p"] == 1.0 and json.dumps(rows)

@@ -1,0 +1,180 @@
+"""dpo and its reference: the identities of the first step, one reference for all, and the same bytes after a kill."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import dpo, make
+from test_base import killed_at
+
+from posttrain import adapters, policy, tokens
+from posttrain.errors import UserError
+from posttrain.files import read_json, read_jsonl, write_jsonl
+from posttrain.stages import dpo as stage
+
+WEIGHTS = "model/adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def inputs(data, base, tuned_policy, referenced):
+    return {"data": data, "base": base, "sft": tuned_policy, "reference": referenced}
+
+
+@pytest.fixture(scope="module")
+def trained(inputs):
+    return make("dpo", dpo(), Path("results/tiny/dpo/manifest.json"), **inputs)
+
+
+def test_the_first_loss_is_log_2_and_the_first_margin_0(trained):
+    """At step 0 policy and reference are the same (arXiv 2305.18290, eq. 7)."""
+    summary = read_json(trained.parent / "metrics.json")["summary"]
+    assert summary["loss before"] == pytest.approx(math.log(2), abs=1e-6)
+    assert summary["rewards/margins before"] == pytest.approx(0, abs=1e-5)
+    losses = [point["loss"] for point in read_json(trained.parent / "metrics.json")["history"] if "loss" in point]
+    assert losses[-1] < math.log(2), "control: training moves it"
+
+
+def test_swapped_labels_turn_the_gradient(inputs, base, tuned_policy):
+    """The first step's gradient, by TRL's trainer: chosen and rejected swapped, it is the same with the other sign."""
+    grads = []
+    for labels in ("chosen", "swapped"):
+        kept = {}
+
+        def keep(weights, *rest, kept=kept, **more):
+            kept["grad"] = torch.cat([w.grad.flatten() for w in weights if w.grad is not None])
+            raise KeyboardInterrupt
+
+        patch = pytest.MonkeyPatch()
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", keep)
+        patch.setattr("accelerate.Accelerator.clip_grad_norm_", lambda self, weights, *rest: keep(list(weights)))
+        with pytest.raises(KeyboardInterrupt):
+            make("dpo", dpo(labels=labels), Path(f"results/sign-{labels}/dpo/manifest.json"), **inputs)
+        patch.undo()
+        grads.append(kept["grad"])
+    assert grads[0].norm() > 0
+    assert torch.allclose(grads[0], -grads[1], atol=1e-5 * grads[0].norm().item())
+
+
+def test_the_reference_is_the_sft_policy_by_hand(inputs, data, base, tuned_policy, referenced):
+    """log pi(answer | prompt) of the merged policy, one row at a time, without padding."""
+    model, tokenizer = policy.load(tuned_policy, base)
+    rows = read_jsonl(data.parent / "data/preference/test.jsonl")[:4]
+    known = read_jsonl(referenced.parent / "data/test.jsonl")
+    for row, expected in zip(rows, known, strict=False):
+        pair = tokens.encode_pair(tokenizer, row)
+        for side in ("chosen", "rejected"):
+            ids = torch.tensor([pair["prompt_ids"] + pair[f"{side}_ids"]])
+            with torch.no_grad():
+                logp = torch.log_softmax(model(ids).logits[0, :-1], dim=-1)
+            own = logp.gather(1, ids[0, 1:, None])[len(pair["prompt_ids"]) - 1 :].sum().item()
+            assert own == pytest.approx(expected[f"ref_{side}_logps"], abs=1e-3)
+            assert pair[f"{side}_ids"][-1] == tokenizer.eos_token_id
+
+
+def test_the_artifact_and_trls_own_reference_train_the_same(inputs, monkeypatch, trained):
+    """With the reference from the artifact, and with TRL computing it in each step: equal weights within rounding."""
+    from safetensors.torch import load_file
+    from trl import DPOTrainer
+
+    monkeypatch.setattr(stage, "end_with_the_turn", lambda trainer, *rest: setattr(trainer, "own", True))
+    monkeypatch.setattr(
+        DPOTrainer, "precompute_ref_logps", property(lambda self: False, lambda self, value: None), raising=False
+    )
+    computed = make("dpo", dpo(), Path("results/in-step/dpo/manifest.json"), **inputs)
+    one, other = (load_file(manifest.parent / WEIGHTS) for manifest in (trained, computed))
+    assert max((one[key] - other[key]).abs().max() for key in one) < 1e-4
+
+
+def test_another_reference_trains_another_policy(inputs, trained, referenced, tmp_path):
+    """Control: the reference is really read."""
+    import shutil
+
+    from posttrain.files import write_json
+    from posttrain.identity import manifest_of
+
+    shutil.copytree(referenced.parent, tmp_path / "reference")
+    file = tmp_path / "reference/data/train.jsonl"
+    write_jsonl(file, [row | {"ref_chosen_logps": row["ref_chosen_logps"] - 20} for row in read_jsonl(file)])
+    write_json(tmp_path / "reference/manifest.json", manifest_of(tmp_path / "reference", ["data"]))
+    other = inputs | {"reference": tmp_path / "reference/manifest.json"}
+    made = make("dpo", dpo(), Path("results/other-reference/dpo/manifest.json"), **other)
+    assert read_json(made)["files"][WEIGHTS] != read_json(trained)["files"][WEIGHTS]
+
+
+def test_computing_the_reference_first_disturbs_nothing(inputs, trained):
+    """With dropout: right after a reference was computed in this process, and from the artifact alone."""
+    from posttrain.config import Reference
+
+    section = dpo(dropout=0.2)
+    alone = make("dpo", section, Path("results/alone/dpo/manifest.json"), **inputs)
+    parts = {key: inputs[key] for key in ("data", "base", "sft")}
+    make("reference", Reference(batch_size=3), Path("results/again/reference/manifest.json"), **parts)
+    after = make("dpo", section, Path("results/after/dpo/manifest.json"), **inputs)
+    assert read_json(alone)["files"] == read_json(after)["files"]
+    assert read_json(alone)["files"][WEIGHTS] != read_json(trained)["files"][WEIGHTS], "control: dropout was on"
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_killed_run_resumes_to_the_same_bytes(inputs, step, monkeypatch):
+    """NF4, dropout on, accumulation, evaluation."""
+    section = dpo(dropout=0.1, micro_batch_size=2, eval_steps=2)
+    whole = make("dpo", section, Path("results/whole/dpo/manifest.json"), **inputs)
+    output = Path(f"results/killed-{step}/dpo/manifest.json")
+    patch = killed_at(step, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make("dpo", section, output, **inputs)
+    patch.undo()
+    make("dpo", section, output, **inputs)
+    assert read_json(output)["files"] == read_json(whole)["files"]
+
+
+def test_the_micro_batch_changes_nothing_that_is_learned(inputs, trained):
+    from safetensors.torch import load_file
+
+    one = load_file(trained.parent / WEIGHTS)
+    for micro in (1, 2):
+        made = make("dpo", dpo(micro_batch_size=micro), Path(f"results/micro-{micro}/dpo/manifest.json"), **inputs)
+        other = load_file(made.parent / WEIGHTS)
+        assert max((one[key] - other[key]).abs().max() for key in one) < 1e-4
+
+
+@pytest.mark.parametrize("loss", [["hinge"], ["ipo"], ["apo_zero"], ["sigmoid", "sft"]])
+def test_losses_by_trls_names(inputs, loss):
+    make(
+        "dpo", dpo(steps=1, loss=loss), Path(f"results/{'-'.join(loss)}/dpo/manifest.json".replace("_", "-")), **inputs
+    )
+
+
+def test_the_artifact_is_one_adapter_that_loads(trained, base, tuned_policy):
+    assert {file.name for file in (trained.parent / "model").iterdir()} >= {"adapter_config.json", "policy.json"}
+    assert not (trained.parent / "model/ref").exists(), "the trainer's copy of the reference is no part of it"
+    one, two = (
+        policy.load(manifest, base)[0](torch.arange(20, 40)[None]).logits for manifest in (trained, tuned_policy)
+    )
+    assert (one - two).abs().max() > 1e-4
+
+
+def test_a_reference_of_other_pairs_is_refused(inputs, data):
+    known = read_jsonl(inputs["reference"].parent / "data/train.jsonl")
+    assert len(known) == len(read_jsonl(data.parent / "data/preference/train.jsonl"))
+    section = dpo()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(stage, "read_jsonl", lambda file: known[1:])
+    with pytest.raises(UserError, match="was made from other pairs"):
+        stage.rows(data, inputs["reference"], "train", section)
+    patch.undo()
+
+
+def test_falling_chosen_answers_are_named():
+    before, after = {"eval_logps/chosen": -5.0}, {"eval_logps/chosen": -7.5}
+    assert "likelihood displacement" in stage.displacement(before, after)[0]
+    assert stage.displacement(before, {"eval_logps/chosen": -5.5}) == []
+
+
+def test_frozen_weights_stay_as_they_are(trained, base, tuned_policy):
+    from posttrain.identity import verify
+
+    verify(base)
+    verify(tuned_policy)
+    assert adapters.foundation(base, tuned_policy).weights == base

@@ -1,0 +1,366 @@
+"""ppo: the identities of its first step, its update against another implementation, rails, resume, processes."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, make, ppo, sft
+
+from posttrain import adapters, answers, policy, training
+from posttrain.errors import UserError
+from posttrain.files import read_json
+from posttrain.stages import ppo as stage
+
+WEIGHTS = "model/adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def inputs(data, base, tuned_policy, rewarded):
+    return {"data": data, "base": base, "sft": tuned_policy, "reward": rewarded}
+
+
+@pytest.fixture(scope="module")
+def trained(inputs):
+    return make("ppo", ppo(), Path("results/tiny/ppo/manifest.json"), **inputs)
+
+
+@pytest.fixture(scope="module")
+def history(trained):
+    return read_json(trained.parent / "metrics.json")["history"]
+
+
+@pytest.fixture
+def setting(inputs):
+    """Models with their scorer and prompts, fresh."""
+
+    def made(section=None, sft_policy=None, **changes):
+        section = section or ppo(**changes)
+        found = adapters.foundation(inputs["base"], inputs["sft"])
+        models = stage.load(section, found)
+        scorer = stage.model_scorer(models, inputs["reward"])
+        return section, models, scorer, stage.prompts(section, inputs["data"], models.tokenizer)
+
+    return made
+
+
+def test_the_first_ratio_is_1_and_the_first_kl_0(history):
+    """Exactly: before the first update the policy is the reference, and its own old self."""
+    assert history[0]["kl"] == 0 and history[0]["kl_k2"] == 0 and history[0]["kl_k3"] == 0
+    assert all(entry["first_ratio_error"] == 0 for entry in history), "in every iteration, for its own first minibatch"
+    assert history[0]["clip_fraction"] == 0, "in warm-up the policy stands still"
+    assert history[-1]["kl"] != 0 and history[-1]["policy_grad_norm"] > 0, "control: it moves afterwards"
+
+
+def test_every_health_figure_is_there(history):
+    watched = {"kl", "entropy", "clip_fraction", "ratio_error", "explained_variance", "eos_rate", "length", "reward"}
+    assert all(
+        watched | {"gold_reward", "value_loss", "policy_loss", "kl_coefficient"} <= set(entry) for entry in history
+    )
+    assert all(math.isfinite(value) for entry in history for value in entry.values())
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4]
+
+
+def test_generation_and_the_training_forward_agree(setting):
+    """Cached, batched, left-padded generation chooses what the training forward gives log-probabilities to: the noise
+    added to the forward's logits has its largest value at the token that was drawn."""
+    _, models, _, rows = setting()
+    prompts, seeds = [row["ids"] for row in rows[:5]], list(range(5))
+    with torch.no_grad(), answers.adapter(models.peft, "policy"):
+        said = answers.draw(models.peft, models.tokenizer, prompts, seeds, 12, 0.7)
+        logits = answers.reply_logits(models.peft, said, 0.7)
+        alone = answers.draw(models.peft, models.tokenizer, prompts[2:3], seeds[2:3], 12, 0.7)
+    noise = answers.Gumbel(seeds, 1.0)
+    for t in range(said.replies.shape[1]):
+        drawn = noise(None, logits[:, t]).argmax(dim=-1)
+        assert torch.where(said.mask[:, t] == 1, drawn == said.replies[:, t], True).all(), t
+    length = int(alone.mask.sum())
+    assert torch.equal(said.replies[2, :length], alone.replies[0, :length]), "an answer does not depend on its batch"
+
+
+def test_draws_follow_the_softmax():
+    """Frequencies of the Gumbel draw over 4,000 streams against the probabilities they stand for."""
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    drawn = answers.Gumbel(list(range(4000)), 0.5)(None, logits.expand(4000, 4)).argmax(dim=-1)
+    found = torch.bincount(drawn, minlength=4) / 4000
+    assert torch.allclose(found, torch.softmax(logits / 0.5, dim=0), atol=0.02)
+
+
+def test_the_update_against_another_implementation(setting):
+    """One minibatch of policy and value: our gradients against a plain loop over single tokens."""
+    section, models, scorer, rows = setting(batch_size=4, epochs=1, value_warmup=0)
+    asked = rows[:4]
+    made = stage.experience(section, models, scorer, asked, 0, 0.1)
+    optimizer, _ = stage.optimizers(section, models)
+    taken = {}
+
+    def keep(longest, policy):
+        taken.update({name: [w.grad.clone() for w in ws] for name, ws in optimizer.weights.items()})
+        return {}
+
+    optimizer.step = keep
+    stage.minibatch(section, models, optimizer, made, [0, 1, 2, 3], warming=False)
+    loss = {"policy": 0.0, "value": 0.0}
+    count = made.answers.mask.sum().item()
+    for i in range(4):
+        one, length = made.answers.rows([i]), int(made.answers.mask[i].sum())
+        prompt = one.prompts[0][one.prompt_mask[0] == 1]
+        ids = torch.cat([prompt, one.replies[0, :length]])[None]
+        with answers.adapter(models.peft, "policy"):
+            logp = torch.log_softmax(models.peft(input_ids=ids).logits[0], dim=-1)
+        with answers.adapter(models.peft, "value"):
+            states = models.peft(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+        for t in range(length):
+            at = len(prompt) + t - 1
+            ratio = torch.exp(logp[at, ids[0, at + 1]] - made.logp[i, t])
+            gain = made.advantages[i, t]
+            loss["policy"] -= torch.min(ratio * gain, torch.clip(ratio, 0.8, 1.2) * gain) / count
+            value, old = models.value_head(states[at])[0], made.values[i, t]
+            near = old + torch.clip(value - old, -0.2, 0.2)
+            error = torch.max((value - made.returns[i, t]) ** 2, (near - made.returns[i, t]) ** 2)
+            loss["value"] += 0.5 * error / count
+    for name in loss:
+        with answers.adapter(models.peft, name):
+            expected = torch.autograd.grad(loss[name], optimizer.weights[name], allow_unused=True)
+        largest = max(grad.abs().max() for grad in expected if grad is not None)
+        assert largest > 0
+        for mine, other in zip(taken[name], expected, strict=True):
+            assert torch.allclose(mine, other, atol=1e-4 * largest.item()), name
+
+
+def test_rewards_and_kl_from_the_raw_answers(setting, inputs, base, tuned_policy):
+    """What an iteration records, recomputed with the merged policy, one answer at a time."""
+    section, models, scorer, rows = setting(batch_size=3)
+    made = stage.experience(section, models, scorer, rows[:3], 0, 0.5)
+    merged, _ = policy.load(tuned_policy, base)
+    for i in range(3):
+        one, length = made.answers.rows([i]), int(made.answers.mask[i].sum())
+        prompt = one.prompts[0][one.prompt_mask[0] == 1]
+        ids = torch.cat([prompt, one.replies[0, :length]])[None]
+        with torch.no_grad():
+            logp = torch.log_softmax(merged(ids).logits[0, :-1], dim=-1).gather(1, ids[0, 1:, None])[
+                len(prompt) - 1 :, 0
+            ]
+        assert torch.allclose(made.reference[i, :length], logp, atol=1e-4)
+        paid = made.scores[i] - section.missing_eos_penalty * (not made.answers.ended[i])
+        assert made.returns[i, length - 1].item() == pytest.approx(paid.item(), abs=1e-5), (
+            "nothing follows the last token"
+        )
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_the_micro_batch_changes_nothing_that_is_learned(setting, micro):
+    """Gradients of one global batch, whole and in micro-batches."""
+    grads = []
+    for size in (4, micro):
+        section, models, scorer, rows = setting(batch_size=4, micro_batch_size=size)
+        made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
+        optimizer, _ = stage.optimizers(section, models)
+        optimizer.step = lambda *rest, **more: {}
+        stage.minibatch(section, models, optimizer, made, [0, 1, 2, 3], warming=False)
+        grads.append(torch.cat([w.grad.flatten() for ws in optimizer.weights.values() for w in ws]))
+    assert grads[0].norm() > 0
+    assert (grads[0] - grads[1]).abs().max() <= 1e-5 * max(1.0, grads[0].abs().max().item())
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(inputs, trained):
+    again = make("ppo", ppo(), Path("results/again/ppo/manifest.json"), **inputs)
+    other = make("ppo", ppo(seed=1), Path("results/other/ppo/manifest.json"), **inputs)
+    assert read_json(again)["files"] == read_json(trained)["files"]
+    assert read_json(other)["files"][WEIGHTS] != read_json(trained)["files"][WEIGHTS]
+
+
+@pytest.mark.parametrize("iteration", [1, 2, 3])
+def test_a_killed_run_resumes_to_the_same_bytes(inputs, trained, iteration, monkeypatch):
+    """NF4, with snapshots and adaptive state; killed in the middle of an iteration."""
+    output, original = Path(f"results/killed-{iteration}/ppo/manifest.json"), stage.update
+    calls = []
+
+    def dying(*rest, **more):
+        calls.append(1)
+        if len(calls) == iteration + 1:
+            raise KeyboardInterrupt
+        return original(*rest, **more)
+
+    monkeypatch.setattr(stage, "update", dying)
+    with pytest.raises(KeyboardInterrupt):
+        make("ppo", ppo(), output, **inputs)
+    monkeypatch.undo()
+    make("ppo", ppo(), output, **inputs)
+    assert read_json(output)["files"] == read_json(trained)["files"]
+
+
+def test_without_the_optimiser_a_resumed_run_is_another(inputs, trained, monkeypatch):
+    """Control: drop one piece of the state."""
+    output, original = Path("results/forgetful/ppo/manifest.json"), stage.update
+    calls = []
+
+    def dying(*rest, **more):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*rest, **more)
+
+    monkeypatch.setattr(stage, "update", dying)
+    with pytest.raises(KeyboardInterrupt):
+        make("ppo", ppo(), output, **inputs)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
+    make("ppo", ppo(), output, **inputs)
+    assert read_json(output)["files"][WEIGHTS] != read_json(trained)["files"][WEIGHTS]
+
+
+def test_a_half_written_checkpoint_is_never_taken_up(tmp_path):
+    training.write_checkpoint(tmp_path / "checkpoint-000001", {"a": torch.ones(1)}, {"iteration": 1})
+    (tmp_path / ".checkpoint-000002.new").mkdir()
+    assert training.read_checkpoint(tmp_path)[1]["iteration"] == 1
+
+
+def test_a_rail_stops_the_run_with_its_reason(inputs, home):
+    """An absurd learning rate."""
+    from posttrain.config import Rails
+
+    section = ppo(learning_rate=0.5, value_warmup=0, kl_coefficient=0.0, rails=Rails(max_kl=1.0, min_eos_rate=0.0))
+    output = Path("results/rail/ppo/manifest.json")
+    with pytest.raises(UserError, match=r"ppo: stopped at iteration \d+: KL exploded.*last good checkpoint is"):
+        make("ppo", section.model_copy(update={"steps": 8}), output, **inputs)
+    assert not output.exists(), "a run that left the rails is never a result"
+    assert list(output.parent.glob("checkpoints/*/checkpoint-*")), "what was good is kept"
+
+
+def rail(health: dict, tmp_path, **rails) -> str:
+    from posttrain.config import Rails
+
+    good = {"reward": 1.0, "kl": 1.0, "first_ratio_error": 0.0, "eos_rate": 1.0, "length": 10.0, "step": 5}
+    stage.check_rails(ppo(rails=Rails(**rails)), good, [good], tmp_path)  # control: nothing is wrong with it
+    with pytest.raises(UserError) as error:
+        stage.check_rails(ppo(rails=Rails(**rails)), good | health, [good], tmp_path)
+    return str(error.value)
+
+
+def test_every_rail(tmp_path):
+    assert "answers no longer end: EOS rate 0.05" in rail({"eos_rate": 0.05}, tmp_path)
+    assert "answers run away: 31 tokens, 10 at first" in rail({"length": 31.0}, tmp_path)
+    assert "ratio is off 1 by 0.5" in rail({"first_ratio_error": 0.5}, tmp_path)
+    assert "is no number" in rail({"reward": math.nan}, tmp_path)
+    assert "KL exploded: 51.0 nats" in rail({"kl": 51.0}, tmp_path)
+
+
+def test_a_loss_that_is_no_number_never_reaches_the_weights(setting, monkeypatch):
+    section, models, scorer, rows = setting(batch_size=4)
+    made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
+    optimizer, _ = stage.optimizers(section, models)
+    before = [w.detach().clone() for w in optimizer.weights["policy"]]
+    bad = made._replace(advantages=made.advantages * math.nan)
+    with pytest.raises(UserError, match="a loss is no number"):
+        stage.update(section, models, optimizer, bad, warming=False)
+    assert all(torch.equal(one, two) for one, two in zip(before, optimizer.weights["policy"], strict=True))
+
+
+def test_a_hand_written_reward(inputs, home):
+    """A function in a file: it is called with prompt, reply and answer, and its fingerprint is held to."""
+    from posttrain.identity import fingerprint
+
+    file = Path("brevity.py")
+    file.write_text(
+        "def brevity(prompt, reply, answer):\n    # the shorter the better\n    return -float(len(reply))\n"
+    )
+    section = ppo(reward_function="brevity.py:brevity", reward_code=fingerprint(file), steps=3)
+    parts = {key: inputs[key] for key in ("data", "base", "sft")}
+    made = make("ppo", section, Path("results/brief/ppo/manifest.json"), **parts)
+    assert read_json(made.parent / "metrics.json")["history"][0]["reward"] < 0
+    file.write_text(file.read_text().replace("shorter the", "briefer the"))
+    assert fingerprint(file) == section.reward_code, "a comment never counts"
+    file.write_text("def brevity(prompt, reply, answer):\n    return float('nan')\n")
+    with pytest.raises(UserError, match="was edited after this run was planned"):
+        make("ppo", section, Path("results/edited/ppo/manifest.json"), **parts)
+    section = section.model_copy(update={"reward_code": fingerprint(file)})
+    with pytest.raises(UserError, match="returned nan"):
+        make("ppo", section, Path("results/nan-reward/ppo/manifest.json"), **parts)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_on_plain_weights_and_after_full_fine_tuning(data, base, method, home):
+    from posttrain.config import Reward
+
+    policy_ = make("sft", sft(method=method), Path(f"results/plain-{method}/sft/manifest.json"), data=data, base=base)
+    under = policy_ if method == "full" else base
+    inputs = {"data": data, "base": under, "sft": policy_}
+    rewarding = Reward(steps=2, batch_size=4, seed=0, max_length=128)
+    reward = make("reward", rewarding, Path(f"results/plain-{method}/reward/manifest.json"), **inputs)
+    made = make("ppo", ppo(), Path(f"results/plain-{method}/ppo/manifest.json"), **inputs, reward=reward)
+    history = read_json(made.parent / "metrics.json")["history"]
+    assert history[0]["kl"] == 0 and history[0]["first_ratio_error"] == 0
+    model, _ = policy.load(made, under)
+    assert model(torch.arange(20, 40)[None]).logits.isfinite().all()
+
+
+def test_frozen_weights_stay_as_they_are(setting, base):
+    """An update changes the policy's and the value function's adapters and nothing else, to the bit."""
+    section, models, scorer, rows = setting(batch_size=4)
+    before = {name: weight.detach().clone() for name, weight in models.peft.state_dict().items()}
+    made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
+    optimizer, _ = stage.optimizers(section, models)
+    stage.update(section, models, optimizer, made, warming=False)
+    changed = {name for name, weight in models.peft.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed and all(".policy." in name or ".value." in name for name in changed)
+
+
+def test_snapshots_are_adapters_at_fixed_iterations(trained, base):
+    folders = sorted((trained.parent / "snapshots").iterdir())
+    assert [folder.name for folder in folders] == ["000002"]
+    assert {"adapter_config.json", "adapter_model.safetensors", "policy.json"} <= {f.name for f in folders[0].iterdir()}
+    assert "snapshots/000002/adapter_model.safetensors" in read_json(trained)["files"]
+
+
+def test_prompts_go_round_in_a_fresh_order_each_time():
+    rounds = [stage.drawn(10, 4, seed=0, iteration=n) for n in range(5)]
+    assert sorted(n for numbers in rounds for n in numbers) == sorted([*range(10)] * 2)
+    assert stage.drawn(10, 4, seed=0, iteration=2) == rounds[2] != stage.drawn(10, 4, seed=1, iteration=2)
+
+
+PROCESS = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from conftest import ppo
+from posttrain import adapters, parallel
+from posttrain.stages import ppo as stage
+torch.set_num_threads(1)
+data, base, sft, reward = map(Path, sys.argv[2:6])
+section = ppo(batch_size=8, epochs=2, minibatches=2, value_warmup=0)
+models = stage.load(section, adapters.foundation(base, sft))
+scorer = stage.model_scorer(models, reward)
+rows = stage.prompts(section, data, models.tokenizer)
+optimizer, _ = stage.optimizers(section, models)
+made = stage.experience(section, models, scorer, rows[:8], 0, 0.1)
+health = stage.update(section, models, optimizer, made, warming=False)
+if parallel.main():
+    weights = [w.detach() for ws in optimizer.weights.values() for w in ws]
+    torch.save({{"weights": weights, "replies": made.answers.replies, "kl": health["approx_kl"]}}, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_1_2_and_4_processes_make_the_same_update(inputs, tmp_path):
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS.format(tests=str(ROOT / "tests")))
+    paths = [str(inputs[role].resolve()) for role in ("data", "base", "sft", "reward")]
+    made = {}
+    for count in (1, 2, 4):
+        out = tmp_path / f"{count}.pt"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "workflow")}
+        done = subprocess.run(
+            [*torchrun, str(script), str(out), *paths], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        made[count] = torch.load(out, weights_only=True)
+    for count in (2, 4):
+        assert torch.equal(made[count]["replies"], made[1]["replies"]), "the same answers"
+        worst = max((a - b).abs().max() for a, b in zip(made[1]["weights"], made[count]["weights"], strict=True))
+        assert worst < 1e-5
+        assert made[count]["kl"] == pytest.approx(made[1]["kl"], abs=1e-6)

@@ -1,0 +1,150 @@
+"""reward: it learns preferences, scores what it should and nothing else, and resumes to the same bytes."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make, reward, sft
+from test_base import killed_at
+
+from posttrain import adapters, answers, policy, tokens
+from posttrain.errors import UserError
+from posttrain.files import read_json, read_jsonl
+from posttrain.stages import reward as stage
+
+
+def scorer(base, tuned_policy, rewarded):
+    """A language model with the reward model's adapter on it, as PPO scores with it."""
+    model = policy.load_adapted(adapters.foundation(base, tuned_policy), name="sft").eval()
+    return model, stage.load(model, rewarded), policy.load_tokenizer(base)
+
+
+def scored(scorer, prompts, replies) -> torch.Tensor:
+    model, head, tokenizer = scorer
+    with torch.no_grad(), answers.adapter(model, "reward"):
+        return answers.scores(model, head, answers.given(tokenizer, prompts, replies, model.device))
+
+
+@pytest.fixture(scope="module")
+def scoring(base, tuned_policy, rewarded):
+    return scorer(base, tuned_policy, rewarded)
+
+
+@pytest.fixture(scope="module")
+def pairs(data, base) -> list[tuple[list[int], list[int]]]:
+    """Held-out prompts, each with its chosen answer."""
+    rows = read_jsonl(data.parent / "data/preference/test.jsonl")
+    encoded = [tokens.encode_pair(policy.load_tokenizer(base), row) for row in rows]
+    return [(pair["prompt_ids"], pair["chosen_ids"]) for pair in encoded]
+
+
+def test_it_learns(rewarded):
+    metrics = read_json(rewarded.parent / "metrics.json")
+    losses = [point["loss"] for point in metrics["history"] if "loss" in point]
+    assert losses[-1] < losses[0] < 1.0
+    found = metrics["pairs"]["all"]
+    assert set(metrics["pairs"]) == {"all", "correct", "manner"}
+    p, n = found["accuracy"], found["n"]
+    assert found["stderr"] == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)), abs=1e-9)
+
+
+def test_the_classifier_and_ppo_score_alike(base, rewarded, tuned_policy, scoring, pairs):
+    """Loaded as PEFT's documentation says, on the quantised base, right-padded; and as PPO has it, left-padded."""
+    import peft
+
+    found = adapters.foundation(base, tuned_policy)
+    classifier = policy.load_weights(found.weights, found.quantization, head=True)
+    classifier = peft.PeftModel.from_pretrained(classifier, rewarded.parent / "model")
+    tokenizer = scoring[2]
+    classifier.config.pad_token_id = tokenizer.pad_token_id
+    one = stage.classify(classifier, tokenizer, [prompt + reply for prompt, reply in pairs])
+    other = scored(scoring, *zip(*pairs, strict=True))
+    assert torch.tensor(one) == pytest.approx(other, abs=1e-4)
+    assert torch.tensor(one).std() > 1e-2, "control: scores that are all alike agree for nothing"
+
+
+def test_padding_and_what_follows_the_end_of_turn_change_no_score(scoring, pairs):
+    tokenizer = scoring[2]
+    prompts, replies = zip(*pairs[:4], strict=True)
+    alone = torch.cat([scored(scoring, [p], [r]) for p, r in zip(prompts, replies, strict=True)])
+    assert scored(scoring, prompts, replies) == pytest.approx(alone, abs=1e-5)
+    chatter = tokenizer(" now go away!", add_special_tokens=False).input_ids
+    assert scored(scoring, prompts, [reply + chatter for reply in replies]) == pytest.approx(alone, abs=1e-5)
+    changed = [reply[:-1] + chatter + reply[-1:] for reply in replies]
+    assert (scored(scoring, prompts, changed) - alone).abs().max() > 1e-3, "control: before the end of turn it counts"
+
+
+def test_it_begins_as_the_sft_policy(base, tuned_policy):
+    """A wider adapter on more layers is the same function at first; control: an untouched one is not."""
+    found = adapters.foundation(base, tuned_policy)
+    ids = torch.arange(20, 60).unsqueeze(0)
+    with torch.no_grad():
+        known = policy.load_adapted(found).eval()(ids).logits
+        wide = policy.load_adapted(found, reward(rank=24, alpha=7.0, target_modules="all-linear")).eval()(ids).logits
+        bare = policy.load_weights(found.weights, found.quantization).eval()(ids).logits
+    assert (known - wide).abs().max() < 1e-4
+    assert (known - bare).abs().max() > 1e-2
+
+
+def test_an_adapter_with_no_room_for_the_old_one_is_refused(base, tuned_policy):
+    found = adapters.foundation(base, tuned_policy)
+    with pytest.raises(UserError, match=r"rank 8 is under that of the SFT policy's adapter \(16\)"):
+        adapters.lora(reward(rank=8), found)
+    with pytest.raises(UserError, match="target_modules lacks"):
+        adapters.lora(reward(target_modules=["q_proj"]), found)
+
+
+def test_virtual_tokens_cannot_be_aligned(data, base):
+    prompt = make("sft", sft(method="prompt"), Path("results/virtual/sft/manifest.json"), data=data, base=base)
+    with pytest.raises(UserError, match="prompt tuning cannot be aligned"):
+        adapters.foundation(base, prompt)
+
+
+def test_calibration():
+    """Margins whose confidences are right have no error; the same pairs twice as sure have one."""
+    sure = math.log(0.8 / 0.2)
+    honest = stage.calibration([sure] * 8 + [-sure] * 2)
+    assert honest["ece"] == pytest.approx(0, abs=1e-9) and honest["n"] == 10
+    assert stage.calibration([2 * sure] * 8 + [-2 * sure] * 2)["ece"] == pytest.approx(16 / 17 - 0.8, abs=1e-9)
+
+
+def test_controls_turn_the_labels():
+    rows = [{"chosen_ids": [n], "rejected_ids": [-n], "kind": "x"} for n in range(1, 200)]
+    assert stage.turned(rows, "chosen", 0) == rows
+    assert all(
+        row["chosen_ids"] == [-n] and row["kind"] == "x" for n, row in enumerate(stage.turned(rows, "swapped", 0), 1)
+    )
+    shuffled = sum(row["chosen_ids"][0] < 0 for row in stage.turned(rows, "shuffled", 0))
+    assert 70 < shuffled < 130
+
+
+def test_swapped_labels_learn_the_opposite(data, base, tuned_policy, rewarded):
+    output = Path("results/swapped/reward/manifest.json")
+    made = make("reward", reward(steps=40, labels="swapped"), output, data=data, base=base, sft=tuned_policy)
+    metrics = [read_json(manifest.parent / "metrics.json")["pairs"]["all"]["margin"] for manifest in (rewarded, made)]
+    assert metrics[0] > 0 > metrics[1]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_killed_run_resumes_to_the_same_bytes(data, base, tuned_policy, step, monkeypatch):
+    """NF4, dropout on, accumulation, evaluation."""
+    section = reward(dropout=0.1, micro_batch_size=4, eval_steps=2)
+    inputs = {"data": data, "base": base, "sft": tuned_policy}
+    whole = make("reward", section, Path("results/whole/reward/manifest.json"), **inputs)
+    output = Path(f"results/killed-{step}/reward/manifest.json")
+    patch = killed_at(step, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        make("reward", section, output, **inputs)
+    patch.undo()
+    make("reward", section, output, **inputs)
+    assert read_json(output)["files"] == read_json(whole)["files"]
+
+
+def test_after_full_fine_tuning_that_model_is_quantised_once(data, base, home):
+    full = make("sft", sft(method="full"), Path("results/full-sft/sft/manifest.json"), data=data, base=base)
+    found = adapters.foundation(full, full)
+    assert found == (full, adapters.NF4, None)
+    output = Path("results/full-sft/reward/manifest.json")
+    make("reward", reward(target_modules=None), output, data=data, base=full, sft=full)
+    assert read_json(output.parent / "model/policy.json")["quantization"] == adapters.NF4

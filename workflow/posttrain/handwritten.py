@@ -1,0 +1,47 @@
+"""A reward written by hand: a Python function named in the config, in place of a reward model.
+
+    def brevity(prompt: str, reply: str, answer: str | None) -> float: ...
+
+prompt: what is asked, without roles and system turn; reply: the policy's answer, without special tokens; answer: the
+row's expected answer, None where it has none. It is called once for each answer and returns a finite number.
+"""
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable
+
+from posttrain.errors import UserError
+from posttrain.identity import fingerprint, function_file
+
+
+def load(named: str, code: str | None) -> Callable:
+    """The function `file.py:function` or `package.module:function`.
+
+    Raises UserError when its file is no longer the one (`code`, its fingerprint) that the run was planned with.
+    """
+    file = function_file(named)
+    if code is not None and fingerprint(file) != code:
+        raise UserError(f"{file}: was edited after this run was planned; run snakemake again")
+    place, _, function = named.rpartition(":")
+    if place.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(f"handwritten_{file.stem}", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(place)
+    return getattr(module, function)
+
+
+def scores(function: Callable, rows: list[dict], replies: list[str]) -> list[float]:
+    """The reward of each reply. Raises UserError, naming the function, when it fails or returns no finite number."""
+    found = []
+    for row, reply in zip(rows, replies, strict=True):
+        try:
+            value = float(function(row["prompt"], reply, row.get("answer")))
+        except Exception as error:  # a program of the user's, which can raise anything
+            raise UserError(f"reward_function {function.__name__}: {type(error).__name__}: {error}") from None
+        if not math.isfinite(value):
+            raise UserError(f"reward_function {function.__name__}: returned {value} for the reply {reply[:80]!r}")
+        found.append(value)
+    return found

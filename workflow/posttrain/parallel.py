@@ -1,0 +1,69 @@
+"""Several processes that make one update: each takes its share of a batch, and sums are taken over all of them.
+
+torchrun --nproc-per-node 2 -m posttrain ppo ... ; with one process nothing here does anything.
+"""
+
+import os
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+
+def world() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def main() -> bool:
+    """Whether this process writes for all of them."""
+    return rank() == 0
+
+
+def start() -> None:
+    """Join the other processes, where torchrun started some."""
+    if world() > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def share(count: int) -> list[int]:
+    """The part of `count` items that this process takes."""
+    return list(range(rank(), count, world()))
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum of every process's tensor; what a process did not fill in is 0."""
+    start()
+    if world() > 1:
+        distributed.all_reduce(value)
+    return value
+
+
+def summed_numbers(numbers: dict[str, float], device) -> dict[str, float]:
+    """The sums of every process's numbers, key by key."""
+    total = summed(torch.tensor(list(numbers.values()), dtype=torch.float64, device=device))
+    return dict(zip(numbers, total.tolist(), strict=True))
+
+
+def largest(number: float, device) -> float:
+    """The largest of every process's numbers."""
+    start()
+    value = torch.tensor(number, dtype=torch.float64, device=device)
+    if world() > 1:
+        distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
+    return value.item()
+
+
+def add_gradients(weights: list[Tensor]) -> None:
+    """Give every process the sum of all gradients, in one message."""
+    if world() == 1:
+        return
+    flat = torch.cat([(w.grad if w.grad is not None else torch.zeros_like(w)).flatten() for w in weights])
+    parts = summed(flat).split([w.numel() for w in weights])
+    for weight, part in zip(weights, parts, strict=True):
+        weight.grad = part.view_as(weight)

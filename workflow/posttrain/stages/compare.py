@@ -1,0 +1,264 @@
+"""A policy's own answers to held-out prompts, beside those of the SFT policy: rewards, win rate, KL, length, variety.
+
+python -m posttrain compare --config results/NAME/compare/config.yaml --data results/NAME/prepare/manifest.json \
+    --base results/NAME/base/manifest.json --sft results/NAME/sft/manifest.json \
+    --reward results/NAME/reward/manifest.json --policy results/NAME/ppo/manifest.json \
+    --beside results/NAME/compare/sft/manifest.json --output results/NAME/compare/ppo/manifest.json
+
+Each prompt's answer is drawn from a random stream of its own, the same for every policy: the differences are paired.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from posttrain import adapters, handwritten, texts, tokens
+from posttrain import policy as policies
+from posttrain.config import Compare
+from posttrain.errors import UserError
+from posttrain.files import read_jsonl, write_jsonl
+from posttrain.maths import best_of_n
+from posttrain.maths import ppo as maths
+from posttrain.progress import say
+from posttrain.records import mean_stderr
+
+
+class Judge(NamedTuple):
+    """What answers are measured by: the SFT policy and the reward model, adapters on one set of frozen weights."""
+
+    model: object
+    tokenizer: object
+    reward_head: object | None
+    function: object | None
+
+
+def compare(
+    section: Compare,
+    data: Path,
+    base: Path,
+    sft: Path,
+    policy: Path,
+    work: Path,
+    checkpoints: Path,
+    reward: Path | None = None,
+    beside: Path | None = None,
+) -> dict:
+    """Write `work/data/answers.jsonl` and return the table's rows and the points of the reward-KL frontier.
+
+    reward: manifest of the reward model, if there is one; beside: of the comparison of the SFT policy, for all others.
+    """
+    found = adapters.foundation(base, sft)
+    judge = load(section, found, reward)
+    rows = prompts(section, data, judge.tokenizer)
+    model, name = speaker(judge, policy, found)
+    stage = policy.parent.name
+    answered = answer(section, judge, rows, model, name)
+    write_jsonl(work / "data" / "answers.jsonl", answered)
+    table = measured(answered)
+    if beside:
+        table += paired(answered, read_jsonl(beside.parent / "data" / "answers.jsonl"))
+    for row in table:
+        say(f"{row['metric']} {row['value']:.4f}")
+    points = [point(answered, stage, stage)]
+    if stage == "sft" and section.best_of > 1:
+        points += best_of(section, judge, rows, model, name)
+    for folder in sorted((policy.parent / "snapshots").glob("[0-9]*")):
+        judge.model.load_adapter(folder, folder.name)
+        points.append(point(answer(section, judge, rows, judge.model, folder.name), stage, f"step {int(folder.name)}"))
+    return {"policy": stage, "rows": table, "frontier": points}
+
+
+def load(section: Compare, found: adapters.Foundation, reward: Path | None) -> Judge:
+    """The SFT policy as the adapter `sft`, with the reward model's beside it."""
+    from posttrain.stages import reward as stage
+
+    model = policies.load_adapted(found, name="sft").eval()
+    head = stage.load(model, reward) if reward else None
+    named = section.reward_function
+    function = handwritten.load(named, section.reward_code) if named else None
+    return Judge(model, policies.load_tokenizer(found.weights), head, function)
+
+
+def prompts(section: Compare, data: Path, tokenizer) -> list[dict]:
+    """Held-out prompts of preference pairs, else of conversations, each once: id, tokens, text, and answer if known.
+
+    Raises UserError when there are none.
+    """
+    for kind in ("preference", "sft"):
+        file = data.parent / "data" / kind / "test.jsonl"
+        rows = {}
+        for row in read_jsonl(file) if file.is_file() else []:
+            ids = tokens.encode_prompt(tokenizer, row)
+            known = {"id": row["id"], "ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer")}
+            rows.setdefault(tuple(ids), known)
+        if rows:
+            order = np.random.default_rng(section.seed).permutation(len(rows))[: section.prompts]
+            return [list(rows.values())[n] for n in sorted(order)]
+    raise UserError(f"compare: {data} holds out no prompts; raise prepare.test_fraction")
+
+
+def speaker(judge: Judge, policy: Path, found: adapters.Foundation) -> tuple:
+    """The model that speaks for a policy, and the adapter that is it (None: the model as it stands)."""
+    contract = policies.load_contract(policy)
+    if contract["method"] == "weights":
+        return policies.load_weights(policy).eval(), None
+    if policy == found.adapter:
+        return judge.model, "sft"
+    judge.model.load_adapter(policy.parent / "model", "policy")
+    return judge.model, "policy"
+
+
+def answer(section: Compare, judge: Judge, rows: list[dict], model, name: str | None, again: int = 0) -> list[dict]:
+    """One answer to each prompt, with what is known of it. again: which of several answers to the same prompt."""
+    made = []
+    for start in range(0, len(rows), section.batch_size):
+        part = rows[start : start + section.batch_size]
+        made += answer_batch(section, judge, part, model, name, again)
+    return made
+
+
+def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: str | None, again: int) -> list[dict]:
+    """A batch of answers: reply, length, whether it ended, KL to the SFT policy in nats, and rewards."""
+    import contextlib
+
+    import torch
+
+    from posttrain import answers
+
+    seeds = [stream(section.seed, row["id"], again) for row in rows]
+    speaking = answers.adapter(model, name) if name else contextlib.nullcontext()
+    with torch.no_grad():
+        with speaking:
+            said = answers.draw(
+                model, judge.tokenizer, [row["ids"] for row in rows], seeds, section.max_new_tokens, section.temperature
+            )
+            logp = answers.log_probs(model, said, section.temperature)
+        with answers.adapter(judge.model, "sft"):
+            reference = answers.log_probs(judge.model, said, section.temperature)
+        kl = (maths.kl_k1(logp, reference) * said.mask).sum(dim=1).tolist()
+        scores = [None] * len(rows)
+        if judge.reward_head is not None:
+            with answers.adapter(judge.model, "reward"):
+                scores = answers.scores(judge.model, judge.reward_head, said).tolist()
+    replies = answers.texts(judge.tokenizer, said)
+    if judge.function:
+        scores = handwritten.scores(judge.function, rows, replies)
+    return [
+        {
+            "id": row["id"],
+            "prompt": row["prompt"],
+            "reply": reply,
+            "answer": row["answer"],
+            "length": length,
+            "ended": ended,
+            "kl": distance,
+            "reward": score,
+            "gold_reward": gold(row, reply),
+        }
+        for row, reply, length, ended, distance, score in zip(
+            rows, replies, said.mask.sum(dim=1).tolist(), said.ended.tolist(), kl, scores, strict=True
+        )
+    ]
+
+
+def stream(seed: int, name: str, again: int) -> int:
+    """The random stream of an answer: the same for every policy."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}:{again}".encode()).digest()[:7], "big")
+
+
+def gold(row: dict, reply: str) -> float | None:
+    """The built-in world's own reward, where the row has an expected answer."""
+    from posttrain.world import gold_reward
+
+    return None if row["answer"] is None else gold_reward(row["prompt"], reply, row["answer"])
+
+
+def column(answered: list[dict], key: str) -> list[float]:
+    """The known values of a column."""
+    return [float(row[key]) for row in answered if row[key] is not None]
+
+
+def measured(answered: list[dict]) -> list[dict]:
+    """Rows of the result table: means with standard errors over prompts, and the variety of the answers."""
+    rows = []
+    for key, metric, higher in (
+        ("gold_reward", "gold_reward", True), ("reward", "reward", True), ("kl", "kl_to_sft", False),
+        ("length", "length", None), ("ended", "eos_rate", True),
+    ):  # fmt: skip
+        if values := column(answered, key):
+            rows.append(table_row(metric, *mean_stderr(values), len(values), higher))
+    replies = [row["reply"] for row in answered]
+    for n in (1, 2):
+        rows.append(table_row(f"distinct_{n}", distinct(replies, n), None, len(replies), True))
+    rows.append(table_row("distinct_answers", len(set(replies)) / len(replies), None, len(replies), True))
+    return rows
+
+
+def table_row(metric: str, value: float, stderr: float | None, n: int, higher: bool | None) -> dict:
+    """One row of the result table."""
+    return {"task": "answers", "metric": metric, "value": value, "stderr": stderr, "n": n, "higher_is_better": higher}
+
+
+def distinct(replies: list[str], n: int) -> float:
+    """Different n-grams of words over all n-grams of the answers (Li et al. 2016, arXiv 1510.03055, section 5)."""
+    grams = [gram for words in map(str.split, replies) for gram in zip(*(words[k:] for k in range(n)), strict=False)]
+    return len(set(grams)) / max(1, len(grams))
+
+
+def paired(answered: list[dict], beside: list[dict]) -> list[dict]:
+    """Against the SFT policy's answers to the same prompts: win rate (a tie is half won) with the p of an exact sign
+    test, and mean gain, plain and in standard deviations of the SFT policy's reward.
+
+    By gold reward where the world has one, else by the learned one. Raises UserError for other prompts.
+    """
+    from scipy.stats import binomtest
+
+    if [row["id"] for row in answered] != [row["id"] for row in beside]:
+        raise UserError("compare: the SFT policy answered other prompts; remake its comparison")
+    rows = []
+    judged = [key for key in ("gold_reward", "reward") if column(answered, key)]
+    for number, key in enumerate(judged):
+        before, after = np.array(column(beside, key)), np.array(column(answered, key))
+        gains = after - before
+        name = "gold_gain" if key == "gold_reward" else "reward_gain"
+        rows.append(table_row(name, *mean_stderr(gains.tolist()), len(gains), True))
+        if before.std() > 0:
+            rows.append(table_row(f"{name}_sd", gains.mean() / before.std(ddof=1), None, len(gains), True))
+        if number == 0:
+            wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
+            rows.append(table_row("win_rate", *mean_stderr(((np.sign(gains) + 1) / 2).tolist()), len(gains), True))
+            p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+            rows.append(table_row("win_rate_p", float(p), None, wins + losses, False))
+    return rows
+
+
+def point(answered: list[dict], series: str, label: str) -> dict:
+    """A point of the frontier: KL, gold and learned reward, each with its standard error."""
+    made = {"series": series, "label": label, "n": len(answered)}
+    for key in ("kl", "gold_reward", "reward"):
+        if values := column(answered, key):
+            made[key], made[f"{key}_stderr"] = mean_stderr(values)
+    return made
+
+
+def best_of(section: Compare, judge: Judge, rows: list[dict], model, name: str | None) -> list[dict]:
+    """Best-of-n of the SFT policy's answers by the reward, n = 1, 2, 4, ...: the unbiased estimator over them."""
+    drawn = [answer(section, judge, rows, model, name, again) for again in range(section.best_of)]
+    if not column(drawn[0], "reward"):
+        return []
+    rewards = np.array([column(answered, "reward") for answered in drawn]).T
+    golds = np.array([column(answered, "gold_reward") for answered in drawn]).T
+    points = []
+    for n in (2**k for k in range(int(math.log2(section.best_of)) + 1)):
+        made = {"series": "best of n", "label": f"best of {n}", "n": len(rows)}
+        made |= {"kl": best_of_n.kl(n), "kl_stderr": None}
+        for key, worth in (("gold_reward", golds), ("reward", rewards)):
+            if worth.size:
+                values = best_of_n.expected(worth, rewards, n).tolist()
+                made[key], made[f"{key}_stderr"] = mean_stderr(values)
+        points.append(made)
+    return points

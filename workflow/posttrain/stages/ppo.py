@@ -1,0 +1,416 @@
+"""Proximal policy optimisation of a language model against a reward: answer, score, update.
+
+python -m posttrain ppo --config results/NAME/ppo/config.yaml --data results/NAME/prepare/manifest.json \
+    --base results/NAME/base/manifest.json --sft results/NAME/sft/manifest.json \
+    --reward results/NAME/reward/manifest.json --output results/NAME/ppo/manifest.json
+
+One set of frozen weights is in memory, NF4 where the SFT policy's are; policy, value function and reward model are
+adapters on it, and so is the reference, the SFT policy itself. Nothing has dropout. The mathematics is in
+`maths/ppo.py`. Several processes (torchrun) share the answers and make the same update as one.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from posttrain import adapters, answers, parallel, policy, texts, tokens, training
+from posttrain.answers import Answers, adapter
+from posttrain.config import Ppo
+from posttrain.errors import UserError
+from posttrain.files import read_json, read_jsonl, write_json
+from posttrain.maths import ppo as maths
+from posttrain.progress import say
+
+
+class Models(NamedTuple):
+    """One PEFT model with the adapters `policy`, `value` and, where they are, `reference` and `reward`."""
+
+    peft: object
+    tokenizer: object
+    value_head: torch.nn.Module
+    reference: str | None  # None: the frozen weights with every adapter off
+
+
+class Experience(NamedTuple):
+    """What one iteration learned by answering: B answers of at most T tokens, and numbers for each token, B x T."""
+
+    answers: Answers
+    logp: Tensor
+    reference: Tensor
+    values: Tensor
+    scores: Tensor  # B
+    advantages: Tensor
+    returns: Tensor
+
+
+def ppo(
+    section: Ppo, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path, reward: Path | None = None
+) -> dict:
+    """Write `work/model`, the policy's adapter, and `work/snapshots`, and return the metrics. reward: its manifest."""
+    found = adapters.foundation(base, sft)
+    models = load(section, found)
+    scorer = model_scorer(models, reward) if reward else function_scorer(section, models)
+    rows = prompts(section, data, models.tokenizer)
+    optimizer, schedule = optimizers(section, models)
+    state = resume(checkpoints, models, optimizer, schedule) or {
+        "iteration": 0, "kl_coefficient": section.kl_coefficient, "history": []
+    }  # fmt: skip
+    progress = training.Heartbeat(checkpoints, section.steps, state["iteration"])
+    for iteration in range(state["iteration"], section.steps):
+        asked = [rows[n] for n in drawn(len(rows), section.batch_size, section.seed, iteration)]
+        made = experience(section, models, scorer, asked, iteration, state["kl_coefficient"])
+        health = update(section, models, optimizer, made, warming=iteration < section.value_warmup)
+        health |= summary(made, asked, models) | {"kl_coefficient": state["kl_coefficient"], "step": iteration + 1}
+        check_rails(section, health, state["history"], checkpoints)
+        schedule.step()
+        if section.kl_target:
+            state["kl_coefficient"] = maths.adapted_kl(
+                state["kl_coefficient"], health["kl"], section.kl_target, section.batch_size, section.kl_horizon
+            )
+        state["iteration"] = iteration + 1
+        state["history"].append(health)
+        if parallel.main():
+            progress.beat(iteration + 1, f"reward {health['reward']:.3f}, KL {health['kl']:.2f}")
+        keep(section, models, found, state, optimizer, schedule, checkpoints)
+    publish(section, models, found, work, checkpoints)
+    return {"summary": last(state["history"]), "history": state["history"]}
+
+
+def load(section: Ppo, found: adapters.Foundation) -> Models:
+    """The frozen weights with a policy and a value function that both begin as the SFT policy; the value head is 0."""
+    import peft
+
+    training.seed_everything(section.seed)
+    tokenizer = policy.load_tokenizer(found.weights)
+    model = policy.load_adapted(found, section, name="policy")
+    model.add_adapter("value", adapters.lora(section, found, task_type="CAUSAL_LM"))
+    adapters.begin(model, found, "value")
+    if found.adapter:
+        config = peft.PeftConfig.from_pretrained(found.adapter.parent / "model")
+        model.add_adapter("reference", config)
+        adapters.begin(model, found, "reference")
+    head = torch.nn.Linear(model.config.hidden_size, 1)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return Models(model.eval(), tokenizer, head.to(model.device), "reference" if found.adapter else None)
+
+
+def model_scorer(models: Models, reward: Path) -> Callable[[Answers, list[dict]], Tensor]:
+    """Scores answers with the reward model, as one more adapter."""
+    from posttrain.stages import reward as stage
+
+    head = stage.load(models.peft, reward)
+
+    def score(given: Answers, rows: list[dict]) -> Tensor:
+        with torch.no_grad(), adapter(models.peft, "reward"):
+            return answers.scores(models.peft, head, given)
+
+    return score
+
+
+def function_scorer(section: Ppo, models: Models) -> Callable[[Answers, list[dict]], Tensor]:
+    """Scores answers with the hand-written reward."""
+    from posttrain import handwritten
+
+    function = handwritten.load(section.reward_function, section.reward_code)
+
+    def score(given: Answers, rows: list[dict]) -> Tensor:
+        said = answers.texts(models.tokenizer, given)
+        return torch.tensor(handwritten.scores(function, rows, said), device=given.replies.device)
+
+    return score
+
+
+def prompts(section: Ppo, data: Path, tokenizer) -> list[dict]:
+    """Training prompts, each once: its tokens (`ids`), its text and, where the row has one, its answer.
+
+    Raises UserError when there are fewer than an iteration answers.
+    """
+    file = data.parent / "data" / section.prompts / "train.jsonl"
+    rows = {}
+    for row in read_jsonl(file) if file.is_file() else []:
+        ids = tokens.encode_prompt(tokenizer, row)
+        rows.setdefault(tuple(ids), {"ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer")})
+    if len(rows) < section.batch_size:
+        raise UserError(f"ppo: {file} has {len(rows)} different prompts, fewer than batch_size ({section.batch_size})")
+    return list(rows.values())
+
+
+def drawn(rows: int, count: int, seed: int, iteration: int) -> list[int]:
+    """The rows of an iteration: passes through all of them in a fresh order each, by seed and iteration alone."""
+    chosen = []
+    for place in range(iteration * count, (iteration + 1) * count):
+        order = torch.Generator().manual_seed(seed * 1_000_003 + place // rows)
+        if not chosen or place % rows == 0:
+            shuffled = torch.randperm(rows, generator=order).tolist()
+        chosen.append(shuffled[place % rows])
+    return chosen
+
+
+def experience(
+    section: Ppo, models: Models, scorer, asked: list[dict], iteration: int, coefficient: float
+) -> Experience:
+    """Answers to the prompts, and all that is known of them before the update. Every process holds all of it.
+
+    Policy log-probabilities are taken in the batches of the first epoch, so that its first ratio is exactly 1.
+    """
+    seeds = [stream(section.seed, iteration, n) for n in range(len(asked))]
+    with torch.no_grad(), answers.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
+        made = answers.draw(
+            models.peft,
+            models.tokenizer,
+            [row["ids"] for row in asked],
+            seeds,
+            section.max_new_tokens,
+            section.temperature,
+            only=parallel.share(len(asked)),
+        )
+    found = {name: torch.zeros_like(made.mask, dtype=torch.float32) for name in ("logp", "reference", "values")}
+    scores = torch.zeros(len(asked), device=made.mask.device)
+    for part in [part for some in minibatches(section, range(len(asked))) for part in micro_batches(section, some)]:
+        some = made.rows(part)
+        with torch.no_grad(), answers.autocast(models.peft, section.precision):
+            with adapter(models.peft, "policy"):
+                found["logp"][part] = answers.log_probs(models.peft, some, section.temperature)
+            with adapter(models.peft, models.reference):
+                found["reference"][part] = answers.log_probs(models.peft, some, section.temperature)
+            with adapter(models.peft, "value"):
+                found["values"][part] = answers.values(models.peft, models.value_head, some)
+        scores[part] = scorer(some, [asked[n] for n in part])
+    found, scores = {name: parallel.summed(value) for name, value in found.items()}, parallel.summed(scores)
+    paid = scores - section.missing_eos_penalty * ~made.ended
+    kl = maths.kl_k1(found["logp"], found["reference"])
+    rewards = maths.token_rewards(paid, kl, made.mask, coefficient)
+    if section.whiten_rewards:
+        rewards = maths.whiten(rewards, made.mask, shift=False)
+    advantage, returns = maths.advantages(rewards, found["values"], made.mask, section.gamma, section.gae_lambda)
+    return Experience(made, **found, scores=scores, advantages=maths.whiten(advantage, made.mask), returns=returns)
+
+
+def stream(seed: int, iteration: int, number: int) -> int:
+    """The random stream of one answer."""
+    return (seed * 1_000_003 + iteration) * 1_000_003 + number
+
+
+def minibatches(section: Ppo, order) -> list[list[int]]:
+    """Answers in the given order, one list for each optimiser step."""
+    size = math.ceil(len(order) / section.minibatches)
+    return [list(order[start : start + size]) for start in range(0, len(order), size)]
+
+
+def micro_batches(section: Ppo, which) -> list[list[int]]:
+    """This process's part of some answers, in pieces of at most `micro_batch_size`."""
+    mine = [which[n] for n in parallel.share(len(which))]
+    size = section.micro_batch_size or len(mine) or 1
+    return [mine[start : start + size] for start in range(0, len(mine), size)]
+
+
+def update(section: Ppo, models: Models, optimizer, made: Experience, warming: bool) -> dict:
+    """Some epochs of clipped updates of policy and value function (in warm-up of the value function alone).
+
+    Each minibatch's loss is a sum over its tokens divided by their number, whatever it is split into: micro-batches
+    and processes change nothing but rounding. Returns the health of the update. Raises UserError for a loss that is
+    no number, before it reaches the weights.
+    """
+    count, health = len(made.answers), []
+    for epoch in range(section.epochs):
+        order = list(range(count))
+        if epoch:  # the first epoch goes in order, as the old log-probabilities were taken
+            shuffle = torch.Generator().manual_seed(stream(section.seed, int(optimizer.step_count), epoch))
+            order = torch.randperm(count, generator=shuffle).tolist()
+        for which in minibatches(section, order):
+            health.append(minibatch(section, models, optimizer, made, which, warming))
+    means = {key: sum(part[key] for part in health) / len(health) for key in health[0]}
+    return means | {"first_ratio_error": health[0]["ratio_error"]}
+
+
+def minibatch(section: Ppo, models: Models, optimizer, made: Experience, which: list[int], warming: bool) -> dict:
+    """One optimiser step on some answers."""
+    total = made.answers.mask[which].sum()
+    sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "entropy", "approx_kl"), 0.0)
+    ratio_error = 0.0
+    optimizer.zero_grad()
+    for part in micro_batches(section, which):
+        some, mask = made.answers.rows(part), made.answers.mask[part]
+        with answers.autocast(models.peft, section.precision):
+            with adapter(models.peft, "policy"), torch.set_grad_enabled(not warming):
+                logits = answers.reply_logits(models.peft, some, section.temperature)
+                logp = maths.log_probs(logits, some.replies)
+                losses = maths.policy_loss(logp, made.logp[part], made.advantages[part], section.clip)
+                loss = (losses * mask).sum() / total
+                if not warming:
+                    loss.backward()
+            with adapter(models.peft, "value"):
+                values = answers.values(models.peft, models.value_head, some)
+                errors = maths.value_loss(values, made.values[part], made.returns[part], section.value_clip)
+                value_loss = (errors * mask).sum() / total
+                value_loss.backward()
+        with torch.no_grad():
+            off = ((logp - made.logp[part]).exp() - 1).abs() * mask
+            ratio_error = max(ratio_error, off.max().item())
+            sums["policy_loss"] += loss.item()
+            sums["value_loss"] += value_loss.item()
+            sums["clip_fraction"] += (
+                maths.clipped(logp, made.logp[part], section.clip) * mask
+            ).sum().item() / total.item()
+            sums["entropy"] += (maths.entropy(logits) * mask).sum().item() / total.item()
+            sums["approx_kl"] += (maths.kl_k3(logp, made.logp[part]) * mask).sum().item() / total.item()
+    sums = parallel.summed_numbers(sums, models.peft.device)
+    ratio_error = parallel.largest(ratio_error, models.peft.device)
+    if not all(map(math.isfinite, sums.values())):
+        raise UserError(f"ppo: a loss is no number ({sums}): lower learning_rate")
+    norms = optimizer.step(section.max_grad_norm, policy=not warming)
+    return sums | norms | {"ratio_error": ratio_error}
+
+
+class Optimizers:
+    """AdamW for the policy and for the value function, with gradients added over processes and clipped apart."""
+
+    def __init__(self, section: Ppo, models: Models):
+        own = {
+            name: [weight for key, weight in models.peft.named_parameters() if f".{name}." in key]
+            for name in ("policy", "value")
+        }
+        own["value"] += list(models.value_head.parameters())
+        rates = {"policy": section.learning_rate, "value": section.value_learning_rate or section.learning_rate}
+        self.weights, self.step_count = own, 0
+        self.adamw = torch.optim.AdamW(
+            [{"params": own[name], "lr": rates[name]} for name in own],
+            betas=(0.9, section.beta2), weight_decay=section.weight_decay,
+        )  # fmt: skip
+
+    def zero_grad(self) -> None:
+        self.adamw.zero_grad(set_to_none=True)
+
+    def step(self, longest: float, policy: bool) -> dict:
+        """One step; returns the norms of the gradients before they were clipped to `longest`."""
+        norms = {}
+        for name, weights in self.weights.items():
+            if name == "policy" and not policy:
+                continue
+            parallel.add_gradients(weights)
+            norm = torch.nn.utils.clip_grad_norm_(weights, longest)
+            norms[f"{name}_grad_norm"] = norm.item()
+        if not all(map(math.isfinite, norms.values())):
+            raise UserError(f"ppo: a gradient is no number ({norms}): lower learning_rate")
+        self.adamw.step()
+        self.step_count += 1
+        return {"policy_grad_norm": 0.0} | norms
+
+
+def optimizers(section: Ppo, models: Models) -> tuple[Optimizers, object]:
+    """The optimiser, and the schedule that is stepped once an iteration."""
+    from transformers import get_scheduler
+
+    optimizer = Optimizers(section, models)
+    schedule = get_scheduler(section.schedule, optimizer.adamw, training.warmup(section), section.steps)
+    return optimizer, schedule
+
+
+def summary(made: Experience, asked: list[dict], models: Models) -> dict:
+    """What a practitioner watches of an iteration's answers; KL and its estimators in nats an answer."""
+    mask = made.answers.mask
+    health = {
+        "reward": made.scores.mean().item(),
+        "kl": (maths.kl_k1(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
+        "kl_k2": (maths.kl_k2(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
+        "kl_k3": (maths.kl_k3(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
+        "explained_variance": maths.explained_variance(made.values, made.returns, mask).item(),
+        "eos_rate": made.answers.ended.float().mean().item(),
+        "length": mask.sum(dim=1).float().mean().item(),
+    }
+    if all(row["answer"] is not None for row in asked):
+        from posttrain.world import gold_reward
+
+        said = answers.texts(models.tokenizer, made.answers)
+        gold = [gold_reward(row["prompt"], text, row["answer"]) for row, text in zip(asked, said, strict=True)]
+        health["gold_reward"] = sum(gold) / len(gold)
+    return health
+
+
+def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Path) -> None:
+    """Raise UserError, naming the reason and the last good checkpoint, for an iteration past the limits (`Rails`)."""
+    rails, first = section.rails, (history or [health])[0]
+    broken = []
+    if not math.isfinite(health["reward"]) or not math.isfinite(health["kl"]):
+        broken.append(f"reward {health['reward']} or KL {health['kl']} is no number")
+    if health["kl"] > rails.max_kl:
+        broken.append(f"KL exploded: {health['kl']:.1f} nats an answer, ppo.rails.max_kl is {rails.max_kl}")
+    if health["first_ratio_error"] > rails.max_ratio_error:
+        broken.append(f"the first minibatch's ratio is off 1 by {health['first_ratio_error']:.2g}")
+    if health["eos_rate"] < rails.min_eos_rate <= max(entry["eos_rate"] for entry in [*history, health]):
+        broken.append(f"answers no longer end: EOS rate {health['eos_rate']:.2f}, min_eos_rate is {rails.min_eos_rate}")
+    if health["length"] > rails.max_growth * first["length"]:
+        broken.append(f"answers run away: {health['length']:.0f} tokens, {first['length']:.0f} at first")
+    if broken:
+        good = max(checkpoints.glob("checkpoint-*"), default=None)
+        where = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        raise UserError(f"ppo: stopped at iteration {health['step']}: {'; '.join(broken)}; {where}")
+
+
+def keep(section: Ppo, models: Models, found, state: dict, optimizer: Optimizers, schedule, checkpoints: Path) -> None:
+    """Write a checkpoint and a snapshot when they are due; the main process writes for all."""
+    iteration = state["iteration"]
+    if not parallel.main():
+        return
+    if iteration % section.snapshot_steps == 0 and iteration < section.steps:
+        adapters.save(models.peft, checkpoints / "snapshots" / f"{iteration:06d}", found.weights, "policy")
+    if iteration % section.checkpoint_steps == 0 or iteration == section.steps:
+        trained = {
+            key: value for key, value in models.peft.state_dict().items() if ".policy." in key or ".value." in key
+        }
+        training.write_checkpoint(
+            checkpoints / f"checkpoint-{iteration:06d}",
+            {
+                "adapters": trained,
+                "value_head": models.value_head.state_dict(),
+                "adamw": optimizer.adamw.state_dict(),
+                "steps": optimizer.step_count,
+                "schedule": schedule.state_dict(),
+            },
+            state,
+        )
+
+
+def resume(checkpoints: Path, models: Models, optimizer: Optimizers, schedule) -> dict | None:
+    """Take up the newest whole checkpoint; returns its state, None where there is none."""
+    read = training.read_checkpoint(checkpoints)
+    if read is None:
+        return None
+    tensors, state = read
+    models.peft.load_state_dict(tensors["adapters"], strict=False)
+    models.value_head.load_state_dict(tensors["value_head"])
+    optimizer.adamw.load_state_dict(tensors["adamw"])
+    optimizer.step_count = tensors["steps"]
+    schedule.load_state_dict(tensors["schedule"])
+    say(f"continuing after iteration {state['iteration']}")
+    return state
+
+
+def publish(section: Ppo, models: Models, found: adapters.Foundation, work: Path, checkpoints: Path) -> None:
+    """Write the policy and its snapshots."""
+    import shutil
+
+    if not parallel.main():
+        return
+    adapters.save(models.peft, work / "model", found.weights, "policy")
+    models.tokenizer.save_pretrained(work / "model")
+    method = "qlora" if found.quantization else "lora"
+    policy.save_contract(
+        work / "model", method, models.tokenizer, models.peft.config, found.weights, found.quantization
+    )
+    (work / "snapshots").mkdir()
+    contract = read_json(work / "model" / "policy.json")
+    for number in range(section.snapshot_steps, section.steps, section.snapshot_steps):
+        folder = work / "snapshots" / f"{number:06d}"
+        shutil.copytree(checkpoints / "snapshots" / folder.name, folder)
+        write_json(folder / "policy.json", contract)
+
+
+def last(history: list[dict]) -> dict:
+    """The health of the last iteration, for the summary."""
+    return {key: value for key, value in history[-1].items() if key != "step"}

@@ -1,0 +1,64 @@
+"""Log-probabilities of the preference pairs under the SFT policy: made once, read by every DPO run on it.
+
+python -m posttrain reference --config results/NAME/reference/config.yaml --data results/NAME/prepare/manifest.json \
+    --base results/NAME/base/manifest.json --sft results/NAME/sft/manifest.json \
+    --output results/NAME/reference/manifest.json
+"""
+
+from pathlib import Path
+
+from posttrain import tokens
+from posttrain.config import Reference
+from posttrain.errors import UserError
+from posttrain.files import read_jsonl, write_jsonl
+from posttrain.progress import say
+
+
+def reference(section: Reference, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path) -> dict:
+    """Write `work/data/{train,test}.jsonl`, one row a pair: its id and the log-probability of each answer, in nats."""
+    from posttrain import adapters, policy
+
+    found = adapters.foundation(base, sft)
+    tokenizer = policy.load_tokenizer(found.weights)
+    model = policy.load_adapted(found).eval()
+    counted = {}
+    for side in ("train", "test"):
+        rows = pairs(data, side)
+        encoded = [tokens.encode_pair(tokenizer, row) for row in rows]
+        log_probs = {answer: summed(model, tokenizer, encoded, answer, section) for answer in ("chosen", "rejected")}
+        write_jsonl(
+            work / "data" / f"{side}.jsonl",
+            [
+                {"id": row["id"], "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+                for row, chosen, rejected in zip(rows, log_probs["chosen"], log_probs["rejected"], strict=True)
+            ],
+        )
+        counted[side] = len(rows)
+        say(f"{len(rows):,} pairs of {side}")
+    return {"summary": {f"{side} pairs": count for side, count in counted.items()}}
+
+
+def pairs(data: Path, side: str) -> list[dict]:
+    """The preference pairs of one side. Raises UserError when there are none to train on."""
+    file = data.parent / "data" / "preference" / f"{side}.jsonl"
+    rows = read_jsonl(file) if file.is_file() else []
+    if not rows and side == "train":
+        raise UserError(f"{data}: holds no preference pairs; set prepare.preference or prepare.world")
+    return rows
+
+
+def summed(model, tokenizer, encoded: list[dict], answer: str, section: Reference) -> list[float]:
+    """log pi(answer | prompt) in nats, summed over the answer's tokens, of each pair."""
+    import torch
+
+    from posttrain import answers
+
+    found = []
+    for start in range(0, len(encoded), section.batch_size):
+        part = encoded[start : start + section.batch_size]
+        batch = answers.given(
+            tokenizer, [pair["prompt_ids"] for pair in part], [pair[f"{answer}_ids"] for pair in part], model.device
+        )
+        with torch.no_grad(), answers.autocast(model, section.precision):
+            found += answers.log_probs(model, batch).double().sum(dim=1).tolist()
+    return found
