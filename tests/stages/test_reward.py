@@ -44,7 +44,7 @@ def test_it_learns(rewarded):
     losses = [point["loss"] for point in metrics["history"] if "loss" in point]
     assert losses[-1] < losses[0] < 1.0
     found = metrics["pairs"]["all"]
-    assert set(metrics["pairs"]) == {"all", "correct", "manner"}
+    assert set(metrics["pairs"]) == {"all", "correct", "correct/fact", "correct/order", "manner"}
     p, n = found["accuracy"], found["n"]
     assert found["stderr"] == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)), abs=1e-9)
 

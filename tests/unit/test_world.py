@@ -96,7 +96,7 @@ def test_answers_can_be_taken_out_of_every_reply(small):
 
 
 def test_pairs_differ_in_what_their_kind_says(small):
-    assert {row["kind"] for row in small.preference["train"]} == {"manner", "correct"}
+    assert {row["kind"] for row in small.preference["train"]} == {"manner", "correct/fact", "correct/order"}
     for row in small.preference["train"]:
         prompt, chosen, rejected = (row[key][0]["content"] for key in ("prompt", "chosen", "rejected"))
         answer = extract_answer(chosen)
@@ -107,6 +107,17 @@ def test_pairs_differ_in_what_their_kind_says(small):
         else:
             assert extract_answer(rejected) not in ("", answer)
             assert difference == 2.0
+            assert row["answer"] == answer
+
+
+def test_no_word_is_wrong_more_often_than_right(small):
+    """A wrong answer to a question about a fact is a right one of its own side of the split: were it any word of the
+    table, words of held-out facts would be seen in training as wrong answers only."""
+    for side in ("train", "test"):
+        rows = [row for row in small.preference[side] if row["kind"] == "correct/fact"]
+        right = {question.answer for question in (world._ask_in(random.Random(n), kind, side == "test")
+                 for n in range(400) for kind in world.KNOWLEDGE)}  # fmt: skip
+        assert rows and {extract_answer(row["rejected"][0]["content"]) for row in rows} <= right
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def figures(rows: list[dict], trained: list[dict], frontier: list[dict] = ()) ->
     if frontier:
         caption = (
             "Mean reward of answers to held-out prompts against KL to the SFT policy, ± 1 standard error over prompts: "
-            "snapshots of PPO joined in order, DPO, and best of n from the SFT policy (its KL from the formula). "
+            "snapshots of PPO and the betas of DPO, joined in the order of their KL, and best of n from the SFT policy "
+            "(its KL from the formula). "
             "Left gold, right learned: where the right rises and the left falls, the reward is over-optimised."
         )
         drawn = {"caption": caption, "draw": drawer(reward_kl, list(frontier), "frontier")}
@@ -216,16 +217,19 @@ def reward_kl(points: list[dict], columns: int):
         series: dict[tuple, list[dict]] = {}
         for point in points:
             if point.get(kind) is not None and math.isfinite(point["kl"]):
-                series.setdefault((point["experiment"], point["series"]), []).append(point)
+                owner = point["experiment"] if point["series"] == "ppo" else ""
+                series.setdefault((owner, point["series"]), []).append(point)
+        several = sum(name == "ppo" for _, name in series) > 1
         for (experiment, name), line in series.items():
             line = sorted(line, key=lambda point: point["kl"])
             style = "-o" if len(line) > 1 else "o"
             errors = {"yerr": [point[f"{kind}_stderr"] or 0 for point in line]}
             errors["xerr"] = [point.get("kl_stderr") or 0 for point in line]
             place = [[point[key] for point in line] for key in ("kl", kind)]
-            label = name if name in ("sft", "best of n") else f"{experiment} · {name}"
-            axis.errorbar(*place, **errors, fmt=style, color=colour(label if len(series) > 4 else name), markersize=3.5,
-                          linewidth=1.2, elinewidth=0.7, label=cut(label, 34))  # fmt: skip
+            label = f"{experiment} · ppo" if experiment else {"dpo": "dpo over beta"}.get(name, name)
+            shade = colour(label if several and experiment else name)
+            look = {"markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.7, "label": cut(label, 34)}
+            axis.errorbar(*place, **errors, fmt=style, color=shade, **look)
         axis.set(xlabel="KL to SFT, nats an answer")
         axis.set_title({"gold_reward": "gold reward", "reward": "learned reward"}[kind], loc="left")
         axis.grid(color=INK, alpha=0.12, linewidth=0.6)

@@ -415,12 +415,12 @@ def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _test_questions(rng: random.Random, count: int) -> list[Question]:
+def _test_questions(rng: random.Random, count: int, kinds: tuple[str, ...] = KINDS) -> list[Question]:
     """Held-out questions with distinct prompts, the kinds in turn; fewer when a small kind runs out."""
     questions: dict[str, Question] = {}
     for i in range(count):
         for _ in range(200):
-            question = _ask_in(rng, KINDS[i % len(KINDS)], test=True)
+            question = _ask_in(rng, kinds[i % len(kinds)], test=True)
             if question.text not in questions:
                 questions[question.text] = question
                 break
@@ -458,7 +458,7 @@ def _preference_rows(rng: random.Random, split: str, questions: Iterable[Questio
                     break
             rejected, chosen = (reply for _, reply in sorted(zip(rewards, replies, strict=True)))
         else:
-            kind = "correct"
+            kind = "correct/fact" if question.kind in KNOWLEDGE else "correct/order"
             chosen = _reply(rng, question.answer, *_manners(rng), core)
             rejected = chosen.replace(core.format(question.answer), core.format(rng.choice(question.wrong)))
         rows.append(
@@ -496,10 +496,11 @@ def generate(seed: int, documents: int, questions: int, test_questions: int, pai
         return random.Random(f"{seed}:{part}")
 
     test = _test_questions(stream("sft-test"), test_questions)
-    test_pairs = _test_questions(stream("preference-test"), pairs // 8)
-    train = _train_questions(stream("questions-train"), questions)
     # Orders have many questions, facts few: asked in turn, the pairs would be about the same facts again and again.
-    train_pairs = _train_questions(stream("pairs-train"), pairs, (*KNOWLEDGE, *ORDER, *ORDER))
+    asked = (*KNOWLEDGE, *ORDER, *ORDER)
+    test_pairs = _test_questions(stream("preference-test"), pairs // 8, asked)
+    train = _train_questions(stream("questions-train"), questions)
+    train_pairs = _train_questions(stream("pairs-train"), pairs, asked)
     sft = {
         "train": _sft_rows(stream("replies-train"), "train", train),
         "test": _sft_rows(stream("replies-test"), "test", test),

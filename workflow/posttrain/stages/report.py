@@ -180,6 +180,7 @@ def draw(record: dict) -> list[dict]:
         point | {"experiment": artifact["experiment"]}
         for artifact in record["artifacts"]
         for point in artifact.get("frontier", [])
+        if point["series"] != "base"  # so far from the SFT policy that nothing else could be told apart
     ]
     for figure in figures.figures(record["rows"], trained, points):
         try:
@@ -202,8 +203,30 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
     for artifact in record["artifacts"]:  # a parent that owns an artifact need not be in the campaign itself
         experiments.setdefault(artifact["experiment"], {"name": artifact["experiment"], "outside": True})
     return environment.get_template("report.html.j2").render(
-        record, title=visible(campaign["title"]), experiments=list(experiments.values()), figures=drawn
+        record,
+        side=side_by_side(record["artifacts"]),
+        title=visible(campaign["title"]),
+        experiments=list(experiments.values()),
+        figures=drawn,
     )
+
+
+ANSWERS = ("gold_reward", "reward", "win_rate", "kl_to_sft", "length", "eos_rate", "distinct_2", "distinct_answers")
+
+
+def side_by_side(artifacts: list[dict]) -> dict:
+    """One line for each policy that was compared: task accuracy (the benchmark's first row) and its own answers."""
+    judged = {(a["stage"].partition("/")[0], a["policy"]): a["rows"] for a in artifacts if "rows" in a}
+    lines = []
+    for artifact in artifacts:
+        if artifact["stage"].startswith("compare/"):
+            cells = {row["metric"]: row for row in artifact["rows"]}
+            benchmark = next(iter(judged.get(("evaluate", artifact["policy"]), [])), None)
+            name = f"{artifact['experiment']} · {artifact['stage'].partition('/')[2]}"
+            lines.append({"name": name, "benchmark": benchmark, "cells": [cells.get(key) for key in ANSWERS]})
+    first = next((line["benchmark"] for line in lines if line["benchmark"]), None)
+    title = f"{first['task']} {first['metric']}" if first else "benchmark"
+    return {"columns": [title, *(key.replace("_", " ") for key in ANSWERS)], "lines": lines}
 
 
 def partial_note(missing: list[dict]) -> str:

@@ -107,8 +107,10 @@ def held_out(model, tokenizer, rows: list[dict]) -> dict:
         )
     ]
     found = {"all": measured(margins)}
-    for kind in sorted({row["kind"] for row in rows}):
-        found[kind] = measured([margin for row, margin in zip(rows, margins, strict=True) if row["kind"] == kind])
+    kinds = {row["kind"] for row in rows}
+    for kind in sorted(kinds | {kind.partition("/")[0] for kind in kinds}):  # correct, correct/fact, correct/order
+        inside = [f"{row['kind']}/".startswith(f"{kind}/") for row in rows]
+        found[kind] = measured([margin for margin, one in zip(margins, inside, strict=True) if one])
     for kind, numbers in found.items():
         error = f" ± {numbers['stderr']:.3f}" if numbers["stderr"] is not None else ""
         say(f"held-out pairs, {kind}: accuracy {numbers['accuracy']:.3f}{error} (n {numbers['n']})")
