@@ -147,3 +147,20 @@ def ppo(**changes):
                     batch_size=6, epochs=2, warmup_steps=0, checkpoint_steps=1, snapshot_steps=2, seed=0,
                     max_new_tokens=12, learning_rate=1e-3)  # fmt: skip
     return Ppo(**settings | changes)
+
+
+def first_gradient(stage: str, section, **inputs):
+    """The gradient of a trainer's first optimiser step, before it is clipped; the run ends there."""
+    import torch
+
+    kept, patch = [], pytest.MonkeyPatch()
+
+    def keep(self, weights, *_):
+        kept.append(torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None]))
+        raise KeyboardInterrupt
+
+    patch.setattr("accelerate.Accelerator.clip_grad_norm_", keep)
+    with pytest.raises(KeyboardInterrupt):
+        make(stage, section, Path(f"results/first-gradient-{stage}/{stage}/manifest.json"), **inputs)
+    patch.undo()
+    return kept[0]

@@ -54,3 +54,42 @@ def test_the_base_writes_stories(stories):
     ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
     text = tokenizer.decode(model.generate(ids, max_new_tokens=24, do_sample=False)[0], skip_special_tokens=True)
     assert text.startswith("Once upon a time, there was a little girl named Lily")
+
+
+@pytest.mark.parametrize("file", ["pref-hh-helpful-2k.raw.jsonl", "pref-tinystories-2k.jsonl"])
+def test_it_is_aligned_with_real_preferences(shared, home, file, tmp_path):
+    """Human preferences as transcripts, and preferences of plain text: reward model, PPO, DPO and comparison."""
+    from conftest import dpo, ppo, reward
+
+    from posttrain.config import Compare, Reference
+
+    lines = (shared / "data" / file).read_text(encoding="utf-8").splitlines(keepends=True)[:300]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    name, model = file.split("-")[1], str(shared / "data/models/stories260K")
+    # Both are conversations, or both plain text, so that policy and pairs speak one format.
+    told = {"hh": "sft-multiturn-500.chat.jsonl", "tinystories": "sft-tinystories-2k.completion.jsonl"}[name]
+    section = Prepare(
+        preference=[Source(path=str(tmp_path / "pairs.jsonl"))], sft=[Source(path=str(shared / "data" / told))],
+        tokenizer=Tokenizer(path=model), max_tokens=384,
+    )  # fmt: skip
+    data = make("prepare", section, Path(f"results/{name}/prepare/manifest.json"))
+    base = make("base", Base(path=model), Path(f"results/{name}/base/manifest.json"), data=data)
+    short = {"steps": 2, "batch_size": 4, "max_length": 512}
+    policy = make("sft", sft(**short), Path(f"results/{name}/sft/manifest.json"), data=data, base=base)
+    inputs = {"data": data, "base": base, "sft": policy}
+    judge = make("reward", reward(**short), Path(f"results/{name}/reward/manifest.json"), **inputs)
+    known = make("reference", Reference(batch_size=8), Path(f"results/{name}/reference/manifest.json"), **inputs)
+    direct = make("dpo", dpo(**short), Path(f"results/{name}/dpo/manifest.json"), **inputs, reference=known)
+    near = make("ppo", ppo(steps=2), Path(f"results/{name}/ppo/manifest.json"), **inputs, reward=judge)
+    assert read_json(direct.parent / "metrics.json")["summary"]["loss before"] == pytest.approx(0.693147, abs=1e-5)
+    assert read_json(near.parent / "metrics.json")["history"][0]["kl"] == 0
+    beside = None
+    for stage, manifest in (("sft", policy), ("dpo", direct), ("ppo", near)):
+        output = Path(f"results/{name}/compare/{stage}/manifest.json")
+        section = Compare(prompts=6, max_new_tokens=12, best_of=2)
+        more = {"beside": beside} if beside else {}
+        made = make("compare", section, output, policy=manifest, reward=judge, **inputs, **more)
+        beside = beside or made
+        rows = {row["metric"]: row for row in read_json(output.parent / "metrics.json")["rows"]}
+        assert "gold_reward" not in rows and "reward" in rows, "no world, no gold"
+        assert stage == "sft" or rows["win_rate"]["n"] >= 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make, reward, sft
+from conftest import first_gradient, make, reward, sft
 from test_base import killed_at
 
 from posttrain import adapters, answers, policy, tokens
@@ -124,6 +124,15 @@ def test_swapped_labels_learn_the_opposite(data, base, tuned_policy, rewarded):
     made = make("reward", reward(steps=40, labels="swapped"), output, data=data, base=base, sft=tuned_policy)
     metrics = [read_json(manifest.parent / "metrics.json")["pairs"]["all"]["margin"] for manifest in (rewarded, made)]
     assert metrics[0] > 0 > metrics[1]
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_the_micro_batch_changes_no_gradient(data, base, tuned_policy, micro):
+    inputs = {"data": data, "base": base, "sft": tuned_policy}
+    whole, split = (first_gradient("reward", reward(micro_batch_size=size), **inputs) for size in (8, micro))
+    assert (whole - split).abs().max() <= 1e-5 * max(1.0, whole.abs().max().item())
+    other = first_gradient("reward", reward(batch_size=4), **inputs)
+    assert (whole - other).abs().max() > 1e-4, "control: another batch"
 
 
 @pytest.mark.parametrize("step", [1, 3])

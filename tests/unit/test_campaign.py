@@ -85,6 +85,7 @@ def test_a_hand_written_reward_takes_the_place_of_the_model(tmp_path):
         (ALIGNED.replace("dpo: {}", "dpo: {loss: [ppo]}"), "dpo.loss[0]: found 'ppo', it should be"),
         (ALIGNED.replace("dpo: {}", "dpo: {loss_weights: [1.0, 2.0]}"), "dpo.loss_weights: has 2 weights for 1 losses"),
         (ALIGNED.replace("dpo: {}", "dpo: {label_smoothing: 0.1}"), "dpo.label_smoothing: has no effect with loss"),
+        (ALIGNED.replace("dpo: {}", "dpo: {loss: [sft], micro_batch_size: 8}"), "dpo.micro_batch_size: would change"),
         (ALIGNED.replace("reward: {}", "reward: {max_length: 16}"), "reward.max_length: 16 would cut pairs"),
         (ALIGNED.replace("reward: {}", "reward: {lables: swapped}"), "did you mean 'labels'?"),
     ],

@@ -55,8 +55,7 @@ class Plan:
 
     def stages(self, experiment: str) -> list[str]:
         """The stages that an experiment runs on data and models, in order."""
-        made = ["prepare", "base", "sft", "reward", "ppo", "reference", "dpo"]
-        return [stage for stage in made if self.has(experiment, "dpo" if stage == "reference" else stage)]
+        return [stage for stage in UPSTREAM if self.has(experiment, "dpo" if stage == "reference" else stage)]
 
     def has(self, experiment: str, stage: str) -> bool:
         """Whether an experiment runs a stage."""

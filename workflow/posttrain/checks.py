@@ -202,6 +202,10 @@ def _aligned(experiment: Experiment) -> Iterator[tuple[str, str]]:
     smoothed = {"robust", "exo_pair", "aot", "aot_unpaired"}
     if dpo and dpo.label_smoothing and not smoothed & set(dpo.loss):
         yield "dpo.label_smoothing", f"has no effect with loss: {dpo.loss} (only with {', '.join(sorted(smoothed))})"
+    whole = {"sft", "aot", "aot_unpaired"} & set(dpo.loss if dpo else ())
+    if whole and dpo.micro_batch_size and dpo.micro_batch_size < dpo.batch_size:
+        found = f"would change what is learned: TRL takes the loss {' and '.join(sorted(whole))} over a micro-batch"
+        yield "dpo.micro_batch_size", f"{found}; leave it out, or leave out that loss"
     if dpo and "exo_pair" in dpo.loss and not dpo.label_smoothing:
         yield "dpo.label_smoothing", "must be over 0 with loss exo_pair (its paper: 1e-3)"
 
