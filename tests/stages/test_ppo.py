@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def setting(inputs):
         found = adapters.foundation(inputs["base"], inputs["sft"])
         models = stage.load(section, found)
         scorer = stage.model_scorer(models, inputs["reward"])
-        return section, models, scorer, stage.prompts(section, inputs["data"], models.tokenizer)
+        return section, models, scorer, stage.prompts(section, inputs["data"], models)
 
     return made
 
@@ -225,28 +226,68 @@ def test_a_rail_stops_the_run_with_its_reason(inputs, home):
 
     section = ppo(learning_rate=0.5, value_warmup=0, kl_coefficient=0.0, rails=Rails(max_kl=1.0, min_eos_rate=0.0))
     output = Path("results/rail/ppo/manifest.json")
-    with pytest.raises(UserError, match=r"ppo: stopped at iteration \d+: KL exploded.*last good checkpoint is"):
+    with pytest.raises(UserError, match=r"ppo: stopped at iteration \d+: KL exploded") as error:
         make("ppo", section.model_copy(update={"steps": 8}), output, **inputs)
+    step = int(re.search(r"iteration (\d+)", str(error.value)).group(1))
+    good = re.search(r"last good checkpoint is \S+checkpoint-(\d+)", str(error.value))
+    assert (int(good.group(1)) if good else 0) == max(0, step - 2), "the newest weights are those that exploded"
     assert not output.exists(), "a run that left the rails is never a result"
     assert list(output.parent.glob("checkpoints/*/checkpoint-*")), "what was good is kept"
 
 
-def rail(health: dict, tmp_path, **rails) -> str:
+def rail(health: dict, tmp_path, first: float = 10.0) -> str:
     from posttrain.config import Rails
 
-    good = {"reward": 1.0, "kl": 1.0, "first_ratio_error": 0.0, "eos_rate": 1.0, "length": 10.0, "step": 5}
-    stage.check_rails(ppo(rails=Rails(**rails)), good, [good], tmp_path)  # control: nothing is wrong with it
+    section = ppo(rails=Rails(), max_new_tokens=12 if first < 10 else 40)
+    good = {"reward": 1.0, "kl": 1.0, "eos_rate": 1.0, "length": first, "step": 5}
+    stage.check_rails(section, good, [good], tmp_path)  # control: nothing is wrong with it
     with pytest.raises(UserError) as error:
-        stage.check_rails(ppo(rails=Rails(**rails)), good | health, [good], tmp_path)
+        stage.check_rails(section, good | health, [good], tmp_path)
     return str(error.value)
 
 
 def test_every_rail(tmp_path):
     assert "answers no longer end: EOS rate 0.05" in rail({"eos_rate": 0.05}, tmp_path)
     assert "answers run away: 31 tokens, 10 at first" in rail({"length": 31.0}, tmp_path)
-    assert "ratio is off 1 by 0.5" in rail({"first_ratio_error": 0.5}, tmp_path)
+    assert "answers run away: 12 tokens, 3 at first" in rail({"length": 12.0}, tmp_path, first=3.0)
+    with pytest.raises(UserError, match=r"first ratio is off 1 by 0\.5"):
+        stage.check_ratio(ppo(), {"first_ratio_error": 0.5, "step": 1})
+    stage.check_ratio(ppo(), {"first_ratio_error": 0.0, "step": 1})
     assert "is no number" in rail({"reward": math.nan}, tmp_path)
     assert "KL exploded: 51.0 nats" in rail({"kl": 51.0}, tmp_path)
+
+
+def test_the_last_update_is_watched_too(inputs, home):
+    """One update, after which there is no iteration that would notice."""
+    from posttrain.config import Rails
+
+    section = ppo(steps=1, learning_rate=0.5, value_warmup=0, kl_coefficient=0.0, snapshot_steps=1)
+    output = Path("results/last/ppo/manifest.json")
+    with pytest.raises(UserError, match="KL exploded"):
+        make("ppo", section.model_copy(update={"rails": Rails(max_kl=1.0, min_eos_rate=0.0)}), output, **inputs)
+    assert not output.exists()
+
+
+def test_a_models_own_generation_settings_do_not_count(setting):
+    """A published model may forbid or punish tokens; log-probabilities know nothing of it."""
+    _, models, _, rows = setting()
+    prompts = [row["ids"] for row in rows[:4]]
+    with torch.no_grad(), answers.adapter(models.peft, "policy"):
+        known = answers.draw(models.peft, models.tokenizer, prompts, [1, 2, 3, 4], 12, 1.0)
+        answers.causal(models.peft).generation_config.repetition_penalty = 5.0
+        again = answers.draw(models.peft, models.tokenizer, prompts, [1, 2, 3, 4], 12, 1.0)
+    assert torch.equal(known.replies, again.replies)
+
+
+def test_a_seed_written_as_a_date(setting):
+    section, models, scorer, rows = setting(seed=20250101, batch_size=4)
+    made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
+    assert stage.update(section, models, stage.optimizers(section, models)[0], made, warming=False)
+
+
+def test_answers_longer_than_the_context_are_refused(setting):
+    with pytest.raises(UserError, match=r"max_new_tokens 4000 and the longest prompt \(\d+ tokens\) are over .* 128"):
+        setting(max_new_tokens=4000)
 
 
 def test_a_loss_that_is_no_number_never_reaches_the_weights(setting, monkeypatch):
@@ -334,7 +375,7 @@ data, base, sft, reward = map(Path, sys.argv[2:6])
 section = ppo(batch_size=8, epochs=2, minibatches=2, value_warmup=0)
 models = stage.load(section, adapters.foundation(base, sft))
 scorer = stage.model_scorer(models, reward)
-rows = stage.prompts(section, data, models.tokenizer)
+rows = stage.prompts(section, data, models)
 optimizer, _ = stage.optimizers(section, models)
 made = stage.experience(section, models, scorer, rows[:8], 0, 0.1)
 health = stage.update(section, models, optimizer, made, warming=False)
@@ -364,3 +405,24 @@ def test_1_2_and_4_processes_make_the_same_update(inputs, tmp_path):
         worst = max((a - b).abs().max() for a, b in zip(made[1]["weights"], made[count]["weights"], strict=True))
         assert worst < 1e-5
         assert made[count]["kl"] == pytest.approx(made[1]["kl"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes_publishes_the_same_policy(inputs, home):
+    """As torchrun starts it, three answers for two processes, in micro-batches: within rounding."""
+    from safetensors.torch import load_file
+
+    section = ppo(batch_size=3, micro_batch_size=1, steps=3, snapshot_steps=1)
+    alone = make("ppo", section, Path("results/alone/ppo/manifest.json"), **inputs)
+    output = Path("results/together/ppo/manifest.json")
+    output.parent.mkdir(parents=True)
+    (output.parent / "config.yaml").write_text(section.model_dump_json(exclude_none=True))
+    flags = [part for role, path in inputs.items() for part in (f"--{role}", str(path))]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "posttrain"]
+    command = [*torchrun, "ppo", "--config", str(output.parent / "config.yaml"), "--output", str(output), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "workflow")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load_file(manifest.parent / WEIGHTS) for manifest in (alone, output))
+    assert max((one[key] - two[key]).abs().max() for key in one) < 1e-5
+    assert sorted(read_json(alone)["files"]) == sorted(read_json(output)["files"])

@@ -64,6 +64,25 @@ def test_the_classifier_and_ppo_score_alike(base, rewarded, tuned_policy, scorin
     assert torch.tensor(one).std() > 1e-2, "control: scores that are all alike agree for nothing"
 
 
+def test_a_tokenizer_that_pads_with_its_end_of_turn(base, rewarded, tuned_policy, scoring, pairs):
+    """The head is read at the end of turn all the same; control: with the padding it came with, it is not."""
+    import copy
+
+    import peft
+
+    found = adapters.foundation(base, tuned_policy)
+    classifier = policy.load_weights(found.weights, found.quantization, head=True)
+    classifier = peft.PeftModel.from_pretrained(classifier, rewarded.parent / "model")
+    tokenizer = copy.deepcopy(scoring[2])
+    tokenizer.pad_token = tokenizer.eos_token
+    rows, known = [prompt + reply for prompt, reply in pairs], scored(scoring, *zip(*pairs, strict=True))
+    apart = stage.padded_apart(tokenizer)
+    classifier.config.pad_token_id = apart.pad_token_id
+    assert torch.tensor(stage.classify(classifier, apart, rows)) == pytest.approx(known, abs=1e-4)
+    classifier.config.pad_token_id = tokenizer.pad_token_id
+    assert (torch.tensor(stage.classify(classifier, tokenizer, rows)) - known).abs().max() > 1e-2
+
+
 def test_padding_and_what_follows_the_end_of_turn_change_no_score(scoring, pairs):
     tokenizer = scoring[2]
     prompts, replies = zip(*pairs[:4], strict=True)

@@ -57,7 +57,7 @@ def test_a_hand_written_reward_takes_the_place_of_the_model(tmp_path):
     file.write_text("def mine(prompt, reply, answer):\n    return 1.0\n")
     text = GOOD + f"ppo: {{reward_function: '{file}:mine'}}\n"
     plan = load(tmp_path, one=text)
-    assert plan.upstream("one", "ppo") == ["prepare", "base", "sft"] and not plan.learned_reward("one")
+    assert plan.upstream("one", "ppo") == ["prepare", "base", "sft"] and not plan.ppo_learns_from_model("one")
     assert plan.local_files("one", "ppo") == [str(file)] == plan.local_files("one", "compare")
     before = plan.section("one", "ppo")
     file.write_text("def mine(prompt, reply, answer):\n    # a comment\n    return 1.0\n")
@@ -74,6 +74,9 @@ def test_a_hand_written_reward_takes_the_place_of_the_model(tmp_path):
         (GOOD + "ppo: {}\n", "ppo: has nothing to be rewarded by"),
         (ALIGNED.replace("dpo: {}", "dpo: {rank: 4}"), "dpo.rank: 4 is under sft.rank (16)"),
         (ALIGNED.replace("ppo: {}", "ppo: {kl_horizon: 5}"), "ppo.kl_horizon: has no effect without ppo.kl_target"),
+        (ALIGNED.replace("ppo: {}", "ppo: {kl_target: 6.0, kl_horizon: 5}"), "beta could turn negative"),
+        (ALIGNED.replace("ppo: {}", "ppo: {kl_target: 6.0, kl_coefficient: 0.0}"), "0 can never adapt"),
+        (ALIGNED.replace("ppo: {}", "ppo: {snapshot_steps: 40}"), "40 makes no snapshot in 40 iterations"),
         (ALIGNED.replace("ppo: {}", "ppo: {value_warmup: 40}"), "ppo.value_warmup: 40 leaves none of the 40"),
         (ALIGNED.replace("ppo: {}", "ppo: {reward_function: nosuch:f}"), "there is no module 'nosuch'"),
         (

@@ -66,6 +66,9 @@ def begin(model, found: Foundation, name: str = "default") -> None:
     import peft
 
     state = peft.get_peft_model_state_dict(model, adapter_name=name)
+    odd = sorted(key for key in state if not key.endswith(("lora_A.weight", "lora_B.weight", "score.weight")))
+    if odd:
+        raise UserError(f"target_modules: {odd[0]} is no adapter of a linear layer; name linear layers only")
     if found.adapter is None:
         return
     old = peft.load_peft_weights(found.adapter.parent / "model", device="cpu")
@@ -79,6 +82,11 @@ def begin(model, found: Foundation, name: str = "default") -> None:
             state[key].zero_()
             state[key][:, : weight.shape[1]] = weight * rescale
     peft.set_peft_model_state_dict(model, state, adapter_name=name)
+
+
+def belongs(key: str, *names: str) -> bool:
+    """Whether a weight of a PEFT model is one of these adapters'."""
+    return any(f".lora_{half}.{name}." in key for half in "AB" for name in names)
 
 
 def save(model, folder: Path, base: Path, name: str = "default") -> None:

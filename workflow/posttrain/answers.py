@@ -5,6 +5,7 @@ column. Each answer has a random stream of its own: what is drawn does not depen
 """
 
 import contextlib
+import hashlib
 import inspect
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from posttrain import parallel
+from posttrain.errors import UserError
 from posttrain.maths import ppo
 
 
@@ -66,6 +68,9 @@ def draw(
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     mine = list(range(len(prompts))) if only is None else only
     replies = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+    # What a published model's generation_config.json sets (penalties, forbidden tokens) would draw from another
+    # distribution than the one that log-probabilities are taken of.
+    causal(model).generation_config = GenerationConfig()
     if mine:
         drawn = model.generate(
             input_ids=ids[mine],
@@ -141,14 +146,35 @@ def values(model, head, answers: Answers) -> Tensor:
     """V(s_t), the value before each reply token is chosen, B x T, 0 on padding. head: H -> 1."""
     length = answers.replies.shape[1]
     states = hidden(model, answers)[:, -length - 1 : -1]
-    return head(states.float()).squeeze(-1) * answers.mask
+    return exact(head, states).squeeze(-1) * answers.mask
 
 
 def scores(model, head, answers: Answers) -> Tensor:
     """A reward model's score of each answer: its head on the answer's last token. Returns B."""
     states = hidden(model, answers)
     last = answers.prompts.shape[1] + answers.mask.sum(dim=1) - 1
-    return head(states[torch.arange(len(answers)), last].float()).squeeze(-1)
+    return exact(head, states[torch.arange(len(answers)), last]).squeeze(-1)
+
+
+def exact(head, states: Tensor) -> Tensor:
+    """A scalar head in float32, under autocast too: bfloat16 has 8 bits, and advantages are differences of values."""
+    with torch.autocast(states.device.type, enabled=False):
+        return head(states.float())
+
+
+def stream(*what) -> int:
+    """A random stream by its name, 56 bits: nothing drawn depends on what was drawn before."""
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:7], "big")
+
+
+def refuse_long(model, rows: list[dict], longest: int) -> None:
+    """Raise UserError where a prompt (`ids`) with an answer of `longest` tokens is over the model's context."""
+    context = getattr(causal(model).config, "max_position_embeddings", None)  # ALiBi has none
+    most = max((len(row["ids"]) for row in rows), default=0)
+    if context and most + longest > context:
+        raise UserError(
+            f"max_new_tokens {longest} and the longest prompt ({most} tokens) are over the model's context of {context}"
+        )
 
 
 def autocast(model, precision: str):

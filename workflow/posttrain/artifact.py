@@ -59,7 +59,7 @@ def refuse_strangers(output: Path) -> None:
     if output.name != "manifest.json":
         raise UserError(f"--output {output}: must be called manifest.json, in the folder for the artifact")
     ours = any(any(output.parent.glob(sign)) for sign in ("manifest.json", "provenance.json", ".making-*"))
-    for folder in (output.parent / part for part in ("data", "model")):
+    for folder in (output.parent / part for part in ("data", "model", "snapshots")):
         if folder.exists() and not ours:
             raise UserError(f"--output {output}: {folder} is no artifact's and would be replaced; name another folder")
 

@@ -67,10 +67,10 @@ class Plan:
 
     def upstream(self, experiment: str, stage: str) -> list[str]:
         """Every stage that a stage's artifact is built from."""
-        return [part for part in UPSTREAM[stage] if part != "reward" or self.learned_reward(experiment)]
+        return [part for part in UPSTREAM[stage] if part != "reward" or self.ppo_learns_from_model(experiment)]
 
-    def learned_reward(self, experiment: str) -> bool:
-        """Whether PPO and the comparison read a reward model, and not a function."""
+    def ppo_learns_from_model(self, experiment: str) -> bool:
+        """Whether PPO reads a reward model, and not a function written by hand."""
         ppo = self.experiments[experiment].ppo
         return self.has(experiment, "reward") and not (ppo and ppo.reward_function)
 
@@ -110,7 +110,7 @@ class Plan:
         """The stages that a comparison reads beside the policy; none where there is no alignment to compare."""
         if not any(self.has(experiment, stage) for stage in ALIGNED):
             return []
-        return ["sft", *(["reward"] if self.learned_reward(experiment) else [])]
+        return ["sft", *(["reward"] if self.has(experiment, "reward") else [])]
 
     def folder(self, experiment: str, stage: str) -> str:
         """Folder of the artifact that an experiment uses for a stage."""

@@ -219,6 +219,12 @@ def _ppo(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield from _function("ppo.reward_function", named)
     if ppo.kl_target is None and "kl_horizon" in ppo.model_fields_set:
         yield "ppo.kl_horizon", "has no effect without ppo.kl_target"
+    if ppo.kl_target is not None and not ppo.kl_coefficient:
+        yield "ppo.kl_coefficient", "0 can never adapt to ppo.kl_target; give beta a first value over 0"
+    if ppo.kl_target is not None and ppo.kl_horizon < ppo.batch_size:
+        yield "ppo.kl_horizon", f"{ppo.kl_horizon} is under batch_size ({ppo.batch_size}); beta could turn negative"
+    if ppo.snapshot_steps >= ppo.steps and "snapshot_steps" in ppo.model_fields_set:
+        yield "ppo.snapshot_steps", f"{ppo.snapshot_steps} makes no snapshot in {ppo.steps} iterations"
     if ppo.minibatches > ppo.batch_size:
         yield "ppo.minibatches", f"{ppo.minibatches} is more than the {ppo.batch_size} answers of an iteration"
     if ppo.value_warmup >= ppo.steps:

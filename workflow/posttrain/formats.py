@@ -58,7 +58,19 @@ def guess(row: dict, task: str) -> str | None:
 
 
 def check_row(row: dict, task: str, format: str, allow_empty_user: bool = False) -> dict:
-    """The row's content in canonical form. Raises RowError, naming the first defect and where it is."""
+    """The row's content in canonical form. Raises RowError, naming the first defect and where it is.
+
+    What a prompt's answer should be (`answer`, a string) stays with it, for rewards written by hand.
+    """
+    made = _checked_row(row, task, format, allow_empty_user)
+    answer = row.get("answer")
+    if task in ("sft", "preference") and isinstance(answer, str) and answer not in ("", made.get("completion")):
+        made["answer"] = answer
+    return made
+
+
+def _checked_row(row: dict, task: str, format: str, allow_empty_user: bool) -> dict:
+    """The row in canonical form."""
     try:
         match format:
             case "text":

@@ -3,7 +3,8 @@
     def brevity(prompt: str, reply: str, answer: str | None) -> float: ...
 
 prompt: what is asked, without roles and system turn; reply: the policy's answer, without special tokens; answer: the
-row's expected answer, None where it has none. It is called once for each answer and returns a finite number.
+row's expected answer (`answer`, a string), None where it has none. It is called once for each answer and returns a
+finite number. It stands in one file with all it needs of its own: only that file is fingerprinted.
 """
 
 import importlib
@@ -24,13 +25,15 @@ def load(named: str, code: str | None) -> Callable:
     if code is not None and fingerprint(file) != code:
         raise UserError(f"{file}: was edited after this run was planned; run snakemake again")
     place, _, function = named.rpartition(":")
-    if place.endswith(".py"):
+    try:
+        if not place.endswith(".py"):
+            return getattr(importlib.import_module(place), function)
         spec = importlib.util.spec_from_file_location(f"handwritten_{file.stem}", file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
-    return getattr(module, function)
+        return getattr(module, function)
+    except Exception as error:  # a program of the user's, which can raise anything
+        raise UserError(f"reward_function {named}: cannot be loaded: {type(error).__name__}: {error}") from None
 
 
 def scores(function: Callable, rows: list[dict], replies: list[str]) -> list[float]:

@@ -68,7 +68,7 @@ def identity(stage: str, section: dict, inputs: dict[str, Path | list[Path]]) ->
 
 
 def function_file(named: str) -> Path:
-    """The file that holds a function named as `file.py:function` or `package.module:function`; imports nothing."""
+    """The file that holds a function named as `file.py:function` or `package.module:function`; does not run it."""
     place = named.rpartition(":")[0]
     if place.endswith(".py"):
         return Path(place)

@@ -59,6 +59,21 @@ def largest(number: float, device) -> float:
     return value.item()
 
 
+def barrier() -> None:
+    """Wait for every process."""
+    start()
+    if world() > 1:
+        distributed.barrier()
+
+
+def device() -> str:
+    """The device of this process: its own GPU, where there are GPUs."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return f"cuda:{torch.cuda.current_device()}"
+
+
 def add_gradients(weights: list[Tensor]) -> None:
     """Give every process the sum of all gradients, in one message."""
     if world() == 1:

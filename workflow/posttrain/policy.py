@@ -77,6 +77,8 @@ def load_weights(manifest: Path, quantization: dict | None = None, head: bool = 
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    from posttrain import parallel
+
     whole = ["score"] if head else None
     options = {"quantization_config": quantization_config(quantization, whole)} if quantization else {}
     kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if head else (AutoModelForCausalLM, {})
@@ -85,7 +87,7 @@ def load_weights(manifest: Path, quantization: dict | None = None, head: bool = 
     )
     if quantization:
         keep_quantized_weights(model)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(parallel.device())
 
 
 def load_adapted(found, section=None, dropout: float = 0.0, name: str = "default"):

@@ -70,7 +70,9 @@ def reply_texts(row: dict) -> list[str]:
         return [row["choices"][row["answer"]]]
     if "chosen" in row:
         return [spoken(row["chosen"]), spoken(row["rejected"])]
-    return [spoken(row[key]) for key in ("completion", "answer") if key in row]
+    return (
+        [spoken(row["completion" if "completion" in row else "answer"])] if {"completion", "answer"} & set(row) else []
+    )
 
 
 def full_text(row: dict) -> str:

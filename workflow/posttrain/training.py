@@ -164,7 +164,9 @@ def read_checkpoint(checkpoints: Path) -> tuple[dict, dict] | None:
     newest = max(checkpoints.glob("checkpoint-*"), default=None)
     if newest is None:
         return None
-    return torch.load(newest / "tensors.pt", weights_only=True), json.loads((newest / "state.json").read_text())
+    return torch.load(newest / "tensors.pt", weights_only=True, map_location="cpu"), json.loads(
+        (newest / "state.json").read_text()
+    )
 
 
 def trained_weights(model) -> dict:

@@ -158,6 +158,11 @@ def gold_reward(prompt: str, reply: str, answer: str) -> float:
     return correct + _MANNER[match.group(1) or ""] + _MANNER[match.group(3) or ""]
 
 
+def made(row: dict) -> bool:
+    """Whether a prepared row is the world's own, so that its gold reward can be told."""
+    return row.get("source", "").startswith("world:") and "answer" in row
+
+
 # --- questions ---
 
 

@@ -44,8 +44,14 @@ def foundation(stage):
 
 
 def reward_model(wildcards):
-    """The manifest of the reward model, where it is a model that rewards."""
-    learned = PLAN.learned_reward(wildcards.experiment)
+    """The manifest of the reward model, where there is one."""
+    learned = PLAN.has(wildcards.experiment, "reward")
+    return artifact("reward")(wildcards) if learned else []
+
+
+def ppo_reward(wildcards):
+    """The manifest of the reward model that PPO learns from; none where a function written by hand rewards."""
+    learned = PLAN.ppo_learns_from_model(wildcards.experiment)
     return artifact("reward")(wildcards) if learned else []
 
 

@@ -7,7 +7,7 @@ rule ppo:
         data=artifact("prepare"),
         base=foundation("ppo"),
         sft=artifact("sft"),
-        reward=reward_model,
+        reward=ppo_reward,
         files=local_files("ppo"),
     output:
         manifest="results/{experiment}/ppo/manifest.json",

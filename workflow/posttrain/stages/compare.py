@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posttrain import adapters, handwritten, texts, tokens
+from posttrain import adapters, handwritten, texts, tokens, world
 from posttrain import policy as policies
 from posttrain.config import Compare
 from posttrain.errors import UserError
-from posttrain.files import read_jsonl, write_jsonl
+from posttrain.files import read_jsonl, sha256, write_jsonl
 from posttrain.maths import best_of_n
 from posttrain.maths import ppo as maths
 from posttrain.progress import say
@@ -51,7 +51,7 @@ def compare(
     """
     found = adapters.foundation(base, sft)
     judge = load(section, found, reward)
-    rows = prompts(section, data, judge.tokenizer)
+    rows = prompts(section, data, judge.tokenizer, judge.model)
     model, name = speaker(judge, policy, found)
     stage = policy.parent.name
     answered = answer(section, judge, rows, model, name)
@@ -62,11 +62,12 @@ def compare(
     for row in table:
         say(f"{row['metric']} {row['value']:.4f}")
     points = [point(answered, stage, stage)]
-    if stage == "sft" and section.best_of > 1:
-        points += best_of(section, judge, rows, model, name)
+    if stage == "sft":
+        points += best_of(section, judge, rows, answered, model, name)
     for folder in sorted((policy.parent / "snapshots").glob("[0-9]*")):
         judge.model.load_adapter(folder, folder.name)
         points.append(point(answer(section, judge, rows, judge.model, folder.name), stage, f"step {int(folder.name)}"))
+        judge.model.delete_adapter(folder.name)
     return {"policy": stage, "rows": table, "frontier": points}
 
 
@@ -81,7 +82,7 @@ def load(section: Compare, found: adapters.Foundation, reward: Path | None) -> J
     return Judge(model, policies.load_tokenizer(found.weights), head, function)
 
 
-def prompts(section: Compare, data: Path, tokenizer) -> list[dict]:
+def prompts(section: Compare, data: Path, tokenizer, model) -> list[dict]:
     """Held-out prompts of preference pairs, else of conversations, each once: id, tokens, text, and answer if known.
 
     Raises UserError when there are none.
@@ -92,20 +93,31 @@ def prompts(section: Compare, data: Path, tokenizer) -> list[dict]:
         for row in read_jsonl(file) if file.is_file() else []:
             ids = tokens.encode_prompt(tokenizer, row)
             known = {"id": row["id"], "ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer")}
+            known["world"] = world.made(row)
             rows.setdefault(tuple(ids), known)
         if rows:
             order = np.random.default_rng(section.seed).permutation(len(rows))[: section.prompts]
-            return [list(rows.values())[n] for n in sorted(order)]
+            from posttrain import answers
+
+            chosen = [list(rows.values())[n] for n in sorted(order)]
+            answers.refuse_long(model, chosen, section.max_new_tokens)
+            return chosen
     raise UserError(f"compare: {data} holds out no prompts; raise prepare.test_fraction")
 
 
 def speaker(judge: Judge, policy: Path, found: adapters.Foundation) -> tuple:
-    """The model that speaks for a policy, and the adapter that is it (None: the model as it stands)."""
+    """The model that speaks for a policy, and the adapter that is it (None: the model as it stands).
+
+    The SFT policy is the one that the others are held to, quantised after full fine-tuning too. Raises UserError for
+    an adapter of other weights.
+    """
     contract = policies.load_contract(policy)
+    if policy.parent.name == "sft":
+        return judge.model, "sft"
     if contract["method"] == "weights":
         return policies.load_weights(policy).eval(), None
-    if policy == found.adapter:
-        return judge.model, "sft"
+    if contract["base"] != sha256(found.weights):
+        raise UserError(f"{policy}: its adapter was trained on other weights than {found.weights}")
     judge.model.load_adapter(policy.parent / "model", "policy")
     return judge.model, "policy"
 
@@ -127,7 +139,7 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
 
     from posttrain import answers
 
-    seeds = [stream(section.seed, row["id"], again) for row in rows]
+    seeds = [answers.stream("compare", section.seed, row["id"], again) for row in rows]
     speaking = answers.adapter(model, name) if name else contextlib.nullcontext()
     with torch.no_grad():
         with speaking:
@@ -143,7 +155,7 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
             with answers.adapter(judge.model, "reward"):
                 scores = answers.scores(judge.model, judge.reward_head, said).tolist()
     replies = answers.texts(judge.tokenizer, said)
-    if judge.function:
+    if judge.function and judge.reward_head is None:
         scores = handwritten.scores(judge.function, rows, replies)
     return [
         {
@@ -163,18 +175,9 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
     ]
 
 
-def stream(seed: int, name: str, again: int) -> int:
-    """The random stream of an answer: the same for every policy."""
-    import hashlib
-
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}:{again}".encode()).digest()[:7], "big")
-
-
 def gold(row: dict, reply: str) -> float | None:
-    """The built-in world's own reward, where the row has an expected answer."""
-    from posttrain.world import gold_reward
-
-    return None if row["answer"] is None else gold_reward(row["prompt"], reply, row["answer"])
+    """The built-in world's own reward, where the row is the world's."""
+    return world.gold_reward(row["prompt"], reply, row["answer"]) if row["world"] else None
 
 
 def column(answered: list[dict], key: str) -> list[float]:
@@ -245,20 +248,23 @@ def point(answered: list[dict], series: str, label: str) -> dict:
     return made
 
 
-def best_of(section: Compare, judge: Judge, rows: list[dict], model, name: str | None) -> list[dict]:
+def best_of(
+    section: Compare, judge: Judge, rows: list[dict], answered: list[dict], model, name: str | None
+) -> list[dict]:
     """Best-of-n of the SFT policy's answers by the reward, n = 1, 2, 4, ...: the unbiased estimator over them."""
-    drawn = [answer(section, judge, rows, model, name, again) for again in range(section.best_of)]
-    if not column(drawn[0], "reward"):
+    if section.best_of == 1 or not column(answered, "reward"):
         return []
-    rewards = np.array([column(answered, "reward") for answered in drawn]).T
-    golds = np.array([column(answered, "gold_reward") for answered in drawn]).T
+    drawn = [answered, *(answer(section, judge, rows, model, name, again) for again in range(1, section.best_of))]
+    rewards = np.array([column(one, "reward") for one in drawn]).T
+    golds = np.array([column(one, "gold_reward") for one in drawn]).T
+    with_gold = [number for number, row in enumerate(rows) if row["world"]]
     points = []
     for n in (2**k for k in range(int(math.log2(section.best_of)) + 1)):
         made = {"series": "best of n", "label": f"best of {n}", "n": len(rows)}
         made |= {"kl": best_of_n.kl(n), "kl_stderr": None}
-        for key, worth in (("gold_reward", golds), ("reward", rewards)):
+        for key, worth, ranked in (("gold_reward", golds, rewards[with_gold]), ("reward", rewards, rewards)):
             if worth.size:
-                values = best_of_n.expected(worth, rewards, n).tolist()
+                values = best_of_n.expected(worth, ranked, n).tolist()
                 made[key], made[f"{key}_stderr"] = mean_stderr(values)
         points.append(made)
     return points

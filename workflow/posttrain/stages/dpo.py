@@ -45,7 +45,7 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
         eval_dataset=datasets.Dataset.from_list(test) if test else None,
         processing_class=tokenizer,
     )
-    end_with_the_turn(trainer, tokenizer, train)
+    end_with_the_turn(trainer, tokenizer, train, test)
     # The pairs bring their reference log-probabilities as columns; computed here, they would cost a second forward
     # pass each step and, with dropout, draw from the training's random stream.
     trainer.precompute_ref_logps = True
@@ -85,7 +85,7 @@ def rows(data: Path, reference: Path, side: str, section: Dpo) -> list[dict]:
     return turned(made, section.labels, section.seed) if side == "train" else made
 
 
-def end_with_the_turn(trainer, tokenizer, rows: list[dict]) -> None:
+def end_with_the_turn(trainer, tokenizer, train: list[dict], test: list[dict]) -> None:
     """Let answers end with their end of turn in the trainer's batches, as the reference counts them: a template may add
     more after it. Raises UserError where the trainer's tokens are not those of the token contract.
     """
@@ -93,12 +93,16 @@ def end_with_the_turn(trainer, tokenizer, rows: list[dict]) -> None:
 
     def cut(example: dict) -> dict:
         answers = {key: example[key] for key in ("chosen_ids", "rejected_ids")}
-        return example | {key: ids[: ids.index(end) + 1] for key, ids in answers.items()}
+        return example | {key: ids[: ids.index(end) + 1] if end in ids else ids for key, ids in answers.items()}
 
-    for row, example in zip(rows, trainer.train_dataset, strict=True):
+    examples = [*trainer.train_dataset, *(trainer.eval_dataset if test else [])]
+    for row, example in zip([*train, *test], examples, strict=True):
         expected = tokens.encode_pair(tokenizer, row | {"id": "pair"})
         if any(cut(example)[key] != ids for key, ids in expected.items()):
-            raise UserError(f"token contract: TRL reads the pair {str(row['prompt'])[:80]!r} as other tokens")
+            raise UserError(
+                f"token contract: TRL reads the pair {str(row['prompt'])[:80]!r} as other tokens; where answers are "
+                "plain text, set `separator` of the source, so that they begin on a token's edge"
+            )
     trainer.data_collator = lambda examples: collate([cut(example) for example in examples])
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from posttrain import adapters, answers, parallel, policy, texts, tokens, training
+from posttrain import adapters, answers, parallel, policy, texts, tokens, training, world
 from posttrain.answers import Answers, adapter
 from posttrain.config import Ppo
 from posttrain.errors import UserError
@@ -54,20 +54,20 @@ def ppo(
     found = adapters.foundation(base, sft)
     models = load(section, found)
     scorer = model_scorer(models, reward) if reward else function_scorer(section, models)
-    rows = prompts(section, data, models.tokenizer)
+    rows = prompts(section, data, models)
     optimizer, schedule = optimizers(section, models)
     state = resume(checkpoints, models, optimizer, schedule) or {
         "iteration": 0, "kl_coefficient": section.kl_coefficient, "history": []
     }  # fmt: skip
+    parallel.barrier()  # the first process may publish, and remove the checkpoints, before another has read them
     progress = training.Heartbeat(checkpoints, section.steps, state["iteration"])
     for iteration in range(state["iteration"], section.steps):
-        asked = [rows[n] for n in drawn(len(rows), section.batch_size, section.seed, iteration)]
-        made = experience(section, models, scorer, asked, iteration, state["kl_coefficient"])
-        health = update(section, models, optimizer, made, warming=iteration < section.value_warmup)
-        health |= summary(made, asked, models) | {"kl_coefficient": state["kl_coefficient"], "step": iteration + 1}
-        check_rails(section, health, state["history"], checkpoints)
+        warming = iteration < section.value_warmup
+        made, health = answered(section, models, scorer, rows, state, checkpoints)
+        health |= update(section, models, optimizer, made, warming)
+        check_ratio(section, health)
         schedule.step()
-        if section.kl_target:
+        if section.kl_target and not warming:
             state["kl_coefficient"] = maths.adapted_kl(
                 state["kl_coefficient"], health["kl"], section.kl_target, section.batch_size, section.kl_horizon
             )
@@ -76,8 +76,21 @@ def ppo(
         if parallel.main():
             progress.beat(iteration + 1, f"reward {health['reward']:.3f}, KL {health['kl']:.2f}")
         keep(section, models, found, state, optimizer, schedule, checkpoints)
+    _, health = answered(section, models, scorer, rows, state, checkpoints)  # the last update's policy is watched too
     publish(section, models, found, work, checkpoints)
-    return {"summary": last(state["history"]), "history": state["history"]}
+    return {"summary": {key: value for key, value in health.items() if key != "step"}, "history": state["history"]}
+
+
+def answered(
+    section: Ppo, models: Models, scorer, rows: list[dict], state: dict, checkpoints: Path
+) -> tuple[Experience, dict]:
+    """The next iteration's experience and its health. Raises UserError when the policy has left the rails."""
+    iteration = state["iteration"]
+    asked = [rows[n] for n in drawn(len(rows), section.batch_size, section.seed, iteration)]
+    made = experience(section, models, scorer, asked, iteration, state["kl_coefficient"])
+    health = summary(made, asked, models) | {"kl_coefficient": state["kl_coefficient"], "step": iteration + 1}
+    check_rails(section, health, state["history"], checkpoints)
+    return made, health
 
 
 def load(section: Ppo, found: adapters.Foundation) -> Models:
@@ -125,7 +138,7 @@ def function_scorer(section: Ppo, models: Models) -> Callable[[Answers, list[dic
     return score
 
 
-def prompts(section: Ppo, data: Path, tokenizer) -> list[dict]:
+def prompts(section: Ppo, data: Path, models: Models) -> list[dict]:
     """Training prompts, each once: its tokens (`ids`), its text and, where the row has one, its answer.
 
     Raises UserError when there are fewer than an iteration answers.
@@ -133,8 +146,10 @@ def prompts(section: Ppo, data: Path, tokenizer) -> list[dict]:
     file = data.parent / "data" / section.prompts / "train.jsonl"
     rows = {}
     for row in read_jsonl(file) if file.is_file() else []:
-        ids = tokens.encode_prompt(tokenizer, row)
-        rows.setdefault(tuple(ids), {"ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer")})
+        ids = tokens.encode_prompt(models.tokenizer, row)
+        known = {"ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer"), "world": world.made(row)}
+        rows.setdefault(tuple(ids), known)
+    answers.refuse_long(models.peft, list(rows.values()), section.max_new_tokens)
     if len(rows) < section.batch_size:
         raise UserError(f"ppo: {file} has {len(rows)} different prompts, fewer than batch_size ({section.batch_size})")
     return list(rows.values())
@@ -144,8 +159,8 @@ def drawn(rows: int, count: int, seed: int, iteration: int) -> list[int]:
     """The rows of an iteration: passes through all of them in a fresh order each, by seed and iteration alone."""
     chosen = []
     for place in range(iteration * count, (iteration + 1) * count):
-        order = torch.Generator().manual_seed(seed * 1_000_003 + place // rows)
         if not chosen or place % rows == 0:
+            order = torch.Generator().manual_seed(answers.stream("prompts", seed, place // rows))
             shuffled = torch.randperm(rows, generator=order).tolist()
         chosen.append(shuffled[place % rows])
     return chosen
@@ -158,7 +173,7 @@ def experience(
 
     Policy log-probabilities are taken in the batches of the first epoch, so that its first ratio is exactly 1.
     """
-    seeds = [stream(section.seed, iteration, n) for n in range(len(asked))]
+    seeds = [answers.stream("answer", section.seed, iteration, n) for n in range(len(asked))]
     with torch.no_grad(), answers.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
         made = answers.draw(
             models.peft,
@@ -191,11 +206,6 @@ def experience(
     return Experience(made, **found, scores=scores, advantages=maths.whiten(advantage, made.mask), returns=returns)
 
 
-def stream(seed: int, iteration: int, number: int) -> int:
-    """The random stream of one answer."""
-    return (seed * 1_000_003 + iteration) * 1_000_003 + number
-
-
 def minibatches(section: Ppo, order) -> list[list[int]]:
     """Answers in the given order, one list for each optimiser step."""
     size = math.ceil(len(order) / section.minibatches)
@@ -220,7 +230,8 @@ def update(section: Ppo, models: Models, optimizer, made: Experience, warming: b
     for epoch in range(section.epochs):
         order = list(range(count))
         if epoch:  # the first epoch goes in order, as the old log-probabilities were taken
-            shuffle = torch.Generator().manual_seed(stream(section.seed, int(optimizer.step_count), epoch))
+            name = answers.stream("shuffle", section.seed, optimizer.step_count)
+            shuffle = torch.Generator().manual_seed(name)
             order = torch.randperm(count, generator=shuffle).tolist()
         for which in minibatches(section, order):
             health.append(minibatch(section, models, optimizer, made, which, warming))
@@ -239,7 +250,7 @@ def minibatch(section: Ppo, models: Models, optimizer, made: Experience, which: 
         with answers.autocast(models.peft, section.precision):
             with adapter(models.peft, "policy"), torch.set_grad_enabled(not warming):
                 logits = answers.reply_logits(models.peft, some, section.temperature)
-                logp = maths.log_probs(logits, some.replies)
+                logp = maths.log_probs(logits, some.replies) * mask
                 losses = maths.policy_loss(logp, made.logp[part], made.advantages[part], section.clip)
                 loss = (losses * mask).sum() / total
                 if not warming:
@@ -250,15 +261,13 @@ def minibatch(section: Ppo, models: Models, optimizer, made: Experience, which: 
                 value_loss = (errors * mask).sum() / total
                 value_loss.backward()
         with torch.no_grad():
-            off = ((logp - made.logp[part]).exp() - 1).abs() * mask
-            ratio_error = max(ratio_error, off.max().item())
+            old, weight = made.logp[part], mask / total
+            ratio_error = max(ratio_error, (((logp - old).exp() - 1).abs() * mask).max().item())
             sums["policy_loss"] += loss.item()
             sums["value_loss"] += value_loss.item()
-            sums["clip_fraction"] += (
-                maths.clipped(logp, made.logp[part], section.clip) * mask
-            ).sum().item() / total.item()
-            sums["entropy"] += (maths.entropy(logits) * mask).sum().item() / total.item()
-            sums["approx_kl"] += (maths.kl_k3(logp, made.logp[part]) * mask).sum().item() / total.item()
+            sums["clip_fraction"] += (maths.clipped(logp, old, section.clip) * weight).sum().item()
+            sums["entropy"] += (maths.entropy(logits) * weight).sum().item()
+            sums["approx_kl"] += (maths.kl_k3(old, logp) * weight).sum().item()  # the answers are the old policy's
     sums = parallel.summed_numbers(sums, models.peft.device)
     ratio_error = parallel.largest(ratio_error, models.peft.device)
     if not all(map(math.isfinite, sums.values())):
@@ -272,7 +281,7 @@ class Optimizers:
 
     def __init__(self, section: Ppo, models: Models):
         own = {
-            name: [weight for key, weight in models.peft.named_parameters() if f".{name}." in key]
+            name: [weight for key, weight in models.peft.named_parameters() if adapters.belongs(key, name)]
             for name in ("policy", "value")
         }
         own["value"] += list(models.value_head.parameters())
@@ -307,7 +316,8 @@ def optimizers(section: Ppo, models: Models) -> tuple[Optimizers, object]:
     from transformers import get_scheduler
 
     optimizer = Optimizers(section, models)
-    schedule = get_scheduler(section.schedule, optimizer.adamw, training.warmup(section), section.steps)
+    schedule = get_scheduler(section.schedule, optimizer.adamw, training.warmup(section) + 1, section.steps + 1)
+    schedule.step()  # its first value is 0, at which an iteration would learn nothing
     return optimizer, schedule
 
 
@@ -323,33 +333,44 @@ def summary(made: Experience, asked: list[dict], models: Models) -> dict:
         "eos_rate": made.answers.ended.float().mean().item(),
         "length": mask.sum(dim=1).float().mean().item(),
     }
-    if all(row["answer"] is not None for row in asked):
-        from posttrain.world import gold_reward
-
-        said = answers.texts(models.tokenizer, made.answers)
-        gold = [gold_reward(row["prompt"], text, row["answer"]) for row, text in zip(asked, said, strict=True)]
+    if any(row["world"] for row in asked):
+        said = zip(asked, answers.texts(models.tokenizer, made.answers), strict=True)
+        gold = [world.gold_reward(row["prompt"], text, row["answer"]) for row, text in said if row["world"]]
         health["gold_reward"] = sum(gold) / len(gold)
     return health
 
 
 def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Path) -> None:
-    """Raise UserError, naming the reason and the last good checkpoint, for an iteration past the limits (`Rails`)."""
+    """Raise UserError, naming the reason and the last good checkpoint, for answers past the limits (`Rails`).
+
+    The answers are those of the policy after `step - 1` updates, so that its checkpoint is not a good one.
+    """
     rails, first = section.rails, (history or [health])[0]
+    longest = rails.max_growth * first["length"]
+    if first["length"] < 0.5 * section.max_new_tokens:  # else there is no room to run away in
+        longest = min(longest, 0.95 * section.max_new_tokens)
     broken = []
     if not math.isfinite(health["reward"]) or not math.isfinite(health["kl"]):
         broken.append(f"reward {health['reward']} or KL {health['kl']} is no number")
     if health["kl"] > rails.max_kl:
         broken.append(f"KL exploded: {health['kl']:.1f} nats an answer, ppo.rails.max_kl is {rails.max_kl}")
-    if health["first_ratio_error"] > rails.max_ratio_error:
-        broken.append(f"the first minibatch's ratio is off 1 by {health['first_ratio_error']:.2g}")
     if health["eos_rate"] < rails.min_eos_rate <= max(entry["eos_rate"] for entry in [*history, health]):
         broken.append(f"answers no longer end: EOS rate {health['eos_rate']:.2f}, min_eos_rate is {rails.min_eos_rate}")
-    if health["length"] > rails.max_growth * first["length"]:
+    if health["length"] > longest:
         broken.append(f"answers run away: {health['length']:.0f} tokens, {first['length']:.0f} at first")
     if broken:
-        good = max(checkpoints.glob("checkpoint-*"), default=None)
-        where = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        written = sorted(checkpoints.glob("checkpoint-*"))
+        good = next((folder for folder in reversed(written) if int(folder.name[11:]) < health["step"] - 1), None)
+        where = f"the last good checkpoint is {good}" if good else "there is no good checkpoint"
         raise UserError(f"ppo: stopped at iteration {health['step']}: {'; '.join(broken)}; {where}")
+
+
+def check_ratio(section: Ppo, health: dict) -> None:
+    """Raise UserError where the first minibatch's ratio is not 1: the update does not see the policy that answered."""
+    off = health["first_ratio_error"]
+    if off > section.rails.max_ratio_error:
+        limit = f"ppo.rails.max_ratio_error is {section.rails.max_ratio_error}"
+        raise UserError(f"ppo: stopped at iteration {health['step']}: the first ratio is off 1 by {off:.2g}, {limit}")
 
 
 def keep(section: Ppo, models: Models, found, state: dict, optimizer: Optimizers, schedule, checkpoints: Path) -> None:
@@ -360,9 +381,8 @@ def keep(section: Ppo, models: Models, found, state: dict, optimizer: Optimizers
     if iteration % section.snapshot_steps == 0 and iteration < section.steps:
         adapters.save(models.peft, checkpoints / "snapshots" / f"{iteration:06d}", found.weights, "policy")
     if iteration % section.checkpoint_steps == 0 or iteration == section.steps:
-        trained = {
-            key: value for key, value in models.peft.state_dict().items() if ".policy." in key or ".value." in key
-        }
+        weights = models.peft.state_dict()
+        trained = {key: weights[key] for key in weights if adapters.belongs(key, "policy", "value")}
         training.write_checkpoint(
             checkpoints / f"checkpoint-{iteration:06d}",
             {
@@ -409,8 +429,3 @@ def publish(section: Ppo, models: Models, found: adapters.Foundation, work: Path
         folder = work / "snapshots" / f"{number:06d}"
         shutil.copytree(checkpoints / "snapshots" / folder.name, folder)
         write_json(folder / "policy.json", contract)
-
-
-def last(history: list[dict]) -> dict:
-    """The health of the last iteration, for the summary."""
-    return {key: value for key, value in history[-1].items() if key != "step"}

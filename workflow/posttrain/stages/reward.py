@@ -5,6 +5,7 @@ python -m posttrain reward --config results/NAME/reward/config.yaml --data resul
     --output results/NAME/reward/manifest.json
 """
 
+import copy
 import math
 import random
 from pathlib import Path
@@ -34,7 +35,8 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
         raise UserError(f"reward: {data} holds no preference pairs; set prepare.preference or prepare.world")
     training.seed_everything(section.seed)
     model = policy.load_weights(found.weights, found.quantization, head=True)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    reading = padded_apart(tokenizer)
+    model.config.pad_token_id = reading.pad_token_id
     config = adapters.lora(section, found, section.dropout, task_type="SEQ_CLS", modules_to_save=["score"])
     model = peft.get_peft_model(model, config)
     adapters.begin(model, found)
@@ -49,7 +51,7 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
         ),
         train_dataset=datasets.Dataset.from_list(turned(train, section.labels, section.seed)),
         eval_dataset=datasets.Dataset.from_list(test) if test else None,
-        processing_class=tokenizer,
+        processing_class=reading,
     )
     training.keep_adapters_exact(trainer.model, begun)
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
@@ -61,7 +63,7 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     return {
         "summary": {"trainable_parameters": trainable, "pairs": len(train)},
         "history": training.history(trainer, ("accuracy", "margin")),
-        **held_out(trainer.model, tokenizer, test),
+        **held_out(trainer.model, reading, test),
     }
 
 
@@ -80,6 +82,19 @@ def pairs(tokenizer, data: Path, side: str, longest: int) -> list[dict]:
             raise UserError(f"row {tokens.row_name(row)}: over max_length ({longest} tokens)")
         made.append({**whole, "kind": row.get("kind", "pairs")})
     return made
+
+
+def padded_apart(tokenizer):
+    """The tokenizer with a padding token that is not its end of turn.
+
+    A classifier reads the last token that is not padding: where both are one token, it would be trained on the token
+    before the end of turn. Any other token will do, since rows end with their turn.
+    """
+    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return tokenizer
+    apart = copy.deepcopy(tokenizer)
+    apart.pad_token = apart.convert_ids_to_tokens(int(tokenizer.eos_token_id == 0))
+    return apart
 
 
 def turned(rows: list[dict], labels: str, seed: int) -> list[dict]:
