@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, make, ppo, sft
 
-from posttrain import adapters, answers, policy, training
+from posttrain import adapters, answers, policy, ppo_health, ppo_state, training
 from posttrain.errors import UserError
 from posttrain.files import read_json
 from posttrain.stages import ppo as stage
@@ -95,7 +95,7 @@ def test_the_update_against_another_implementation(setting):
     section, models, scorer, rows = setting(batch_size=4, epochs=1, value_warmup=0)
     asked = rows[:4]
     made = stage.experience(section, models, scorer, asked, 0, 0.1)
-    optimizer, _ = stage.optimizers(section, models)
+    optimizer, _ = ppo_state.optimizers(section, models)
     taken = {}
 
     def keep(longest, policy):
@@ -159,7 +159,7 @@ def test_the_micro_batch_changes_nothing_that_is_learned(setting, micro):
     for size in (4, micro):
         section, models, scorer, rows = setting(batch_size=4, micro_batch_size=size)
         made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
-        optimizer, _ = stage.optimizers(section, models)
+        optimizer, _ = ppo_state.optimizers(section, models)
         optimizer.step = lambda *rest, **more: {}
         stage.minibatch(section, models, optimizer, made, [0, 1, 2, 3], warming=False)
         grads.append(torch.cat([w.grad.flatten() for ws in optimizer.weights.values() for w in ws]))
@@ -240,9 +240,9 @@ def rail(health: dict, tmp_path, first: float = 10.0) -> str:
 
     section = ppo(rails=Rails(), max_new_tokens=12 if first < 10 else 40)
     good = {"reward": 1.0, "kl": 1.0, "eos_rate": 1.0, "length": first, "step": 5}
-    stage.check_rails(section, good, [good], tmp_path)  # control: nothing is wrong with it
+    ppo_health.check_rails(section, good, [good], tmp_path)  # control: nothing is wrong with it
     with pytest.raises(UserError) as error:
-        stage.check_rails(section, good | health, [good], tmp_path)
+        ppo_health.check_rails(section, good | health, [good], tmp_path)
     return str(error.value)
 
 
@@ -251,8 +251,8 @@ def test_every_rail(tmp_path):
     assert "answers run away: 31 tokens, 10 at first" in rail({"length": 31.0}, tmp_path)
     assert "answers run away: 12 tokens, 3 at first" in rail({"length": 12.0}, tmp_path, first=3.0)
     with pytest.raises(UserError, match=r"first ratio is off 1 by 0\.5"):
-        stage.check_ratio(ppo(), {"first_ratio_error": 0.5, "step": 1})
-    stage.check_ratio(ppo(), {"first_ratio_error": 0.0, "step": 1})
+        ppo_health.check_ratio(ppo(), {"first_ratio_error": 0.5, "step": 1})
+    ppo_health.check_ratio(ppo(), {"first_ratio_error": 0.0, "step": 1})
     assert "is no number" in rail({"reward": math.nan}, tmp_path)
     assert "KL exploded: 51.0 nats" in rail({"kl": 51.0}, tmp_path)
 
@@ -282,7 +282,7 @@ def test_a_models_own_generation_settings_do_not_count(setting):
 def test_a_seed_written_as_a_date(setting):
     section, models, scorer, rows = setting(seed=20250101, batch_size=4)
     made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
-    assert stage.update(section, models, stage.optimizers(section, models)[0], made, warming=False)
+    assert stage.update(section, models, ppo_state.optimizers(section, models)[0], made, warming=False)
 
 
 def test_answers_longer_than_the_context_are_refused(setting):
@@ -293,7 +293,7 @@ def test_answers_longer_than_the_context_are_refused(setting):
 def test_a_loss_that_is_no_number_never_reaches_the_weights(setting, monkeypatch):
     section, models, scorer, rows = setting(batch_size=4)
     made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
-    optimizer, _ = stage.optimizers(section, models)
+    optimizer, _ = ppo_state.optimizers(section, models)
     before = [w.detach().clone() for w in optimizer.weights["policy"]]
     bad = made._replace(advantages=made.advantages * math.nan)
     with pytest.raises(UserError, match="a loss is no number"):
@@ -344,7 +344,7 @@ def test_frozen_weights_stay_as_they_are(setting, base):
     section, models, scorer, rows = setting(batch_size=4)
     before = {name: weight.detach().clone() for name, weight in models.peft.state_dict().items()}
     made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
-    optimizer, _ = stage.optimizers(section, models)
+    optimizer, _ = ppo_state.optimizers(section, models)
     stage.update(section, models, optimizer, made, warming=False)
     changed = {name for name, weight in models.peft.state_dict().items() if not torch.equal(weight, before[name])}
     assert changed and all(".policy." in name or ".value." in name for name in changed)
@@ -368,7 +368,7 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from conftest import ppo
-from posttrain import adapters, parallel
+from posttrain import adapters, parallel, ppo_state
 from posttrain.stages import ppo as stage
 torch.set_num_threads(1)
 data, base, sft, reward = map(Path, sys.argv[2:6])
@@ -376,7 +376,7 @@ section = ppo(batch_size=8, epochs=2, minibatches=2, value_warmup=0)
 models = stage.load(section, adapters.foundation(base, sft))
 scorer = stage.model_scorer(models, reward)
 rows = stage.prompts(section, data, models)
-optimizer, _ = stage.optimizers(section, models)
+optimizer, _ = ppo_state.optimizers(section, models)
 made = stage.experience(section, models, scorer, rows[:8], 0, 0.1)
 health = stage.update(section, models, optimizer, made, warming=False)
 if parallel.main():

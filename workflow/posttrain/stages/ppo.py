@@ -17,13 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from posttrain import adapters, answers, parallel, policy, texts, tokens, training, world
+from posttrain import adapters, answers, parallel, policy, ppo_health, ppo_state, texts, tokens, training, world
 from posttrain.answers import Answers, adapter
 from posttrain.config import Ppo
 from posttrain.errors import UserError
 from posttrain.files import read_json, read_jsonl, write_json
 from posttrain.maths import ppo as maths
-from posttrain.progress import say
 
 
 class Models(NamedTuple):
@@ -55,8 +54,8 @@ def ppo(
     models = load(section, found)
     scorer = model_scorer(models, reward) if reward else function_scorer(section, models)
     rows = prompts(section, data, models)
-    optimizer, schedule = optimizers(section, models)
-    state = resume(checkpoints, models, optimizer, schedule) or {
+    optimizer, schedule = ppo_state.optimizers(section, models)
+    state = ppo_state.resume(checkpoints, models, optimizer, schedule) or {
         "iteration": 0, "kl_coefficient": section.kl_coefficient, "history": []
     }  # fmt: skip
     parallel.barrier()  # the first process may publish, and remove the checkpoints, before another has read them
@@ -65,7 +64,7 @@ def ppo(
         warming = iteration < section.value_warmup
         made, health = answered(section, models, scorer, rows, state, checkpoints)
         health |= update(section, models, optimizer, made, warming)
-        check_ratio(section, health)
+        ppo_health.check_ratio(section, health)
         schedule.step()
         if section.kl_target and not warming:
             state["kl_coefficient"] = maths.adapted_kl(
@@ -75,7 +74,7 @@ def ppo(
         state["history"].append(health)
         if parallel.main():
             progress.beat(iteration + 1, f"reward {health['reward']:.3f}, KL {health['kl']:.2f}")
-        keep(section, models, found, state, optimizer, schedule, checkpoints)
+        ppo_state.keep(section, models, found, state, optimizer, schedule, checkpoints)
     _, health = answered(section, models, scorer, rows, state, checkpoints)  # the last update's policy is watched too
     publish(section, models, found, work, checkpoints)
     return {"summary": {key: value for key, value in health.items() if key != "step"}, "history": state["history"]}
@@ -88,8 +87,11 @@ def answered(
     iteration = state["iteration"]
     asked = [rows[n] for n in drawn(len(rows), section.batch_size, section.seed, iteration)]
     made = experience(section, models, scorer, asked, iteration, state["kl_coefficient"])
-    health = summary(made, asked, models) | {"kl_coefficient": state["kl_coefficient"], "step": iteration + 1}
-    check_rails(section, health, state["history"], checkpoints)
+    health = ppo_health.summary(made, asked, models.tokenizer) | {
+        "kl_coefficient": state["kl_coefficient"],
+        "step": iteration + 1,
+    }
+    ppo_health.check_rails(section, health, state["history"], checkpoints)
     return made, health
 
 
@@ -274,141 +276,6 @@ def minibatch(section: Ppo, models: Models, optimizer, made: Experience, which: 
         raise UserError(f"ppo: a loss is no number ({sums}): lower learning_rate")
     norms = optimizer.step(section.max_grad_norm, policy=not warming)
     return sums | norms | {"ratio_error": ratio_error}
-
-
-class Optimizers:
-    """AdamW for the policy and for the value function, with gradients added over processes and clipped apart."""
-
-    def __init__(self, section: Ppo, models: Models):
-        own = {
-            name: [weight for key, weight in models.peft.named_parameters() if adapters.belongs(key, name)]
-            for name in ("policy", "value")
-        }
-        own["value"] += list(models.value_head.parameters())
-        rates = {"policy": section.learning_rate, "value": section.value_learning_rate or section.learning_rate}
-        self.weights, self.step_count = own, 0
-        self.adamw = torch.optim.AdamW(
-            [{"params": own[name], "lr": rates[name]} for name in own],
-            betas=(0.9, section.beta2), weight_decay=section.weight_decay,
-        )  # fmt: skip
-
-    def zero_grad(self) -> None:
-        self.adamw.zero_grad(set_to_none=True)
-
-    def step(self, longest: float, policy: bool) -> dict:
-        """One step; returns the norms of the gradients before they were clipped to `longest`."""
-        norms = {}
-        for name, weights in self.weights.items():
-            if name == "policy" and not policy:
-                continue
-            parallel.add_gradients(weights)
-            norm = torch.nn.utils.clip_grad_norm_(weights, longest)
-            norms[f"{name}_grad_norm"] = norm.item()
-        if not all(map(math.isfinite, norms.values())):
-            raise UserError(f"ppo: a gradient is no number ({norms}): lower learning_rate")
-        self.adamw.step()
-        self.step_count += 1
-        return {"policy_grad_norm": 0.0} | norms
-
-
-def optimizers(section: Ppo, models: Models) -> tuple[Optimizers, object]:
-    """The optimiser, and the schedule that is stepped once an iteration."""
-    from transformers import get_scheduler
-
-    optimizer = Optimizers(section, models)
-    schedule = get_scheduler(section.schedule, optimizer.adamw, training.warmup(section) + 1, section.steps + 1)
-    schedule.step()  # its first value is 0, at which an iteration would learn nothing
-    return optimizer, schedule
-
-
-def summary(made: Experience, asked: list[dict], models: Models) -> dict:
-    """What a practitioner watches of an iteration's answers; KL and its estimators in nats an answer."""
-    mask = made.answers.mask
-    health = {
-        "reward": made.scores.mean().item(),
-        "kl": (maths.kl_k1(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
-        "kl_k2": (maths.kl_k2(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
-        "kl_k3": (maths.kl_k3(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
-        "explained_variance": maths.explained_variance(made.values, made.returns, mask).item(),
-        "eos_rate": made.answers.ended.float().mean().item(),
-        "length": mask.sum(dim=1).float().mean().item(),
-    }
-    if any(row["world"] for row in asked):
-        said = zip(asked, answers.texts(models.tokenizer, made.answers), strict=True)
-        gold = [world.gold_reward(row["prompt"], text, row["answer"]) for row, text in said if row["world"]]
-        health["gold_reward"] = sum(gold) / len(gold)
-    return health
-
-
-def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Path) -> None:
-    """Raise UserError, naming the reason and the last good checkpoint, for answers past the limits (`Rails`).
-
-    The answers are those of the policy after `step - 1` updates, so that its checkpoint is not a good one.
-    """
-    rails, first = section.rails, (history or [health])[0]
-    longest = rails.max_growth * first["length"]
-    if first["length"] < 0.5 * section.max_new_tokens:  # else there is no room to run away in
-        longest = min(longest, 0.95 * section.max_new_tokens)
-    broken = []
-    if not math.isfinite(health["reward"]) or not math.isfinite(health["kl"]):
-        broken.append(f"reward {health['reward']} or KL {health['kl']} is no number")
-    if health["kl"] > rails.max_kl:
-        broken.append(f"KL exploded: {health['kl']:.1f} nats an answer, ppo.rails.max_kl is {rails.max_kl}")
-    if health["eos_rate"] < rails.min_eos_rate <= max(entry["eos_rate"] for entry in [*history, health]):
-        broken.append(f"answers no longer end: EOS rate {health['eos_rate']:.2f}, min_eos_rate is {rails.min_eos_rate}")
-    if health["length"] > longest:
-        broken.append(f"answers run away: {health['length']:.0f} tokens, {first['length']:.0f} at first")
-    if broken:
-        written = sorted(checkpoints.glob("checkpoint-*"))
-        good = next((folder for folder in reversed(written) if int(folder.name[11:]) < health["step"] - 1), None)
-        where = f"the last good checkpoint is {good}" if good else "there is no good checkpoint"
-        raise UserError(f"ppo: stopped at iteration {health['step']}: {'; '.join(broken)}; {where}")
-
-
-def check_ratio(section: Ppo, health: dict) -> None:
-    """Raise UserError where the first minibatch's ratio is not 1: the update does not see the policy that answered."""
-    off = health["first_ratio_error"]
-    if off > section.rails.max_ratio_error:
-        limit = f"ppo.rails.max_ratio_error is {section.rails.max_ratio_error}"
-        raise UserError(f"ppo: stopped at iteration {health['step']}: the first ratio is off 1 by {off:.2g}, {limit}")
-
-
-def keep(section: Ppo, models: Models, found, state: dict, optimizer: Optimizers, schedule, checkpoints: Path) -> None:
-    """Write a checkpoint and a snapshot when they are due; the main process writes for all."""
-    iteration = state["iteration"]
-    if not parallel.main():
-        return
-    if iteration % section.snapshot_steps == 0 and iteration < section.steps:
-        adapters.save(models.peft, checkpoints / "snapshots" / f"{iteration:06d}", found.weights, "policy")
-    if iteration % section.checkpoint_steps == 0 or iteration == section.steps:
-        weights = models.peft.state_dict()
-        trained = {key: weights[key] for key in weights if adapters.belongs(key, "policy", "value")}
-        training.write_checkpoint(
-            checkpoints / f"checkpoint-{iteration:06d}",
-            {
-                "adapters": trained,
-                "value_head": models.value_head.state_dict(),
-                "adamw": optimizer.adamw.state_dict(),
-                "steps": optimizer.step_count,
-                "schedule": schedule.state_dict(),
-            },
-            state,
-        )
-
-
-def resume(checkpoints: Path, models: Models, optimizer: Optimizers, schedule) -> dict | None:
-    """Take up the newest whole checkpoint; returns its state, None where there is none."""
-    read = training.read_checkpoint(checkpoints)
-    if read is None:
-        return None
-    tensors, state = read
-    models.peft.load_state_dict(tensors["adapters"], strict=False)
-    models.value_head.load_state_dict(tensors["value_head"])
-    optimizer.adamw.load_state_dict(tensors["adamw"])
-    optimizer.step_count = tensors["steps"]
-    schedule.load_state_dict(tensors["schedule"])
-    say(f"continuing after iteration {state['iteration']}")
-    return state
 
 
 def publish(section: Ppo, models: Models, found: adapters.Foundation, work: Path, checkpoints: Path) -> None:
