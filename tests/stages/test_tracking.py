@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import make, sft
+from conftest import make, ppo, sft
 
 from posttrain.errors import UserError
 from posttrain.tracking import sync
@@ -26,7 +26,7 @@ def runs(name: str, data, base) -> set[str]:
 
     make("sft", sft(method="lora"), Path(f"results/{name}/sft/manifest.json"), data=data, base=base)
     wandb.finish()
-    return {folder.name.split("-", 3)[3] for folder in Path("results/wandb/wandb").glob("offline-run-*")}
+    return {folder.name.split("-", 3)[3] for folder in Path("results/wandb/wandb").glob("offline-run-*-sft-*")}
 
 
 def test_nothing_is_written_by_default(data, base, home):
@@ -39,3 +39,15 @@ def test_an_id_follows_from_what_is_run(data, base, offline):
     again = runs("tracked", data, base)
     assert len(first) == 1 and first == again, "a restarted job continues its run"
     assert next(iter(first)).startswith("sft-")
+
+
+def test_ppo_is_tracked_too(data, base, tuned_policy, rewarded, offline):
+    """The health of every iteration, in the run's own file; control: another key is not in it."""
+    import wandb
+
+    inputs = {"data": data, "base": base, "sft": tuned_policy, "reward": rewarded}
+    make("ppo", ppo(steps=2, snapshot_steps=1), Path("results/tracked/ppo/manifest.json"), **inputs)
+    wandb.finish()
+    folder = next(Path("results/wandb/wandb").glob("offline-run-*-ppo-*"))
+    written = b"".join(file.read_bytes() for file in folder.glob("*.wandb"))
+    assert b"train/explained_variance" in written and b"train/no_such_figure" not in written

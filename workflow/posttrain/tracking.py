@@ -35,6 +35,15 @@ def describe(experiment: str, stage: str, identity: str) -> None:
     )
 
 
+def log(numbers: dict[str, float], step: int) -> None:
+    """A step's numbers of a loop of our own, where the campaign wants them; trainers speak to wandb themselves."""
+    if os.environ.get("WANDB_MODE", "disabled") == "offline":
+        import wandb
+
+        run = wandb.run or wandb.init(id=os.environ["WANDB_RUN_ID"], name=os.environ["WANDB_NAME"])
+        run.log({f"train/{key}": value for key, value in numbers.items()}, step=step)
+
+
 def sync() -> None:
     """Send every offline run, oldest first. Raises UserError when there is none."""
     runs = sorted((FOLDER / "wandb").glob("offline-run-*"))

@@ -17,7 +17,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from posttrain import adapters, answers, parallel, policy, ppo_health, ppo_state, texts, tokens, training, world
+from posttrain import (
+    adapters,
+    answers,
+    parallel,
+    policy,
+    ppo_health,
+    ppo_state,
+    texts,
+    tokens,
+    tracking,
+    training,
+    world,
+)
 from posttrain.answers import Answers, adapter
 from posttrain.config import Ppo
 from posttrain.errors import UserError
@@ -73,6 +85,7 @@ def ppo(
         state["iteration"] = iteration + 1
         state["history"].append(health)
         if parallel.main():
+            tracking.log(health, iteration + 1)
             progress.beat(iteration + 1, f"reward {health['reward']:.3f}, KL {health['kl']:.2f}")
         ppo_state.keep(section, models, found, state, optimizer, schedule, checkpoints)
     _, health = answered(section, models, scorer, rows, state, checkpoints)  # the last update's policy is watched too
