@@ -13,7 +13,8 @@ from collections.abc import Callable
 from posttrain.records import over_seeds, short
 
 INK, PAPER, WARN = "#24292f", "#ffffff", "#c4432b"
-COLOURS = {"base": "#8c959f", "sft": "#3b82c4", "reward": "#a371d9", "ppo": "#d9822b", "dpo": "#3f9d63"}
+COLOURS = {"base": "#8c959f", "sft": "#3b82c4", "reward": "#a371d9", "ppo": "#d9822b", "dpo": "#3f9d63",
+           "best of n": "#57606a"}  # fmt: skip
 OTHERS = ("#9a6dd0", "#c2589a", "#3a9ea5", "#a58b2c")
 WIDE = 3
 
@@ -41,7 +42,7 @@ def figures(rows: list[dict], trained: list[dict], frontier: list[dict] = ()) ->
     if frontier:
         caption = (
             "Mean reward of answers to held-out prompts against KL to the SFT policy, ± 1 standard error over prompts: "
-            "snapshots of PPO and the betas of DPO, joined in the order of their KL, and best of n from the SFT policy "
+            "snapshots of PPO, joined in the order of their KL, DPO by its beta, and best of n from the SFT policy "
             "(its KL from the formula). "
             "Left gold, right learned: where the right rises and the left falls, the reward is over-optimised."
         )
@@ -210,25 +211,30 @@ def training(trained: list[dict], columns: int):
 
 
 def reward_kl(points: list[dict], columns: int):
-    """Gold and learned reward against KL, a panel each: snapshots of PPO and best-of-n joined, other policies alone."""
+    """Gold and learned reward against KL, a panel each: snapshots of a PPO and a best-of-n joined, DPO by its beta."""
     kinds = [key for key in ("gold_reward", "reward") if any(point.get(key) is not None for point in points)]
     figure, axes = sheet(len(kinds), min(columns, len(kinds)), height=3.0, left=0.6, gap=0.5)
     for axis, kind in zip(axes, kinds, strict=True):
         series: dict[tuple, list[dict]] = {}
         for point in points:
             if point.get(kind) is not None and math.isfinite(point["kl"]):
-                owner = point["experiment"] if point["series"] == "ppo" else ""
+                owner = point["experiment"] if point["series"] in ("ppo", "best of n") else ""
                 series.setdefault((owner, point["series"]), []).append(point)
         several = sum(name == "ppo" for _, name in series) > 1
         for (experiment, name), line in series.items():
             line = sorted(line, key=lambda point: point["kl"])
-            style = "-o" if len(line) > 1 else "o"
+            style = "-o" if experiment else "o"  # points of different runs make no line
             errors = {"yerr": [point[f"{kind}_stderr"] or 0 for point in line]}
             errors["xerr"] = [point.get("kl_stderr") or 0 for point in line]
             place = [[point[key] for point in line] for key in ("kl", kind)]
-            label = f"{experiment} · ppo" if experiment else {"dpo": "dpo over beta"}.get(name, name)
-            shade = colour(label if several and experiment else name)
-            look = {"markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.7, "label": cut(label, 34)}
+            label = f"{experiment} · ppo" if name == "ppo" else name
+            for point in line if name == "dpo" else ():
+                axis.annotate(
+                    point["label"], (point["kl"], point[kind]), (4, -9), textcoords="offset points", fontsize=7
+                )
+            shade, drawn = colour(label if several and name == "ppo" else name), axis.get_legend_handles_labels()[1]
+            look = {"markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.7}
+            look["label"] = None if label in drawn else cut(label, 34)
             axis.errorbar(*place, **errors, fmt=style, color=shade, **look)
         axis.set(xlabel="KL to SFT, nats an answer")
         axis.set_title({"gold_reward": "gold reward", "reward": "learned reward"}[kind], loc="left")

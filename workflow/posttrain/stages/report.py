@@ -177,7 +177,7 @@ def draw(record: dict) -> list[dict]:
     trained = [artifact for artifact in record["artifacts"] if "history" in artifact]
     drawn = []
     points = [
-        point | {"experiment": artifact["experiment"]}
+        point | {"experiment": artifact["experiment"]} | named(point, artifact, record["artifacts"])
         for artifact in record["artifacts"]
         for point in artifact.get("frontier", [])
         if point["series"] != "base"  # so far from the SFT policy that nothing else could be told apart
@@ -189,6 +189,12 @@ def draw(record: dict) -> list[dict]:
             piece = {"name": f"figures/{figure['name']}.svg", "users": [], "log": ""}
             record["missing"].append(piece | {"reason": f"cannot be drawn: {visible(error)}"})
     return drawn
+
+
+def named(point: dict, artifact: dict, artifacts: list[dict]) -> dict:
+    """A point of DPO on the frontier is called after its beta."""
+    made = [a["summary"].get("beta") for a in artifacts if a["name"] == artifact["policy"] and "summary" in a]
+    return {"label": f"beta {short(made[0])}"} if point["series"] == "dpo" and made else {}
 
 
 def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
