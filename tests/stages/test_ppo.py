@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, make, ppo, sft
 
-from posttrain import adapters, answers, policy, ppo_health, ppo_state, training
+from posttrain import adapters, answers, policy, ppo_health, ppo_state, tokens, training
 from posttrain.errors import UserError
-from posttrain.files import read_json
+from posttrain.files import read_json, read_jsonl
 from posttrain.stages import ppo as stage
 
 WEIGHTS = "model/adapter_model.safetensors"
@@ -153,18 +153,49 @@ def test_rewards_and_kl_from_the_raw_answers(setting, inputs, base, tuned_policy
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
-def test_the_micro_batch_changes_nothing_that_is_learned(setting, micro):
+def test_the_micro_batch_changes_nothing_that_is_learned(setting, inputs, micro):
     """Gradients of one global batch, whole and in micro-batches."""
     grads = []
     for size in (4, micro):
-        section, models, scorer, rows = setting(batch_size=4, micro_batch_size=size)
+        section, models, scorer, rows = setting(batch_size=4, micro_batch_size=size, sft_coefficient=0.5)
         made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
+        taught = stage.demonstrations(inputs["data"], models)
         optimizer, _ = ppo_state.optimizers(section, models)
         optimizer.step = lambda *rest, **more: {}
-        stage.minibatch(section, models, optimizer, made, [0, 1, 2, 3], warming=False)
+        stage.minibatch(section, models, optimizer, made, [0, 1, 2, 3], warming=False, taught=taught)
         grads.append(torch.cat([w.grad.flatten() for ws in optimizer.weights.values() for w in ws]))
     assert grads[0].norm() > 0
     assert (grads[0] - grads[1]).abs().max() <= 1e-5 * max(1.0, grads[0].abs().max().item())
+
+
+def test_the_sft_loss_beside_ppo(setting, inputs):
+    """What `sft_coefficient` adds to the policy's gradient: that of TRL's loss on the same rows, times its weight."""
+    grads = {}
+    for weight in (0.0, 0.5):
+        section, models, scorer, rows = setting(batch_size=4, sft_coefficient=weight)
+        made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
+        taught = stage.demonstrations(inputs["data"], models) if weight else []
+        optimizer, _ = ppo_state.optimizers(section, models)
+        optimizer.step = lambda *rest, **more: {}
+        health = stage.minibatch(section, models, optimizer, made, [0, 1, 2, 3], False, taught)
+        grads[weight] = {name: [w.grad.clone() for w in ws] for name, ws in optimizer.weights.items()}
+    lines = read_jsonl(inputs["data"].parent / "data" / "sft" / "train.jsonl")
+    asked = [lines[n] for n in stage.drawn(len(lines), 4, section.seed, 0, "taught")]
+    encoded = [tokens.encode(models.tokenizer, row) for row in asked]
+    total = sum(label != tokens.MASKED for row in encoded for label in row["labels"])
+    loss = 0.0
+    with answers.adapter(models.peft, "policy"):
+        for row in encoded:
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+            logits = models.peft(input_ids=ids).logits[0, :-1]
+            loss = loss + torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum") / total
+        expected = torch.autograd.grad(0.5 * loss, optimizer.weights["policy"])
+    assert health["sft_loss"] == pytest.approx(loss.item(), abs=1e-5)
+    largest = max(grad.abs().max().item() for grad in expected)
+    assert largest > 0
+    for plain, both, added in zip(grads[0.0]["policy"], grads[0.5]["policy"], expected, strict=True):
+        assert torch.allclose(both - plain, added, atol=1e-4 * largest)
+    assert all(torch.equal(a, b) for a, b in zip(grads[0.0]["value"], grads[0.5]["value"], strict=True))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(inputs, trained):
@@ -372,13 +403,14 @@ from posttrain import adapters, parallel, ppo_state
 from posttrain.stages import ppo as stage
 torch.set_num_threads(1)
 data, base, sft, reward = map(Path, sys.argv[2:6])
-section = ppo(batch_size=8, epochs=2, minibatches=2, value_warmup=0)
+section = ppo(batch_size=8, epochs=2, minibatches=2, value_warmup=0, sft_coefficient=0.5)
 models = stage.load(section, adapters.foundation(base, sft))
 scorer = stage.model_scorer(models, reward)
 rows = stage.prompts(section, data, models)
 optimizer, _ = ppo_state.optimizers(section, models)
 made = stage.experience(section, models, scorer, rows[:8], 0, 0.1)
-health = stage.update(section, models, optimizer, made, warming=False)
+taught = stage.demonstrations(data, models)
+health = stage.update(section, models, optimizer, made, warming=False, taught=taught)
 if parallel.main():
     weights = [w.detach() for ws in optimizer.weights.values() for w in ws]
     torch.save({{"weights": weights, "replies": made.answers.replies, "kl": health["approx_kl"]}}, sys.argv[1])

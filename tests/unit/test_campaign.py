@@ -45,6 +45,16 @@ def test_alignment_shares_what_is_equal(tmp_path):
     assert plan.judgement("three", "evaluate", "dpo") == "results/one/evaluate/dpo"
 
 
+def test_a_child_may_do_without_the_stage_of_an_inherited_section(tmp_path):
+    """Refused is only a section that the experiment's own file sets for nothing."""
+    parent = ALIGNED + "reference: {batch_size: 8}\ncompare: {prompts: 8}\n"
+    without = "extends: one\nreward: null\nppo: null\ndpo: null\n"
+    assert load(tmp_path, "experiments: [two]\n", one=parent, two=without).policies("two") == ["base", "sft"]
+    assert "two.yaml:5: compare: has no effect" in problems(
+        tmp_path, "experiments: [two]\n", one=parent, two=without + "compare: {prompts: 4}\n"
+    )
+
+
 def test_what_alignment_rests_on(tmp_path):
     plan = load(tmp_path, one=ALIGNED)
     assert plan.foundation("one", "ppo") == "base" and plan.foundation("one", "sft") == "base"
@@ -90,6 +100,8 @@ def test_a_hand_written_reward_takes_the_place_of_the_model(tmp_path):
         (ALIGNED.replace("dpo: {}", "dpo: {label_smoothing: 0.1}"), "dpo.label_smoothing: has no effect with loss"),
         (ALIGNED.replace("dpo: {}", "dpo: {loss: [sft], micro_batch_size: 8}"), "dpo.micro_batch_size: would change"),
         (ALIGNED.replace("reward: {}", "reward: {max_length: 16}"), "reward.max_length: 16 would cut pairs"),
+        (GOOD + "reference: {batch_size: 8}\n", "reference: has no effect without dpo"),
+        (GOOD + "compare: {prompts: 8}\n", "compare: has no effect without reward, ppo or dpo"),
         (ALIGNED.replace("reward: {}", "reward: {lables: swapped}"), "did you mean 'labels'?"),
     ],
 )

@@ -298,6 +298,7 @@ def _experiments(layers: dict, problems: list) -> dict[str, Experiment]:
         if experiment is None:
             continue
         found = list(checks.contradictions(experiment))
+        found += [(key, reason) for key, reason in checks.unused(experiment) if key in chain[-1]]
         resolved = checks.resolve(experiment)
         for stage in ("prepare", "base"):
             for key, file in own_files(stage, getattr(resolved, stage)):

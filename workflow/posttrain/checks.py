@@ -45,6 +45,14 @@ def _without_effect(where: str, section: Section) -> Iterator[tuple[str, str]]:
             yield from _without_effect(f"{where}{key}.", value)
 
 
+def unused(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Sections that no stage of the experiment reads. Inherited ones may be: a child may do without their stage."""
+    if experiment.dpo is None:
+        yield "reference", "has no effect without dpo"
+    if not (experiment.reward or experiment.ppo or experiment.dpo):
+        yield "compare", "has no effect without reward, ppo or dpo"
+
+
 def _one_of(where: str, section: Section, *keys: str) -> Iterator[tuple[str, str]]:
     found = [key for key in keys if getattr(section, key) is not None]
     if len(found) != 1:

@@ -378,6 +378,9 @@ class Ppo(Optimisation, Adapter):
     """Adapt beta so that the KL comes to this many nats an answer. Default: beta is fixed."""
     kl_horizon: Count = 10000
     """Answers over which beta adapts; only with `kl_target`."""
+    sft_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the SFT loss on as many rows as answers beside PPO's own: PPO-ptx (arXiv 2203.02155, eq. 2), which
+    keeps what fine-tuning taught."""
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
     """Taken off the reward of an answer that does not end by itself."""
     snapshot_steps: Count = 10

@@ -66,6 +66,7 @@ def ppo(
     models = load(section, found)
     scorer = model_scorer(models, reward) if reward else function_scorer(section, models)
     rows = prompts(section, data, models)
+    taught = demonstrations(data, models) if section.sft_coefficient else []
     optimizer, schedule = ppo_state.optimizers(section, models)
     state = ppo_state.resume(checkpoints, models, optimizer, schedule) or {
         "iteration": 0, "kl_coefficient": section.kl_coefficient, "history": []
@@ -75,7 +76,7 @@ def ppo(
     for iteration in range(state["iteration"], section.steps):
         warming = iteration < section.value_warmup
         made, health = answered(section, models, scorer, rows, state, checkpoints)
-        health |= update(section, models, optimizer, made, warming)
+        health |= update(section, models, optimizer, made, warming, taught)
         ppo_health.check_ratio(section, health)
         schedule.step()
         if section.kl_target and not warming:
@@ -170,12 +171,29 @@ def prompts(section: Ppo, data: Path, models: Models) -> list[dict]:
     return list(rows.values())
 
 
-def drawn(rows: int, count: int, seed: int, iteration: int) -> list[int]:
+def demonstrations(data: Path, models: Models) -> list[tuple[list[int], list[int]]]:
+    """The rows of supervised fine-tuning as tokens: what is asked, and the assistant's last turn.
+
+    Raises UserError where there is none that fits into the model's context.
+    """
+    file, found = data.parent / "data" / "sft" / "train.jsonl", []
+    for row in read_jsonl(file) if file.is_file() else []:
+        encoded = tokens.encode(models.tokenizer, row)
+        ids, labels = encoded["input_ids"], encoded["labels"]
+        stop = max(n for n, label in enumerate(labels) if label != tokens.MASKED) + 1
+        start = max((n for n in range(stop) if labels[n] == tokens.MASKED), default=-1) + 1
+        found.append((ids[:start], ids[start:stop]))
+    if not found:
+        raise UserError(f"ppo.sft_coefficient: there are no rows of supervised fine-tuning in {file}")
+    return found
+
+
+def drawn(rows: int, count: int, seed: int, iteration: int, name: str = "prompts") -> list[int]:
     """The rows of an iteration: passes through all of them in a fresh order each, by seed and iteration alone."""
     chosen = []
     for place in range(iteration * count, (iteration + 1) * count):
         if not chosen or place % rows == 0:
-            order = torch.Generator().manual_seed(answers.stream("prompts", seed, place // rows))
+            order = torch.Generator().manual_seed(answers.stream(name, seed, place // rows))
             shuffled = torch.randperm(rows, generator=order).tolist()
         chosen.append(shuffled[place % rows])
     return chosen
@@ -234,7 +252,7 @@ def micro_batches(section: Ppo, which) -> list[list[int]]:
     return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
-def update(section: Ppo, models: Models, optimizer, made: Experience, warming: bool) -> dict:
+def update(section: Ppo, models: Models, optimizer, made: Experience, warming: bool, taught: list = ()) -> dict:
     """Some epochs of clipped updates of policy and value function (in warm-up of the value function alone).
 
     Each minibatch's loss is a sum over its tokens divided by their number, whatever it is split into: micro-batches
@@ -249,13 +267,15 @@ def update(section: Ppo, models: Models, optimizer, made: Experience, warming: b
             shuffle = torch.Generator().manual_seed(name)
             order = torch.randperm(count, generator=shuffle).tolist()
         for which in minibatches(section, order):
-            health.append(minibatch(section, models, optimizer, made, which, warming))
+            health.append(minibatch(section, models, optimizer, made, which, warming, taught))
     means = {key: sum(part[key] for part in health) / len(health) for key in health[0]}
     return means | {"first_ratio_error": health[0]["ratio_error"]}
 
 
-def minibatch(section: Ppo, models: Models, optimizer, made: Experience, which: list[int], warming: bool) -> dict:
-    """One optimiser step on some answers."""
+def minibatch(
+    section: Ppo, models: Models, optimizer, made: Experience, which: list[int], warming: bool, taught: list = ()
+) -> dict:
+    """One optimiser step on some answers, and on as many rows of supervised fine-tuning where those are `taught`."""
     total = made.answers.mask[which].sum()
     sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "entropy", "approx_kl"), 0.0)
     ratio_error = 0.0
@@ -283,12 +303,31 @@ def minibatch(section: Ppo, models: Models, optimizer, made: Experience, which: 
             sums["clip_fraction"] += (maths.clipped(logp, old, section.clip) * weight).sum().item()
             sums["entropy"] += (maths.entropy(logits) * weight).sum().item()
             sums["approx_kl"] += (maths.kl_k3(old, logp) * weight).sum().item()  # the answers are the old policy's
+    if taught and not warming:
+        sums["sft_loss"] = rehearse(
+            section,
+            models,
+            [taught[n] for n in drawn(len(taught), len(which), section.seed, optimizer.step_count, "taught")],
+        )
     sums = parallel.summed_numbers(sums, models.peft.device)
     ratio_error = parallel.largest(ratio_error, models.peft.device)
     if not all(map(math.isfinite, sums.values())):
         raise UserError(f"ppo: a loss is no number ({sums}): lower learning_rate")
     norms = optimizer.step(section.max_grad_norm, policy=not warming)
     return sums | norms | {"ratio_error": ratio_error}
+
+
+def rehearse(section: Ppo, models: Models, rows: list[tuple[list[int], list[int]]]) -> float:
+    """Gradients of the SFT loss, per token, times its weight: PPO-ptx (2203.02155, eq. 2). Returns this process's part
+    of the loss."""
+    total, loss = sum(len(reply) for _, reply in rows), 0.0
+    for part in micro_batches(section, range(len(rows))):
+        some = answers.given(models.tokenizer, *zip(*[rows[n] for n in part], strict=True), models.peft.device)
+        with answers.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
+            nll = -answers.log_probs(models.peft, some).sum() / total
+            (section.sft_coefficient * nll).backward()
+        loss += nll.item()
+    return loss
 
 
 def publish(section: Ppo, models: Models, found: adapters.Foundation, work: Path, checkpoints: Path) -> None:
