@@ -123,7 +123,8 @@ def speaker(judge: Judge, policy: Path, found: adapters.Foundation) -> tuple:
 
 
 def answer(section: Compare, judge: Judge, rows: list[dict], model, name: str | None, again: int = 0) -> list[dict]:
-    """One answer to each prompt, with what is known of it. again: which of several answers to the same prompt."""
+    """One answer to each prompt, with what is known of it. again: which of several answers to the same prompt, of which
+    only the first has its KL taken."""
     made = []
     for start in range(0, len(rows), section.batch_size):
         part = rows[start : start + section.batch_size]
@@ -146,11 +147,12 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
             said = answers.draw(
                 model, judge.tokenizer, [row["ids"] for row in rows], seeds, section.max_new_tokens, section.temperature
             )
-            logp = answers.log_probs(model, said, section.temperature)
-        with answers.adapter(judge.model, "sft"):
-            reference = answers.log_probs(judge.model, said, section.temperature)
-        kl = (maths.kl_k1(logp, reference) * said.mask).sum(dim=1).tolist()
-        scores = [None] * len(rows)
+            logp = None if again else answers.log_probs(model, said, section.temperature)
+        kl, scores = [None] * len(rows), [None] * len(rows)
+        if logp is not None:
+            with answers.adapter(judge.model, "sft"):
+                reference = answers.log_probs(judge.model, said, section.temperature)
+            kl = (maths.kl_k1(logp, reference) * said.mask).sum(dim=1).tolist()
         if judge.reward_head is not None:
             with answers.adapter(judge.model, "reward"):
                 scores = answers.scores(judge.model, judge.reward_head, said).tolist()
