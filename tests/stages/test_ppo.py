@@ -82,6 +82,21 @@ def test_generation_and_the_training_forward_agree(setting):
     assert torch.equal(said.replies[2, :length], alone.replies[0, :length]), "an answer does not depend on its batch"
 
 
+def test_parts_of_similar_length_say_the_same(setting):
+    """Each row once, trimmed to its part's longest: the same log-probabilities but for rounding."""
+    _, models, _, rows = setting()
+    with torch.no_grad(), answers.adapter(models.peft, "policy"):
+        said = answers.draw(models.peft, models.tokenizer, [row["ids"] for row in rows[:7]], list(range(7)), 24, 1.5)
+        whole = answers.log_probs(models.peft, said)
+        parts = [(part, some, answers.log_probs(models.peft, some)) for part, some in said.by_length(3)]
+    assert sorted(n for part, _, _ in parts for n in part) == list(range(7))
+    lengths = said.mask.sum(dim=1)
+    assert len(set(lengths.tolist())) > 1, "else nothing is trimmed"
+    for part, some, logp in parts:
+        assert some.replies.shape[1] == lengths[part].max()
+        assert torch.allclose(logp, whole[part][:, : logp.shape[1]], atol=1e-5)
+
+
 def test_draws_follow_the_softmax():
     """Frequencies of the Gumbel draw over 4,000 streams against the probabilities they stand for."""
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])

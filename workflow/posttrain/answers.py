@@ -7,7 +7,8 @@ column. Each answer has a random stream of its own: what is drawn does not depen
 import contextlib
 import hashlib
 import inspect
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +38,15 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.replies)
+
+    def by_length(self, parts: int) -> Iterator[tuple[list[int], "Answers"]]:
+        """Rows of similar length with their numbers, each part padded to its own longest: less to compute."""
+        lengths = self.mask.sum(dim=1)
+        for part in torch.tensor_split(lengths.argsort(stable=True), parts):
+            if len(part):
+                some, longest = self.rows(part), int(lengths[part].max())
+                trimmed = replace(some, replies=some.replies[:, :longest], mask=some.mask[:, :longest])
+                yield part.tolist(), trimmed
 
 
 class Gumbel(LogitsProcessor):

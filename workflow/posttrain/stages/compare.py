@@ -24,6 +24,8 @@ from posttrain.maths import ppo as maths
 from posttrain.progress import say
 from posttrain.records import mean_stderr
 
+PARTS = 4  # a batch of answers is measured in so many parts of similar length
+
 
 class Judge(NamedTuple):
     """What answers are measured by: the SFT policy and the reward model, adapters on one set of frozen weights."""
@@ -141,21 +143,25 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
     from posttrain import answers
 
     seeds = [answers.stream("compare", section.seed, row["id"], again) for row in rows]
-    speaking = answers.adapter(model, name) if name else contextlib.nullcontext()
+    kl, scores = [None] * len(rows), [None] * len(rows)
+
+    def speaking():
+        return answers.adapter(model, name) if name else contextlib.nullcontext()
+
     with torch.no_grad():
-        with speaking:
-            said = answers.draw(
-                model, judge.tokenizer, [row["ids"] for row in rows], seeds, section.max_new_tokens, section.temperature
-            )
-            logp = None if again else answers.log_probs(model, said, section.temperature)
-        kl, scores = [None] * len(rows), [None] * len(rows)
-        if logp is not None:
-            with answers.adapter(judge.model, "sft"):
-                reference = answers.log_probs(judge.model, said, section.temperature)
-            kl = (maths.kl_k1(logp, reference) * said.mask).sum(dim=1).tolist()
-        if judge.reward_head is not None:
-            with answers.adapter(judge.model, "reward"):
-                scores = answers.scores(judge.model, judge.reward_head, said).tolist()
+        with speaking():
+            prompts = [row["ids"] for row in rows]
+            said = answers.draw(model, judge.tokenizer, prompts, seeds, section.max_new_tokens, section.temperature)
+        for part, some in said.by_length(PARTS):
+            if not again:
+                with speaking():
+                    logp = answers.log_probs(model, some, section.temperature)
+                with answers.adapter(judge.model, "sft"):
+                    reference = answers.log_probs(judge.model, some, section.temperature)
+                put(kl, part, (maths.kl_k1(logp, reference) * some.mask).sum(dim=1))
+            if judge.reward_head is not None:
+                with answers.adapter(judge.model, "reward"):
+                    put(scores, part, answers.scores(judge.model, judge.reward_head, some))
     replies = answers.texts(judge.tokenizer, said)
     if judge.function and judge.reward_head is None:
         scores = handwritten.scores(judge.function, rows, replies)
@@ -175,6 +181,12 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
             rows, replies, said.mask.sum(dim=1).tolist(), said.ended.tolist(), kl, scores, strict=True
         )
     ]
+
+
+def put(column: list, places: list[int], values) -> None:
+    """Write values (a tensor) into their places."""
+    for place, value in zip(places, values.tolist(), strict=True):
+        column[place] = value
 
 
 def gold(row: dict, reply: str) -> float | None:
