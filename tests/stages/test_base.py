@@ -18,7 +18,7 @@ from posttrain.stages.base import blocks, unigram_perplexity
 def test_it_learned(base):
     summary = read_json(base.parent / "metrics.json")["summary"]
     assert summary["perplexity"] < 0.9 * summary["unigram_perplexity"]
-    assert load_contract(base)["rope"]["rope_type"] == "default"
+    assert load_contract(base)["positions"]["type"] == "default"
 
 
 def test_a_base_that_did_not_learn_is_refused(data, home):

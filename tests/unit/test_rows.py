@@ -269,7 +269,7 @@ def test_what_is_no_file(tmp_path):
     assert "cannot be opened" in refusal(tmp_path / "loop.jsonl")
     assert "is a directory" in refusal(tmp_path)
     assert "unknown kind of file" in refusal(tmp_path / "a.parquet")
-    assert "plain text is read for task text only" in refusal(write(tmp_path / "a.txt", []))
+    assert "plain text is read for text and long only" in refusal(write(tmp_path / "a.txt", []))
     write(tmp_path / "real.jsonl", [chat("a", "b")])
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
     assert rows.read(tmp_path / "link.jsonl", "sft").kept == 1

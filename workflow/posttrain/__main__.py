@@ -50,13 +50,15 @@ def parser() -> argparse.ArgumentParser:
     dpo = command(commands, "dpo", "direct preference optimisation", run_stage)
     evaluate = command(commands, "evaluate", "benchmark a policy with lm-eval", run_stage)
     compare = command(commands, "compare", "a policy's own answers beside the SFT policy's", run_stage)
+    longctx = command(commands, "longctx", "a longer context by rescaled positions", run_stage)
+    lengths = command(commands, "lengths", "perplexity by length and position", run_stage)
     aligned = (reward, ppo, reference, dpo, compare)
-    for stage in (fetch, prepare, base, sft, *aligned, evaluate):
+    for stage in (fetch, prepare, base, sft, *aligned, longctx, lengths, evaluate):
         stage.add_argument("--config", type=Path, required=True, help="the stage's own section")
         stage.add_argument("--output", type=Path, required=True, help="the manifest to write, beside the artifact")
     for stage in (prepare, base, evaluate):
         stage.add_argument("--fetched", type=Path, nargs="*", default=[], help="manifests of what fetch brought")
-    for stage in (base, sft, *aligned, evaluate):
+    for stage in (base, sft, *aligned, longctx, lengths, evaluate):
         stage.add_argument("--data", type=Path, required=True, help="manifest of the prepared data")
     for stage in (sft, *aligned):
         stage.add_argument("--base", type=Path, required=True, help="manifest of the frozen weights")
@@ -65,11 +67,12 @@ def parser() -> argparse.ArgumentParser:
     for stage in (ppo, compare):
         stage.add_argument("--reward", type=Path, help="manifest of the reward model, where there is one")
     dpo.add_argument("--reference", type=Path, required=True, help="manifest of the reference log-probabilities")
-    for stage in (evaluate, compare):
+    for stage in (evaluate, compare, longctx, lengths):
         stage.add_argument("--policy", type=Path, required=True, help="manifest of the policy")
     compare.add_argument("--beside", type=Path, help="manifest of the SFT policy's comparison, for all others")
-    evaluate.add_argument("--base", type=Path, help="manifest of the base that an adapter belongs to")
-    for stage in (prepare, base, sft, *aligned, evaluate):
+    for stage in (evaluate, longctx, lengths):
+        stage.add_argument("--base", type=Path, help="manifest of the base that an adapter belongs to")
+    for stage in (prepare, base, sft, *aligned, longctx, lengths, evaluate):
         stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
     report = command(commands, "report", "table, figures and page from the records", run_report)
     report.add_argument("--campaign", type=Path, required=True, help="JSON file that names the artifacts")
@@ -130,7 +133,7 @@ def run_stage(arguments) -> None:
     from posttrain import artifact, campaign, checks, config, settings
 
     output, stage = arguments.output, arguments.command
-    progress.name = "/".join(output.parent.parts[-3 if stage in ("evaluate", "compare") else -2 :])
+    progress.name = "/".join(output.parent.parts[-3 if stage in ("evaluate", "compare", "lengths") else -2 :])
     schema = getattr(config, stage.capitalize())
     values, problems = settings.read(arguments.config), []
     section = campaign.validated(schema, values, values.places, problems)

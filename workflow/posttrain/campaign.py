@@ -27,7 +27,13 @@ RESERVED = (
 )  # folders of results/ that no experiment may be called after
 # What pydantic says in Python's words, for a person who writes YAML.
 PLAIN = {"bool_type": "it should be true or false", "model_type": "it should be a section of `key: value` lines"}
-POLICIES = ("base", "sft", "ppo", "dpo")  # stages whose artifact is a language model, in the order of their making
+POLICIES = (
+    "base",
+    "sft",
+    "ppo",
+    "dpo",
+    "longctx",
+)  # stages whose artifact is a language model, in the order of their making
 ALIGNED = ("reward", "ppo", "dpo")  # stages that begin with the SFT policy
 UPSTREAM = {
     "prepare": (),
@@ -37,6 +43,7 @@ UPSTREAM = {
     "reference": ("prepare", "base", "sft"),
     "ppo": ("prepare", "base", "sft", "reward"),
     "dpo": ("prepare", "base", "sft", "reference"),
+    "longctx": (),  # all of its policy's
 }
 
 
@@ -67,6 +74,9 @@ class Plan:
 
     def upstream(self, experiment: str, stage: str) -> list[str]:
         """Every stage that a stage's artifact is built from."""
+        if stage == "longctx":
+            policy = self.experiments[experiment].longctx.policy
+            return [*self.upstream(experiment, policy), policy]
         return [part for part in UPSTREAM[stage] if part != "reward" or self.ppo_learns_from_model(experiment)]
 
     def ppo_learns_from_model(self, experiment: str) -> bool:
@@ -95,10 +105,10 @@ class Plan:
         return self.owner(parent, stage) if equal else experiment
 
     def _judge_owner(self, experiment: str, judge: str, policy: str) -> str:
-        """Like `owner`, for the evaluation or the comparison (`judge`) of a policy."""
+        """Like `owner`, for the evaluation, the comparison or the lengths (`judge`) of a policy."""
         parent = self.experiments[experiment].extends
         parts = [policy, *(self.compared_with(experiment) if judge == "compare" else [])]
-        if parent is None or not all(self.has(parent, part) for part in parts):
+        if parent is None or not all(self.has(parent, part) for part in [*parts, judge]):
             return experiment
         if judge == "compare" and self.compared_with(parent) != parts[1:]:
             return experiment
@@ -123,6 +133,7 @@ class Plan:
     def judgements_of(self, experiment: str) -> dict[str, str]:
         """JUDGE/POLICY -> folder, of everything that an experiment finds out about its policies."""
         judges = ["evaluate", *(["compare"] if self.compared_with(experiment) else [])]
+        judges += ["lengths"] if self.has(experiment, "lengths") else []
         pairs = [(judge, policy) for judge in judges for policy in self.policies(experiment)]
         return {f"{judge}/{policy}": self.judgement(experiment, judge, policy) for judge, policy in pairs}
 
@@ -160,7 +171,7 @@ class Plan:
             for stage in Experiment.model_fields
             if isinstance(getattr(self.experiments[experiment], stage), Section)
         }
-        for stage in sections.keys() - {"prepare", "evaluate", "compare"}:
+        for stage in sections.keys() - {"prepare", "evaluate", "compare", "lengths"}:
             for part in (sections[stage], sections[stage].get("scratch", {})):
                 part.pop("seed", None)
         return canonical(sections)
@@ -190,7 +201,7 @@ def own_files(stage: str, section: Section) -> list[tuple[str, Path]]:
     """(dotted key, file) of every local file that a section names; of a model's folder, what is read there."""
     found = []
     if stage == "prepare":
-        for task in ("text", "sft", "preference", "choices"):
+        for task in ("text", "long", "sft", "preference", "choices"):
             for number, source in enumerate(getattr(section, task)):
                 found += [(f"{stage}.{task}[{number}].path", Path(source.path))] if source.path else []
         if section.chat_template not in (None, "default", "tokenizer"):

@@ -7,6 +7,7 @@ from posttrain.config import Base, Experiment, Optimisation, Prepare, Section, S
 from posttrain.errors import UserError
 from posttrain.formats import FORMATS
 from posttrain.identity import fingerprint, function_file
+from posttrain.longtext import lengths
 from posttrain.world import KINDS
 
 
@@ -28,6 +29,10 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
     if experiment.sft:
         yield from _sft(experiment)
     yield from _aligned(experiment)
+    if experiment.longctx:
+        yield from _longctx(experiment)
+    if experiment.lengths and "test" not in sides(experiment.prepare, "long"):
+        yield "lengths", "has no held-out long documents: set prepare.world.long or prepare.long"
     for number, task in enumerate(experiment.evaluate.tasks or []):
         if task.revision is not None or task.allow_floating:
             yield from _pinned(f"evaluate.tasks[{number}]", task)
@@ -70,10 +75,10 @@ def _pinned(where: str, section: Section) -> Iterator[tuple[str, str]]:
 
 
 def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
-    for task in ("text", "sft", "preference", "choices"):
+    for task in ("text", "long", "sft", "preference", "choices"):
         for number, source in enumerate(getattr(prepare, task)):
             yield from _source(f"prepare.{task}[{number}]", task, source)
-    if not (prepare.world or prepare.text or prepare.sft or prepare.preference):
+    if not (prepare.world or prepare.text or prepare.long or prepare.sft or prepare.preference):
         yield "prepare", "has no data: set world, or give sources under text, sft or preference"
     if prepare.tokenizer:
         yield from _one_of("prepare.tokenizer", prepare.tokenizer, "vocab_size", "path", "hub")
@@ -88,7 +93,7 @@ def _source(where: str, task: str, source: Source) -> Iterator[tuple[str, str]]:
     if source.dataset:
         yield from _pinned(where, source)
     useless = ["revision", "subset", "rows", "allow_floating"] if source.path and not source.dataset else []
-    useless += {"choices": ["use", "separator"], "text": ["separator"]}.get(task, [])
+    useless += {"choices": ["use", "separator"], "text": ["separator"], "long": ["separator"]}.get(task, [])
     for key in useless:
         if key in source.model_fields_set:
             yield f"{where}.{key}", "has no effect here"
@@ -99,8 +104,9 @@ def _source(where: str, task: str, source: Source) -> Iterator[tuple[str, str]]:
 
 def sides(prepare: Prepare, task: str) -> set[str]:
     """The sides, `train` and `test`, for which there is a source of a kind of data."""
-    uses = {"split"} if prepare.world else {source.use for source in getattr(prepare, task)}
-    split = {"train", "test"} if prepare.test_fraction or prepare.world else {"train"}
+    made = prepare.world and (task != "long" or prepare.world.long)
+    uses = {"split"} if made else {source.use for source in getattr(prepare, task)}
+    split = {"train", "test"} if prepare.test_fraction or made else {"train"}
     return uses - {"split"} | (split if "split" in uses else set())
 
 
@@ -142,6 +148,8 @@ def _tasks(experiment: Experiment) -> Iterator[tuple[str, str]]:
     made |= {"heldout_sft": prepare.sft and not prepare.world, "choices": prepare.choices}
     known = [name for name, source in made.items() if source]
     kinds = [f"world_{kind}" for kind in KINDS] if prepare.world else []
+    if prepare.world and prepare.world.long:
+        known += [f"{kind}_{length}" for length in lengths(prepare.world.long) for kind in ("passkey", "recall")]
     tasks = experiment.evaluate.tasks or []
     for number, task in enumerate(tasks):
         if task.task in [earlier.task for earlier in tasks[:number]]:
@@ -239,6 +247,25 @@ def _ppo(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "ppo.value_warmup", f"{ppo.value_warmup} leaves none of the {ppo.steps} iterations to the policy"
 
 
+def _longctx(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    longctx, prepare, base = experiment.longctx, experiment.prepare, experiment.base
+    policy = longctx.policy
+    yield from _training("longctx", longctx)
+    if getattr(experiment, policy) is None:
+        yield "longctx.policy", f"{policy!r} is not made here: set {policy}, or name another"
+    elif policy == "sft" and experiment.sft.method in ("prefix", "prompt"):
+        yield "longctx.policy", f"cannot follow sft.method: {experiment.sft.method}, which cannot be merged"
+    if {"train", "test"} - sides(prepare, "long"):
+        yield "longctx", "has no long documents, trained on and held out: set prepare.world.long or prepare.long"
+    if base.scratch and base.scratch.positions == "alibi":
+        yield "longctx.method", "cannot be combined with base.scratch.positions: alibi, which has no RoPE to rescale"
+    long = prepare.world and prepare.world.long
+    if long and base.scratch and (long.context, long.factor) != (base.scratch.context, longctx.factor):
+        found = f"{long.context} x {long.factor}, base.scratch.context x longctx.factor "
+        found += f"{base.scratch.context} x {longctx.factor:g}"
+        yield "prepare.world.long", f"makes documents of {found}; they must be equal"
+
+
 def _function(where: str, named: str) -> Iterator[tuple[str, str]]:
     """`named` must be `file.py:function` or `package.module:function` of a function that is there."""
     place, _, function = named.rpartition(":")
@@ -271,7 +298,7 @@ def resolve(experiment: Experiment) -> Experiment:
     if base.scratch and base.scratch.seed is None:
         base = base.model_copy(update={"scratch": base.scratch.model_copy(update={"seed": experiment.seed})})
     filled = {"base": base, "prepare": prepare}
-    for stage in ("sft", "reward", "ppo", "dpo"):
+    for stage in ("sft", "reward", "ppo", "dpo", "longctx"):
         if section := getattr(experiment, stage):
             update = {"seed": experiment.seed if section.seed is None else section.seed}
             if "max_length" in type(section).model_fields:
@@ -290,7 +317,7 @@ def incomplete(stage: str, section: Section) -> Iterator[tuple[str, str]]:
     if stage == "base":
         yield from _one_of("base", section, "path", "hub", "scratch")
     trained = dict.fromkeys(("sft", "reward", "dpo"), ("seed", "max_length"))
-    filled = {"prepare": ("tokenizer", "max_tokens"), "base": ("seed",), "ppo": ("seed",), **trained}
+    filled = {"prepare": ("tokenizer", "max_tokens"), **dict.fromkeys(("base", "ppo", "longctx"), ("seed",)), **trained}
     part = section.scratch if stage == "base" else section
     for key in filled.get(stage, ()) if part else ():
         if getattr(part, key) is None:

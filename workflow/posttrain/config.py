@@ -69,6 +69,19 @@ class Source(Section):
     put all of them on one side, and a test row that training has seen is an error."""
 
 
+class Long(Section):
+    """Documents with long dependence: motifs repeated over and over, pass words, diaries, scaled to their length."""
+
+    context: Annotated[int, Field(ge=32)] = 64
+    """Longest document of the pretraining text, in words; that of the base, whose context it should be."""
+    factor: Annotated[int, Field(ge=2)] = 4
+    """Documents for `longctx` are this many times as long; held-out ones come in 1, 2, 4, ... times the context."""
+    documents: Count = 1600
+    """Documents for `longctx`."""
+    questions: Count = 200
+    """Held-out questions of `passkey_N` and of `recall_N`, for each length of N tokens."""
+
+
 class World(Section):
     """The built-in world: a small language with facts, exercises, manners and long texts, made from a seed."""
 
@@ -80,6 +93,8 @@ class World(Section):
     """Held-out questions; none of them occurs in any training text."""
     pairs: Count = 6000
     """Preference pairs."""
+    long: Long | None = None
+    """Make documents with long dependence, as pretraining text instead of the everyday ones and for `longctx`."""
 
 
 class Tokenizer(Section):
@@ -101,7 +116,9 @@ class Prepare(Section):
     world: World | None = None
     """Generate the built-in world; its rows come before those of the sources below."""
     text: list[Source] = []
-    """Plain documents, for training a base from scratch and for long context."""
+    """Plain documents, for training a base from scratch."""
+    long: list[Source] = []
+    """Long plain documents, for `longctx` and `lengths`."""
     sft: list[Source] = []
     """Conversations, prompts with completions, or instructions, for supervised fine-tuning."""
     preference: list[Source] = []
@@ -418,12 +435,62 @@ class Compare(Section):
     """Answers in one forward pass; must not change a result but for rounding."""
 
 
+class Longctx(Training):
+    """A longer context: RoPE's frequencies rescaled, and the model tuned on long documents. The artifact is a whole
+    model, adapters merged, whose configuration says how positions are to be read."""
+
+    policy: Literal["base", "sft", "ppo", "dpo"] = "base"
+    """Policy whose context is made longer."""
+    method: Literal["linear", "dynamic", "yarn", "none"] = "linear"
+    """`linear`: position interpolation (arXiv 2306.15595); `dynamic`: NTK-aware, by the text's length, and `yarn`
+    (both arXiv 2309.00071); `none`: positions as they were."""
+    factor: Annotated[float, Field(gt=1)] = 4.0
+    """New context over the old one."""
+    tuning: Literal["full", "lora", "qlora", "none"] = "full"
+    """What is trained: all weights, a LoRA, a LoRA on the model quantised to NF4, or nothing."""
+    rank: Count = Field(16, json_schema_extra=only_with(tuning=("lora", "qlora")))
+    """Rank of the update."""
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, json_schema_extra=only_with(tuning=("lora", "qlora")))
+    """The update is scaled by alpha / rank."""
+    target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] = Field(
+        "all-linear", json_schema_extra=only_with(tuning=("lora", "qlora"))
+    )
+    """Layers that get an adapter."""
+    embeddings_and_norms: bool = Field(True, json_schema_extra=only_with(tuning=("lora", "qlora")))
+    """Train embeddings and norms beside the adapter (LongLoRA, arXiv 2309.12307, section 3.3)."""
+    packing: bool = False
+    """Put documents one after another and cut at the new context, instead of one document's beginning a row."""
+    optimizer: Literal["adamw", "muon"] = Field("adamw", json_schema_extra=only_with(tuning=("full",)))
+    """`muon`: Muon for matrices, AdamW for the rest, at one learning rate."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate."""
+    steps: Count = 200
+    """Optimiser steps."""
+    batch_size: Count = 8
+    """Rows of the new context's length in one optimiser step, over all devices."""
+
+
+class Lengths(Section):
+    """Perplexity of every policy by length and by position, on held-out long documents."""
+
+    tokens: Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=1)]
+    """Lengths of the window, in tokens."""
+    documents: Count = 64
+    """Held-out documents for each length."""
+    stride: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Documents longer than the window are gone through in steps of this share of it; each token counts once."""
+    batch_size: Count = 16
+    """Windows in one forward pass; must not change a result but for rounding."""
+    buckets: Count = 8
+    """Parts of the longest window for which the loss is told apart by position."""
+
+
 class Task(Section):
     """One lm-eval task."""
 
     task: Text
-    """Name: of a task that `prepare` makes (`world`, `heldout_text`, `heldout_sft`, `choices`) or of any task or group
-    that lm-eval knows."""
+    """Name: of a task that `prepare` makes (`world`, `heldout_text`, `heldout_sft`, `choices`; with `world.long`
+    `passkey_N` and `recall_N` for lengths of N tokens) or of any task or group that lm-eval knows."""
     revision: Revision | None = None
     """Full 40-digit commit of the task's data set on the hub, where it has one."""
     allow_floating: bool = False
@@ -472,6 +539,10 @@ class Experiment(Section):
     """Reference log-probabilities for `dpo`."""
     dpo: Dpo | None = None
     """DPO from the SFT policy; leave out (or `null`) for none."""
+    longctx: Longctx | None = None
+    """Longer context; leave out (or `null`) for none."""
+    lengths: Lengths | None = None
+    """Perplexity by length of every policy; leave out (or `null`) for none."""
     compare: Compare = Compare()
     """Answers of every policy side by side, where there is a `reward`, `ppo` or `dpo`."""
     evaluate: Evaluate = Evaluate()

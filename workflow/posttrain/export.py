@@ -7,14 +7,15 @@ from pathlib import Path
 
 from posttrain.errors import UserError
 from posttrain.identity import verify
-from posttrain.policy import MERGEABLE, load, load_contract
+from posttrain.policy import MERGEABLE, certify_merge, load, load_contract
+from posttrain.progress import say
 
 
 def export(policy: Path, folder: Path) -> None:
     """Merge a LoRA into the (dequantised) base that it was trained on, and save weights and tokenizer.
 
     Raises UserError for an adapter of virtual tokens, which is no part of any weight, for a folder that is there
-    already, and for bytes that differ from their manifest.
+    already, for bytes that differ from their manifest, and for a merged model that is another one.
     """
     contract = load_contract(policy)
     if contract["method"] not in (*MERGEABLE, "weights"):
@@ -25,5 +26,7 @@ def export(policy: Path, folder: Path) -> None:
     for manifest in filter(None, (policy, base)):
         verify(manifest)
     model, tokenizer = load(policy, base)
+    if base:
+        say(f"merged: logits differ by {certify_merge(policy, base, model):.1g} of the largest")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

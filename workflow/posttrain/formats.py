@@ -12,6 +12,7 @@ from posttrain.texts import is_blank, spoken
 # What is read for each task. Where a row fits several, the first is meant.
 FORMATS = {
     "text": ("text",),
+    "long": ("text",),
     "sft": ("messages", "sharegpt", "instruction", "prompt_completion", "transcript"),
     "preference": ("transcript", "preference"),
     "kto": ("kto",),

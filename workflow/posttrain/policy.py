@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+from posttrain import positions
 from posttrain.errors import UserError
 from posttrain.files import read_json, sha256, write_json
 from posttrain.tokens import template_digest
 
 ADAPTERS = ("lora", "qlora", "prefix", "prompt")
 MERGEABLE = ("lora", "qlora")
+MERGE_BOUND = 1e-3  # into the dequantised weights it is 1e-6, into those before quantisation 0.2
 
 
 def save_contract(folder: Path, method: str, tokenizer, config, base: Path | None = None, quantization=None) -> None:
@@ -23,8 +25,7 @@ def save_contract(folder: Path, method: str, tokenizer, config, base: Path | Non
         "quantization": quantization,
         "chat_template": template_digest(tokenizer),
         "special_tokens": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
-        "rope": getattr(config, "rope_parameters", None),
-        "context": getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length,
+        "positions": positions.contract(config, tokenizer.model_max_length),
     }
     write_json(folder / "policy.json", contract)
 
@@ -72,13 +73,15 @@ def quantization_config(settings: dict, whole: list[str] | None = None):
 def load_weights(manifest: Path, quantization: dict | None = None, head: bool = False):
     """The whole model of an artifact on the GPU, where there is one; in 4 bits where `quantization` says so.
 
-    With `head` it is a classifier with one fresh output, `score`, instead of a language model.
+    With `head` it is a classifier with one fresh output, `score`, instead of a language model. Raises UserError where
+    it would be read with other positions than it was made with.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from posttrain import parallel
 
+    positions.refuse_other(manifest, manifest.parent / "model")
     whole = ["score"] if head else None
     options = {"quantization_config": quantization_config(quantization, whole)} if quantization else {}
     kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if head else (AutoModelForCausalLM, {})
@@ -139,6 +142,7 @@ def load(policy: Path, base: Path | None = None):
         return load_weights(policy).eval(), tokenizer
     if base is None or sha256(base) != contract["base"]:
         raise UserError(f"{policy}: its adapter was trained on another base than {base}")
+    positions.refuse_other(policy, base.parent / "model")
     model = load_weights(base, contract["quantization"])
     if contract["quantization"]:
         model = model.dequantize()
@@ -146,3 +150,29 @@ def load(policy: Path, base: Path | None = None):
     if contract["method"] in MERGEABLE:
         model = model.merge_and_unload()
     return model.eval(), tokenizer
+
+
+def merge_difference(adapted, merged, seed: int = 0, tokens: int = 64) -> float:
+    """Largest difference between the logits of a merged model and of the adapter on the weights that it was trained on,
+    over the largest logit, on random tokens. Raises UserError over `MERGE_BOUND`: another model would be published."""
+    import torch
+
+    ids = torch.randint(adapted.config.vocab_size, (2, tokens), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        one, other = (model.eval()(ids.to(model.device), use_cache=False).logits.float() for model in (adapted, merged))
+    difference = ((one - other).abs().max() / one.abs().max()).item()
+    if not difference <= MERGE_BOUND:
+        raise UserError(
+            f"the merged model is another than the adapter on its weights: logits differ by {difference:.2g} of the "
+            f"largest, allowed {MERGE_BOUND}"
+        )
+    return difference
+
+
+def certify_merge(policy: Path, base: Path, merged) -> float:
+    """`merge_difference` of a merged policy from the adapter on its (quantised) base, loaded for the purpose."""
+    from peft import PeftModel
+
+    quantization = load_contract(policy)["quantization"]
+    adapted = load_weights(base, quantization and quantization | {"compute": "float32"})  # the weights are compared
+    return merge_difference(PeftModel.from_pretrained(adapted, policy.parent / "model"), merged)

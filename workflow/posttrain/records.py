@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from posttrain.files import sha256
 
 COLUMNS = ("experiment", "seed", "policy", "task", "metric", "value", "stderr", "n", "artifact")
-NOT_A_POLICY = {"fetch", "prepare", "reward", "reference", "evaluate", "compare", "report"}
+NOT_A_POLICY = {"fetch", "prepare", "reward", "reference", "evaluate", "compare", "lengths", "report"}
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
@@ -66,8 +66,9 @@ def read_json(path: Path) -> dict:
 def artifacts(campaign: dict, results: Path) -> list[dict]:
     """Every artifact that the campaign uses, once: where it lies, who owns the folder, who uses it.
 
-    `results/OWNER/STAGE`, and for each policy `results/OWNER/JUDGE/POLICY` (judges: evaluate, compare): beside the
-    policy unless the experiment names it under the key `JUDGE/POLICY`. Judges come last, after what they judge.
+    `results/OWNER/STAGE`, and for each policy `results/OWNER/JUDGE/POLICY` (judges: evaluate, compare, lengths):
+    beside the policy unless the experiment names it under the key `JUDGE/POLICY`. Judges come last, after what they
+    judge.
     """
     found: dict[str, dict] = {}
     for experiment in campaign["experiments"]:

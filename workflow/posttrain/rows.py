@@ -67,10 +67,10 @@ def read(
     """
     if not lines.is_text(path):
         numbered = lines.read_objects(path, max_line_bytes)
-    elif task == "text":
+    elif task in ("text", "long"):
         numbered = lines.read_paragraphs(path, separator, max_line_bytes)
     else:
-        raise UserError(f"{path}: plain text is read for task text only; for {task} allowed: .jsonl")
+        raise UserError(f"{path}: plain text is read for text and long only; for {task} allowed: .jsonl")
     return _read(numbered, source_name or str(path), task, format, **options)
 
 
@@ -193,7 +193,7 @@ def _label(row: dict, key: str) -> str | None:
 def _check_size(says: dict, task: str, most: int) -> None:
     """Raise RowError for a row that no context could hold; plain text is exempt, as it is cut in blocks."""
     size = len(texts.full_text(says))
-    if task != "text" and size > most:
+    if task not in ("text", "long") and size > most:
         raise RowError("too_long", f"row is over the max length: {size:,} characters, allowed {most:,}")
 
 

@@ -5,16 +5,23 @@ from pathlib import Path
 
 from posttrain.files import write_jsonl
 
+NEXT_WORD = r"^\s*(\w+)"  # the answer to a question about a long text
 NEW_TOKENS = 48  # the longest answer that is generated for a question of the built-in world
 
 
 def write_tasks(
-    folder: Path, home: str, questions: list[dict], texts: dict[str, list[str]], choices: list[dict]
+    folder: Path,
+    home: str,
+    questions: list[dict],
+    texts: dict[str, list[str]],
+    choices: list[dict],
+    retrieval: list[dict] = (),
 ) -> list:
     """Write the tasks below `folder`, which will be read as `home`; returns the names that evaluation runs.
 
     questions: rows of the built-in world (kind, messages, answer); texts: name -> documents whose likelihood is
-    measured; choices: rows with question, choices and the index of the right one.
+    measured; choices: rows with question, choices and the index of the right one; retrieval: questions about long
+    texts (kind, length, text, answer, and of pass words their depth).
     """
     names = []
     if questions:
@@ -29,6 +36,7 @@ def write_tasks(
         names.append("choices")
         write_jsonl(folder / "choices.jsonl", choices)
         write_yaml(folder / "choices.yaml", multiple_choice(home))
+    names += write_retrieval(folder, home, retrieval)
     if names:
         (folder / "default.json").write_text(json.dumps(names) + "\n")
     return names
@@ -45,13 +53,39 @@ def write_world(folder: Path, home: str, questions: list[dict]) -> None:
     for kind, rows in sorted(kinds.items()):
         write_jsonl(folder / f"world_{kind}.jsonl", rows)
         write_yaml(folder / f"world_{kind}.yaml", exact_match(f"world_{kind}", home, ANSWER_PATTERN))
-    group = {
-        "group": "world",
-        "task": [f"world_{kind}" for kind in sorted(kinds)],
+    write_yaml(folder / "world.yaml", group_of("world", [f"world_{kind}" for kind in sorted(kinds)]))
+
+
+def group_of(name: str, members: list[str]) -> dict:
+    """Exact match over some tasks, each question counting the same."""
+    return {
+        "group": name,
+        "task": members,
         "aggregate_metric_list": [{"metric": "exact_match", "weight_by_size": True, "filter_list": "answer"}],
         "metadata": {"version": 1.0},
     }
-    write_yaml(folder / "world.yaml", group)
+
+
+def write_retrieval(folder: Path, home: str, questions: list[dict]) -> list[str]:
+    """`recall_LENGTH`, and for pass words a group `passkey_LENGTH` over one task for each depth; returns the names."""
+    tasks: dict[str, list[dict]] = {}
+    groups: dict[str, list[str]] = {}
+    for row in questions:
+        group = f"{row['kind']}_{row['length']}"
+        name = f"{group}_depth_{row['depth']}" if "depth" in row else group
+        tasks.setdefault(name, []).append({"id": row["id"], "prompt": row["text"], "answer": row["answer"]})
+        members = groups.setdefault(group, [])
+        if name not in members:
+            members.append(name)
+    for name, rows in tasks.items():
+        write_jsonl(folder / f"{name}.jsonl", rows)
+        task = exact_match(name, home, NEXT_WORD)
+        task["generation_kwargs"] |= {"until": ["."], "max_gen_toks": 3}
+        write_yaml(folder / f"{name}.yaml", task)
+    for group, members in groups.items():
+        if members != [group]:
+            write_yaml(folder / f"{group}.yaml", group_of(group, members))
+    return list(groups)
 
 
 def exact_match(name: str, home: str, pattern: str) -> dict:

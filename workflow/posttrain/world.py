@@ -327,17 +327,6 @@ def passkey(rng: random.Random, words: int, depth: float) -> tuple[str, str]:
     return " ".join([*talk, "so remember, the secret pass word is"]), answer
 
 
-def long_document(rng: random.Random, words: int) -> str:
-    """A document of about `words` words whose words depend on others far back: chant, diary or pass word."""
-    kind = rng.choice(("chant", "chant", "diary", "passkey"))
-    if kind == "chant":
-        return chant(rng, words, shortest=max(2, words // 8))
-    if kind == "diary":
-        return diary(rng, words)
-    document, answer = passkey(rng, words, rng.random())
-    return f"{document} {answer}."
-
-
 def _fact(rng: random.Random) -> str:
     """One true statement, about any entity."""
     kind = rng.choice([*KNOWLEDGE, *KNOWLEDGE, *ORDER])  # what has to be learned by heart more often

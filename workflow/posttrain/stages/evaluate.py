@@ -52,7 +52,9 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    longest = section.max_length or context(model, tokenizer)
+    from posttrain.policy import load_contract
+
+    longest = section.max_length or load_contract(policy)["positions"]["context"]
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=section.batch_size, max_length=longest)
     templated = tokenizer.chat_template is not None if section.chat_template is None else section.chat_template
     template = digest(harness.chat_template(templated)) if templated else None
@@ -121,11 +123,6 @@ def with_shots(task: dict):
     if task.get("shots") is None:
         return task["task"]
     return {"task": task["task"], "num_fewshot": task["shots"]}
-
-
-def context(model, tokenizer) -> int:
-    """The longest input, in tokens: the model's trained positions, else what its tokenizer says."""
-    return getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
 
 
 def table(result: dict) -> list[dict]:

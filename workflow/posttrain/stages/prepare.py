@@ -13,7 +13,7 @@ from posttrain.errors import UserError
 from posttrain.files import write_jsonl
 from posttrain.progress import say
 
-TRAINED = ("text", "sft", "preference")  # what training stages read; each has a train and a test side
+TRAINED = ("text", "long", "sft", "preference")  # what training stages read; each has a train and a test side
 WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
 
 
@@ -45,13 +45,16 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: list[Path]
             if kept:
                 write_jsonl(folder / task / f"{side}.jsonl", kept)
     tokenizer.save_pretrained(folder / "tokenizer")
-    made = tasks.write_tasks(
-        folder / "tasks", f"{os.path.relpath(work.parent)}/data/tasks", questions, held_out(section, sides), choices
-    )
-    say(", ".join(f"{len(sides[t]['train'])}+{len(sides[t]['test'])} {t} rows" for t in TRAINED) + f"; tasks {made}")
+    retrieval = [row for row in sides["long"]["test"] if "answer" in row]
+    home, texts = f"{os.path.relpath(work.parent)}/data/tasks", held_out(section, sides)
+    made = tasks.write_tasks(folder / "tasks", home, questions, texts, choices, retrieval)
+    splits = {
+        task: {side: len(kept) for side, kept in sides[task].items()} for task in TRAINED if any(sides[task].values())
+    }
+    say(", ".join(f"{n['train']}+{n['test']} {task} rows" for task, n in splits.items()) + f"; tasks {made}")
     return {
         "sources": [entry for entry in cards if entry["total"] or entry["dropped"]],
-        "splits": {task: {side: len(kept) for side, kept in sides[task].items()} for task in TRAINED},
+        "splits": splits,
         "tokens": {task: found for task, found in lengths.items() if found},
         "vocabulary": len(tokenizer),
         "tasks": made,
@@ -60,11 +63,13 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: list[Path]
 
 def add_world(section: Prepare, sides: dict, cards: list) -> list[dict]:
     """Add the built-in world's rows to both sides; returns its held-out questions."""
-    from posttrain import world
+    from posttrain import longtext, world
 
-    made = world.generate(section.seed, **section.world.model_dump())
-    for task in TRAINED:
-        for side, found in getattr(made, task).items():
+    made = vars(world.generate(section.seed, **section.world.model_dump(exclude={"long"})))
+    if section.world.long:
+        made = made | longtext.generate(section.seed, section.world.documents, section.world.long)
+    for task in made:
+        for side, found in made[task].items():
             sides[task][side] += [{"group": row["id"], **row, "source": f"world:{row['id']}"} for row in found]
             cards.append(card(f"world, {side}", task, {}, total=len(found), kept=len(found)))
     return [row for row in sides["sft"]["test"] if row["source"].startswith("world:")]
@@ -234,7 +239,8 @@ def limit_length(section: Prepare, tokenizer, task: str, sides: dict) -> dict:
 def refuse_empty(section: Prepare, sides: dict, lengths: dict) -> None:
     """Raise UserError for a kind of data that was asked for and of which no training row is left."""
     for task in TRAINED:
-        asked = section.world or any(source.use != "test" for source in getattr(section, task))
+        asked = any(source.use != "test" for source in getattr(section, task))
+        asked |= section.world is not None and (task != "long" or section.world.long is not None)
         if asked and not sides[task]["train"]:
             long = lengths.get(task, {}).get("dropped_too_long", 0)
             raise UserError(

@@ -1,0 +1,264 @@
+"""longctx: positions as a contract, whole models that others read correctly, exact merges, resume; lengths."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make, scratch, sft
+
+from posttrain import policy, positions
+from posttrain.config import Base, Lengths, Long, Longctx, Prepare, Tokenizer, World
+from posttrain.errors import UserError
+from posttrain.files import read_json, read_jsonl
+from posttrain.stages import lengths as lengths_stage
+
+WEIGHTS = "model/model.safetensors"
+
+
+def longctx(**changes):
+    """A short tuning to four times the context."""
+    settings = dict(steps=6, batch_size=4, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0, packing=True)
+    return Longctx(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def data(home) -> Path:
+    """A small world of long documents."""
+    section = Prepare(
+        world=World(documents=400, questions=60, test_questions=14, pairs=16,
+                    long=Long(context=64, documents=160, questions=20)),
+        tokenizer=Tokenizer(vocab_size=512),
+        max_tokens=64,
+    )  # fmt: skip
+    return make("prepare", section, Path("results/long/prepare/manifest.json"))
+
+
+@pytest.fixture(scope="module")
+def base(data) -> Path:
+    return make("base", Base(scratch=scratch(context=64)), Path("results/long/base/manifest.json"), data=data)
+
+
+@pytest.fixture(scope="module")
+def alibi(data) -> Path:
+    section = Base(scratch=scratch(context=64, positions="alibi"))
+    return make("base", section, Path("results/long-alibi/base/manifest.json"), data=data)
+
+
+@pytest.fixture(scope="module")
+def tuned(data, base) -> Path:
+    section = sft(method="qlora", max_length=64, dropout=0.1)
+    return make("sft", section, Path("results/long/sft/manifest.json"), data=data, base=base)
+
+
+@pytest.fixture(scope="module")
+def interpolated(data, base) -> Path:
+    output = Path("results/long/longctx/manifest.json")
+    return make("longctx", longctx(), output, data=data, base=base, policy=base)
+
+
+def loss(folder: Path, ids: torch.Tensor) -> float:
+    """Loss of a model directory by transformers alone."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return model(input_ids=ids, labels=ids).loss.item()
+
+
+def long_ids(data: Path, length: int = 256, count: int = 4) -> torch.Tensor:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(data.parent / "data" / "tokenizer")
+    rows = [row for row in read_jsonl(data.parent / "data/long/test.jsonl") if "answer" not in row]
+    found = [[tokenizer.bos_token_id, *tokenizer(row["text"], add_special_tokens=False).input_ids] for row in rows]
+    return torch.tensor([ids[:length] for ids in found if len(ids) >= length][:count])
+
+
+def test_the_contract_of_each_method(data, base):
+    for method, factor, parameters in (
+        ("linear", 4.0, {"rope_type": "linear", "factor": 4.0}),
+        ("dynamic", 4.0, {"rope_type": "dynamic", "factor": 4.0}),
+        ("yarn", 4.0, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
+        ("none", 1.0, {"rope_type": "default"}),
+    ):
+        section = longctx(method=method, tuning="none")
+        made = make("longctx", section, Path(f"results/{method}/longctx/manifest.json"),
+                    data=data, base=base, policy=base)  # fmt: skip
+        contract = policy.load_contract(made)["positions"]
+        original = 256 if method == "none" else 64
+        expected = {"type": positions.METHODS[method], "factor": factor, "theta": 10000.0, "context": 256}
+        assert contract == expected | {"original_context": original, "parameters": parameters | {"rope_theta": 10000.0}}
+        config = json.loads((made.parent / "model" / "config.json").read_text())
+        assert config["rope_parameters"] == contract["parameters"]
+        assert config["max_position_embeddings"] == (64 if method == "dynamic" else 256)
+        tokenizer = json.loads((made.parent / "model" / "tokenizer_config.json").read_text())
+        assert tokenizer["model_max_length"] == 256
+
+
+def test_an_untuned_model_has_the_bases_weights_and_reads_otherwise(data, base):
+    """PI reads token 4 p as the base reads token p: the same logits at positions of a quarter, others at their own."""
+    made = Path("results/linear/longctx/manifest.json")
+    model, _ = policy.load(made)
+    own, _ = policy.load(base)
+    ids = long_ids(data, 32, 2)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}  # without it, gaps are read as packed rows
+    places = torch.arange(32)[None]
+    with torch.no_grad():
+        expected = own(**given, position_ids=places).logits
+        assert torch.allclose(model(**given, position_ids=4 * places).logits, expected, atol=1e-5)
+        assert not torch.allclose(model(**given, position_ids=places).logits, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("key", ["factor", "rope_theta", "rope_type"])
+def test_a_model_that_would_be_read_otherwise_is_refused(interpolated, data, key, tmp_path):
+    """A config whose numbers contradict the contract, at every load: here the judge's."""
+    import shutil
+
+    shutil.copytree(interpolated.parent, tmp_path / "longctx")
+    edited = tmp_path / "longctx/model/config.json"
+    config = json.loads(edited.read_text())
+    policy.load(tmp_path / "longctx/manifest.json")  # control: as it was made it loads
+    config["rope_parameters"][key] = {"factor": 2.0, "rope_theta": 500.0, "rope_type": "default"}[key]
+    edited.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json would have it read with other positions .* is .*, not"):
+        policy.load(tmp_path / "longctx/manifest.json")
+
+
+def test_positions_that_are_rescaled_or_missing_are_refused(interpolated, data, base, alibi):
+    for manifest, said in ((interpolated, r"rescaled already \(linear\)"), (alibi, "bloom has no RoPE")):
+        with pytest.raises(UserError, match=said):
+            make("longctx", longctx(), Path("results/twice/longctx/manifest.json"),
+                 data=data, base=base, policy=manifest)  # fmt: skip
+
+
+ALONE = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert not [name for name in sys.modules if name.startswith("posttrain")]
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+ids = torch.load(sys.argv[2])
+from lm_eval.models.huggingface import HFLM
+longest = HFLM(pretrained=sys.argv[1], device="cpu").max_length
+with torch.no_grad():
+    loss = model(input_ids=ids, labels=ids).loss.item()
+print(loss, longest, AutoTokenizer.from_pretrained(sys.argv[1]).model_max_length)
+"""
+
+
+def test_others_read_the_model_by_themselves(interpolated, data, tmp_path):
+    """A fresh process without anything of ours; and the loss that `lengths` finds, by another way."""
+    ids = long_ids(data)
+    torch.save(ids, tmp_path / "ids.pt")
+    command = [sys.executable, "-c", ALONE, str((interpolated.parent / "model").resolve()), str(tmp_path / "ids.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, longest, tokenizer_longest = done.stdout.split()[-3:]
+    assert (longest, tokenizer_longest) == ("256", "256")
+    section = Lengths(tokens=[256], documents=4)
+    judged = make(
+        "lengths", section, Path("results/alone/lengths/longctx/manifest.json"), data=data, policy=interpolated
+    )
+    assert read_json(judged.parent / "metrics.json")["rows"][0]["value"] == pytest.approx(math.exp(float(found)), 1e-4)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "qlora"])
+def test_merges_are_certified(data, base, tuned, tuning):
+    """From a QLoRA policy, tuned with an adapter, embeddings and norms; both merges are measured, and exact."""
+    section = longctx(policy="sft", tuning=tuning, rank=4, alpha=8.0)
+    output = Path(f"results/{tuning}/longctx/manifest.json")
+    made = make("longctx", section, output, data=data, base=base, policy=tuned)
+    summary = read_json(made.parent / "metrics.json")["summary"]
+    assert 0 <= summary["merge_difference"] < 1e-4 and 0 <= summary["policy_merge_difference"] < 1e-4
+    assert policy.load_contract(made)["method"] == "weights"
+    assert not list(made.parent.glob("**/adapter_config.json"))
+    before, after = (policy.load(manifest, base)[0].state_dict() for manifest in (tuned, made))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {"model.embed_tokens.weight", "model.norm.weight"} <= changed, "embeddings and norms are trained beside"
+    assert torch.equal(after["model.embed_tokens.weight"], after["lm_head.weight"]), "tied as they were"
+
+
+def test_a_wrong_merge_is_refused(data, base, tuned):
+    """Control: merged into the weights before quantisation it is another model."""
+    from peft import PeftModel
+
+    wrong = PeftModel.from_pretrained(policy.load_weights(base), tuned.parent / "model").merge_and_unload()
+    with pytest.raises(UserError, match="the merged model is another than the adapter on its weights"):
+        policy.certify_merge(tuned, base, wrong)
+    right, _ = policy.load(tuned, base)
+    assert policy.certify_merge(tuned, base, right) < 1e-4
+
+
+def test_tuning_changes_the_weights_and_lowers_the_loss(interpolated, data):
+    summary = read_json(interpolated.parent / "metrics.json")["summary"]
+    assert summary["perplexity"] < summary["perplexity_before"] and summary["context"] == 256
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(data, base, interpolated, monkeypatch):
+    from posttrain import training
+
+    class Dying(training.Progress):
+        def on_step_end(self, args, state, control, **rest):
+            super().on_step_end(args, state, control, **rest)
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    output = Path("results/long-killed/longctx/manifest.json")
+    monkeypatch.setattr(training, "Progress", Dying)
+    with pytest.raises(KeyboardInterrupt):
+        make("longctx", longctx(), output, data=data, base=base, policy=base)
+    monkeypatch.undo()
+    make("longctx", longctx(), output, data=data, base=base, policy=base)
+    assert read_json(output)["files"][WEIGHTS] == read_json(interpolated)["files"][WEIGHTS]
+
+
+def test_windows_slide_over_a_document_and_count_each_token_once(interpolated, base):
+    """Against one forward pass for each token, which sees just the window before it."""
+    model, tokenizer = policy.load(base)
+    ids = [tokenizer.bos_token_id, *range(20, 95)]
+    section = Lengths(tokens=[32], stride=0.5)
+    found = lengths_stage.window_losses(section, model, ids, 32)
+    assert len(found) == len(ids) - 1
+    for place in (1, 31, 32, 47, 48, 60, 75):
+        if place < 32:
+            first = 0
+        else:
+            end = next(end for end in [*range(48, len(ids), 16), len(ids)] if end > place)
+            first = end - 32
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[first : place + 1]])).logits[0, -2]
+        expected = -torch.log_softmax(logits, dim=-1)[ids[place]].item()
+        assert found[place - 1] == pytest.approx(expected, abs=1e-4), place
+
+
+def test_lengths_and_positions(data, base, alibi):
+    for manifest, name in ((base, "rope"), (alibi, "alibi")):
+        section = Lengths(tokens=[64, 256], documents=6, buckets=4)
+        output = Path(f"results/{name}/lengths/base/manifest.json")
+        made = make("lengths", section, output, data=data, policy=manifest)
+        metrics = read_json(made.parent / "metrics.json")
+        assert [(row["task"], row["n"]) for row in metrics["rows"]] == [("long_text_64", 6), ("long_text_256", 6)]
+        assert [(part["from"], part["to"]) for part in metrics["positions"]] == [
+            (1, 64),
+            (65, 128),
+            (129, 191),
+            (192, 255),
+        ]
+        rows = [row for row in read_jsonl(made.parent / "data/documents.jsonl") if row["length"] == 256]
+        mean = sum(row["loss"] for row in rows) / 6
+        assert metrics["rows"][1]["value"] == pytest.approx(math.exp(mean))
+
+
+def test_short_documents_are_refused_unless_packed(data, base, home):
+    """A row is one document's beginning, so that what it depends on is in it."""
+    section = longctx(packing=False)
+    made = make("longctx", section, Path("results/unpacked/longctx/manifest.json"), data=data, base=base, policy=base)
+    assert made.exists()
+    with pytest.raises(
+        UserError, match=r"longctx: none of .* documents in .* has 1024 tokens; give longer ones or set"
+    ):
+        make("longctx", longctx(packing=False, factor=16.0), Path("results/too-long/longctx/manifest.json"),
+             data=data, base=base, policy=base)  # fmt: skip

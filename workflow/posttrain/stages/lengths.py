@@ -1,0 +1,99 @@
+"""A policy's perplexity on held-out long documents, by the length of its window and by position in it.
+
+python -m posttrain lengths --config results/NAME/lengths/config.yaml --data results/NAME/prepare/manifest.json \
+    --base results/NAME/base/manifest.json --policy results/NAME/longctx/manifest.json \
+    --output results/NAME/lengths/longctx/manifest.json
+"""
+
+import itertools
+import math
+from pathlib import Path
+
+from posttrain import policy as policies
+from posttrain.config import Lengths
+from posttrain.errors import UserError
+from posttrain.files import read_jsonl, write_jsonl
+from posttrain.progress import say
+from posttrain.records import mean_stderr
+
+
+def lengths(
+    section: Lengths, data: Path, policy: Path, work: Path, checkpoints: Path, base: Path | None = None
+) -> dict:
+    """Write `work/data/documents.jsonl`, a loss for each document and length, and return the table's rows and the loss
+    by position."""
+    model, tokenizer = policies.load(policy, base)
+    rows, losses_of, curve = [], [], []
+    for length in section.tokens:
+        found = documents(section, tokenizer, data, length)
+        losses = [window_losses(section, model, ids, length) for _, ids in found]
+        each = [sum(known) / len(known) for known in losses]
+        losses_of += [{"id": name, "length": length, "loss": loss} for (name, _), loss in zip(found, each, strict=True)]
+        rows.append(table_row(length, each))
+        say(f"{length} tokens: perplexity {rows[-1]['value']:.3f}")
+        curve = by_position(section, losses, length)  # that of the longest window, the last, is kept
+    write_jsonl(work / "data" / "documents.jsonl", losses_of)
+    return {"policy": policy.parent.name, "rows": rows, "positions": curve}
+
+
+def documents(section: Lengths, tokenizer, data: Path, length: int) -> list[tuple[str, list[int]]]:
+    """(id, tokens with BOS) of held-out long documents: those made for this length, cut to it; where documents have no
+    length of their own, those that reach the longest window, whole. Raises UserError where there is none."""
+    file = data.parent / "data" / "long" / "test.jsonl"
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    found = []
+    for row in read_jsonl(file) if file.is_file() else []:
+        if "answer" in row or row.get("length", length) != length or len(found) == section.documents:
+            continue
+        ids = [begin, *tokenizer(row["text"], add_special_tokens=False).input_ids]
+        if "length" in row:
+            ids = ids[:length]
+        if len(ids) >= (length if "length" in row else max(section.tokens)):
+            found.append((row["id"], ids))
+    if not found:
+        raise UserError(f"lengths: {file} has no held-out document of {length} tokens; see prepare.long")
+    return found
+
+
+def window_losses(section: Lengths, model, ids: list[int], length: int) -> list[float]:
+    """Loss in nats of each token but the first, in a window of `length` tokens that slides over the document.
+
+    The first window counts whole; each further one ends `stride` windows later and counts the tokens that are new.
+    """
+    import torch
+
+    step = max(1, int(length * section.stride))
+    ends = [length]
+    while ends[-1] < len(ids):
+        ends.append(min(ends[-1] + step, len(ids)))
+    losses: list[float] = []
+    for first in range(0, len(ends), section.batch_size):
+        part = ends[first : first + section.batch_size]
+        windows = torch.tensor([ids[end - length : end] for end in part], device=model.device)
+        with torch.no_grad():
+            logits = model(windows, use_cache=False).logits[:, -length:-1].float()  # virtual tokens come first
+        found = torch.nn.functional.cross_entropy(logits.transpose(1, 2), windows[:, 1:], reduction="none")
+        for end, known in zip(part, found.tolist(), strict=True):
+            losses += known[length - 1 - (end - 1 - len(losses)) :]
+    return losses
+
+
+def table_row(length: int, losses: list[float]) -> dict:
+    """Perplexity per token, exp of the mean loss over documents; its standard error by the delta method."""
+    mean, error = mean_stderr(losses)
+    value = math.exp(mean)
+    stderr = None if error is None else value * error
+    row = {"task": f"long_text_{length}", "metric": "perplexity", "value": value, "stderr": stderr}
+    return row | {"n": len(losses), "higher_is_better": False}
+
+
+def by_position(section: Lengths, losses: list[list[float]], length: int) -> list[dict]:
+    """Mean loss of the first window's tokens in equal parts of it, with standard errors over documents."""
+    edges = [round(part * (length - 1) / section.buckets) for part in range(section.buckets + 1)]
+    found = []
+    for start, stop in itertools.pairwise(edges):
+        means = [sum(known[start:stop]) / (stop - start) for known in losses if stop > start]
+        if means:
+            mean, error = mean_stderr(means)
+            found.append({"from": start + 1, "to": stop, "loss": mean, "stderr": error})
+    return found

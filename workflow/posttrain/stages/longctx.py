@@ -1,0 +1,172 @@
+"""A longer context: RoPE's frequencies rescaled (position interpolation and its rivals), tuned on long documents.
+
+python -m posttrain longctx --config results/NAME/longctx/config.yaml --data results/NAME/prepare/manifest.json \
+    --base results/NAME/base/manifest.json --policy results/NAME/sft/manifest.json \
+    --output results/NAME/longctx/manifest.json
+
+An adapter cannot carry positions, so the artifact is a whole model, which transformers and lm-eval read correctly by
+themselves. The mathematics is in `maths/rope.py`.
+"""
+
+import math
+from pathlib import Path
+
+from posttrain import policy as policies
+from posttrain import positions
+from posttrain.adapters import NF4
+from posttrain.config import Longctx
+from posttrain.errors import UserError
+from posttrain.files import read_jsonl
+from posttrain.progress import say
+
+
+def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, checkpoints: Path) -> dict:
+    """Write `work/model`, a whole model, and return its metrics."""
+    from posttrain import training
+
+    model, tokenizer, measured = rescaled(section, base, policy, work / ".rescaled")
+    context = positions.contract(model.config, tokenizer.model_max_length)["context"]
+    tokenizer.model_max_length = context
+    training.seed_everything(section.seed)
+    rows = {side: documents(section, tokenizer, data, side, context) for side in ("train", "test")}
+    adapted = with_adapter(section, model)
+    trainer = trainer_of(section, adapted, rows, checkpoints)
+    before = trainer.evaluate()["eval_loss"]
+    if section.tuning != "none":
+        trainable = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+        say(f"{section.method} x{section.factor:g}: {trainable:,} trainable parameters, {len(rows['train']):,} rows")
+        training.run(trainer, checkpoints)
+    after = trainer.evaluate()["eval_loss"]
+    if not math.isfinite(after):
+        raise UserError(f"longctx: the held-out loss is {after} after tuning ({before} before): lower learning_rate")
+    merged, difference = whole(section, adapted, work / ".rescaled", work / ".adapter")
+    merged.save_pretrained(work / "model")
+    tokenizer.save_pretrained(work / "model")
+    policies.save_contract(work / "model", "weights", tokenizer, merged.config)
+    summary = {"context": context, "perplexity_before": math.exp(before), "perplexity": math.exp(after)}
+    certificates = {"merge_difference": difference, "policy_merge_difference": measured}
+    return {
+        "summary": summary | {key: value for key, value in certificates.items() if value is not None},
+        "history": training.history(trainer),
+    }
+
+
+def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
+    """The policy with the new positions, from a copy of it in `folder`: (model, tokenizer, its merge's difference).
+
+    Raises UserError where its adapter cannot be merged, or where it has no RoPE.
+    """
+    contract = policies.load_contract(policy)
+    if contract["method"] not in (*policies.MERGEABLE, "weights"):
+        raise UserError(f"longctx: {policy}: {contract['method']} tuning cannot be merged")
+    model, tokenizer = policies.load(policy, base)
+    measured = policies.certify_merge(policy, base, model) if contract["method"] in policies.MERGEABLE else None
+    positions.rescale(model.config, section.method, section.factor)
+    model.save_pretrained(folder)
+    return reload(folder, NF4 if section.tuning == "qlora" else None), tokenizer, measured
+
+
+def reload(folder: Path, quantization: dict | None):
+    """A whole model of ours as its configuration has it: positions changed after loading would do nothing."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from posttrain import parallel
+
+    options = {"quantization_config": policies.quantization_config(quantization)} if quantization else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **options)
+    if quantization:
+        policies.keep_quantized_weights(model)
+    return model.to(parallel.device())
+
+
+def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) -> list[dict]:
+    """Rows of `context` tokens: each the beginning of a document, or with `packing` documents one after another.
+
+    Raises UserError where there is none.
+    """
+    from posttrain.stages.base import blocks
+
+    file = data.parent / "data" / "long" / f"{side}.jsonl"
+    found = [row for row in read_jsonl(file)] if file.is_file() else []
+    found = [row for row in found if "answer" not in row and row.get("length", context) >= context]
+    if section.packing and found:
+        return blocks(tokenizer, found, context)
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    texts = [row["text"] for row in found]
+    encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+    rows = [{"input_ids": [begin, *ids][:context]} for ids in encoded if len(ids) + 1 >= context]
+    if not rows:
+        raise UserError(
+            f"longctx: none of {len(found)} documents in {file} has {context} tokens; give longer ones or set packing"
+        )
+    return rows
+
+
+def with_adapter(section: Longctx, model):
+    """The model, or an adapter on it; embeddings and norms are trained beside it as modules of their own."""
+    if section.tuning not in ("lora", "qlora"):
+        return model
+    import peft
+
+    from posttrain import training
+
+    beside = dense_modules(model) if section.embeddings_and_norms else None
+    config = peft.LoraConfig(
+        r=section.rank, lora_alpha=section.alpha, target_modules=section.target_modules, modules_to_save=beside,
+        ensure_weight_tying=model.config.tie_word_embeddings, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    adapted = peft.get_peft_model(model, config)
+    training.keep_adapters_exact(adapted)
+    return adapted
+
+
+def dense_modules(model) -> list[str]:
+    """Names of the embedding and of the norms: modules with weights of their own that no LoRA can be put on."""
+    import torch
+
+    kinds = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in kinds
+            if isinstance(module, torch.nn.Embedding) or "norm" in type(module).__name__.lower()
+        }
+    )
+
+
+def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
+    """transformers' trainer, every token predicted from those before it."""
+    from transformers import Trainer, TrainingArguments
+
+    from posttrain import training
+    from posttrain.stages.base import collate, optimizer
+
+    chosen = optimizer(section, model) if section.tuning == "full" else None
+    return Trainer(
+        model=model,
+        args=TrainingArguments(**training.arguments(section, checkpoints), remove_unused_columns=False),
+        train_dataset=rows["train"],
+        eval_dataset=rows["test"],
+        data_collator=collate,
+        optimizers=(chosen, None),
+    )
+
+
+def whole(section: Longctx, adapted, rescaled: Path, folder: Path) -> tuple:
+    """The tuned model without an adapter, and how far its merge is from the adapter on its weights (None: no merge).
+
+    A LoRA on quantised weights is merged into just those weights, dequantised. Raises UserError for another function.
+    """
+    if section.tuning not in ("lora", "qlora"):
+        return adapted, None
+    import peft
+
+    adapted.save_pretrained(folder)
+    model = reload(rescaled, NF4 if section.tuning == "qlora" else None)
+    if section.tuning == "qlora":
+        model = model.dequantize()
+    merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+    difference = policies.merge_difference(adapted, merged)
+    say(f"merged: logits differ by {difference:.1g} of the largest")
+    return merged, difference
