@@ -114,7 +114,7 @@ def made(campaign, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """No figures: for tests of everything else, which matplotlib would make slow."""
-    monkeypatch.setattr("posttrain.figures.figures", lambda rows, trained, frontier: [])
+    monkeypatch.setattr("posttrain.figures.figures", lambda rows, trained, frontier, positions: [])
 
 
 def table(output: Path) -> list[dict]:

@@ -45,6 +45,48 @@ def test_alignment_shares_what_is_equal(tmp_path):
     assert plan.judgement("three", "evaluate", "dpo") == "results/one/evaluate/dpo"
 
 
+LONG = "prepare: {world: {long: {}}}\nbase: {scratch: {context: 64}}\nlongctx: {}\nlengths: {tokens: [64, 256]}\n"
+
+
+def test_longer_contexts_share_what_is_equal(tmp_path):
+    plan = load(
+        tmp_path,
+        "experiments: [one, two, three]\n",
+        one=LONG,
+        two="extends: one\nlongctx: {method: yarn}\n",
+        three="extends: one\nsft: {}\nlongctx: {policy: sft}\n",
+    )
+    assert plan.policies("one") == ["base", "longctx"] and plan.policies("three") == ["base", "sft", "longctx"]
+    assert plan.upstream("one", "longctx") == ["prepare", "base"]
+    assert plan.upstream("three", "longctx") == ["prepare", "base", "sft"]
+    assert [plan.owner("two", stage) for stage in ("base", "longctx")] == ["one", "two"]
+    assert plan.judgement("two", "lengths", "base") == "results/one/lengths/base"
+    assert plan.judgement("two", "lengths", "longctx") == "results/two/lengths/longctx"
+    assert "lengths/sft" in plan.judgements_of("three")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LONG.replace("longctx: {}", "longctx: {policy: dpo}"), "longctx.policy: 'dpo' is not made here: set dpo"),
+        (LONG.replace("{long: {}}", "{}"), "longctx: has no long documents, trained on and held out"),
+        (LONG.replace("{long: {}}", "{}"), "lengths: has no held-out long documents"),
+        (LONG.replace("context: 64", "context: 64, positions: alibi"), "longctx.method: cannot be combined with base"),
+        (LONG.replace("context: 64", "context: 128"), "prepare.world.long: makes documents of 64 x 4"),
+        (LONG.replace("longctx: {}", "longctx: {factor: 8.0}"), "base.scratch.context x longctx.factor 64 x 8"),
+        (LONG.replace("longctx: {}", "longctx: {rank: 8}"), "longctx.rank: has no effect with tuning: full"),
+        (LONG.replace("longctx: {}", "longctx: {factor: 1.0}"), "longctx.factor: found 1.0"),
+        (
+            LONG.replace("longctx: {}", "sft: {method: prefix}\nlongctx: {policy: sft}"),
+            "longctx.policy: cannot follow sft.method: prefix",
+        ),
+        (LONG + "evaluate: {tasks: [{task: passkey_512}]}\n", "'passkey_512' is not made by prepare here"),
+    ],
+)
+def test_contradictions_of_longer_contexts(tmp_path, text, said):
+    assert said in problems(tmp_path, one=text)
+
+
 def test_a_child_may_do_without_the_stage_of_an_inherited_section(tmp_path):
     """Refused is only a section that the experiment's own file sets for nothing."""
     parent = ALIGNED + "reference: {batch_size: 8}\ncompare: {prompts: 8}\n"

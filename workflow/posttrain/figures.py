@@ -10,12 +10,12 @@ import re
 import warnings
 from collections.abc import Callable
 
-from posttrain.records import over_seeds, short
+from posttrain.records import over_seeds, short, wilson
 
 INK, PAPER, WARN = "#24292f", "#ffffff", "#c4432b"
 COLOURS = {"base": "#8c959f", "sft": "#3b82c4", "reward": "#a371d9", "ppo": "#d9822b", "dpo": "#3f9d63",
-           "best of n": "#57606a"}  # fmt: skip
-OTHERS = ("#9a6dd0", "#c2589a", "#3a9ea5", "#a58b2c")
+           "longctx": "#c2589a", "best of n": "#57606a"}  # fmt: skip
+OTHERS = ("#9a6dd0", "#b5495b", "#3a9ea5", "#a58b2c")
 WIDE = 3
 
 
@@ -24,13 +24,19 @@ HEALTH = {
     "clip_fraction": "clip fraction", "explained_variance": "explained variance", "eos_rate": "EOS rate",
     "length": "tokens an answer", "value_loss": "value loss", "policy_grad_norm": "policy gradient norm",
 }  # fmt: skip
+LINE = {"markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.7}
 SHOWN_OF_ANSWERS = ("gold_reward", "win_rate")  # the other metrics of `compare` stand in the table
 
 
-def figures(rows: list[dict], trained: list[dict], frontier: list[dict] = ()) -> list[dict]:
+LONG_TEXT = re.compile(r"long_text_(\d+)")
+PASSKEY = re.compile(r"passkey_(\d+)_depth_(\d+)")
+
+
+def figures(rows: list[dict], trained: list[dict], frontier: list[dict] = (), positions: list[dict] = ()) -> list[dict]:
     """What can be drawn, each as name, title, caption and `draw(columns)`; nothing is drawn yet."""
     found = []
     shown = [row for row in rows if row.get("judge") != "compare" or row["metric"] in SHOWN_OF_ANSWERS]
+    shown = [row for row in shown if not LONG_TEXT.fullmatch(row["task"]) and not PASSKEY.fullmatch(row["task"])]
     for number, (metric, group) in enumerate(task_groups(bars(shown))):
         title = metric + {True: ", higher is better", False: ", lower is better"}.get(group[0]["higher"], "")
         slug = re.sub(r"\W+", "-", metric)[:40]
@@ -48,6 +54,7 @@ def figures(rows: list[dict], trained: list[dict], frontier: list[dict] = ()) ->
         )
         drawn = {"caption": caption, "draw": drawer(reward_kl, list(frontier), "frontier")}
         found.append({"name": "frontier", "title": "Reward against KL"} | drawn)
+    found += long_figures(rows, list(positions))
     if judged := [artifact for artifact in trained if artifact.get("bins")]:
         caption = (
             "Share of pairs in which the reward model is right, by its confidence; the line is perfect calibration."
@@ -64,6 +71,25 @@ def figures(rows: list[dict], trained: list[dict], frontier: list[dict] = ()) ->
         caption = "Loss at each logged step; dots are the loss on held-out rows, where it was measured."
         drawn = {"caption": caption, "draw": drawer(training, curves, "training-curves")}
         found.append({"name": "training-curves", "title": "Training curves"} | drawn)
+    return found
+
+
+def long_figures(rows: list[dict], positions: list[dict]) -> list[dict]:
+    """Perplexity by length, loss by position and the passkey map, as far as they were measured."""
+    found = []
+    if texts := [row for row in rows if LONG_TEXT.fullmatch(row["task"])]:
+        caption = "Perplexity on held-out documents with long dependence, ± 1 standard error over documents."
+        drawn = {"caption": caption, "draw": drawer(by_length, texts, "long-perplexity")}
+        found.append({"name": "long-perplexity", "title": "Perplexity by length"} | drawn)
+    if positions:
+        caption = "Loss of a token by where it stands in the longest window, ± 1 standard error over documents."
+        drawn = {"caption": caption, "draw": drawer(by_position, positions, "long-positions")}
+        found.append({"name": "long-positions", "title": "Loss by position"} | drawn)
+    if keys := [row for row in rows if PASSKEY.fullmatch(row["task"])]:
+        caption = "Share of pass words that are told, by length of the text and depth of the statement in it, with the "
+        caption += "95 % Wilson interval."
+        drawn = {"caption": caption, "draw": drawer(passkey_map, keys, "long-passkey")}
+        found.append({"name": "long-passkey", "title": "Passkey retrieval"} | drawn)
     return found
 
 
@@ -232,10 +258,9 @@ def reward_kl(points: list[dict], columns: int):
                 axis.annotate(
                     point["label"], (point["kl"], point[kind]), (4, -9), textcoords="offset points", fontsize=7
                 )
-            shade, drawn = colour(label if several and name == "ppo" else name), axis.get_legend_handles_labels()[1]
-            look = {"markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.7}
-            look["label"] = None if label in drawn else cut(label, 34)
-            axis.errorbar(*place, **errors, fmt=style, color=shade, **look)
+            tint, drawn = colour(label if several and name == "ppo" else name), axis.get_legend_handles_labels()[1]
+            known = None if label in drawn else cut(label, 34)
+            axis.errorbar(*place, **errors, fmt=style, color=tint, label=known, **LINE)
         axis.set(xlabel="KL to SFT, nats an answer")
         axis.set_title({"gold_reward": "gold reward", "reward": "learned reward"}[kind], loc="left")
         axis.grid(color=INK, alpha=0.12, linewidth=0.6)
@@ -270,6 +295,80 @@ def health(history: list[dict], columns: int):
         axis.tick_params(length=0)
         axis.locator_params(nbins=4)
     return figure
+
+
+def by_length(rows: list[dict], columns: int):
+    """Perplexity against length, both logarithmic, a line for each policy."""
+    figure, axes = sheet(1, 1, height=3.2 if columns > 1 else 2.6, left=0.6, gap=0.5)
+    if columns > 1:
+        figure.set_figwidth(6.5)
+    lines: dict[str, list[dict]] = {}
+    for row in rows:
+        lines.setdefault(f"{row['experiment']} · {row['policy']}", []).append(row)
+    lengths = sorted({int(LONG_TEXT.fullmatch(row["task"]).group(1)) for row in rows})
+    for place, (label, line) in enumerate(lines.items()):
+        points = [(int(LONG_TEXT.fullmatch(row["task"]).group(1)), row["value"], row["stderr"] or 0) for row in line]
+        x, y, errors = zip(*sorted(point for point in points if math.isfinite(point[1])), strict=True)
+        axes[0].errorbar(x, y, yerr=errors, fmt="-o", color=shade(place), label=cut(label, 40), **LINE)
+    axes[0].set(xscale="log", yscale="log", xlabel="tokens", ylabel="perplexity")
+    axes[0].set_xticks(lengths, [str(length) for length in lengths], minor=False)
+    axes[0].minorticks_off()
+    axes[0].grid(color=INK, alpha=0.12, linewidth=0.6)
+    axes[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def by_position(curves: list[dict], columns: int):
+    """Loss against position, a line for each policy."""
+    figure, axes = sheet(1, 1, height=3.2 if columns > 1 else 2.6, left=0.6, gap=0.5)
+    if columns > 1:
+        figure.set_figwidth(6.5)
+    for place, curve in enumerate(curves):
+        x = [(part["from"] + part["to"]) / 2 for part in curve["parts"]]
+        y, errors = ([part[key] or 0 for part in curve["parts"]] for key in ("loss", "stderr"))
+        label = cut(f"{curve['experiment']} · {curve['policy']}", 40)
+        axes[0].errorbar(x, y, yerr=errors, fmt="-o", color=shade(place), label=label, **LINE)
+    axes[0].set(xlabel="position in the window", ylabel="loss, nats a token")
+    axes[0].grid(color=INK, alpha=0.12, linewidth=0.6)
+    axes[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def passkey_map(rows: list[dict], columns: int):
+    """A panel for each policy: lengths across, depths down; each cell with its share and interval."""
+    cells: dict[str, dict[tuple[int, int], dict]] = {}
+    for row in rows:
+        length, depth = map(int, PASSKEY.fullmatch(row["task"]).groups())
+        cells.setdefault(f"{row['experiment']} · {row['policy']}", {})[length, depth] = row
+    lengths, depths = (sorted({key[n] for known in cells.values() for key in known}) for n in (0, 1))
+    figure, axes = sheet(len(cells), columns, height=0.3 + 0.24 * len(depths), left=0.6, gap=0.45)
+    for place, (axis, (label, known)) in enumerate(zip(axes, cells.items(), strict=True)):
+        for (length, depth), row in known.items():
+            x, y = lengths.index(length), depths.index(depth)
+            axis.add_patch(plain_square(x, y, row["value"]))
+            low, high = wilson(row["value"], row["n"]) if row["n"] else (math.nan, math.nan)
+            text = f"{row['value']:.2f}  [{low:.2f}, {high:.2f}]"
+            axis.text(
+                x, y, text, ha="center", va="center", fontsize=6.5, color="#ffffff" if row["value"] > 0.5 else INK
+            )
+        axis.set(xlim=(-0.5, len(lengths) - 0.5), ylim=(len(depths) - 0.5, -0.5))
+        axis.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+        axis.set_yticks(range(len(depths)), [f"{depth} %" for depth in depths] if place % columns == 0 else [])
+        axis.tick_params(length=0)
+        axis.set_title(cut(label, 40), loc="left")
+    return figure
+
+
+def plain_square(x: int, y: int, share: float):
+    """A cell of a map, the darker the larger the share."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=COLOURS["sft"], alpha=0.06 + 0.94 * share, linewidth=0)
+
+
+def shade(place: int) -> str:
+    """The colour of a line among others that are told apart by their names only."""
+    return (*COLOURS.values(), *OTHERS)[place % (len(COLOURS) + len(OTHERS))]
 
 
 def cut(text: str, length: int) -> str:

@@ -31,6 +31,13 @@ def over_seeds(values: Iterable[float]) -> tuple[float, float | None]:
     return mean, None if stderr is None else stderr * math.sqrt(len(values))
 
 
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share of n questions, inside [0, 1] and not empty at 0 or 1 (Wilson 1927)."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def visible(text: object, keep: str = "") -> str:
     """Text that can hide nothing: control, bidi, zero-width and unpaired characters become ⟨U+202E⟩."""
     hidden = {c for c in str(text) if not (c in keep or c.isprintable() or unicodedata.category(c) == "Zs")}

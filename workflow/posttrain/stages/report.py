@@ -71,7 +71,8 @@ def read(artifact: dict, whole: dict[str, dict]) -> dict:
     metrics = artifact["metrics"]
     if policy:
         points = [frontier_point(entry) for entry in metrics.get("frontier", [])]
-        return artifact | {"rows": records.rows(artifact, whole[policy]), "frontier": points}
+        parts = [{key: part[key] and number(part[key], key) for key in part} for part in metrics.get("positions", [])]
+        return artifact | {"rows": records.rows(artifact, whole[policy]), "frontier": points, "positions": parts}
     if artifact["stage"] == "prepare":
         return artifact | {"card": card(metrics)}
     if artifact["stage"] == "fetch":
@@ -182,7 +183,12 @@ def draw(record: dict) -> list[dict]:
         for point in artifact.get("frontier", [])
         if point["series"] != "base"  # so far from the SFT policy that nothing else could be told apart
     ]
-    for figure in figures.figures(record["rows"], trained, points):
+    curves = [
+        {"experiment": artifact["experiment"], "policy": artifact["stage"].partition("/")[2], "parts": parts}
+        for artifact in record["artifacts"]
+        if (parts := artifact.get("positions"))
+    ]
+    for figure in figures.figures(record["rows"], trained, points, curves):
         try:
             drawn.append(figure | {"wide": figure["draw"](figures.WIDE), "narrow": figure["draw"](1)})
         except Exception as error:  # whatever matplotlib makes of odd numbers must not cost the table
