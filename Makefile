@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 run: setup
 	snakemake --cores all
+	@posttrain summary
 
 test: setup
 	pytest -n 2 --dist loadfile

@@ -30,6 +30,18 @@ def evaluate(data, policy, base, name, **section) -> dict:
     return {(row["task"], row["metric"]): row for row in read_json(output.parent / "metrics.json")["rows"]}
 
 
+def test_the_batch_changes_no_answer_of_a_prompt_tuned_policy(data, base):
+    """PEFT puts virtual tokens before the padding of a batch: questions of different lengths would get other answers."""
+    section = sft(method="prompt", steps=12, learning_rate=0.1, virtual_tokens=8)
+    policy = make("sft", section, Path("results/prompted/sft/manifest.json"), data=data, base=base)
+    said = {}
+    for size in (1, 16):
+        evaluate(data, policy, base, f"prompted-{size}", batch_size=size, tasks=[Task(task="world")])
+        folder = Path(f"results/prompted-{size}/evaluate/sft/data/samples")
+        said[size] = {file.name: [row["resps"] for row in read_jsonl(file)] for file in sorted(folder.iterdir())}
+    assert said[1] and said[1] == said[16]
+
+
 @pytest.fixture(scope="module")
 def rows(data, base, tuned) -> dict:
     return evaluate(data, tuned, base, "first")

@@ -68,16 +68,20 @@ def test_rows_given_for_evaluation_that_were_trained_on_are_refused(tmp_path, ca
         prepare(tmp_path, text=[text], sft=[train, leaking])
 
 
-def test_long_rows_are_dropped_or_cut_and_counted(tmp_path, cache):
+def test_long_rows_are_dropped_or_cut_named_and_counted(tmp_path, cache, capsys):
     path = tmp_path / "long.jsonl"
     rows = [{"prompt": f"say {n}", "completion": "word " * (400 if n == 3 else 2)} for n in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = [Source(path=text_file(tmp_path))]
     for policy, dropped, truncated in (("drop", 1, 0), ("cut", 0, 1)):
         manifest = prepare(tmp_path, text=text, sft=[Source(path=str(path))], max_tokens=100, long_rows=policy)
-        found = read_json(manifest.parent / "metrics.json")["tokens"]["sft"]
-        assert (found["dropped_too_long"], found["truncated"]) == (dropped, truncated)
-        assert found["max"] <= 100
+        metrics = read_json(manifest.parent / "metrics.json")
+        found = metrics["tokens"]["sft"]
+        assert found["truncated"] == truncated and found["max"] <= 100
+        counted = [entry["dropped"] for entry in metrics["sources"] if "too long" in entry["dropped"]]
+        assert counted == ([{"too long": 1}] if dropped else []), "the data card says so"
+        named = "1 of 20 sft rows are longer than prepare.max_tokens (100) and dropped: " + f"{path}:4 ("
+        assert (named in capsys.readouterr().err) == bool(dropped), "with file and line"
     kept = [row for side in ("train", "test") for row in read_jsonl(manifest.parent / f"data/sft/{side}.jsonl")]
     assert all(row["completion"].strip() for row in kept), "a cut row keeps reply tokens"
 

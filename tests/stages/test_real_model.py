@@ -93,3 +93,30 @@ def test_it_is_aligned_with_real_preferences(shared, home, file, tmp_path):
         rows = {row["metric"]: row for row in read_json(output.parent / "metrics.json")["rows"]}
         assert "gold_reward" not in rows and "reward" in rows, "no world, no gold"
         assert stage == "sft" or rows["win_rate"]["n"] >= 2
+
+
+def test_its_context_is_made_four_times_as_long(shared, home):
+    """stories260K was trained on 512 tokens: at 2,048 it fails beyond them, and no longer after interpolation."""
+    from posttrain.config import Lengths, Longctx
+
+    model = str(shared / "data/models/stories260K")
+    texts = [Source(path=str(shared / "data/text-tinystories-1k.jsonl"))]
+    section = Prepare(long=texts, tokenizer=Tokenizer(path=model), max_tokens=512, test_fraction=0.2)
+    data = make("prepare", section, Path("results/stories-long/prepare/manifest.json"))
+    base = make("base", Base(path=model), Path("results/stories-long/base/manifest.json"), data=data)
+    section = Longctx(
+        packing=True, steps=40, batch_size=4, micro_batch_size=1, learning_rate=1e-3, warmup_steps=4, seed=0,
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    longer = make("longctx", section, Path("results/stories-long/longctx/manifest.json"),
+                  data=data, base=base, policy=base)  # fmt: skip
+    contract = load_contract(longer)["positions"]
+    assert (contract["original_context"], contract["context"], contract["factor"]) == (512, 2048, 4.0)
+    judge, by_position = Lengths(tokens=[512, 2048], packing=True, documents=8, buckets=4, batch_size=2), {}
+    for name, manifest in (("base", base), ("longctx", longer)):
+        output = Path(f"results/stories-long/lengths/{name}/manifest.json")
+        made = make("lengths", judge, output, data=data, policy=manifest)
+        by_position[name] = [part["loss"] for part in read_json(made.parent / "metrics.json")["positions"]]
+    assert by_position["base"][3] > by_position["base"][0] + 1, "control: un-scaled it collapses"
+    assert by_position["longctx"][3] < by_position["base"][3] - 1
+    assert by_position["longctx"][3] < by_position["longctx"][0] + 0.1, "as good at the end as at the beginning"

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import html
 import html.parser
 import json
 import random
@@ -384,3 +385,49 @@ def test_a_browser_runs_nothing(made, tmp_path):
     assert "<title>The embedded world" in shown and own in Tags(shown).text
     (tmp_path / "control.html").write_text(f"<title>quiet</title>{hostile}")
     assert "<title>owned</title>" in opened(tmp_path / "control.html"), "the browser does run what is live"
+
+
+def test_the_page_shows_what_a_model_said_and_what_was_read_as_its_answer():
+    from posttrain.stages import report as stage
+
+    same = {"arguments": [["question", {}]], "target": "red", "exact_match": 0.0}
+    said = same | {"resps": [["go away!"]], "filtered_resps": ["[invalid]"]}
+    assert stage.answer(said, "exact_match")["answer"] == "go away!\n[read as the answer: [invalid]]"
+    assert stage.answer(same | {"resps": [["red"]], "filtered_resps": ["red"]}, "exact_match")["answer"] == "red"
+    rolling = same | {"resps": [["-113.969"]], "filtered_resps": ["-113.969"]}
+    assert stage.answer(rolling, "bits_per_byte")["answer"] == "log-likelihood -114.0"
+
+
+def test_the_page_names_the_command_for_its_own_campaign(campaign, made, tmp_path):
+    """Snakemake takes all that follows --configfile for files: the target stands before it."""
+    shutil.rmtree(tmp_path / "results/tiny-lora/sft")
+    text = (made()[1] / "index.html").read_text()
+    assert "<pre>make run</pre>" in text and "snakemake --cores 2 results/tiny-lora/sft/manifest.json\n" in text
+    campaign["configfile"] = "config/other one.yaml"
+    text = html.unescape((made()[1] / "index.html").read_text())
+    assert "<pre>snakemake --cores 2 --configfile 'config/other one.yaml'</pre>" in text
+    assert "snakemake --cores 2 results/tiny-lora/sft/manifest.json --configfile 'config/other one.yaml'" in text
+
+
+def test_figures_of_longer_contexts():
+    """Lines by length and by position, and a map with Wilson's interval in each cell."""
+    from posttrain import figures
+    from posttrain.records import wilson
+
+    same = {"experiment": "long", "policy": "longctx", "seed": 0, "judge": "evaluate", "group": False, "higher": True}
+    texts = [
+        same | {"task": f"long_text_{n}", "metric": "perplexity", "value": v, "stderr": 0.1, "n": 8}
+        for n, v in ((64, 2.0), (256, 40.0))
+    ]
+    keys = [
+        same | {"task": f"passkey_256_depth_{depth}", "metric": "exact_match", "value": v, "stderr": 0.0, "n": 40}
+        for depth, v in ((0, 1.0), (50, 0.25))
+    ]
+    parts = [{"from": 1, "to": 64, "loss": 2.0, "stderr": 0.1}, {"from": 65, "to": 255, "loss": 3.0, "stderr": None}]
+    curves = [{"experiment": "long", "policy": "longctx", "parts": parts}]
+    found = {figure["name"]: figure for figure in figures.figures([*texts, *keys], [], (), curves)}
+    assert set(found) == {"long-perplexity", "long-positions", "long-passkey"}, "and no bars of the same"
+    drawn = {name: figure["draw"](figures.WIDE) for name, figure in found.items()}
+    assert "0.25  [0.14, 0.40]" in drawn["long-passkey"] and "1.00  [0.91, 1.00]" in drawn["long-passkey"]
+    assert all("long · longctx" in svg for svg in drawn.values())
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4), "the textbook's"

@@ -174,6 +174,8 @@ def _sft(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "prepare.max_tokens", f"{longest} is longer than base.scratch.context ({base.scratch.context})"
     if sft.packing and base.scratch and base.scratch.positions == "alibi":
         yield "sft.packing", "cannot be combined with base.scratch.positions: alibi, which ignores where a row begins"
+    if sft.method in ("prefix", "prompt") and base.scratch and sft.virtual_tokens >= base.scratch.context:
+        yield "sft.virtual_tokens", f"{sft.virtual_tokens} leave no room in a context of {base.scratch.context}"
     if sft.method == "prefix" and sft.gradient_checkpointing:
         yield "sft.gradient_checkpointing", "cannot be combined with method: prefix (PEFT crashes)"
 

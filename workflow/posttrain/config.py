@@ -477,6 +477,8 @@ class Lengths(Section):
     """Lengths of the window, in tokens."""
     documents: Count = 64
     """Held-out documents for each length."""
+    packing: bool = False
+    """Put documents one after another and cut at the longest window: for texts that are shorter than it."""
     stride: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Documents longer than the window are gone through in steps of this share of it; each token counts once."""
     batch_size: Count = 16

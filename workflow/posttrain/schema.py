@@ -75,7 +75,9 @@ def kind(field) -> str:
     ):
         if name in text or getattr(field.annotation, "__name__", "") == name:
             if name == "Literal":
-                return " / ".join(f"`{value}`" for value in literals(field.annotation))
+                listed = "list of text, or " if "list" in text else ""
+                listed = "list of " if typing.get_origin(field.annotation) is list else listed
+                return listed + " / ".join(f"`{value}`" for value in literals(field.annotation))
             return ("list of " if "list" in text else "") + words + bounds(field)
     return "text"
 

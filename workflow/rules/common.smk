@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ os.environ.update(
 
 
 wildcard_constraints:
-    experiment="[a-z0-9][a-z0-9_-]*",
+    experiment="|".join(map(re.escape, PLAN.experiments)),
     policy="[a-z]+",
 
 
@@ -73,7 +74,8 @@ def local_files(stage):
 
 
 # The report is told of the campaign by a file under the name of its content, which a later edit cannot change.
-SUMMARY = canonical(PLAN.summary())
+CHOSEN = "" if FILES == ["config/config.yaml"] else str(FILES[0])
+SUMMARY = canonical(PLAN.summary() | {"configfile": CHOSEN})
 CAMPAIGN = (
     f".snakemake/campaigns/{hashlib.sha256(SUMMARY.encode()).hexdigest()[:16]}.json"
 )

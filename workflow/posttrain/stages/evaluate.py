@@ -54,8 +54,11 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
 
     from posttrain.policy import load_contract
 
-    longest = section.max_length or load_contract(policy)["positions"]["context"]
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=section.batch_size, max_length=longest)
+    contract = load_contract(policy)
+    longest = section.max_length or contract["positions"]["context"]
+    # PEFT puts virtual tokens before the padding of a batch, so that they stand farther off than in training.
+    batch_size = 1 if contract["method"] == "prompt" else section.batch_size
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
     templated = tokenizer.chat_template is not None if section.chat_template is None else section.chat_template
     template = digest(harness.chat_template(templated)) if templated else None
     refuse_other_template(template, policy)

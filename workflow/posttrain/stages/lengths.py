@@ -15,6 +15,7 @@ from posttrain.errors import UserError
 from posttrain.files import read_jsonl, write_jsonl
 from posttrain.progress import say
 from posttrain.records import mean_stderr
+from posttrain.stages.base import blocks
 
 
 def lengths(
@@ -38,12 +39,19 @@ def lengths(
 
 def documents(section: Lengths, tokenizer, data: Path, length: int) -> list[tuple[str, list[int]]]:
     """(id, tokens with BOS) of held-out long documents: those made for this length, cut to it; where documents have no
-    length of their own, those that reach the longest window, whole. Raises UserError where there is none."""
+    length of their own, those that reach the longest window, whole (with `packing`, several together as long as it).
+
+    Raises UserError where there is none.
+    """
     file = data.parent / "data" / "long" / "test.jsonl"
     begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     found = []
-    for row in read_jsonl(file) if file.is_file() else []:
-        if "answer" in row or row.get("length", length) != length or len(found) == section.documents:
+    rows = [row for row in read_jsonl(file) if "answer" not in row] if file.is_file() else []
+    if section.packing and rows:
+        packed = blocks(tokenizer, rows, max(section.tokens))[: section.documents]
+        return [(f"block {number}", block["input_ids"]) for number, block in enumerate(packed)]
+    for row in rows:
+        if row.get("length", length) != length or len(found) == section.documents:
             continue
         ids = [begin, *tokenizer(row["text"], add_special_tokens=False).input_ids]
         if "length" in row:
@@ -51,7 +59,9 @@ def documents(section: Lengths, tokenizer, data: Path, length: int) -> list[tupl
         if len(ids) >= (length if "length" in row else max(section.tokens)):
             found.append((row["id"], ids))
     if not found:
-        raise UserError(f"lengths: {file} has no held-out document of {length} tokens; see prepare.long")
+        raise UserError(
+            f"lengths: {file} has no held-out document of {max(section.tokens)} tokens; set lengths.packing"
+        )
     return found
 
 

@@ -14,6 +14,7 @@ from posttrain.files import write_jsonl
 from posttrain.progress import say
 
 TRAINED = ("text", "long", "sft", "preference")  # what training stages read; each has a train and a test side
+NAMED = 5  # rows of one kind of defect that are named; all are counted
 WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
 
 
@@ -36,8 +37,8 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: list[Path]
     choices = without_repeats(choices, "choices", cards)
     separate(sides, cards, given + choices)
     tokenizer = make_tokenizer(section, sides, list(fetched))
-    lengths = {task: limit_length(section, tokenizer, task, sides[task]) for task in ("sft", "preference")}
-    refuse_empty(section, sides, lengths)
+    lengths = {task: limit_length(section, tokenizer, task, sides[task], cards) for task in ("sft", "preference")}
+    refuse_empty(section, sides, cards)
     prove(tokenizer, sides["sft"])
     folder = work / "data"
     for task in TRAINED:
@@ -209,22 +210,31 @@ def load_tokenizer(hub: HubModel | None, path: str | None, fetched: list[Path]):
     return tokenizer
 
 
-def limit_length(section: Prepare, tokenizer, task: str, sides: dict) -> dict:
-    """Drop or cut rows longer than `max_tokens`, on both sides; returns lengths and counts for the data card."""
-    lengths, dropped, truncated = [], 0, 0
+def limit_length(section: Prepare, tokenizer, task: str, sides: dict, cards: list) -> dict:
+    """Drop or cut rows longer than `max_tokens`, on both sides; says which, and returns lengths for the data card."""
+    lengths, dropped, truncated = [], [], 0
+    total = sum(map(len, sides.values()))
     for side, found in sides.items():
         kept = []
         for row in found:
-            if length(tokenizer, row) > section.max_tokens:
-                row = cut(tokenizer, row, section.max_tokens) if section.long_rows == "cut" else None
-                dropped += row is None
-                truncated += row is not None
-            if row is not None:
-                kept.append(row)
-                lengths.append(length(tokenizer, row))
+            if (tokens_in := length(tokenizer, row)) > section.max_tokens:
+                shorter = cut(tokenizer, row, section.max_tokens) if section.long_rows == "cut" else None
+                if shorter is None:
+                    dropped.append(f"{row['source']} ({tokens_in:,} tokens)")
+                    continue
+                truncated, row = truncated + 1, shorter
+            kept.append(row)
+            lengths.append(length(tokenizer, row))
         sides[side] = kept
+        if found and not kept:
+            say(f"warning: no {side} row of {task} is left")
+    if dropped:
+        shown = ", ".join(dropped[:NAMED]) + (", ..." if len(dropped) > NAMED else "")
+        limit = f"longer than prepare.max_tokens ({section.max_tokens})"
+        say(f"warning: {len(dropped):,} of {total:,} {task} rows are {limit} and dropped: {shown}")
+        cards.append(card(f"{task}, longer than max_tokens", task, {"too long": len(dropped)}))
     if not lengths:
-        return {"dropped_too_long": dropped} if dropped else {}
+        return {}
     lengths.sort()
     return {
         "min": lengths[0],
@@ -232,17 +242,16 @@ def limit_length(section: Prepare, tokenizer, task: str, sides: dict) -> dict:
         "p95": lengths[int(0.95 * (len(lengths) - 1))],
         "max": lengths[-1],
         "truncated": truncated,
-        "dropped_too_long": dropped,
     }
 
 
-def refuse_empty(section: Prepare, sides: dict, lengths: dict) -> None:
+def refuse_empty(section: Prepare, sides: dict, cards: list) -> None:
     """Raise UserError for a kind of data that was asked for and of which no training row is left."""
     for task in TRAINED:
         asked = any(source.use != "test" for source in getattr(section, task))
         asked |= section.world is not None and (task != "long" or section.world.long is not None)
         if asked and not sides[task]["train"]:
-            long = lengths.get(task, {}).get("dropped_too_long", 0)
+            long = sum(entry["dropped"].get("too long", 0) for entry in cards if entry["task"] == task)
             raise UserError(
                 f"prepare.{task}: no training row is left ({long} longer than max_tokens {section.max_tokens})"
             )

@@ -157,11 +157,29 @@ def answer(sample: dict, metric: str) -> dict:
         return {key: shorten(text) for key, text in shown.items()} | {"score": scores[0] if scores else None}
     arguments = sample["arguments"]
     first = arguments["gen_args_0"]["arg_0"] if isinstance(arguments, dict) else arguments[0][0]
-    given = sample.get("filtered_resps") or sample.get("resps") or [""]
+    said, found = (innermost(sample.get(key)) for key in ("resps", "filtered_resps"))
     keys = (metric.partition(",")[0], "exact_match", "acc")
     scores = [sample[key] for key in keys if isinstance(sample.get(key), int | float)]
-    texts = {"prompt": first, "expected": sample.get("target", ""), "answer": given[0]}
+    texts = {"prompt": first, "expected": sample.get("target", ""), "answer": spoken(said, found)}
     return {key: shorten(text) for key, text in texts.items()} | {"score": scores[0] if scores else None}
+
+
+def innermost(responses: object) -> object:
+    """The first response of lm-eval's nested lists."""
+    while isinstance(responses, list) and responses:
+        responses = responses[0]
+    return responses
+
+
+def spoken(said: object, found: object) -> object:
+    """What the model said, and what the task's filter took for its answer, where that is something else."""
+    try:
+        return f"log-likelihood {short(float(said))}"
+    except (TypeError, ValueError):
+        pass
+    if not said or found in (None, said, ""):
+        return said or found or ""
+    return f"{said}\n[read as the answer: {found}]"
 
 
 def shorten(text: object) -> str:
@@ -218,9 +236,19 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
         record,
         side=side_by_side(record["artifacts"]),
         title=visible(campaign["title"]),
+        again=lambda target: again(target, campaign.get("configfile", "")),
         experiments=list(experiments.values()),
         figures=drawn,
     )
+
+
+def again(target: str, configfile: str) -> str:
+    """The command that makes an artifact, or without one everything, of this campaign. The target comes first:
+    Snakemake takes all that follows `--configfile` for files of the config."""
+    if not target and not configfile:
+        return "make run"
+    words = ["snakemake", "--cores", "2", *([target] if target else [])]
+    return shlex.join([*words, *(["--configfile", configfile] if configfile else [])])
 
 
 ANSWERS = ("gold_reward", "reward", "win_rate", "kl_to_sft", "length", "eos_rate", "distinct_2", "distinct_answers")
