@@ -31,7 +31,7 @@ def evaluate(data, policy, base, name, **section) -> dict:
 
 
 def test_the_batch_changes_no_answer_of_a_prompt_tuned_policy(data, base):
-    """PEFT puts virtual tokens before the padding of a batch: questions of different lengths would get other answers."""
+    """PEFT puts virtual tokens before the padding of a batch: there, shorter questions would get other answers."""
     section = sft(method="prompt", steps=12, learning_rate=0.1, virtual_tokens=8)
     policy = make("sft", section, Path("results/prompted/sft/manifest.json"), data=data, base=base)
     said = {}

@@ -284,6 +284,22 @@ def test_overrides_replace_keys_of_the_campaign(tmp_path):
         campaign.load(path, {"experiments": ["../two"]})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "silent"),
+    [
+        ("evaluate: {tasks: [{tsk: gsm8k}]}\n", "evaluate.tasks: is empty"),
+        ("base: {hub: {id: 'a b', revision: main}}\n", "base: exactly one of"),
+    ],
+)
+def test_a_bad_item_or_a_missing_key_hides_no_contradiction(tmp_path, wrong, silent):
+    """Told at once; and nothing is told of what was left out to find it."""
+    text = "prepare: {world: {}}\nsft: {method: full, rank: 4, steps: 10, warmup_steps: 50}\n"
+    text += wrong if "base:" in wrong else wrong + "base: {scratch: {}}\n"
+    said = problems(tmp_path, one=text)
+    assert "sft.rank: has no effect with method: full" in said and "sft.warmup_steps: 50 is more than steps" in said
+    assert ("tsk" in said or "base.hub.id" in said) and silent not in said
+
+
 def test_a_wrong_type_does_not_hide_a_contradiction(tmp_path):
     said = problems(tmp_path, one=GOOD.replace("{method: qlora}", "{method: prefix, rank: 3, steps: x}"))
     assert "sft.steps" in said and "sft.rank: has no effect with method: prefix" in said

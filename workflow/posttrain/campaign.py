@@ -305,7 +305,9 @@ def _experiments(layers: dict, problems: list) -> dict[str, Experiment]:
             continue
         values, places = _merge(chain)
         known = len(problems)
-        experiment = validated(Experiment, values, places, problems) or _without_mistakes(values)
+        experiment, dropped = validated(Experiment, values, places, problems), []
+        if experiment is None:
+            experiment, dropped = _without_mistakes(values)
         if experiment is None:
             continue
         found = list(checks.contradictions(experiment))
@@ -317,10 +319,16 @@ def _experiments(layers: dict, problems: list) -> dict[str, Experiment]:
                     found.append((key, f"there is no {file} (looked for in {Path.cwd()})"))
                 elif set(str(file)) & set("{}<>"):
                     found.append((key, f"{file}: Snakemake reads {{ }} < > in a path as its own; rename it"))
+        found = [(key, said) for key, said in found if not any(_related(key, gone) for gone in dropped)]
         problems += [f"{_place(places, key)}: {key}: {message}" for key, message in found]
         if len(problems) == known:
             experiments[name] = resolved
     return experiments
+
+
+def _related(key: str, other: str) -> bool:
+    """Whether one dotted key is the other, or holds it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _chain(name: str, layers: dict, problems: list) -> list[settings.Settings] | None:
@@ -407,23 +415,35 @@ def validated(model: type[Section], values: dict, places: dict, problems: list):
     return None
 
 
-def _without_mistakes(values: dict) -> Experiment | None:
-    """The experiment less the keys whose values are wrong, so that its contradictions are told in the same breath."""
-    try:
-        return Experiment.model_validate(values)
-    except ValidationError as error:
-        for mistake in error.errors(include_url=False):
-            *above, last = mistake["loc"]
-            holder = values
-            for part in above:
-                holder = holder.get(part) if isinstance(holder, dict) else None
-            if not isinstance(holder, dict) or last not in holder:
-                return None
-            del holder[last]
-    try:
-        return Experiment.model_validate(values)
-    except ValidationError:
-        return None
+def _without_mistakes(values: dict) -> tuple[Experiment | None, list[str]]:
+    """The experiment less what is wrong in it, so that its contradictions are told in the same breath; and the dotted
+    keys that were left out, of which nothing more can be said."""
+    dropped: list[str] = []
+    for _ in range(8):  # a section without a key that it must have goes in the next round
+        try:
+            return Experiment.model_validate(values), dropped
+        except ValidationError as error:
+            for mistake in error.errors(include_url=False):
+                path = mistake["loc"][:-1] if mistake["type"] == "missing" else mistake["loc"]
+                if not (gone := _drop(values, list(path))):
+                    return None, dropped
+                dropped.append(gone)
+    return None, dropped
+
+
+def _drop(values: dict, path: list) -> str:
+    """Delete a key, or the key that holds the list that a mistake is in; returns it dotted, "" where there is none."""
+    holder, place = values, []
+    for part in path:
+        if not isinstance(holder, dict) or part not in holder:
+            break
+        place.append((holder, part))
+        holder = holder[part]
+    if not place:
+        return ""
+    owner, key = place[-1]
+    del owner[key]
+    return ".".join(str(part) for _, part in place)
 
 
 def _explain(model: type[Section], mistake: dict, places: dict) -> str:
