@@ -41,7 +41,7 @@ def snakemake(project: Path, *arguments: str, **environment) -> subprocess.Compl
     )
 
 
-WHOLE = "experiments=[mini,mini-lora,mini-align,mini-dpo]"
+WHOLE = "experiments=[mini,mini-lora,mini-align,mini-dpo,mini-long]"
 
 
 def jobs(said: str) -> dict[str, str]:
@@ -73,7 +73,7 @@ def test_a_failed_experiment_does_not_withhold_the_others(project, failed):
     assert "partial" in page.lower() and "results/mini-broken/base" in page and "did not learn" in page
     assert not (report / "manifest.json").exists(), "a partial report is never taken for a result"
     rows = list(csv.DictReader((report / "table.csv").open()))
-    assert {row["experiment"] for row in rows} == {"mini", "mini-lora", "mini-align", "mini-dpo"}
+    assert {row["experiment"] for row in rows} == {"mini", "mini-lora", "mini-align", "mini-dpo", "mini-long"}
 
 
 def test_its_text_is_inert_in_the_page(project, failed):
@@ -102,6 +102,10 @@ def test_the_table(project, finished):
     assert benchmarked == expected | {("mini-dpo", "dpo")}, "what is shared stands there once"
     compared = {(row["experiment"], row["policy"]) for row in rows if row["metric"] == "kl_to_sft"}
     assert compared == {("mini-align", policy) for policy in ("base", "sft", "ppo", "dpo")} | {("mini-dpo", "dpo")}
+    long = {(row["policy"], row["task"]) for row in rows if row["experiment"] == "mini-long"}
+    for policy in ("base", "longctx"):
+        tasks = {"passkey_256", "passkey_256_depth_50", "long_text_64", "long_text_256"}
+        assert tasks <= {task for name, task in long if name == policy}
     assert all(row["metric"] == "exact_match" for row in rows if row["task"].startswith("world"))
     assert (project / "results/report/manifest.json").exists()
     assert "world" in finished.stdout and "results/report/index.html" in finished.stdout, "the last lines"

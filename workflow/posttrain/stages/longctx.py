@@ -137,13 +137,13 @@ def dense_modules(model) -> list[str]:
 
 def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
     """transformers' trainer, every token predicted from those before it."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     from posttrain import training
     from posttrain.stages.base import collate, optimizer
 
     chosen = optimizer(section, model) if section.tuning == "full" else None
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=TrainingArguments(**training.arguments(section, checkpoints), remove_unused_columns=False),
         train_dataset=rows["train"],
@@ -151,6 +151,8 @@ def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
         data_collator=collate,
         optimizers=(chosen, None),
     )
+    trainer.remove_callback(PrinterCallback)  # the first evaluation would print a dict
+    return trainer
 
 
 def whole(section: Longctx, adapted, rescaled: Path, folder: Path) -> tuple:
