@@ -262,3 +262,18 @@ def test_short_documents_are_refused_unless_packed(data, base, home):
     ):
         make("longctx", longctx(packing=False, factor=16.0), Path("results/too-long/longctx/manifest.json"),
              data=data, base=base, policy=base)  # fmt: skip
+
+
+def test_gradient_checkpointing_changes_nothing(data, base):
+    """On a quantised model with an adapter, where it is easily without any gradient."""
+    from safetensors.torch import load_file
+
+    made = {}
+    for saving in (False, True):
+        section = longctx(tuning="qlora", rank=4, alpha=8.0, steps=2, gradient_checkpointing=saving)
+        output = Path(f"results/saving-{saving}/longctx/manifest.json")
+        made[saving] = load_file(make("longctx", section, output, data=data, base=base, policy=base).parent / WEIGHTS)
+    own = policy.load_weights(base, {"double_quantization": True, "compute": "float32"}).dequantize().state_dict()
+    key = "model.layers.0.self_attn.q_proj.weight"
+    assert (made[True][key] - own[key]).abs().max() > 1e-4, "the adapter learned"
+    assert max((made[True][key] - made[False][key]).abs().max() for key in made[True]) < 1e-5
