@@ -518,7 +518,7 @@ def test_hub_rows_with_null_columns_and_other_names():
 
 
 def test_unknown_task_and_format():
-    with pytest.raises(UserError, match="task 'dpo' is unknown; allowed: text, sft"):
+    with pytest.raises(UserError, match="task 'dpo' is unknown; allowed: text, long, sft"):
         rows.read_rows([], "made", "dpo")
     with pytest.raises(UserError, match="format 'kto' is not read for task sft; allowed: auto, messages"):
         rows.read_rows([], "made", "sft", "kto")
