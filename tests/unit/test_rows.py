@@ -522,7 +522,7 @@ def test_unknown_task_and_format():
         rows.read_rows([], "made", "dpo")
     with pytest.raises(UserError, match="format 'kto' is not read for task sft; allowed: auto, messages"):
         rows.read_rows([], "made", "sft", "kto")
-    assert set(formats.FORMATS) == {"text", "sft", "preference", "kto", "eval"}
+    assert set(formats.FORMATS) == {"text", "long", "sft", "preference", "kto", "eval"}
 
 
 # Odd characters
