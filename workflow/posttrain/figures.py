@@ -16,6 +16,7 @@ INK, PAPER, WARN = "#24292f", "#ffffff", "#c4432b"
 COLOURS = {"base": "#8c959f", "sft": "#3b82c4", "reward": "#a371d9", "ppo": "#d9822b", "dpo": "#3f9d63",
            "longctx": "#c2589a", "best of n": "#57606a"}  # fmt: skip
 OTHERS = ("#9a6dd0", "#b5495b", "#3a9ea5", "#a58b2c")
+LINES = ("#57606a", "#3b82c4", "#d9822b", "#3f9d63", "#c2589a", "#8c6d1f", "#7a5cc9", "#3a9ea5", "#c4432b", "#9aa3ad")
 WIDE = 3
 
 
@@ -300,8 +301,7 @@ def health(history: list[dict], columns: int):
 def by_length(rows: list[dict], columns: int):
     """Perplexity against length, both logarithmic, a line for each policy."""
     figure, axes = sheet(1, 1, height=3.2 if columns > 1 else 2.6, left=0.6, gap=0.5)
-    if columns > 1:
-        figure.set_figwidth(6.5)
+    figure.set_figwidth(8 if columns > 1 else 4.2)
     lines: dict[str, list[dict]] = {}
     for row in rows:
         lines.setdefault(f"{row['experiment']} · {row['policy']}", []).append(row)
@@ -313,25 +313,37 @@ def by_length(rows: list[dict], columns: int):
     axes[0].set(xscale="log", yscale="log", xlabel="tokens", ylabel="perplexity")
     axes[0].set_xticks(lengths, [str(length) for length in lengths], minor=False)
     axes[0].minorticks_off()
-    axes[0].grid(color=INK, alpha=0.12, linewidth=0.6)
-    axes[0].legend(frameon=False, fontsize=7)
+    axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    key_beside(figure, axes[0], columns)
     return figure
 
 
 def by_position(curves: list[dict], columns: int):
     """Loss against position, a line for each policy."""
     figure, axes = sheet(1, 1, height=3.2 if columns > 1 else 2.6, left=0.6, gap=0.5)
-    if columns > 1:
-        figure.set_figwidth(6.5)
+    figure.set_figwidth(8 if columns > 1 else 4.2)
     for place, curve in enumerate(curves):
         x = [(part["from"] + part["to"]) / 2 for part in curve["parts"]]
         y, errors = ([part[key] or 0 for part in curve["parts"]] for key in ("loss", "stderr"))
         label = cut(f"{curve['experiment']} · {curve['policy']}", 40)
         axes[0].errorbar(x, y, yerr=errors, fmt="-o", color=shade(place), label=label, **LINE)
     axes[0].set(xlabel="position in the window", ylabel="loss, nats a token")
-    axes[0].grid(color=INK, alpha=0.12, linewidth=0.6)
-    axes[0].legend(frameon=False, fontsize=7)
+    key_beside(figure, axes[0], columns)
     return figure
+
+
+def key_beside(figure, axis, columns: int) -> None:
+    """A grid, and the key beside the drawing, or above it on a phone: lines may run anywhere."""
+    axis.grid(color=INK, alpha=0.12, linewidth=0.6)
+    axis.tick_params(length=0)
+    if columns > 1:
+        figure.subplots_adjust(right=0.66)
+        axis.legend(frameon=False, fontsize=7.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        return
+    lines = len(axis.get_legend_handles_labels()[1])
+    figure.set_figheight(figure.get_figheight() + 0.16 * lines)
+    figure.subplots_adjust(top=1 - (0.25 + 0.16 * lines) / figure.get_figheight())
+    axis.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(-0.1, 1.0))
 
 
 def passkey_map(rows: list[dict], columns: int):
@@ -368,7 +380,7 @@ def plain_square(x: int, y: int, share: float):
 
 def shade(place: int) -> str:
     """The colour of a line among others that are told apart by their names only."""
-    return (*COLOURS.values(), *OTHERS)[place % (len(COLOURS) + len(OTHERS))]
+    return LINES[place % len(LINES)]
 
 
 def cut(text: str, length: int) -> str:
