@@ -394,7 +394,9 @@ def test_the_page_shows_what_a_model_said_and_what_was_read_as_its_answer():
     said = same | {"resps": [["go away!"]], "filtered_resps": ["[invalid]"]}
     assert stage.answer(said, "exact_match")["answer"] == "go away!\n[read as the answer: [invalid]]"
     assert stage.answer(same | {"resps": [["red"]], "filtered_resps": ["red"]}, "exact_match")["answer"] == "red"
-    rolling = same | {"resps": [["-113.969"]], "filtered_resps": ["-113.969"]}
+    number = same | {"resps": [["42"]], "filtered_resps": ["42"]}
+    assert stage.answer(number, "exact_match")["answer"] == "42", "a number that was said is an answer"
+    rolling = same | {"arguments": [["a whole text"]], "resps": [["-113.969"]], "filtered_resps": ["-113.969"]}
     assert stage.answer(rolling, "bits_per_byte")["answer"] == "log-likelihood -114.0"
 
 

@@ -174,6 +174,7 @@ def test_a_good_campaign_loads(tmp_path):
         (GOOD.replace("{method: qlora}", "{learning_rate: .nan}"), ["sft.learning_rate"]),
         (GOOD.replace("{method: qlora}", "{method: prefix, rank: 4}"), ["sft.rank", "no effect with method: prefix"]),
         (GOOD.replace("{method: qlora}", "{method: prompt, packing: true}"), ["sft.packing", "no effect"]),
+        (GOOD.replace("{method: qlora}", "{method: prompt, virtual_tokens: 300}"), ["virtual_tokens", "no room"]),
         (GOOD.replace("{method: qlora}", "{max_length: 16}"), ["sft.max_length", "16", "prepare.max_tokens (128)"]),
         (GOOD.replace("{method: qlora}", "{batch_size: 6, micro_batch_size: 4}"), ["sft.micro_batch_size", "divide"]),
         (GOOD.replace("{method: qlora}", "{method: prefix, gradient_checkpointing: true}"), ["gradient_checkpointing"]),

@@ -209,3 +209,22 @@ def test_a_campaigns_file_means_the_same_to_snakemake(project, tmp_path):
     done = snakemake(project, "-n", *MINI, "--config", "experiments=mini", "titel=x")
     assert done.returncode == 2
     assert "--config: experiments: found 'mini'" in done.stderr and "--config: titel: unknown key" in done.stderr
+
+
+def test_a_target_of_no_experiment_is_refused_without_a_traceback(project, finished):
+    wrong = snakemake(project, "-n", "results/nosuch/sft/manifest.json", *MINI)
+    said = wrong.stdout + wrong.stderr
+    assert wrong.returncode != 0 and "MissingRuleException" in said and "Traceback" not in said
+    right = snakemake(project, "-n", "results/mini/sft/manifest.json", *MINI)
+    assert right.returncode == 0, "control"
+
+
+def test_make_prints_the_table_even_where_nothing_is_to_be_done(project, finished, root):
+    """`make run` prints it itself, and has Snakemake leave it out: once, either way."""
+    again = snakemake(project, "--cores", "2", *MINI, "--config", WHOLE)
+    assert "Nothing to be done" in again.stderr and "results/report/index.html" not in again.stdout
+    (project / "results/report/manifest.json").unlink()
+    later = snakemake(project, "--cores", "2", *MINI, "--config", WHOLE, POSTTRAIN_SUMMARY="later")
+    assert later.returncode == 0 and "report: results/report/index.html" not in later.stdout
+    recipe = (root / "Makefile").read_text().split("\nrun:")[1].split("\n\n")[0]
+    assert "POSTTRAIN_SUMMARY=later snakemake" in recipe and "posttrain summary" in recipe

@@ -27,13 +27,8 @@ RESERVED = (
 )  # folders of results/ that no experiment may be called after
 # What pydantic says in Python's words, for a person who writes YAML.
 PLAIN = {"bool_type": "it should be true or false", "model_type": "it should be a section of `key: value` lines"}
-POLICIES = (
-    "base",
-    "sft",
-    "ppo",
-    "dpo",
-    "longctx",
-)  # stages whose artifact is a language model, in the order of their making
+# Stages whose artifact is a language model, in the order of their making.
+POLICIES = ("base", "sft", "ppo", "dpo", "longctx")
 ALIGNED = ("reward", "ppo", "dpo")  # stages that begin with the SFT policy
 UPSTREAM = {
     "prepare": (),

@@ -300,8 +300,7 @@ def health(history: list[dict], columns: int):
 
 def by_length(rows: list[dict], columns: int):
     """Perplexity against length, both logarithmic, a line for each policy."""
-    figure, axes = sheet(1, 1, height=3.2 if columns > 1 else 2.6, left=0.6, gap=0.5)
-    figure.set_figwidth(8 if columns > 1 else 4.2)
+    figure, axes = one_panel(columns)
     lines: dict[str, list[dict]] = {}
     for row in rows:
         lines.setdefault(f"{row['experiment']} · {row['policy']}", []).append(row)
@@ -320,8 +319,7 @@ def by_length(rows: list[dict], columns: int):
 
 def by_position(curves: list[dict], columns: int):
     """Loss against position, a line for each policy."""
-    figure, axes = sheet(1, 1, height=3.2 if columns > 1 else 2.6, left=0.6, gap=0.5)
-    figure.set_figwidth(8 if columns > 1 else 4.2)
+    figure, axes = one_panel(columns)
     for place, curve in enumerate(curves):
         x = [(part["from"] + part["to"]) / 2 for part in curve["parts"]]
         y, errors = ([part[key] or 0 for part in curve["parts"]] for key in ("loss", "stderr"))
@@ -330,6 +328,13 @@ def by_position(curves: list[dict], columns: int):
     axes[0].set(xlabel="position in the window", ylabel="loss, nats a token")
     key_beside(figure, axes[0], columns)
     return figure
+
+
+def one_panel(columns: int) -> tuple:
+    """A figure of one panel with room for a key."""
+    figure, axes = sheet(1, 1, height=3.2 if columns > 1 else 2.6, left=0.6, gap=0.5)
+    figure.set_figwidth(8 if columns > 1 else 4.2)
+    return figure, axes
 
 
 def key_beside(figure, axis, columns: int) -> None:

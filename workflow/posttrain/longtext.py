@@ -26,8 +26,9 @@ def size(text: str) -> int:
 
 
 def lengths(long: Long) -> list[int]:
-    """1, 2, 4, ... times the context, in tokens."""
-    return [long.context * 2**power for power in range(int(math.log2(long.factor)) + 1)]
+    """1, 2, 4, ... times the context and, last, `factor` times it, in tokens."""
+    powers = [2**power for power in range(long.factor.bit_length())]
+    return [long.context * times for times in sorted({*powers, long.factor}) if times <= long.factor]
 
 
 def motif(rng: random.Random, words: int, shortest: int, noise: float = NOISE) -> tuple[str, str]:

@@ -71,23 +71,26 @@ def quantization_config(settings: dict, whole: list[str] | None = None):
 
 
 def load_weights(manifest: Path, quantization: dict | None = None, head: bool = False):
-    """The whole model of an artifact on the GPU, where there is one; in 4 bits where `quantization` says so.
+    """The whole model of an artifact, as `load_folder` loads it. Raises UserError where it would be read with other
+    positions than it was made with."""
+    positions.refuse_other(manifest, manifest.parent / "model")
+    return load_folder(manifest.parent / "model", quantization, head)
 
-    With `head` it is a classifier with one fresh output, `score`, instead of a language model. Raises UserError where
-    it would be read with other positions than it was made with.
+
+def load_folder(folder: Path, quantization: dict | None = None, head: bool = False):
+    """A whole model on the GPU, where there is one; in 4 bits where `quantization` says so.
+
+    With `head` it is a classifier with one fresh output, `score`, instead of a language model.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from posttrain import parallel
 
-    positions.refuse_other(manifest, manifest.parent / "model")
     whole = ["score"] if head else None
     options = {"quantization_config": quantization_config(quantization, whole)} if quantization else {}
     kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if head else (AutoModelForCausalLM, {})
-    model = kind.from_pretrained(
-        manifest.parent / "model", dtype=torch.float32, **attention(manifest), **options, **labels
-    )
+    model = kind.from_pretrained(folder, dtype=torch.float32, **attention(folder), **options, **labels)
     if quantization:
         keep_quantized_weights(model)
     return model.to(parallel.device())
@@ -109,9 +112,9 @@ def load_adapted(found, section=None, dropout: float = 0.0, name: str = "default
     return model
 
 
-def attention(manifest: Path) -> dict[str, str]:
+def attention(folder: Path) -> dict[str, str]:
     """The attention implementation: BLOOM's ALiBi exists as plain code only, all others take the fused one."""
-    kind = read_json(manifest.parent / "model" / "config.json")["model_type"]
+    kind = read_json(folder / "config.json")["model_type"]
     return {"attn_implementation": "eager" if kind in ("bloom", "mpt") else "sdpa"}
 
 

@@ -77,6 +77,11 @@ def template_digest(tokenizer) -> str | None:
     return hashlib.sha256(template.encode()).hexdigest() if template else None
 
 
+def opening(tokenizer) -> int:
+    """The token that a text begins with: BOS, else EOS, as lm-eval has it where it measures a text's likelihood."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
 def row_name(row: dict) -> str:
     """A row's id and where it comes from."""
     return f"{row['id']} ({row['source']})" if "source" in row else row["id"]

@@ -9,6 +9,7 @@ import math
 import shutil
 from pathlib import Path
 
+from posttrain import tokens
 from posttrain.config import Base, Scratch
 from posttrain.errors import UserError
 from posttrain.files import read_jsonl
@@ -192,7 +193,6 @@ def optimizer(section: Scratch, model):
 def blocks(tokenizer, rows: list[dict], context: int) -> list[dict]:
     """Documents one after another, each closed by EOS, cut into blocks of `context` tokens that begin with BOS.
 
-    A tokenizer without a BOS has EOS stand there, as lm-eval does where it measures the likelihood of a text.
     A BOS before every document would teach the model that nothing before a BOS matters, and trained virtual
     tokens (prefix and prompt tuning) stand there.
     """
@@ -203,8 +203,7 @@ def blocks(tokenizer, rows: list[dict], context: int) -> list[dict]:
     whole = range(0, len(stream) - room + 1, room)
     if not whole:
         raise UserError(f"base: the prepared text has {len(stream)} tokens, fewer than one context of {context}")
-    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return [{"input_ids": [begin, *stream[start : start + room]]} for start in whole]
+    return [{"input_ids": [tokens.opening(tokenizer), *stream[start : start + room]]} for start in whole]
 
 
 def collate(batch: list[dict]) -> dict:

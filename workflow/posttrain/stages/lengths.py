@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 from posttrain import policy as policies
+from posttrain import tokens
 from posttrain.config import Lengths
 from posttrain.errors import UserError
 from posttrain.files import read_jsonl, write_jsonl
@@ -25,7 +26,7 @@ def lengths(
     by position."""
     model, tokenizer = policies.load(policy, base)
     rows, losses_of, curve = [], [], []
-    for length in section.tokens:
+    for length in sorted(set(section.tokens)):
         found = documents(section, tokenizer, data, length)
         losses = [window_losses(section, model, ids, length) for _, ids in found]
         each = [sum(known) / len(known) for known in losses]
@@ -44,7 +45,6 @@ def documents(section: Lengths, tokenizer, data: Path, length: int) -> list[tupl
     Raises UserError where there is none.
     """
     file = data.parent / "data" / "long" / "test.jsonl"
-    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     found = []
     rows = [row for row in read_jsonl(file) if "answer" not in row] if file.is_file() else []
     if section.packing and rows:
@@ -53,7 +53,7 @@ def documents(section: Lengths, tokenizer, data: Path, length: int) -> list[tupl
     for row in rows:
         if row.get("length", length) != length or len(found) == section.documents:
             continue
-        ids = [begin, *tokenizer(row["text"], add_special_tokens=False).input_ids]
+        ids = [tokens.opening(tokenizer), *tokenizer(row["text"], add_special_tokens=False).input_ids]
         if "length" in row:
             ids = ids[:length]
         if len(ids) >= (length if "length" in row else max(section.tokens)):

@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 
 from posttrain import policy as policies
-from posttrain import positions
+from posttrain import positions, tokens
 from posttrain.adapters import NF4
 from posttrain.config import Longctx
 from posttrain.errors import UserError
@@ -63,21 +63,12 @@ def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
     measured = policies.certify_merge(policy, base, model) if contract["method"] in policies.MERGEABLE else None
     positions.rescale(model.config, section.method, section.factor)
     model.save_pretrained(folder)
-    return reload(folder, NF4 if section.tuning == "qlora" else None), tokenizer, measured
+    return policies.load_folder(folder, quantization(section)), tokenizer, measured
 
 
-def reload(folder: Path, quantization: dict | None):
-    """A whole model of ours as its configuration has it: positions changed after loading would do nothing."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from posttrain import parallel
-
-    options = {"quantization_config": policies.quantization_config(quantization)} if quantization else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", **options)
-    if quantization:
-        policies.keep_quantized_weights(model)
-    return model.to(parallel.device())
+def quantization(section: Longctx) -> dict | None:
+    """How the model is quantised that an adapter is trained on."""
+    return NF4 if section.tuning == "qlora" else None
 
 
 def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) -> list[dict]:
@@ -88,14 +79,13 @@ def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) 
     from posttrain.stages.base import blocks
 
     file = data.parent / "data" / "long" / f"{side}.jsonl"
-    found = [row for row in read_jsonl(file)] if file.is_file() else []
+    found = read_jsonl(file) if file.is_file() else []
     found = [row for row in found if "answer" not in row and row.get("length", context) >= context]
     if section.packing and found:
         return blocks(tokenizer, found, context)
-    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     texts = [row["text"] for row in found]
     encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
-    rows = [{"input_ids": [begin, *ids][:context]} for ids in encoded if len(ids) + 1 >= context]
+    rows = [{"input_ids": [tokens.opening(tokenizer), *ids][:context]} for ids in encoded if len(ids) + 1 >= context]
     if not rows:
         raise UserError(
             f"longctx: none of {len(found)} documents in {file} has {context} tokens; give longer ones or set packing"
@@ -165,7 +155,7 @@ def whole(section: Longctx, adapted, rescaled: Path, folder: Path) -> tuple:
     import peft
 
     adapted.save_pretrained(folder)
-    model = reload(rescaled, NF4 if section.tuning == "qlora" else None)
+    model = policies.load_folder(rescaled, quantization(section))
     if section.tuning == "qlora":
         model = model.dequantize()
     merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()

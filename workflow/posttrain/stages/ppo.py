@@ -174,7 +174,7 @@ def prompts(section: Ppo, data: Path, models: Models) -> list[dict]:
 def demonstrations(data: Path, models: Models) -> list[tuple[list[int], list[int]]]:
     """The rows of supervised fine-tuning as tokens: what is asked, and the assistant's last turn.
 
-    Raises UserError where there is none that fits into the model's context.
+    Raises UserError where there is none.
     """
     file, found = data.parent / "data" / "sft" / "train.jsonl", []
     for row in read_jsonl(file) if file.is_file() else []:

@@ -156,11 +156,13 @@ def answer(sample: dict, metric: str) -> dict:
         shown = {"prompt": sample["prompt"], "expected": sample.get("answer") or "", "answer": sample["reply"]}
         return {key: shorten(text) for key, text in shown.items()} | {"score": scores[0] if scores else None}
     arguments = sample["arguments"]
-    first = arguments["gen_args_0"]["arg_0"] if isinstance(arguments, dict) else arguments[0][0]
+    asked = list(arguments["gen_args_0"].values()) if isinstance(arguments, dict) else arguments[0]
+    generated = len(asked) > 1 and isinstance(asked[1], dict)  # settings of generation, where text was asked for
     said, found = (innermost(sample.get(key)) for key in ("resps", "filtered_resps"))
     keys = (metric.partition(",")[0], "exact_match", "acc")
     scores = [sample[key] for key in keys if isinstance(sample.get(key), int | float)]
-    texts = {"prompt": first, "expected": sample.get("target", ""), "answer": spoken(said, found)}
+    given = spoken(said, found) if generated else likelihood(said)
+    texts = {"prompt": asked[0], "expected": sample.get("target", ""), "answer": given}
     return {key: shorten(text) for key, text in texts.items()} | {"score": scores[0] if scores else None}
 
 
@@ -171,12 +173,16 @@ def innermost(responses: object) -> object:
     return responses
 
 
-def spoken(said: object, found: object) -> object:
-    """What the model said, and what the task's filter took for its answer, where that is something else."""
+def likelihood(said: object) -> object:
+    """A log-likelihood in words; what is no number as it is."""
     try:
         return f"log-likelihood {short(float(said))}"
     except (TypeError, ValueError):
-        pass
+        return said or ""
+
+
+def spoken(said: object, found: object) -> object:
+    """What the model said, and what the task's filter took for its answer, where that is something else."""
     if not said or found in (None, said, ""):
         return said or found or ""
     return f"{said}\n[read as the answer: {found}]"
