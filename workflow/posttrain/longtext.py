@@ -31,12 +31,13 @@ def lengths(long: Long) -> list[int]:
     return [long.context * times for times in sorted({*powers, long.factor}) if times <= long.factor]
 
 
-def motif(rng: random.Random, words: int, shortest: int, noise: float = NOISE) -> tuple[str, str]:
-    """`words` words that repeat with a period from `shortest` up to 3/8 of them, log-uniform; and the next word.
+def motif(rng: random.Random, words: int, within: int, least: int = 16, noise: float = NOISE) -> tuple[str, str]:
+    """`words` words that repeat with a period from 1/`least` up to 3/8 of `within` words, log-uniform; and the next
+    word.
 
     As few words as can be stand twice in a period: the word before says which is next.
     """
-    longest = max(3, words * 3 // 8)
+    shortest, longest = within // least, max(3, within * 3 // 8)
     period = round(math.exp(rng.uniform(math.log(max(2, shortest)), math.log(longest))))
     row = [word for _ in range(0, period, len(WORDS)) for word in rng.sample(WORDS, len(WORDS))][:period]
     said = [rng.choice(WORDS) if rng.random() < noise else row[place % period] for place in range(words)]
@@ -78,7 +79,7 @@ def document(rng: random.Random, tokens: int) -> tuple[str, str]:
     """(kind, text) of about so many tokens."""
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     if kind == "motif":
-        return kind, motif(rng, tokens, tokens // 16)[0]
+        return kind, motif(rng, tokens, tokens)[0]
     return kind, secret(rng, tokens) if kind == "secret" else world.diary(rng, tokens)
 
 
@@ -86,7 +87,8 @@ def generate(seed: int, documents: int, long: Long) -> dict[str, dict[str, list[
     """Rows of `text`, at most as long as the context, and of `long`, at `factor` times it; by split.
 
     Half of the training documents have their full length, the others are shorter, down to a quarter. Held-out long
-    rows have a `length`: documents of it, and questions with their `answer` (kinds `passkey`, with a `depth`, and
+    rows have a `length`: documents of it, among them those of the task `near_text`, motifs whose period stays as short
+    as in a text of the context's length; and questions with their `answer` (kinds `passkey`, with a `depth`, and
     `recall`: the next word of a motif).
     """
 
@@ -107,12 +109,16 @@ def generate(seed: int, documents: int, long: Long) -> dict[str, dict[str, list[
         for number in range(max(1, long.documents // 16)):
             kind, text = document(rng, length + SPARE)
             held_out.append({"id": f"{name}-{number}", "kind": kind, "length": length, "text": text})
+        rng = stream(f"near-test-{length}")
+        for number in range(max(1, long.documents // 16)):
+            row = {"id": f"{name}-near-{number}", "kind": "motif", "length": length, "task": "near_text"}
+            held_out.append(row | {"text": motif(rng, length + SPARE, long.context)[0]})
         for number in range(long.questions):
             depth = DEPTHS[number % len(DEPTHS)]
             text, answer = passkey(rng, length, depth)
             row = {"id": f"{name}-passkey-{number}", "kind": "passkey", "length": length, "depth": depth}
             held_out.append(row | {"text": text, "answer": answer})
-            text, answer = motif(rng, length - ROOM, length // 8, noise=0.0)
+            text, answer = motif(rng, length - ROOM, length - ROOM, least=8, noise=0.0)
             row = {"id": f"{name}-recall-{number}", "kind": "recall", "length": length}
             held_out.append(row | {"text": text, "answer": answer})
     return {

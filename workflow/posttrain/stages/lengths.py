@@ -18,6 +18,8 @@ from posttrain.progress import say
 from posttrain.records import mean_stderr
 from posttrain.stages.base import blocks
 
+TASK = "long_text"  # of documents that name no other
+
 
 def lengths(
     section: Lengths, data: Path, policy: Path, work: Path, checkpoints: Path, base: Path | None = None
@@ -26,27 +28,39 @@ def lengths(
     by position."""
     model, tokenizer = policies.load(policy, base)
     rows, losses_of, curve = [], [], []
-    for length in sorted(set(section.tokens)):
-        found = documents(section, tokenizer, data, length)
-        losses = [window_losses(section, model, ids, length) for _, ids in found]
-        each = [sum(known) / len(known) for known in losses]
-        losses_of += [{"id": name, "length": length, "loss": loss} for (name, _), loss in zip(found, each, strict=True)]
-        rows.append(table_row(length, each))
-        say(f"{length} tokens: perplexity {rows[-1]['value']:.3f}")
-        curve = by_position(section, losses, length)  # that of the longest window, the last, is kept
+    for task, held_out in tasks(data).items():
+        for length in sorted(set(section.tokens)):
+            found = documents(section, tokenizer, held_out, length)
+            if not found:
+                raise UserError(
+                    f"lengths: {data} has no held-out document of {max(section.tokens)} tokens; set lengths.packing"
+                )
+            losses = [window_losses(section, model, ids, length) for _, ids in found]
+            each = [sum(known) / len(known) for known in losses]
+            for (name, _), loss in zip(found, each, strict=True):
+                losses_of.append({"id": name, "length": length, "loss": loss})
+            rows.append(table_row(task, length, each))
+            say(f"{task}, {length} tokens: perplexity {rows[-1]['value']:.3f}")
+            if task == TASK:
+                curve = by_position(section, losses, length)  # that of the longest window, the last, is kept
     write_jsonl(work / "data" / "documents.jsonl", losses_of)
     return {"policy": policy.parent.name, "rows": rows, "positions": curve}
 
 
-def documents(section: Lengths, tokenizer, data: Path, length: int) -> list[tuple[str, list[int]]]:
-    """(id, tokens with BOS) of held-out long documents: those made for this length, cut to it; where documents have no
-    length of their own, those that reach the longest window, whole (with `packing`, several together as long as it).
-
-    Raises UserError where there is none.
-    """
+def tasks(data: Path) -> dict[str, list[dict]]:
+    """Held-out long documents by the task that they name; those that name none are `long_text`."""
     file = data.parent / "data" / "long" / "test.jsonl"
+    found: dict[str, list[dict]] = {TASK: []}
+    for row in read_jsonl(file) if file.is_file() else []:
+        if "answer" not in row:
+            found.setdefault(row.get("task", TASK), []).append(row)
+    return found
+
+
+def documents(section: Lengths, tokenizer, rows: list[dict], length: int) -> list[tuple[str, list[int]]]:
+    """(id, tokens with BOS) of documents: those made for this length, cut to it; where documents have no length of
+    their own, those that reach the longest window, whole (with `packing`, several together as long as it)."""
     found = []
-    rows = [row for row in read_jsonl(file) if "answer" not in row] if file.is_file() else []
     if section.packing and rows:
         packed = blocks(tokenizer, rows, max(section.tokens))[: section.documents]
         return [(f"block {number}", block["input_ids"]) for number, block in enumerate(packed)]
@@ -58,10 +72,6 @@ def documents(section: Lengths, tokenizer, data: Path, length: int) -> list[tupl
             ids = ids[:length]
         if len(ids) >= (length if "length" in row else max(section.tokens)):
             found.append((row["id"], ids))
-    if not found:
-        raise UserError(
-            f"lengths: {file} has no held-out document of {max(section.tokens)} tokens; set lengths.packing"
-        )
     return found
 
 
@@ -88,12 +98,12 @@ def window_losses(section: Lengths, model, ids: list[int], length: int) -> list[
     return losses
 
 
-def table_row(length: int, losses: list[float]) -> dict:
+def table_row(task: str, length: int, losses: list[float]) -> dict:
     """Perplexity per token, exp of the mean loss over documents; its standard error by the delta method."""
     mean, error = mean_stderr(losses)
     value = math.exp(mean)
     stderr = None if error is None else value * error
-    row = {"task": f"long_text_{length}", "metric": "perplexity", "value": value, "stderr": stderr}
+    row = {"task": f"{task}_{length}", "metric": "perplexity", "value": value, "stderr": stderr}
     return row | {"n": len(losses), "higher_is_better": False}
 
 

@@ -80,7 +80,7 @@ def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) 
 
     file = data.parent / "data" / "long" / f"{side}.jsonl"
     found = read_jsonl(file) if file.is_file() else []
-    found = [row for row in found if "answer" not in row and row.get("length", context) >= context]
+    found = [row for row in found if not {"answer", "task"} & row.keys() and row.get("length", context) >= context]
     if section.packing and found:
         return blocks(tokenizer, found, context)
     texts = [row["text"] for row in found]
