@@ -11,7 +11,6 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/fetch.smk"
-include: "workflow/rules/config.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/base.smk"
 include: "workflow/rules/sft.smk"
@@ -34,6 +33,12 @@ rule all:
     default_target: True
     input:
         "results/report/manifest.json",
+
+
+# Jobs that wait in a queue must not read a later edit of the config: they are told of the plan by the name of its content.
+onstart:
+    os.environ[FROZEN] = write_named(PLAN.freeze())
+    write_named(SUMMARY)
 
 
 onsuccess:

@@ -349,7 +349,7 @@ def test_a_loss_that_is_no_number_never_reaches_the_weights(setting, monkeypatch
 
 def test_a_hand_written_reward(inputs, home):
     """A function in a file: it is called with prompt, reply and answer, and its fingerprint is held to."""
-    from posttrain.identity import fingerprint
+    from posttrain.code import fingerprint
 
     file = Path("brevity.py")
     file.write_text(

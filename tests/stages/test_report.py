@@ -33,7 +33,7 @@ def artifact(results: Path, name: str, metrics: dict) -> None:
     versions = {"torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2"}
     made = {"started": "2026-11-23T14:54:10+00:00", "seconds": 41.2, "peak_memory_mb": 1630, "host": "node7"}
     commit = {"git_commit": "0c4d6a4a4d1bb7e4c1f7f0c9e2a5b6d7e8f90123", "command": ["posttrain", "sft"]}
-    write(folder / "provenance.json", made | commit | {"versions": versions})
+    write(folder / "provenance.json", made | commit | {"shape": {"versions": versions}})
     digest = hashlib.sha256((folder / "metrics.json").read_bytes()).hexdigest()
     write(folder / "manifest.json", {"files": {"metrics.json": {"sha256": digest, "size": 1}}})
 
@@ -414,7 +414,7 @@ def test_the_page_names_the_command_for_its_own_campaign(campaign, made, tmp_pat
 def test_figures_of_longer_contexts():
     """Lines by length and by position, and a map with Wilson's interval in each cell."""
     from posttrain import figures
-    from posttrain.records import wilson
+    from posttrain.maths.intervals import wilson
 
     same = {"experiment": "long", "policy": "longctx", "seed": 0, "judge": "evaluate", "group": False, "higher": True}
     texts = [

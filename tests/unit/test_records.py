@@ -7,31 +7,32 @@ import statistics
 import pytest
 
 from posttrain import records
+from posttrain.maths import intervals
 
 
 def test_standard_error_of_a_proportion_is_lm_evals():
     values = [1] * 30 + [0] * 70
-    mean, stderr = records.mean_stderr(values)
+    mean, stderr = intervals.mean_stderr(values)
     assert mean == 0.3
     assert stderr == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
-    assert records.mean_stderr([1]) == (1, None)
+    assert intervals.mean_stderr([1]) == (1, None)
 
 
 def test_standard_error_agrees_with_lm_eval():
     from lm_eval.api.metrics import mean_stderr
 
-    assert records.mean_stderr([1, 0, 0, 1, 1])[1] == pytest.approx(mean_stderr([1, 0, 0, 1, 1]))
+    assert intervals.mean_stderr([1, 0, 0, 1, 1])[1] == pytest.approx(mean_stderr([1, 0, 0, 1, 1]))
 
 
 def test_mean_and_deviation_over_seeds():
-    assert records.over_seeds([1, 2, 3]) == (2, pytest.approx(statistics.stdev([1, 2, 3])))
-    assert records.over_seeds([2]) == (2, None)
+    assert intervals.over_seeds([1, 2, 3]) == (2, pytest.approx(statistics.stdev([1, 2, 3])))
+    assert intervals.over_seeds([2]) == (2, None)
 
 
 def test_what_is_not_finite_survives_statistics():
-    assert records.over_seeds([math.inf])[0] == math.inf
-    assert math.isnan(records.over_seeds([math.inf, -math.inf, 1])[0])
-    assert records.mean_stderr([1e200, -1e200])[1] == math.inf
+    assert intervals.over_seeds([math.inf])[0] == math.inf
+    assert math.isnan(intervals.over_seeds([math.inf, -math.inf, 1])[0])
+    assert intervals.mean_stderr([1e200, -1e200])[1] == math.inf
 
 
 def test_hidden_characters_become_visible():

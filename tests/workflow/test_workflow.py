@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def snakemake(project: Path, *arguments: str, **environment) -> subprocess.Compl
     )
 
 
+UNREAD = {
+    "longctx": {"policy"},  # the workflow reads it, and gives the stage that policy
+    "ppo": {"kl_horizon"},  # only with kl_target, and refused without it
+    "prepare": {"allow_empty_user", "group_key", "max_line_mb", "test_fraction"},  # only with sources, likewise
+}
 WHOLE = "experiments=[mini,mini-lora,mini-align,mini-dpo,mini-long]"
 
 
@@ -148,14 +154,50 @@ def test_another_beta_reruns_dpo_and_what_descends_from_it(project, finished, tm
     said = done.stdout + done.stderr
     stats = jobs(said)
     assert stats == {
-        "total": "6",
+        "total": "5",
         "all": "1",
-        "config": "1",
         "dpo": "1",
         "evaluate": "1",
         "compare": "1",
         "report": "1",
     }
+
+
+def test_every_key_is_read_by_its_stage(project, finished):
+    """Over all the artifacts of a stage; what none of them reads would be a setting without effect."""
+    never: dict[str, set[str]] = {}
+    for record in project.glob("results/mini*/**/provenance.json"):
+        made = json.loads(record.read_text())
+        never.setdefault(made["stage"], set(made["unread"])).intersection_update(made["unread"])
+    assert len(never) == 11
+    assert {stage: keys for stage, keys in never.items() if keys} == UNREAD
+
+
+def test_what_comes_to_the_same_bytes_costs_seconds(project, finished, tmp_path):
+    """Rows that are too long are cut instead of dropped, but none is: `prepare` runs, all else is taken again."""
+    before = digests_of(project)
+    shutil.copytree(HERE / "mini", tmp_path / "mini")
+    file = tmp_path / "mini/experiments/mini.yaml"
+    file.write_text(file.read_text().replace("  world: {", "  long_rows: cut\n  world: {", 1))
+    start = time.monotonic()
+    other = ("--configfile", str(tmp_path / "mini/config.yaml"), "--config", WHOLE)
+    done = snakemake(project, "--cores", "2", *other)
+    took = time.monotonic() - start
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert digests_of(project) == before
+    logs = {log: log.read_text() for log in project.glob("results/logs/mini*/**/*.log")}
+    taken = {log.relative_to(project / "results/logs") for log, text in logs.items() if "taken from there" in text}
+    assert len(taken) >= 20 and not any(log.name == "prepare.log" for log in taken)
+    print(f"{len(taken)} artifacts taken again, in {took:.0f} s with two preparations")
+    start = time.monotonic()
+    assert snakemake(project, "--cores", "2", *MINI, "--config", WHOLE).returncode == 0, "and back"
+    assert digests_of(project) == before
+
+
+def digests_of(project: Path) -> dict[str, str]:
+    """Manifest -> its text, of every artifact but the report, which names the config."""
+    manifests = [file for file in project.glob("results/mini*/**/manifest.json")]
+    return {str(file): file.read_text() for file in manifests}
 
 
 def test_alignment_is_in_the_page(project, finished):

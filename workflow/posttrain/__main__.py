@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     lengths = command(commands, "lengths", "perplexity by length and position", run_stage)
     aligned = (reward, ppo, reference, dpo, compare)
     for stage in (fetch, prepare, base, sft, *aligned, longctx, lengths, evaluate):
-        stage.add_argument("--config", type=Path, required=True, help="the stage's own section")
+        stage.add_argument("--config", required=True, help="the stage's own section: a file, or JSON")
         stage.add_argument("--output", type=Path, required=True, help="the manifest to write, beside the artifact")
     for stage in (prepare, base, evaluate):
         stage.add_argument("--fetched", type=Path, nargs="*", default=[], help="manifests of what fetch brought")
@@ -74,9 +74,13 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--base", type=Path, help="manifest of the base that an adapter belongs to")
     for stage in (prepare, base, sft, *aligned, longctx, lengths, evaluate):
         stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
+        stage.add_argument("--code", help="fingerprint of the code that the run was planned with")
+        keep = float(os.environ.get("POSTTRAIN_KEEP_GB", "0"))
+        stage.add_argument("--keep-gb", type=float, default=keep, help="keep and reuse earlier artifacts up to so much")
     report = command(commands, "report", "table, figures and page from the records", run_report)
     report.add_argument("--campaign", type=Path, required=True, help="JSON file that names the artifacts")
     report.add_argument("--output", type=Path, required=True, help="the manifest to write")
+    report.add_argument("--code", help="fingerprint of the code that the run was planned with")
     report.add_argument("--partial", action="store_true", help="render what there is; missing pieces are no error")
     summary = command(commands, "summary", "print the result table and where the report is", run_summary)
     summary.add_argument("folder", type=Path, nargs="?", default=Path("results/report"))
@@ -89,6 +93,19 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("folder", type=Path, help="the model directory to write")
     status = command(commands, "status", "which stages are done, running or waiting", run_status)
     status.add_argument("campaign", type=Path, nargs="?", default=Path("config/config.yaml"))
+    book = command(commands, "ledger", "write dvc.yaml, DVC's ledger of a campaign", run_ledger)
+    book.add_argument("campaign", type=Path, nargs="?", default=Path("config/config.yaml"))
+    reason = command(commands, "why", "what will be made anew and why, or how two experiments differ", run_why)
+    reason.add_argument("wanted", nargs="?", default="", metavar="EXPERIMENT[/STAGE]")
+    reason.add_argument("other", nargs="?", default="", metavar="EXPERIMENT", help="compare the two experiments")
+    verify = command(commands, "verify", "compare every artifact's bytes with its manifest", run_verify)
+    cleaner = command(commands, "clean", "list what no campaign needs, with sizes", run_clean)
+    cleaner.add_argument("campaigns", type=Path, nargs="*", help="default: every campaign in config/")
+    cleaner.add_argument("--delete", action="store_true", help="delete it")
+    for tool in (reason, verify):
+        tool.add_argument(
+            "--campaign", type=Path, default=Path("config/config.yaml"), help="default config/config.yaml"
+        )
     command(commands, "wandb-sync", "send what the stages wrote for Weights & Biases", run_wandb_sync)
     return top
 
@@ -135,10 +152,11 @@ def run_stage(arguments) -> None:
     output, stage = arguments.output, arguments.command
     progress.name = "/".join(output.parent.parts[-3 if stage in ("evaluate", "compare", "lengths") else -2 :])
     schema = getattr(config, stage.capitalize())
-    values, problems = settings.read(arguments.config), []
+    values, problems = settings.given(arguments.config), []
+    file = values.places[""].partition(":")[0]
     section = campaign.validated(schema, values, values.places, problems)
     if section:
-        problems += [f"{arguments.config}: {key}: {said}" for key, said in checks.incomplete(stage, section)]
+        problems += [f"{file}: {key}: {said}" for key, said in checks.incomplete(stage, section)]
     if problems:
         raise UserError(*problems)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -148,15 +166,19 @@ def run_stage(arguments) -> None:
     inputs = {role: path for role, path in inputs.items() if path}
     if getattr(arguments, "fetched", None):
         inputs["fetched"] = arguments.fetched
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["HF_DATASETS_CACHE"] = cache  # its builder's cache must not outlive the data
+
+    def run(section, **given) -> dict:
         if stage != "prepare":
             import torch
 
             torch.set_num_threads(arguments.threads)
-        run = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
+        function = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
         gc.enable()
-        artifact.make(stage, run, section, inputs, output)
+        return function(section, **given)
+
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["HF_DATASETS_CACHE"] = cache  # its builder's cache must not outlive the data
+        artifact.make(stage, run, section, inputs, output, arguments.code, arguments.keep_gb)
     progress.say("done")
     leave()
 
@@ -173,19 +195,29 @@ def leave() -> None:
 def run_fetch(arguments) -> None:
     """Fetch what the section names."""
     from posttrain import settings
+    from posttrain.identity import canonical
     from posttrain.stages.fetch import fetch
 
     progress.name = "fetch"
-    fetch(dict(settings.read(arguments.config)), arguments.output)
+    section = dict(settings.given(arguments.config))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    (arguments.output.parent / "config.yaml").write_text(canonical(section) + "\n", encoding="utf-8")
+    fetch(section, arguments.output)
 
 
 def run_report(arguments) -> None:
     """Render the report; `--campaign` was written when the workflow was planned."""
-    from posttrain.files import read_json
+    from posttrain.files import read_json, sha256, write_json
     from posttrain.stages.report import report
 
     progress.name = "report"
-    missing = report(read_json(arguments.campaign), arguments.output.parent, Path("results"))
+    campaign, folder = read_json(arguments.campaign), arguments.output.parent
+    stages = [experiment["stages"] for experiment in campaign["experiments"]]
+    judged = {f"{at}/manifest.json" for made in stages for stage, at in made.items() if "/" in stage}
+    read = {"evaluations": {file: sha256(Path(file)) for file in sorted(judged) if Path(file).is_file()}}
+    missing = report(campaign, folder, Path("results"))
+    planned = [str(arguments.campaign), arguments.code]
+    write_json(folder / "provenance.json", {"stage": "report", "params": planned, "inputs": read})
     if missing and not arguments.partial:
         raise UserError(*(f"{piece['name']}: {piece['reason']}" for piece in missing))
 
@@ -205,7 +237,7 @@ def run_check(arguments) -> None:
     from posttrain import campaign
 
     plan = campaign.load(arguments.campaign)
-    for name in plan.campaign.experiments:
+    for name in plan.names:
         print(f"{name}: {plan.experiments[name].question}")
         for stage in plan.stages(name):
             print(f"  {stage:9} {plan.folder(name, stage)}")
@@ -230,6 +262,41 @@ def run_status(arguments) -> None:
     from posttrain import campaign, status
 
     print(status.table(campaign.load(arguments.campaign)))
+
+
+def run_ledger(arguments) -> None:
+    """Write dvc.yaml."""
+    from posttrain import campaign, ledger
+
+    Path("dvc.yaml").write_text(ledger.ledger(campaign.load(arguments.campaign)), encoding="utf-8")
+
+
+def run_why(arguments) -> None:
+    """Print what is stale, or how two experiments differ."""
+    from posttrain import campaign, why
+
+    plan = campaign.load(arguments.campaign)
+    print(why.compare(plan, arguments.wanted, arguments.other) if arguments.other else why.why(plan, arguments.wanted))
+
+
+def run_verify(arguments) -> None:
+    """Compare every artifact of a campaign with its manifest."""
+    from posttrain import campaign
+    from posttrain.artifact import verify_input
+    from posttrain.errors import gather
+
+    made = [Path(folder, "manifest.json") for folder in campaign.load(arguments.campaign).folders()]
+    there = [manifest for manifest in made if manifest.is_file()]
+    gather(verify_input, there)
+    print(f"{len(there)} artifacts are what their manifests say" + f"; {len(made) - len(there)} are not made")
+
+
+def run_clean(arguments) -> None:
+    """Print what no campaign needs; delete it when told."""
+    from posttrain import campaign, clean
+
+    files = arguments.campaigns or [file for file in sorted(Path("config").glob("*.yaml"))]
+    print(clean.clean([campaign.load(file) for file in files], arguments.delete))
 
 
 def run_wandb_sync(arguments) -> None:

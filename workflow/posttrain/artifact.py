@@ -13,27 +13,46 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from posttrain import tracking
+from posttrain import audit, code, kept, tracking
+from posttrain.checks import slice_of
 from posttrain.errors import UserError
-from posttrain.files import write_json
-from posttrain.identity import identity, manifest_of, verify
+from posttrain.files import sha256, write_json
+from posttrain.identity import canonical, identity, manifest_of, verify
+from posttrain.plan import flat, own_files
+from posttrain.progress import say
 
-DATED = ("provenance.json", "lm_eval.json")  # hold times and hosts, so they are no part of the artifact's identity
+# Hold times, hosts and what the artifact was made from: they lie beside its bytes, not among them.
+BESIDE = ("config.yaml", "provenance.json", "lm_eval.json")
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "lm_eval", "accelerate")
 
 
-def make(stage: str, run: Callable, section, inputs: dict[str, Path], output: Path) -> None:
+def make(
+    stage: str,
+    run: Callable,
+    section,
+    inputs: dict[str, Path | list[Path]],
+    output: Path,
+    planned: str | None = None,
+    keep_gb: float = 0.0,
+) -> None:
     """Call `run(section, **inputs, work, checkpoints)` and publish what it made beside `output`, the manifest.
 
     `run` writes `model/` or `data/` into the folder `work` and returns its metrics. Inputs are verified against
     their manifests first. Everything appears by rename, the manifest last; checkpoints go when it has appeared.
+    What was made before from the same settings, inputs and code is taken from there, where `keep_gb` is not 0.
+    planned: fingerprint of the code with which the run was planned. Raises UserError when it was edited since.
     """
     for role, manifest in inputs.items():
         if role != "fetched":  # what fetch brought lies in the shared cache; `hub` checks it where it is used
-            verify(manifest)
+            verify_input(manifest)
     home = output.parent
     refuse_strangers(output)
-    name = identity(stage, section.model_dump(mode="json"), inputs)
+    planned = planned or code.fingerprint_of(stage)
+    if planned.partition("+")[0] != code.fingerprint_of(stage):
+        raise UserError(f"{stage}: its code was edited after this run was planned; run snakemake again")
+    slice = slice_of(section)
+    read = digests(inputs | {"files": local_files(stage, section)})
+    name = identity(stage, slice, planned, read)
     if os.environ.get("WANDB_MODE", "disabled") == "offline":
         tracking.describe(home.absolute().parts[-2], stage, name)
     work, checkpoints = home / f".making-{name}", home / "checkpoints" / name
@@ -42,15 +61,66 @@ def make(stage: str, run: Callable, section, inputs: dict[str, Path], output: Pa
             run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
         return
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-    metrics = run(section, **inputs, work=work, checkpoints=checkpoints)
-    write_json(work / "metrics.json", metrics)
-    write_json(work / "provenance.json", provenance(name, started, time.monotonic() - clock))
-    parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
-    write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in DATED]))
-    publish(work, home, [*parts, "manifest.json"])
+    if keep_gb and (before := kept.find(name, _versions())):
+        say(f"made before from the same settings, inputs and code ({name}): taken from there")
+        parts = sorted(part.name for part in before.iterdir())
+        kept.link(before, work, parts)
+    else:
+        work.mkdir(parents=True)
+        started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+        asked: set[str] = set()
+        metrics = run(audit.Watched(section, asked), **inputs, work=work, checkpoints=checkpoints)
+        write_json(work / "metrics.json", metrics)
+        (work / "config.yaml").write_text(canonical(slice) + "\n", encoding="utf-8")
+        parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
+        write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))
+        record, shape = provenance(name, started, time.monotonic() - clock), shape_of()
+        record |= {"stage": stage, "params": [canonical(slice), planned], "inputs": read, "shape": shape}
+        record |= {"code": code.code(stage), "unread": audit.unread(slice, asked)}
+        if said := kept.differs(name, shape, sha256(work / "manifest.json")):
+            say(f"warning: {said}")
+            record["warning"] = said
+        write_json(work / "provenance.json", record)
+        parts += ["provenance.json", "manifest.json"]
+    publish(work, home, sorted(parts, key="manifest.json".__eq__))
     shutil.rmtree(checkpoints, ignore_errors=True)
+    if keep_gb:
+        kept.keep(name, home, parts, keep_gb)
+
+
+def verify_input(manifest: Path) -> None:
+    """Verify an artifact that is to be built on. A damaged one loses its manifest, so that it is made anew.
+
+    Raises UserError that names every damaged file.
+    """
+    try:
+        verify(manifest)
+    except UserError as error:
+        if not manifest.is_file():
+            raise
+        manifest.replace(manifest.with_name("damaged-manifest.json"))
+        found = [problem for problem in error.problems if not problem.startswith("remake it")]
+        raise UserError(*found, f"{manifest.parent}: run snakemake again, which makes it anew") from None
+
+
+def digests(inputs: dict[str, Path | list[Path]]) -> dict[str, dict[str, str]]:
+    """Role -> file -> sha256, of all that a stage reads."""
+    read = {role: flat({role: files}) for role, files in inputs.items()}
+    return {role: {str(file): sha256(file) for file in files} for role, files in read.items() if files}
+
+
+def local_files(stage: str, section) -> list[Path]:
+    """Files of the user's own that a stage reads: part of what it is, as its inputs are."""
+    return [file for _, file in own_files(stage, section)] if stage in ("prepare", "base") else []
+
+
+def shape_of() -> dict:
+    """What may change the last bits of a result without being part of its identity."""
+    shape = {"machine": platform.machine(), "processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    if torch := sys.modules.get("torch"):
+        shape |= {"threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
+        shape["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return shape | {"versions": _versions()}
 
 
 def refuse_strangers(output: Path) -> None:
@@ -87,7 +157,6 @@ def provenance(name: str, started: datetime.datetime, seconds: float) -> dict:
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": _versions(),
         "git_commit": _git_commit(),
         "command": ["posttrain", *sys.argv[1:]],
     }

@@ -6,231 +6,18 @@ posttrain check config/config.yaml
 import difflib
 import os
 import re
-import types
-import typing
-from functools import cache
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from posttrain import checks, settings
-from posttrain.config import NAME, Campaign, Experiment, HubModel, Section, Source, Task
+from posttrain import checks, grid, settings
+from posttrain.config import NAME, Campaign, Experiment, Section, section_class
 from posttrain.errors import UserError
-from posttrain.identity import canonical, function_file
+from posttrain.plan import RESERVED, Plan, own_files
 
-RESERVED = (
-    "fetch",
-    "report",
-    "logs",
-    "benchmarks",
-    "wandb",
-)  # folders of results/ that no experiment may be called after
+DEFAULT = "config/config.yaml"
 # What pydantic says in Python's words, for a person who writes YAML.
 PLAIN = {"bool_type": "it should be true or false", "model_type": "it should be a section of `key: value` lines"}
-# Stages whose artifact is a language model, in the order of their making.
-POLICIES = ("base", "sft", "ppo", "dpo", "longctx")
-ALIGNED = ("reward", "ppo", "dpo")  # stages that begin with the SFT policy
-UPSTREAM = {
-    "prepare": (),
-    "base": ("prepare",),
-    "sft": ("prepare", "base"),
-    "reward": ("prepare", "base", "sft"),
-    "reference": ("prepare", "base", "sft"),
-    "ppo": ("prepare", "base", "sft", "reward"),
-    "dpo": ("prepare", "base", "sft", "reference"),
-    "longctx": (),  # all of its policy's
-}
-
-
-class Plan:
-    """The validated campaign: its experiments, their sections, and where each artifact lies."""
-
-    def __init__(self, campaign: Campaign, experiments: dict[str, Experiment]):
-        self.campaign = campaign
-        self.experiments = experiments  # parents that are not listed stand here too
-        self.owner = cache(self._owner)
-        self.judge_owner = cache(self._judge_owner)
-
-    def policies(self, experiment: str) -> list[str]:
-        """The policies that an experiment makes, `base` first."""
-        return [policy for policy in POLICIES if self.has(experiment, policy)]
-
-    def stages(self, experiment: str) -> list[str]:
-        """The stages that an experiment runs on data and models, in order."""
-        return [stage for stage in UPSTREAM if self.has(experiment, "dpo" if stage == "reference" else stage)]
-
-    def has(self, experiment: str, stage: str) -> bool:
-        """Whether an experiment runs a stage."""
-        return getattr(self.experiments[experiment], stage) is not None
-
-    def section(self, experiment: str, stage: str) -> dict:
-        """The slice of the config that a stage reads, as plain values."""
-        return checks.slice_of(getattr(self.experiments[experiment], stage))
-
-    def upstream(self, experiment: str, stage: str) -> list[str]:
-        """Every stage that a stage's artifact is built from."""
-        if stage == "longctx":
-            policy = self.experiments[experiment].longctx.policy
-            return [*self.upstream(experiment, policy), policy]
-        return [part for part in UPSTREAM[stage] if part != "reward" or self.ppo_learns_from_model(experiment)]
-
-    def ppo_learns_from_model(self, experiment: str) -> bool:
-        """Whether PPO reads a reward model, and not a function written by hand."""
-        ppo = self.experiments[experiment].ppo
-        return self.has(experiment, "reward") and not (ppo and ppo.reward_function)
-
-    def foundation(self, experiment: str, stage: str) -> str:
-        """The stage whose weights a stage's adapter rests on: after full fine-tuning the SFT policy, else the base."""
-        sft = self.experiments[experiment].sft
-        return "sft" if sft and sft.method == "full" and stage in (*ALIGNED, "reference") else "base"
-
-    def _owner(self, experiment: str, stage: str) -> str:
-        """The experiment whose artifact an experiment uses for a stage: its own, or an equal one of its parent's.
-
-        Equal means equal sections for the stage and for all it is built from. It depends on the `extends:` chain
-        only, never on which experiments are listed.
-        """
-        parent = self.experiments[experiment].extends
-        parts = [*self.upstream(experiment, stage), stage]
-        if parent is None or not all(self.has(parent, part) for part in parts):
-            return experiment
-        if [*self.upstream(parent, stage), stage] != parts:
-            return experiment
-        equal = all(self.section(experiment, part) == self.section(parent, part) for part in parts)
-        return self.owner(parent, stage) if equal else experiment
-
-    def _judge_owner(self, experiment: str, judge: str, policy: str) -> str:
-        """Like `owner`, for the evaluation, the comparison or the lengths (`judge`) of a policy."""
-        parent = self.experiments[experiment].extends
-        parts = [policy, *(self.compared_with(experiment) if judge == "compare" else [])]
-        if parent is None or not all(self.has(parent, part) for part in [*parts, judge]):
-            return experiment
-        if judge == "compare" and self.compared_with(parent) != parts[1:]:
-            return experiment
-        same_parts = all(self.owner(experiment, part) == self.owner(parent, part) for part in parts)
-        same_section = self.section(experiment, judge) == self.section(parent, judge)
-        return self.judge_owner(parent, judge, policy) if same_parts and same_section else experiment
-
-    def compared_with(self, experiment: str) -> list[str]:
-        """The stages that a comparison reads beside the policy; none where there is no alignment to compare."""
-        if not any(self.has(experiment, stage) for stage in ALIGNED):
-            return []
-        return ["sft", *(["reward"] if self.has(experiment, "reward") else [])]
-
-    def folder(self, experiment: str, stage: str) -> str:
-        """Folder of the artifact that an experiment uses for a stage."""
-        return f"results/{self.owner(experiment, stage)}/{stage}"
-
-    def judgement(self, experiment: str, judge: str, policy: str) -> str:
-        """Folder of the evaluation or the comparison (`judge`) of a policy that an experiment uses."""
-        return f"results/{self.judge_owner(experiment, judge, policy)}/{judge}/{policy}"
-
-    def judgements_of(self, experiment: str) -> dict[str, str]:
-        """JUDGE/POLICY -> folder, of everything that an experiment finds out about its policies."""
-        judges = ["evaluate", *(["compare"] if self.compared_with(experiment) else [])]
-        judges += ["lengths"] if self.has(experiment, "lengths") else []
-        pairs = [(judge, policy) for judge in judges for policy in self.policies(experiment)]
-        return {f"{judge}/{policy}": self.judgement(experiment, judge, policy) for judge, policy in pairs}
-
-    def judgements(self) -> list[str]:
-        """Folders of all evaluations and comparisons of the campaign, each once."""
-        names = self.campaign.experiments
-        return list(dict.fromkeys(folder for name in names for folder in self.judgements_of(name).values()))
-
-    def fetched(self, experiment: str, stage: str) -> list[str]:
-        """Manifests of what a stage needs from the hub."""
-        return [
-            f"results/fetch/{item}/manifest.json" for item in hub_items(getattr(self.experiments[experiment], stage))
-        ]
-
-    def local_files(self, experiment: str, stage: str) -> list[str]:
-        """Files of the user's own that a stage reads: data, a tokenizer, a chat template, a model."""
-        return [str(file) for _, file in own_files(stage, getattr(self.experiments[experiment], stage))]
-
-    def fetch_section(self, item: str) -> dict:
-        """What `fetch` is to bring, by the item's folder name."""
-        for experiment in self.experiments.values():
-            for stage in ("prepare", "base", "evaluate"):
-                if item in (items := hub_items(getattr(experiment, stage))):
-                    return items[item]
-        raise UserError(f"results/fetch/{item}: no experiment of this campaign needs it")
-
-    def families(self) -> dict[str, str]:
-        """Experiment -> the first listed one that differs from it in the seed of training only."""
-        first: dict[str, str] = {}
-        return {name: first.setdefault(self._seedless(name), name) for name in self.campaign.experiments}
-
-    def _seedless(self, experiment: str) -> str:
-        sections = {
-            stage: self.section(experiment, stage)
-            for stage in Experiment.model_fields
-            if isinstance(getattr(self.experiments[experiment], stage), Section)
-        }
-        for stage in sections.keys() - {"prepare", "evaluate", "compare", "lengths"}:
-            for part in (sections[stage], sections[stage].get("scratch", {})):
-                part.pop("seed", None)
-        return canonical(sections)
-
-    def summary(self) -> dict:
-        """What the report must know of the campaign: its experiments, and where the artifacts of each lie."""
-        families = self.families()
-        return {
-            "title": self.campaign.title,
-            "experiments": [
-                {
-                    "name": name,
-                    "family": families[name],
-                    "question": self.experiments[name].question,
-                    "seed": self.experiments[name].seed,
-                    "stages": {
-                        **{stage: self.folder(name, stage) for stage in self.stages(name)},
-                        **self.judgements_of(name),
-                    },
-                }
-                for name in self.campaign.experiments
-            ],
-        }
-
-
-def own_files(stage: str, section: Section) -> list[tuple[str, Path]]:
-    """(dotted key, file) of every local file that a section names; of a model's folder, what is read there."""
-    found = []
-    if stage == "prepare":
-        for task in ("text", "long", "sft", "preference", "choices"):
-            for number, source in enumerate(getattr(section, task)):
-                found += [(f"{stage}.{task}[{number}].path", Path(source.path))] if source.path else []
-        if section.chat_template not in (None, "default", "tokenizer"):
-            found.append((f"{stage}.chat_template", Path(section.chat_template)))
-        if section.tokenizer and section.tokenizer.path:
-            found.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
-    elif stage in ("ppo", "compare") and section and section.reward_function:
-        found.append((f"{stage}.reward_function", function_file(section.reward_function)))
-    elif stage == "base" and section.path:
-        folder = Path(section.path)
-        weights = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []
-        found += [(f"{stage}.path", file) for file in [folder / "config.json", *weights]]
-    return found
-
-
-def hub_items(section: Section) -> dict[str, dict]:
-    """Every model, data set and lm-eval task of a section that lies on the hub: folder name -> section of `fetch`."""
-    items = {}
-    for key in type(section).model_fields:
-        value = getattr(section, key)
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, Section):
-                items |= _hub_item(part) or hub_items(part)
-    return items
-
-
-def _hub_item(part: Section) -> dict[str, dict]:
-    kinds = {HubModel: ("models", "id", "id"), Source: ("datasets", "dataset", "id"), Task: ("tasks", "task", "task")}
-    kind, key, called = kinds.get(type(part), ("", "", ""))
-    if not kind or getattr(part, key) is None or not (part.revision or part.allow_floating):
-        return {}
-    name = f"{kind}--{getattr(part, key).replace('/', '--')}@{(part.revision or 'floating').replace('/', '--')}"
-    entry = {called: getattr(part, key), "revision": part.revision, "allow_floating": part.allow_floating}
-    return {name: {kind: [entry]}}
 
 
 def load(path: str | Path, overrides: dict | None = None) -> Plan:
@@ -252,10 +39,12 @@ def load(path: str | Path, overrides: dict | None = None) -> Plan:
     if len(set(names)) < len(names):
         problems.append(f"{values.places['experiments']}: experiments: names an experiment twice")
     layers = _read_layers(names, values.places, path.parent / "experiments", problems)
-    experiments = _experiments(layers, problems)
+    grown = {key: line for key, line in values.places.items() if f"{key}.".startswith("grid.")}
+    root = settings.Settings({"grid": values.get("grid")}, {"": str(path)} | grown)
+    experiments = _experiments(layers, root, problems)
     if problems:
         raise UserError(*dict.fromkeys(problems))
-    return Plan(campaign, experiments)
+    return Plan(campaign, experiments, "" if str(path) == DEFAULT else str(path))
 
 
 def _list(value) -> list:
@@ -293,32 +82,78 @@ def _names(folder: Path) -> list[str]:
     return [file.stem for file in folder.glob("*.yaml")]
 
 
-def _experiments(layers: dict, problems: list) -> dict[str, Experiment]:
+def _experiments(layers: dict, root: settings.Settings, problems: list) -> dict[str, Experiment]:
+    """The experiments by name, and the cells of those that have a grid by theirs.
+
+    root: what every experiment starts from, the grid of the campaign.
+    """
     experiments = {}
     for name, layer in layers.items():
         if layer is None or (chain := _chain(name, layers, problems)) is None:
             continue
-        values, places = _merge(chain)
-        known = len(problems)
-        experiment, dropped = validated(Experiment, values, places, problems), []
-        if experiment is None:
-            experiment, dropped = _without_mistakes(values)
-        if experiment is None:
-            continue
-        found = list(checks.contradictions(experiment))
-        found += [(key, reason) for key, reason in checks.unused(experiment) if key in chain[-1]]
-        resolved = checks.resolve(experiment)
-        for stage in ("prepare", "base"):
-            for key, file in own_files(stage, getattr(resolved, stage)):
-                if not os.path.exists(file):
-                    found.append((key, f"there is no {file} (looked for in {Path.cwd()})"))
-                elif set(str(file)) & set("{}<>"):
-                    found.append((key, f"{file}: Snakemake reads {{ }} < > in a path as its own; rename it"))
-        found = [(key, said) for key, said in found if not any(_related(key, gone) for gone in dropped)]
-        problems += [f"{_place(places, key)}: {key}: {message}" for key, message in found]
-        if len(problems) == known:
-            experiments[name] = resolved
+        values, places = _merge([root, *chain])
+        axes = _axes(name, values, places, layer, problems)
+        made = {name: _built(values, places, layer, problems)}
+        short = grid.labels(list(axes))
+        for cell in grid.cells(axes) if made[name] else []:
+            copied = _copy(values)
+            for key, value in cell.items():
+                _put(copied, key, value)
+            around = places | {key: _place(places, f"grid.{key}") for key in axes}
+            made[grid.cell_name(name, cell, short)] = _built(copied, around, layer, problems)
+        experiments |= {name: experiment for name, experiment in made.items() if experiment}
     return experiments
+
+
+def _axes(name: str, values: dict, places: dict, layer: settings.Settings, problems: list) -> dict[str, list]:
+    """The axes of an experiment's grid; none after adding what is wrong with them to `problems`."""
+    axes, known = values.get("grid") or {}, len(problems)
+    if not (isinstance(axes, dict) and all(isinstance(held, list) and held for held in axes.values())):
+        return {}  # validation says so
+    own = layer.get("grid") if isinstance(layer.get("grid"), dict) else {}
+    for key in axes:
+        if key not in own and key in layer.places:
+            where = _place(places, f"grid.{key}")
+            problems.append(f"{layer.places[key]}: {key}: is an axis of the grid ({where}); set grid: {{{key}: [...]}}")
+        if key.partition(".")[0] in ("grid", "extends", "question"):
+            problems.append(f"{_place(places, f'grid.{key}')}: grid.{key}: cannot be an axis")
+    for key, said in grid.mistakes(name, axes):
+        problems.append(f"{_place(places, f'grid.{key}')}: grid.{key}: {said}")
+    return axes if len(problems) == known else {}
+
+
+def _put(values: dict, key: str, value) -> None:
+    """Set a dotted key of nested mappings. What the value makes useless is forgotten, as for a child's own key."""
+    head, _, rest = key.partition(".")
+    layer: dict = {}
+    inner = layer
+    while rest:
+        inner[head], (head, _, rest) = {}, rest.partition(".")
+        inner = next(iter(inner.values()))
+    inner[head] = value
+    _overlay(values, layer, Experiment)
+
+
+def _built(values: dict, places: dict, layer: settings.Settings, problems: list) -> Experiment | None:
+    """The experiment with its defaults filled in, or None after adding every mistake in it to `problems`."""
+    known = len(problems)
+    experiment, dropped = validated(Experiment, values, places, problems), []
+    if experiment is None:
+        experiment, dropped = _without_mistakes(values)
+    if experiment is None:
+        return None
+    found = list(checks.contradictions(experiment))
+    found += [(key, reason) for key, reason in checks.unused(experiment) if key in layer]
+    resolved = checks.resolve(experiment)
+    for stage in ("prepare", "base"):
+        for key, file in own_files(stage, getattr(resolved, stage)):
+            if not os.path.exists(file):
+                found.append((key, f"there is no {file} (looked for in {Path.cwd()})"))
+            elif set(str(file)) & set("{}<>"):
+                found.append((key, f"{file}: Snakemake reads {{ }} < > in a path as its own; rename it"))
+    found = [(key, said) for key, said in found if not any(_related(key, gone) for gone in dropped)]
+    problems += [f"{_place(places, key)}: {key}: {message}" for key, message in found]
+    return resolved if len(problems) == known else None
 
 
 def _related(key: str, other: str) -> bool:
@@ -390,14 +225,6 @@ def _model_at(model: type | None, key: str) -> type[Section] | None:
     """The section class that a key of a section holds, if it holds one."""
     field = model.model_fields.get(key) if model else None
     return section_class(field.annotation) if field else None
-
-
-def section_class(annotation) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
-        return next(filter(None, map(section_class, typing.get_args(annotation))), None)
-    return None
 
 
 def validated(model: type[Section], values: dict, places: dict, problems: list):

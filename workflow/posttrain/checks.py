@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterator
 
+from posttrain.code import fingerprint, function_file
 from posttrain.config import Base, Experiment, Optimisation, Prepare, Section, Source, Tokenizer
 from posttrain.errors import UserError
 from posttrain.formats import FORMATS
-from posttrain.identity import fingerprint, function_file
 from posttrain.longtext import lengths
 from posttrain.world import KINDS
+
+OF_SOURCES = {"test_fraction", "group_key", "allow_empty_user", "max_line_mb"}  # keys of `prepare`
 
 
 def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
@@ -80,6 +82,9 @@ def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
             yield from _source(f"prepare.{task}[{number}]", task, source)
     if not (prepare.world or prepare.text or prepare.long or prepare.sft or prepare.preference):
         yield "prepare", "has no data: set world, or give sources under text, sft or preference"
+    if not any(getattr(prepare, task) for task in ("text", "long", "sft", "preference", "choices")):
+        for key in sorted(OF_SOURCES & prepare.model_fields_set):
+            yield f"prepare.{key}", "has no effect on the built-in world: it is about sources, and there are none"
     if prepare.tokenizer:
         yield from _one_of("prepare.tokenizer", prepare.tokenizer, "vocab_size", "path", "hub")
         if prepare.tokenizer.hub:
@@ -293,15 +298,17 @@ def longest_row(base: Base) -> int:
 
 def resolve(experiment: Experiment) -> Experiment:
     """Fill in the defaults that follow from other sections: seeds, tokenizer, longest row, adapters, KL's horizon."""
-    base, prepare = experiment.base, experiment.prepare
+    base, prepare, seeded = experiment.base, experiment.prepare, []
     max_tokens = prepare.max_tokens or longest_row(base)
     tokenizer = prepare.tokenizer or Tokenizer(path=base.path, hub=base.hub, vocab_size=1024 if base.scratch else None)
     prepare = prepare.model_copy(update={"max_tokens": max_tokens, "tokenizer": tokenizer})
     if base.scratch and base.scratch.seed is None:
         base = base.model_copy(update={"scratch": base.scratch.model_copy(update={"seed": experiment.seed})})
+        seeded.append("base")
     filled = {"base": base, "prepare": prepare}
     for stage in ("sft", "reward", "ppo", "dpo", "longctx"):
         if section := getattr(experiment, stage):
+            seeded += [stage] if section.seed is None else []
             update = {"seed": experiment.seed if section.seed is None else section.seed}
             if "max_length" in type(section).model_fields:
                 update["max_length"] = section.max_length or max_tokens
@@ -311,7 +318,9 @@ def resolve(experiment: Experiment) -> Experiment:
         code = fingerprint(function_file(named)) if not list(_function("", named)) else None
         filled["ppo"] = filled["ppo"].model_copy(update={"reward_code": code})
         filled["compare"] = experiment.compare.model_copy(update={"reward_function": named, "reward_code": code})
-    return experiment.model_copy(update=filled)
+    resolved = experiment.model_copy(update=filled)
+    resolved._seeded = frozenset(seeded)
+    return resolved
 
 
 def incomplete(stage: str, section: Section) -> Iterator[tuple[str, str]]:

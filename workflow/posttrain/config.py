@@ -4,6 +4,8 @@ A section is one stage's settings; a stage reads its own section and nothing els
 the stage that it reruns. Defaults that follow from another section are filled in by `resolve`.
 """
 
+import types
+import typing
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,12 +26,26 @@ def only_with(**keys: tuple[str, ...]) -> dict:
     return {"only_with": {key: list(values) for key, values in keys.items()}}
 
 
+def also(*stages: str) -> dict:
+    """Mark a key as one from which settings of other stages follow, which it reruns too."""
+    return {"also": list(stages)}
+
+
 class Section(BaseModel):
     """Settings are immutable, unknown keys are errors, and no value is silently converted."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def section_class(annotation) -> type[Section] | None:
+    """The section that a key's type holds, or a list of which it is; None for a plain value."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
+        return next(filter(None, map(section_class, typing.get_args(annotation))), None)
+    return None
 
 
 class HubModel(Section):
@@ -203,7 +219,7 @@ class Scratch(Training):
     """Width of the feed-forward layer (BLOOM fixes it at four times `hidden_size`)."""
     rope_theta: Annotated[float, Field(gt=1)] = Field(10000.0, json_schema_extra=only_with(positions=("rope",)))
     """Base of RoPE's frequencies."""
-    context: Annotated[int, Field(ge=16)] = 128
+    context: Annotated[int, Field(ge=16)] = Field(128, json_schema_extra=also("prepare"))
     """Length of a training sequence, in tokens."""
     locality: Annotated[float, Field(ge=0, le=4)] = Field(0.0, json_schema_extra=only_with(positions=("rope",)))
     """Strength with which half of the heads of the first two layers begin by looking one token back; a small
@@ -223,9 +239,9 @@ class Scratch(Training):
 class Base(Section):
     """The untouched model: exactly one of `path`, `hub` and `scratch`."""
 
-    path: Text | None = None
+    path: Text | None = Field(None, json_schema_extra=also("prepare"))
     """Directory of a model in the transformers format (safetensors only)."""
-    hub: HubModel | None = None
+    hub: HubModel | None = Field(None, json_schema_extra=also("prepare"))
     """Model on the hub at a pinned commit."""
     scratch: Scratch | None = None
     """Train a model from scratch."""
@@ -360,7 +376,7 @@ class Rails(Section):
 class Ppo(Optimisation, Adapter):
     """Proximal policy optimisation from the SFT policy against a reward (arXiv 1707.06347; 2203.02155)."""
 
-    reward_function: Text | None = None
+    reward_function: Text | None = Field(None, json_schema_extra=also("compare"))
     """A hand-written reward instead of the reward model: `file.py:function` or `package.module:function`, called as
     `function(prompt: str, reply: str, answer: str | None) -> float`. Default: the model of section `reward`."""
     reward_code: Text | None = None
@@ -527,6 +543,9 @@ class Experiment(Section):
     """Experiment whose settings this one starts from; equal stages share their artifacts."""
     seed: Seed = 0
     """Default seed of the training stages."""
+    grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
+    """Dotted keys with the values that they take: an experiment for each combination, `NAME@beta=0.5,seed=1`, in place
+    of this one. Inherited axis by axis; `null` for none."""
     prepare: Prepare
     """Data."""
     base: Base
@@ -550,6 +569,8 @@ class Experiment(Section):
     evaluate: Evaluate = Evaluate()
     """Benchmarks."""
 
+    _seeded: frozenset[str] = frozenset()  # the stages whose seed is the experiment's
+
 
 class Wandb(Section):
     """Weights & Biases; nothing is sent by a stage, `posttrain wandb-sync` sends what was written offline."""
@@ -567,5 +588,12 @@ class Campaign(Section):
     """Heading of the report."""
     experiments: Annotated[list[Name], Field(min_length=1)]
     """Names; NAME stands in `experiments/NAME.yaml` beside the campaign's file."""
+    grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
+    """Axes that every experiment gets, where its own `grid` does not say otherwise: `seed: [0, 1, 2]`."""
+    keep_gb: Annotated[float, Field(ge=0)] = 20.0
+    """Artifacts that were replaced are kept up to so many GB, and taken again when a stage comes to the same settings,
+    inputs and code; 0 keeps none and makes everything anew."""
+    strict: bool = False
+    """Count the software versions (`envs/requirements.txt`) as part of what a stage is."""
     wandb: Wandb = Wandb()
     """Experiment tracker."""

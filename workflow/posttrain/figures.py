@@ -10,7 +10,8 @@ import re
 import warnings
 from collections.abc import Callable
 
-from posttrain.records import over_seeds, short, wilson
+from posttrain.maths.intervals import over_seeds, wilson
+from posttrain.records import short
 
 INK, PAPER, WARN = "#24292f", "#ffffff", "#c4432b"
 COLOURS = {"base": "#8c959f", "sft": "#3b82c4", "reward": "#a371d9", "ppo": "#d9822b", "dpo": "#3f9d63",

@@ -12,8 +12,8 @@ import importlib.util
 import math
 from collections.abc import Callable
 
+from posttrain.code import fingerprint, function_file
 from posttrain.errors import UserError
-from posttrain.identity import fingerprint, function_file
 
 
 def load(named: str, code: str | None) -> Callable:

@@ -1,9 +1,8 @@
 """What an artifact is: the bytes it holds (its manifest), and the settings and inputs it was made from."""
 
-import ast
 import hashlib
-import importlib.util
 import json
+import os
 from pathlib import Path
 
 from posttrain.errors import UserError
@@ -13,6 +12,21 @@ from posttrain.files import read_json, sha256
 def canonical(value) -> str:
     """One spelling for equal values: JSON with sorted keys."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def named(text: str) -> str:
+    """The file under whose name a text is found that cannot change: its own digest."""
+    return f".snakemake/campaigns/{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def write_named(text: str) -> str:
+    """Write that file, where it is not there yet, and return its name."""
+    file = Path(named(text))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(file)
+    return str(file)
 
 
 def manifest_of(folder: Path, parts: list[str]) -> dict:
@@ -55,37 +69,10 @@ def listed(manifest: Path) -> dict[str, tuple[str, int]]:
     return files
 
 
-def identity(stage: str, section: dict, inputs: dict[str, Path | list[Path]]) -> str:
-    """What a stage's run is, as 16 hex digits: its settings and the manifests of its inputs.
+def identity(stage: str, section: dict, code: str, read: dict[str, dict[str, str]]) -> str:
+    """What a stage's run is, as 16 hex digits: its settings, the code it runs, and the bytes of its inputs by role.
 
-    Checkpoints lie under it, so that a run never continues from another run's state.
+    Where these lie does not count. Checkpoints lie under it, so that a run never continues from another run's state.
     """
-    digests = {
-        role: [sha256(path) for path in paths] if isinstance(paths, list) else sha256(paths)
-        for role, paths in sorted(inputs.items())
-    }
-    return hashlib.sha256(canonical([stage, section, digests]).encode()).hexdigest()[:16]
-
-
-def function_file(named: str) -> Path:
-    """The file that holds a function named as `file.py:function` or `package.module:function`; does not run it."""
-    place = named.rpartition(":")[0]
-    if place.endswith(".py"):
-        return Path(place)
-    try:
-        found = importlib.util.find_spec(place)
-    except (ImportError, ValueError):
-        found = None
-    return Path(found.origin) if found and found.origin else Path(place)
-
-
-def fingerprint(file: Path) -> str:
-    """sha256 of a module's syntax tree, so that comments and formatting never count.
-
-    Raises UserError when it is no Python.
-    """
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{file}: is no Python module that can be read: {error}") from None
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    inputs = {role: list(files.values()) for role, files in sorted(read.items())}
+    return hashlib.sha256(canonical([stage, section, code, inputs]).encode()).hexdigest()[:16]

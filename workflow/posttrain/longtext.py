@@ -54,9 +54,9 @@ def _talk(rng: random.Random, tokens: int) -> list[str]:
 
 
 def secret(rng: random.Random, tokens: int) -> str:
-    """A pass word that is stated, and asked for and told a few times more, at random places of some talk."""
+    """A pass word that is stated once or a few times, at random places of some talk, and told again at its end."""
     said = f"secret pass: {rng.choice(WORDS)}."
-    times = rng.randint(1, max(1, min(6, tokens // 20)))
+    times = 1 if rng.random() < 0.5 else rng.randint(1, max(1, min(6, tokens // 20)))
     talk = _talk(rng, tokens - size(said) * (times + 1))
     places = rng.sample(range(len(talk) + 1), min(len(talk) + 1, times))
     if rng.random() < 0.5:  # else the very beginning of a long document would hardly ever be asked about

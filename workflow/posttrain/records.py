@@ -1,41 +1,19 @@
-"""What the stages wrote, read back and made safe (`clean`, `number`); statistics; the result table."""
+"""What the stages wrote, read back and made safe (`clean`, `number`); the result table."""
 
 import csv
 import io
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from posttrain.files import sha256
+from posttrain.maths.intervals import over_seeds
 
 COLUMNS = ("experiment", "seed", "policy", "task", "metric", "value", "stderr", "n", "artifact")
 NOT_A_POLICY = {"fetch", "prepare", "reward", "reference", "evaluate", "compare", "lengths", "report"}
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
-
-
-def mean_stderr(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean and its standard error s/√n, s with n - 1 as in lm-eval; for 0/1 values √(p(1-p)/(n-1))."""
-    values = list(values)
-    n, mean = len(values), sum(values) / len(values)
-    if n < 2 or not math.isfinite(mean):
-        return mean, None
-    return mean, math.sqrt(math.fsum((x - mean) * (x - mean) for x in values) / (n - 1) / n)
-
-
-def over_seeds(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation (n - 1) of one figure over the seeds of an experiment."""
-    values = list(values)
-    mean, stderr = mean_stderr(values)
-    return mean, None if stderr is None else stderr * math.sqrt(len(values))
-
-
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share of n questions, inside [0, 1] and not empty at 0 or 1 (Wilson 1927)."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def visible(text: object, keep: str = "") -> str:
@@ -148,12 +126,62 @@ def table_csv(table: list[dict]) -> str:
     return text.getvalue()
 
 
+def metrics_json(table: list[dict]) -> str:
+    """The values as experiment, policy, task, metric, for programs that show and compare metrics (DVC)."""
+    found: dict = {}
+    for row in table:
+        of_policy = found.setdefault(row["experiment"], {}).setdefault(row["policy"], {})
+        of_policy.setdefault(row["task"], {})[row["metric"]] = row["value"] if math.isfinite(row["value"]) else None
+    return json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def curves_csv(artifacts: list[dict]) -> str:
+    """Training loss by step, of everything that was trained."""
+    text = io.StringIO()
+    lines = [
+        [artifact["name"].removeprefix("results/"), point["step"], point["loss"]]
+        for artifact in artifacts
+        for point in artifact.get("history", [])
+        if {"step", "loss"} <= point.keys()
+    ]
+    csv.writer(text, lineterminator="\n").writerows([["artifact", "step", "loss"], *lines])
+    return text.getvalue()
+
+
+def seeds(table: list[dict]) -> list[dict]:
+    """Every figure that several seeds have: mean, standard deviation over them (n - 1) and their number."""
+    cells: dict[tuple, list[float]] = {}
+    for row in table:
+        cells.setdefault(tuple(row[c] for c in ("family", "policy", "task", "metric")), []).append(row["value"])
+    found = []
+    for cell, values in cells.items():
+        if len(values) > 1:
+            mean, deviation = over_seeds(values)
+            named = dict(zip(("experiment", "policy", "task", "metric"), cell, strict=True))
+            found.append(named | {"mean": mean, "deviation": deviation, "seeds": len(values)})
+    return found
+
+
+def seeds_md(table: list[dict]) -> str:
+    """Means and deviations over seeds to read; nothing where no figure has several."""
+    if not (found := seeds(table)):
+        return ""
+    lines = [list(found[0]), ["---"] * len(found[0])]
+    lines += [[short(v) if isinstance(v, int | float) else str(v) for v in row.values()] for row in found]
+    return "\nOver seeds:\n\n" + "".join(f"| {' | '.join(map(cell, line))} |\n" for line in lines)
+
+
+def cell(text: str) -> str:
+    """Text that cannot open a new cell or an HTML element."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
 def table_md(table: list[dict]) -> str:
     """The result table to read; a name cannot open a new cell or an HTML element."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
     for row in table:
         cells = [short(row[c]) if c in ("value", "stderr", "n") else str(row[c]) for c in COLUMNS]
-        lines.append([c.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|") for c in cells])
+        lines.append([cell(text) for text in cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -7,9 +7,10 @@ import json
 import typing
 from pathlib import Path
 
-from posttrain import config
-from posttrain.campaign import section_class
+from posttrain import code, config
+from posttrain.config import section_class
 from posttrain.files import write_json
+from posttrain.plan import JUDGES, POLICIES, UPSTREAM
 
 MARK = "<!-- Below: written by `posttrain schema` from workflow/posttrain/config.py; do not edit. -->"
 
@@ -40,18 +41,54 @@ def reference() -> str:
         ("An experiment (`experiments/NAME.yaml`)", config.Experiment),
     ):
         parts += [f"\n## {title}\n", *section("", model)]
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, *code_table()]) + "\n"
+
+
+def reruns(stage: str) -> str:
+    """What a key of a stage's section makes anew, in a sentence."""
+    if stage in JUDGES:
+        return f"A key here reruns `{stage}` of every policy, then `report`."
+    built = [f"`{other}`" for other, upstream in UPSTREAM.items() if stage in upstream]
+    further = ["`longctx` where it is built on one of these"] if stage in POLICIES[:-1] else []
+    further += ["`longctx`"] if stage == "prepare" else []
+    everything = ", ".join([*built, *further, "what judges these policies", "`report`"])
+    return f"A key here reruns `{stage}`, then {everything}."
+
+
+def code_table() -> list[str]:
+    """Which stages another code of a module reruns."""
+    stages = [*UPSTREAM, *JUDGES, "report"]
+    reached = {stage: code.code(stage) for stage in stages}
+    lines = [
+        "\n## The code\n",
+        "A stage is its section, its inputs and the code that it reaches: an edit of a module reruns the stages beside",
+        "it and what descends from them. Comments, docstrings and formatting rerun nothing, and neither does a module",
+        "that is not named here.\n",
+        "| module | stages |",
+        "|---|---|",
+    ]
+    for module in sorted({module for modules in reached.values() for module in modules}):
+        lines.append(f"| `{module}` | {', '.join(f'`{stage}`' for stage in stages if module in reached[stage])} |")
+    return lines
 
 
 def section(prefix: str, model: type[config.Section]) -> list[str]:
     """The table of a section, followed by those of the sections in it."""
-    lines = [f"{model.__doc__.strip()}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
+    stage = prefix[:-1]
+    lines = [
+        f"{model.__doc__.strip()}\n",
+        *([f"{reruns(stage)}\n"] if stage in (*UPSTREAM, *JUDGES) else []),
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
     nested = []
     for key, field in model.model_fields.items():
         meaning = " ".join((field.description or "").split())
         if conditions := (field.json_schema_extra or {}).get("only_with"):
             only = "; ".join(f"`{other}: {' / '.join(values)}`" for other, values in conditions.items())
             meaning += f" Only with {only}."
+        if further := (field.json_schema_extra or {}).get("also"):
+            meaning += f" Reruns {' and '.join(f'`{other}`' for other in further)} too."
         lines.append(f"| `{prefix}{key}` | {kind(field)} | {default(field)} | {meaning.replace('|', chr(92) + '|')} |")
         inner = section_class(field.annotation)
         if inner:
@@ -64,6 +101,8 @@ def kind(field) -> str:
     """Type and bounds of a key, for a person."""
     inner = section_class(field.annotation)
     text = str(field.annotation)
+    if "dict" in text:
+        return "`key: [values]` lines"
     if inner:
         return "list of sections" if "list" in text else "section"
     for name, words in (

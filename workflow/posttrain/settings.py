@@ -1,5 +1,6 @@
 """Read a YAML file of settings strictly, remembering where each key stands."""
 
+import json
 import re
 from pathlib import Path
 from typing import ClassVar
@@ -61,6 +62,16 @@ def read(path: Path) -> Settings:
     if problems:
         raise UserError(*problems)
     return Settings(values, places)
+
+
+def given(argument: str) -> Settings:
+    """A section as a command line gives it: the name of a file, or, as the workflow does, the settings as JSON."""
+    if not argument.startswith("{"):
+        return read(Path(argument))
+    try:
+        return Settings(json.loads(argument), {"": "--config"})
+    except ValueError as error:
+        raise UserError(f"--config: is neither a file nor JSON: {error}") from None
 
 
 def refuse_deep(path: Path, text: str) -> None:

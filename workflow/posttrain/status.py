@@ -6,9 +6,9 @@ posttrain status [CAMPAIGN]
 import time
 from pathlib import Path
 
-from posttrain.campaign import Plan
 from posttrain.errors import UserError
 from posttrain.files import read_json
+from posttrain.plan import Plan
 
 ALIVE = 120  # seconds without a word after which a stage no longer counts as running
 

@@ -3,10 +3,7 @@
 
 rule base:
     input:
-        config="results/{experiment}/base/config.yaml",
-        data=artifact("prepare"),
-        fetched=fetched("base"),
-        files=local_files("base"),
+        unpack(inputs("base")),
     output:
         manifest="results/{experiment}/base/manifest.json",
         model=directory("results/{experiment}/base/model"),
@@ -16,7 +13,6 @@ rule base:
             category="base",
             labels={"experiment": "{experiment}"},
         ),
-        provenance="results/{experiment}/base/provenance.json",
     log:
         "results/logs/{experiment}/base.log",
     benchmark:
@@ -28,6 +24,10 @@ rule base:
         gpu=1,
         mem_mb=8000,
         runtime=720,
+    params:
+        section=section("base"),
+        code=code("base"),
+        inputs=options,
     shell:
-        "posttrain base --threads 2 --config {input.config} --data {input.data} --fetched {input.fetched} "
-        "--output {output.manifest} 2>&1 | tee {log}"
+        "posttrain base --threads 2 --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

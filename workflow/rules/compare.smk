@@ -3,14 +3,7 @@
 
 rule compare:
     input:
-        config="results/{experiment}/compare/config.yaml",
-        data=artifact("prepare"),
-        base=foundation("reward"),
-        sft=artifact("sft"),
-        reward=reward_model,
-        beside=sft_answers,
-        files=local_files("compare"),
-        policy=lambda wildcards: f"{PLAN.folder(wildcards.experiment, wildcards.policy)}/manifest.json",
+        unpack(inputs("compare")),
     output:
         manifest="results/{experiment}/compare/{policy}/manifest.json",
         data=directory("results/{experiment}/compare/{policy}/data"),
@@ -20,7 +13,6 @@ rule compare:
             category="compare",
             labels={"experiment": "{experiment}", "policy": "{policy}"},
         ),
-        provenance="results/{experiment}/compare/{policy}/provenance.json",
     log:
         "results/logs/{experiment}/compare/{policy}.log",
     benchmark:
@@ -33,11 +25,9 @@ rule compare:
         mem_mb=8000,
         runtime=240,
     params:
-        beside=lambda wildcards, input: " ".join(
-            f"--{role} {input.get(role)}"
-            for role in ("reward", "beside")
-            if input.get(role)
-        ),
+        section=section("compare"),
+        code=code("compare"),
+        inputs=options,
     shell:
-        "posttrain compare --config {input.config} --data {input.data} --base {input.base} --sft {input.sft} "
-        "--policy {input.policy} {params.beside} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain compare --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

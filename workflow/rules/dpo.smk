@@ -3,11 +3,7 @@
 
 rule dpo:
     input:
-        config="results/{experiment}/dpo/config.yaml",
-        data=artifact("prepare"),
-        base=foundation("dpo"),
-        sft=artifact("sft"),
-        reference=artifact("reference"),
+        unpack(inputs("dpo")),
     output:
         manifest="results/{experiment}/dpo/manifest.json",
         model=directory("results/{experiment}/dpo/model"),
@@ -17,7 +13,6 @@ rule dpo:
             category="dpo",
             labels={"experiment": "{experiment}"},
         ),
-        provenance="results/{experiment}/dpo/provenance.json",
     log:
         "results/logs/{experiment}/dpo.log",
     benchmark:
@@ -29,6 +24,10 @@ rule dpo:
         gpu=1,
         mem_mb=8000,
         runtime=720,
+    params:
+        section=section("dpo"),
+        code=code("dpo"),
+        inputs=options,
     shell:
-        "posttrain dpo --config {input.config} --data {input.data} --base {input.base} --sft {input.sft} --reference {input.reference} "
-        "--output {output.manifest} 2>&1 | tee {log}"
+        "posttrain dpo --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

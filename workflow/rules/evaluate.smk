@@ -3,11 +3,7 @@
 
 rule evaluate:
     input:
-        config="results/{experiment}/evaluate/config.yaml",
-        data=artifact("prepare"),
-        base=lambda wildcards: foundation(wildcards.policy)(wildcards),
-        policy=lambda wildcards: f"{PLAN.folder(wildcards.experiment, wildcards.policy)}/manifest.json",
-        fetched=fetched("evaluate"),
+        unpack(inputs("evaluate")),
     output:
         manifest="results/{experiment}/evaluate/{policy}/manifest.json",
         data=directory("results/{experiment}/evaluate/{policy}/data"),
@@ -18,7 +14,6 @@ rule evaluate:
             labels={"experiment": "{experiment}", "policy": "{policy}"},
         ),
         lm_eval="results/{experiment}/evaluate/{policy}/lm_eval.json",
-        provenance="results/{experiment}/evaluate/{policy}/provenance.json",
     log:
         "results/logs/{experiment}/evaluate/{policy}.log",
     benchmark:
@@ -30,6 +25,10 @@ rule evaluate:
         gpu=1,
         mem_mb=8000,
         runtime=240,
+    params:
+        section=section("evaluate"),
+        code=code("evaluate"),
+        inputs=options,
     shell:
-        "posttrain evaluate --config {input.config} --data {input.data} --base {input.base} "
-        "--policy {input.policy} --fetched {input.fetched} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain evaluate --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

@@ -23,6 +23,4 @@ rule fetch:
     params:
         section=lambda wildcards: canonical(PLAN.fetch_section(wildcards.item)),
     shell:
-        "printf '%s\\n' {params.section:q} > $(dirname {output.manifest})/config.yaml; "
-        "posttrain fetch --config $(dirname {output.manifest})/config.yaml --output {output.manifest} 2>&1 "
-        "| tee {log}"
+        "posttrain fetch --config {params.section:q} --output {output.manifest} 2>&1 | tee {log}"

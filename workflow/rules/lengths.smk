@@ -3,10 +3,7 @@
 
 rule lengths:
     input:
-        config="results/{experiment}/lengths/config.yaml",
-        data=artifact("prepare"),
-        base=lambda wildcards: foundation(wildcards.policy)(wildcards),
-        policy=lambda wildcards: f"{PLAN.folder(wildcards.experiment, wildcards.policy)}/manifest.json",
+        unpack(inputs("lengths")),
     output:
         manifest="results/{experiment}/lengths/{policy}/manifest.json",
         data=directory("results/{experiment}/lengths/{policy}/data"),
@@ -16,7 +13,6 @@ rule lengths:
             category="lengths",
             labels={"experiment": "{experiment}", "policy": "{policy}"},
         ),
-        provenance="results/{experiment}/lengths/{policy}/provenance.json",
     log:
         "results/logs/{experiment}/lengths/{policy}.log",
     benchmark:
@@ -28,6 +24,10 @@ rule lengths:
         gpu=1,
         mem_mb=8000,
         runtime=240,
+    params:
+        section=section("lengths"),
+        code=code("lengths"),
+        inputs=options,
     shell:
-        "posttrain lengths --config {input.config} --data {input.data} --base {input.base} --policy {input.policy} "
-        "--output {output.manifest} 2>&1 | tee {log}"
+        "posttrain lengths --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

@@ -3,14 +3,7 @@
 
 rule longctx:
     input:
-        config="results/{experiment}/longctx/config.yaml",
-        data=artifact("prepare"),
-        base=lambda wildcards: foundation(
-            PLAN.experiments[wildcards.experiment].longctx.policy
-        )(wildcards),
-        policy=lambda wildcards: artifact(
-            PLAN.experiments[wildcards.experiment].longctx.policy
-        )(wildcards),
+        unpack(inputs("longctx")),
     output:
         manifest="results/{experiment}/longctx/manifest.json",
         model=directory("results/{experiment}/longctx/model"),
@@ -20,7 +13,6 @@ rule longctx:
             category="longctx",
             labels={"experiment": "{experiment}"},
         ),
-        provenance="results/{experiment}/longctx/provenance.json",
     log:
         "results/logs/{experiment}/longctx.log",
     benchmark:
@@ -32,6 +24,10 @@ rule longctx:
         gpu=1,
         mem_mb=8000,
         runtime=720,
+    params:
+        section=section("longctx"),
+        code=code("longctx"),
+        inputs=options,
     shell:
-        "posttrain longctx --config {input.config} --data {input.data} --base {input.base} --policy {input.policy} "
-        "--output {output.manifest} 2>&1 | tee {log}"
+        "posttrain longctx --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

@@ -3,12 +3,7 @@
 
 rule ppo:
     input:
-        config="results/{experiment}/ppo/config.yaml",
-        data=artifact("prepare"),
-        base=foundation("ppo"),
-        sft=artifact("sft"),
-        reward=ppo_reward,
-        files=local_files("ppo"),
+        unpack(inputs("ppo")),
     output:
         manifest="results/{experiment}/ppo/manifest.json",
         model=directory("results/{experiment}/ppo/model"),
@@ -19,7 +14,6 @@ rule ppo:
             category="ppo",
             labels={"experiment": "{experiment}"},
         ),
-        provenance="results/{experiment}/ppo/provenance.json",
     log:
         "results/logs/{experiment}/ppo.log",
     benchmark:
@@ -32,9 +26,9 @@ rule ppo:
         mem_mb=8000,
         runtime=720,
     params:
-        reward=lambda wildcards, input: (
-            f"--reward {input.reward}" if input.reward else ""
-        ),
+        section=section("ppo"),
+        code=code("ppo"),
+        inputs=options,
     shell:
-        "posttrain ppo --config {input.config} --data {input.data} --base {input.base} --sft {input.sft} {params.reward} "
-        "--output {output.manifest} 2>&1 | tee {log}"
+        "posttrain ppo --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

@@ -3,9 +3,7 @@
 
 rule prepare:
     input:
-        config="results/{experiment}/prepare/config.yaml",
-        fetched=fetched("prepare"),
-        files=local_files("prepare"),
+        unpack(inputs("prepare")),
     output:
         manifest="results/{experiment}/prepare/manifest.json",
         data=directory("results/{experiment}/prepare/data"),
@@ -15,7 +13,6 @@ rule prepare:
             category="prepare",
             labels={"experiment": "{experiment}"},
         ),
-        provenance="results/{experiment}/prepare/provenance.json",
     log:
         "results/logs/{experiment}/prepare.log",
     benchmark:
@@ -26,6 +23,10 @@ rule prepare:
     resources:
         mem_mb=4000,
         runtime=120,
+    params:
+        section=section("prepare"),
+        code=code("prepare"),
+        inputs=options,
     shell:
-        "posttrain prepare --config {input.config} --fetched {input.fetched} --output {output.manifest} 2>&1 "
-        "| tee {log}"
+        "posttrain prepare --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

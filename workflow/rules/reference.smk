@@ -3,10 +3,7 @@
 
 rule reference:
     input:
-        config="results/{experiment}/reference/config.yaml",
-        data=artifact("prepare"),
-        base=foundation("reference"),
-        sft=artifact("sft"),
+        unpack(inputs("reference")),
     output:
         manifest="results/{experiment}/reference/manifest.json",
         data=directory("results/{experiment}/reference/data"),
@@ -16,7 +13,6 @@ rule reference:
             category="reference",
             labels={"experiment": "{experiment}"},
         ),
-        provenance="results/{experiment}/reference/provenance.json",
     log:
         "results/logs/{experiment}/reference.log",
     benchmark:
@@ -28,6 +24,10 @@ rule reference:
         gpu=1,
         mem_mb=8000,
         runtime=720,
+    params:
+        section=section("reference"),
+        code=code("reference"),
+        inputs=options,
     shell:
-        "posttrain reference --config {input.config} --data {input.data} --base {input.base} --sft {input.sft} "
-        "--output {output.manifest} 2>&1 | tee {log}"
+        "posttrain reference --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

@@ -16,6 +16,8 @@ rule report:
             category="report",
         ),
         markdown="results/report/table.md",
+        metrics="results/report/metrics.json",
+        curves="results/report/curves.csv",
         page=report(
             "results/report/index.html",
             caption="../report/report.rst",
@@ -34,5 +36,6 @@ rule report:
         runtime=20,
     params:
         campaign=CAMPAIGN,
+        code=code("report"),
     shell:
-        "posttrain report --campaign {params.campaign} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain report --campaign {params.campaign} --code {params.code} --output {output.manifest} 2>&1 | tee {log}"

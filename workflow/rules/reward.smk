@@ -3,10 +3,7 @@
 
 rule reward:
     input:
-        config="results/{experiment}/reward/config.yaml",
-        data=artifact("prepare"),
-        base=foundation("reward"),
-        sft=artifact("sft"),
+        unpack(inputs("reward")),
     output:
         manifest="results/{experiment}/reward/manifest.json",
         model=directory("results/{experiment}/reward/model"),
@@ -16,7 +13,6 @@ rule reward:
             category="reward",
             labels={"experiment": "{experiment}"},
         ),
-        provenance="results/{experiment}/reward/provenance.json",
     log:
         "results/logs/{experiment}/reward.log",
     benchmark:
@@ -28,6 +24,10 @@ rule reward:
         gpu=1,
         mem_mb=8000,
         runtime=720,
+    params:
+        section=section("reward"),
+        code=code("reward"),
+        inputs=options,
     shell:
-        "posttrain reward --config {input.config} --data {input.data} --base {input.base} --sft {input.sft} "
-        "--output {output.manifest} 2>&1 | tee {log}"
+        "posttrain reward --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

@@ -3,9 +3,7 @@
 
 rule sft:
     input:
-        config="results/{experiment}/sft/config.yaml",
-        data=artifact("prepare"),
-        base=artifact("base"),
+        unpack(inputs("sft")),
     output:
         manifest="results/{experiment}/sft/manifest.json",
         model=directory("results/{experiment}/sft/model"),
@@ -15,7 +13,6 @@ rule sft:
             category="sft",
             labels={"experiment": "{experiment}"},
         ),
-        provenance="results/{experiment}/sft/provenance.json",
     log:
         "results/logs/{experiment}/sft.log",
     benchmark:
@@ -27,6 +24,10 @@ rule sft:
         gpu=1,
         mem_mb=8000,
         runtime=720,
+    params:
+        section=section("sft"),
+        code=code("sft"),
+        inputs=options,
     shell:
-        "posttrain sft --config {input.config} --data {input.data} --base {input.base} "
-        "--output {output.manifest} 2>&1 | tee {log}"
+        "posttrain sft --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "2>&1 | tee {log}"

@@ -21,8 +21,8 @@ from posttrain.errors import UserError
 from posttrain.files import read_jsonl, sha256, write_jsonl
 from posttrain.maths import best_of_n
 from posttrain.maths import ppo as maths
+from posttrain.maths.intervals import mean_stderr
 from posttrain.progress import say
-from posttrain.records import mean_stderr
 
 PARTS = 4  # a batch of answers is measured in so many parts of similar length
 

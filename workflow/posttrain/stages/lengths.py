@@ -14,8 +14,8 @@ from posttrain import tokens
 from posttrain.config import Lengths
 from posttrain.errors import UserError
 from posttrain.files import read_jsonl, write_jsonl
+from posttrain.maths.intervals import mean_stderr
 from posttrain.progress import say
-from posttrain.records import mean_stderr
 from posttrain.stages.base import blocks
 
 TASK = "long_text"  # of documents that name no other

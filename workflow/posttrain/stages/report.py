@@ -33,7 +33,10 @@ def report(
     drawn = draw(record)
     texts = {f"figures/{figure['name']}.svg": figure["wide"] for figure in drawn}
     texts["table.csv"] = records.table_csv(record["rows"])
-    texts["table.md"] = records.table_md(record["rows"]) + partial_note(record["missing"])
+    tables = records.table_md(record["rows"]) + records.seeds_md(record["rows"])
+    texts["table.md"] = tables + partial_note(record["missing"])
+    texts["metrics.json"] = records.metrics_json(record["rows"])
+    texts["curves.csv"] = records.curves_csv(record["artifacts"])
     texts["index.html"] = page(campaign, record, drawn)
     publish(output, {name: text.encode() for name, text in texts.items()}, complete=not record["missing"])
     return record["missing"]
@@ -241,6 +244,7 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
     return environment.get_template("report.html.j2").render(
         record,
         side=side_by_side(record["artifacts"]),
+        seeds=records.seeds(record["rows"]),
         title=visible(campaign["title"]),
         again=lambda target: again(target, campaign.get("configfile", "")),
         experiments=list(experiments.values()),

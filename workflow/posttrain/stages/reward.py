@@ -150,7 +150,7 @@ def classify(model, tokenizer, rows: list[list[int]], batch: int = 64) -> list[f
 
 def measured(margins: list[float]) -> dict:
     """Accuracy (a tie is half right) with its standard error, mean margin, n."""
-    from posttrain.records import mean_stderr
+    from posttrain.maths.intervals import mean_stderr
 
     accuracy, stderr = mean_stderr([(margin > 0) + 0.5 * (margin == 0) for margin in margins])
     return {"accuracy": accuracy, "stderr": stderr, "margin": sum(margins) / len(margins), "n": len(margins)}

@@ -1,0 +1,121 @@
+"""How long Snakemake takes to see that nothing is to be done: this workflow beside bare rules for as many jobs.
+
+python benchmarks/planning.py [JOBS ...]    # default: 100 1000 10000
+
+Bare rules have the same inputs, outputs and parameters for each job, written into the Snakefile; `chain` has one input
+and one output. Everything is done in all of them. Least CPU seconds of three runs, of one from 10,000 jobs on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from posttrain.snakemake_records import record_file
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+PARENT = """
+prepare: {world: {documents: 300}}
+base: {scratch: {seed: 0}}
+sft: {rank: 8}
+dpo: {}
+"""
+# name -> inputs of each of the rules of a chain; {n} is its number
+SHAPES = {
+    "same": {
+        "dpo": ["shared/0", "shared/1", "shared/2", "shared/3"],
+        "evaluate": ["shared/0", "shared/1", "made/dpo/{n}/manifest"],
+        "compare": ["shared/0", "shared/1", "shared/2", "made/dpo/{n}/manifest", "shared/4"],
+    },
+    "chain": {"first": [], "second": ["made/first/{n}/manifest"], "third": ["made/second/{n}/manifest"]},
+}
+OUTPUTS = {"same": ["manifest", "data", "metrics"], "chain": ["manifest"]}
+RULE = """
+rule {name}:
+    input: {inputs}
+    output: {outputs}
+    log: "logs/{name}/{{n}}"
+    params: section="{{}}", code="0123456789abcdef"
+    shell: "echo {name}"
+"""
+
+
+def measured(folder: Path, repeats: int) -> float:
+    """Least CPU seconds of `snakemake -n`, of several runs; asserts that nothing is to be done."""
+    found = []
+    for _ in range(repeats):
+        before = os.times()
+        done = subprocess.run(["snakemake", "-n"], cwd=folder, capture_output=True, text=True)
+        after = os.times()
+        assert "Nothing to be done" in done.stdout + done.stderr, (done.stdout + done.stderr)[-2000:]
+        found.append(sum(after[2:4]) - sum(before[2:4]))
+    return min(found)
+
+
+def ours(folder: Path, jobs: int) -> int:
+    """A campaign of about so many jobs, done; returns how many there are."""
+    from fabricated import fabricate
+
+    from posttrain import campaign
+
+    cells = max(1, (jobs - 7) // 3)
+    for name in ("Snakefile", "workflow", "envs", "profiles"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "config/experiments").mkdir(parents=True)
+    (folder / "config/experiments/parent.yaml").write_text(PARENT)
+    axes = f"grid: {{dpo.beta: {[round(0.001 * n, 3) for n in range(1, cells + 1)]}}}\n"
+    (folder / "config/experiments/child.yaml").write_text(f"extends: parent\n{axes}")
+    (folder / "config/config.yaml").write_text("experiments: [child]\n")
+    os.chdir(folder)
+    plan = campaign.load("config/config.yaml")
+    fabricate(plan)
+    return len(plan.folders())
+
+
+def bare(folder: Path, jobs: int, shape: str) -> None:
+    """As many jobs of bare rules, done."""
+    rules, chains = SHAPES[shape], max(1, jobs // 3)
+    ends = [name for name in rules if not any(f"/{name}/" in file for files in rules.values() for file in files)]
+    text = f"rule all:\n    input: [f'made/{{name}}/{{n}}/manifest' for name in {ends} for n in range({chains})]\n"
+    for name, inputs in rules.items():
+        outputs = [f"made/{name}/{{n}}/{part}" for part in OUTPUTS[shape]]
+        text += RULE.format(name=name, inputs=str(inputs)[1:-1], outputs=str(outputs)[1:-1])
+    (folder / "Snakefile").write_text(text.replace("    input: \n", ""))
+    os.chdir(folder)
+    Path("shared").mkdir()
+    for number in range(5):
+        Path("shared", str(number)).write_text("x")
+    for name, inputs in rules.items():
+        for n in range(chains):
+            record = {"rule": name, "input": sorted(file.format(n=n) for file in inputs), "record_format_version": 6}
+            record["params"] = ["'0123456789abcdef'", "'{}'"]
+            for part in OUTPUTS[shape]:
+                output = Path("made", name, str(n), part)
+                output.parent.mkdir(parents=True, exist_ok=True)
+                output.write_text(name)
+                file = record_file(str(output))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(record))
+
+
+def main() -> None:
+    """Print a line for each size."""
+    for jobs in map(int, sys.argv[1:] or (100, 1000, 10000)):
+        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two, \
+                tempfile.TemporaryDirectory() as three:  # fmt: skip
+            made = ours(Path(one), jobs)
+            bare(Path(two), made, "same")
+            bare(Path(three), made, "chain")
+            for folder in (one, two, three):  # the first run writes what later ones read
+                measured(Path(folder), 1)
+            mine, same, chain = (measured(Path(folder), 3 if jobs <= 1000 else 1) for folder in (one, two, three))
+            os.chdir(ROOT)
+        print(f"{made:6} jobs: ours {mine:5.2f} s; of 0.5 s + 1.2 x bare rules of the same shape ({same:.2f} s): "
+              f"{mine / (0.5 + 1.2 * same):.2f}; of a chain ({chain:.2f} s): {mine / (0.5 + 1.2 * chain):.2f}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Artifacts: what they are, that one is never made twice, and that a damaged one is never built on."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from posttrain import artifact, code, kept
+from posttrain.config import Reference
+from posttrain.errors import UserError
+from posttrain.files import read_json, write_json
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make(text: str = "made", section=None, experiment: str = "one", **options) -> tuple[Path, list]:
+    """Make an artifact that holds a text; returns its manifest, and a list that is empty where nothing ran."""
+    calls = []
+
+    def run(section, work, checkpoints, **inputs):
+        calls.append(inputs)
+        (work / "data").mkdir()
+        (work / "data/text").write_text(text)
+        return {}
+
+    output = Path(f"results/{experiment}/reference/manifest.json")
+    inputs = options.pop("inputs", {})
+    artifact.make("reference", run, section or Reference(), inputs, output, **{"keep_gb": 1.0} | options)
+    return output, calls
+
+
+def test_the_same_again_is_taken_from_what_was_kept(folder, capsys):
+    first, _ = make()
+    made = first.read_text()
+    first.unlink()
+    again, calls = make("would be other bytes")
+    assert calls == [] and again.read_text() == made and "taken from there" in capsys.readouterr().err
+    assert (again.parent / "data/text").read_text() == "made"
+    elsewhere, calls = make(experiment="two")
+    assert calls == [] and elsewhere.read_text() == made, "an equal stage of another experiment"
+    _, calls = make(section=Reference(batch_size=2))
+    assert calls, "control: other settings"
+    _, calls = make()
+    assert calls == [], "and back again"
+
+
+def test_nothing_is_kept_or_taken_without_room(folder):
+    make(keep_gb=0.0)
+    assert not list(folder.glob("results/.kept/*/"))
+    make()
+    _, calls = make(keep_gb=0.0)
+    assert calls, "everything is made anew"
+
+
+def test_what_was_kept_is_forgotten_over_the_limit(folder):
+    for number in range(4):
+        make("x" * 1000, Reference(batch_size=number + 1))
+    folders = [path for path in kept.KEPT.glob("*") if path.is_dir()]
+    assert len(folders) == 4 and len(kept.sizes()) == 3, "the last is in use and takes nothing"
+    kept.forget(1500e-9, since=0)
+    left = [path for path in kept.KEPT.glob("*") if path.is_dir()]
+    assert 1 <= len(left) < 4 and (Path("results/one/reference/data/text")).is_file()
+
+
+def test_a_damaged_kept_artifact_is_not_taken(folder):
+    manifest, _ = make()
+    (manifest.parent / "data/text").write_text("edited in place: the kept one is the same file")
+    _, calls = make()
+    assert calls and (manifest.parent / "data/text").read_text() == "made"
+
+
+def test_other_bytes_of_one_identity_are_reported(folder, capsys):
+    make("one")
+    manifest, _ = make("other", keep_gb=0.0)
+    assert "not reproducible" in read_json(manifest.parent / "provenance.json")["warning"]
+    assert "not reproducible" in capsys.readouterr().err
+    manifest, _ = make("other", keep_gb=0.0)
+    assert "warning" not in read_json(manifest.parent / "provenance.json"), "control: the same bytes"
+
+
+def test_other_versions_are_named_and_not_taken(folder, monkeypatch):
+    make("one")
+    monkeypatch.setattr(artifact, "_versions", lambda: {"torch": "9.9"})
+    manifest, calls = make("other")
+    said = read_json(manifest.parent / "provenance.json")["warning"]
+    assert calls and said == "other bytes than an earlier run made, with other versions"
+
+
+def test_code_that_was_edited_since_the_run_was_planned_is_refused(folder):
+    make(planned=code.fingerprint_of("reference"))
+    with pytest.raises(UserError, match="its code was edited after this run was planned; run snakemake again"):
+        make(planned="0" * 16)
+
+
+def test_with_strict_the_lock_counts(folder):
+    make(planned=f"{code.fingerprint_of('reference')}+11111111")
+    _, calls = make(planned=f"{code.fingerprint_of('reference')}+22222222")
+    assert calls
+
+
+def test_a_damaged_input_is_named_and_loses_its_manifest(folder):
+    policy, _ = make(experiment="policy")
+    make(inputs={"policy": policy})
+    data = policy.parent / "data/text"
+    flipped = bytearray(data.read_bytes())
+    flipped[0] ^= 1
+    data.write_bytes(flipped)
+    with pytest.raises(UserError, match=r"data/text: its bytes differ.*\n.*run snakemake again, which makes it anew"):
+        make(inputs={"policy": policy})
+    assert not policy.exists() and (policy.parent / "damaged-manifest.json").exists()
+
+
+def test_identity_is_what_goes_in_and_not_where_it_lies(folder):
+    def name(**changes) -> str:
+        given = {"stage": "sft", "section": {"a": 1, "b": 2}, "code": "c", "read": {"data": {"x/manifest.json": "d1"}}}
+        return artifact.identity(**given | changes)
+
+    assert name() == name(read={"data": {"y/manifest.json": "d1"}})
+    for change in (
+        {"stage": "dpo"},
+        {"section": {"a": 2, "b": 1}},
+        {"code": "other"},
+        {"read": {"data": {"x/manifest.json": "d2"}}},
+        {"read": {"base": {"x/manifest.json": "d1"}}},
+    ):
+        assert name() != name(**change), change
+
+
+def test_the_record_says_what_it_was_made_from(folder):
+    policy, _ = make(experiment="policy")
+    manifest, _ = make("more", inputs={"policy": policy})
+    record = read_json(manifest.parent / "provenance.json")
+    assert list(record["inputs"]["policy"]) == [str(policy)] and record["params"][0].startswith('{"batch_size":64')
+    assert set(record["code"]) == set(code.code("reference")) and record["shape"]["versions"]["torch"]
+    assert (manifest.parent / "config.yaml").read_text().strip() == record["params"][0]
+    assert "config.yaml" not in read_json(manifest)["files"], "what it was made from is no part of its bytes"
+
+
+def test_a_file_system_without_hard_links_keeps_nothing(folder, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("not supported")))
+    _, calls = make()
+    again, calls = make()
+    assert calls and again.exists()
+
+
+def test_comments_docstrings_and_formatting_do_not_count(tmp_path):
+    file = tmp_path / "reward.py"
+    file.write_text("def f(a, b=None):\n    return [a, (b)]\n")
+    before = code.fingerprint(file)
+    file.write_text('"""Doc."""\n# comment\ndef f(\n    a,\n    b = None,\n):\n    "why"\n    return [ a, b ]\n')
+    assert code.fingerprint(file) == before
+    for other in ("def f(a, b=0):\n    return [a, b]\n", "def f(a, b=None):\n    return [b, a]\n"):
+        file.write_text(other)
+        assert code.fingerprint(file) != before, other
+    write_json(tmp_path / "x.json", {})
+    file.write_text("def f(:\n")
+    with pytest.raises(UserError, match="no Python module"):
+        code.fingerprint(file)
+
+
+def test_functions_that_changed_are_named():
+    before = code.functions("A = 1\ndef f(): return 1\ndef g(): return 2\n")
+    after = code.functions("A = 1\ndef f(): return 3\ndef g():\n    # same\n    return 2\n")
+    assert [name for name in before if before[name] != after[name]] == ["f"]
+
+
+def test_a_key_that_a_stage_never_reads_is_in_its_record(folder):
+    def reads(section, work, checkpoints):
+        (work / "data").mkdir()
+        (work / "data/text").write_text(str(section.batch_size))
+        return {}
+
+    output = Path("results/one/reference/manifest.json")
+    artifact.make("reference", reads, Reference(), {}, output)
+    assert read_json(output.parent / "provenance.json")["unread"] == ["precision"]
+
+
+def test_sections_within_sections_are_watched():
+    from posttrain.audit import Watched, unread
+    from posttrain.checks import slice_of
+    from posttrain.config import Evaluate, Ppo, Task
+
+    read: set[str] = set()
+    ppo = Watched(Ppo(), read)
+    assert ppo.rails.max_kl == 50.0 and isinstance(ppo, Ppo) and ppo.steps == 40
+    assert {"rails", "rails.max_kl", "steps"} == read
+    assert "rails.max_growth" in unread(slice_of(Ppo()), read) and "rails.max_kl" not in unread(slice_of(Ppo()), read)
+    read = set()
+    section = Evaluate(tasks=[Task(task="a"), Task(task="b", shots=1)])
+    assert [task.task for task in Watched(section, read).tasks] == ["a", "b"]
+    assert unread(slice_of(section), read) == ["batch_size", "seed", "tasks.allow_floating", "tasks.shots"]

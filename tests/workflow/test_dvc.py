@@ -1,0 +1,235 @@
+"""DVC stores and shows what Snakemake made: push, pull on another machine, interruptions, links, experiments."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from fabricated import fabricate, rerun
+
+from posttrain import campaign, ledger
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+S3 = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def run(*command: str, ok: bool = True, **environment) -> str:
+    """A command's output, with the environment of these tests active."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path} | environment)
+    assert not ok or done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def project(root, tmp_path, monkeypatch):
+    """A git repository with the campaign of every stage, done, and its ledger committed."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for key in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
+        monkeypatch.setenv(key, "tester")
+    for key in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(key, "tester@example.org")
+    for name in (
+        "Snakefile",
+        "workflow",
+        "envs",
+        "profiles",
+        ".dvc/config",
+        ".dvc/.gitignore",
+        ".dvcignore",
+        ".gitignore",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        copy = shutil.copytree if (root / name).is_dir() else shutil.copy
+        copy(root / name, folder / name)
+    shutil.copytree(HERE / "whole", folder / "config")
+    plan = campaign.load("config/config.yaml")
+    Path("dvc.yaml").write_text(ledger.ledger(plan))
+    fabricate(plan)
+    run("git", "init", "-q")
+    run("dvc", "commit", "-q", "-f", "campaign")
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "done")
+    return folder
+
+
+def clone(project: Path, folder: Path, monkeypatch) -> None:
+    """Another machine: a clone beside the project, which becomes the working directory."""
+    run("git", "clone", "-q", str(project), str(folder))
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture
+def bucket():
+    """A server that speaks S3's protocol, and what is to be known of it."""
+    import boto3
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([Path(sys.executable).parent / "moto_server", "-p", str(port)], stderr=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL)  # fmt: skip
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    boto3.client("s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test",
+                 aws_secret_access_key="test").create_bucket(Bucket="artifacts")  # fmt: skip
+    yield url
+    server.terminate()
+    server.wait()
+
+
+def remote(url: str, endpoint: str = "") -> None:
+    """Name the default remote, and commit it."""
+    run("dvc", "remote", "add", "-q", "-f", "-d", "store", url)
+    if endpoint:
+        run("dvc", "remote", "modify", "-q", "store", "endpointurl", endpoint)
+    run("git", "commit", "-qam", "remote")
+
+
+def change(key: str, value) -> None:
+    """Set a key of a section of `whole`."""
+    file = Path("config/experiments/whole.yaml")
+    values = yaml.safe_load(file.read_text())
+    section, _, last = key.partition(".")
+    values[section][last] = value
+    file.write_text(yaml.safe_dump(values))
+
+
+DPO = {f"whole/{name}" for name in ("dpo", "evaluate/dpo", "compare/dpo", "lengths/dpo")}
+
+
+@pytest.mark.parametrize("where", ["local", "s3"])
+def test_a_clone_that_pulls_needs_nothing_and_reruns_exactly_what_changed(
+    project, tmp_path, monkeypatch, where, request
+):
+    if where == "s3":
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for key, value in S3.items():
+            monkeypatch.setenv(key, value)
+        remote("s3://artifacts/store", request.getfixturevalue("bucket"))
+    else:
+        remote(str(tmp_path / "store"))
+    run("dvc", "push", "-q")
+    clone(project, tmp_path / "clone", monkeypatch)
+    assert "whole/prepare" in rerun(), "control: nothing is there yet"
+    run("dvc", "pull", "-q")
+    assert rerun() == {}
+    assert "No changes" in run("dvc", "diff") or run("dvc", "diff").strip() == ""
+    change("dpo.beta", 0.3)
+    assert {name for name in rerun() if not name.startswith("other/")} == DPO | {"report"}
+    assert "dpo.beta" in run("dvc", "params", "diff")
+
+
+@pytest.mark.parametrize("link", ["hardlink", "symlink", "copy"])
+def test_links_into_the_cache_are_never_written_through(project, tmp_path, monkeypatch, link):
+    remote(str(tmp_path / "store"))
+    run("dvc", "push", "-q")
+    clone(project, tmp_path / "clone", monkeypatch)
+    run("dvc", "config", "cache.type", link)
+    run("dvc", "pull", "-q")
+    assert rerun() == {}
+    plan = campaign.load("config/config.yaml")
+    from posttrain import artifact
+    from posttrain.config import Reference
+
+    def made(section, work, checkpoints, **inputs):
+        (work / "data").mkdir()
+        (work / "data/bytes").write_text("made anew")
+        return {}
+
+    target = Path(plan.folder("whole", "reference"), "manifest.json")
+    for _ in range(2):
+        artifact.make("reference", made, Reference(), {}, target, keep_gb=1.0)
+    assert (target.parent / "data/bytes").read_text() == "made anew"
+    assert os.access(target.parent / "data/bytes", os.W_OK)
+    shutil.rmtree(target.parent)
+    run("dvc", "checkout", "-q", "-f")
+    assert (target.parent / "data/bytes").read_text() == "results/whole/reference data", "the cache is what it was"
+    assert rerun() == {}
+
+
+def test_a_part_can_be_pulled_alone(project, tmp_path, monkeypatch):
+    remote(str(tmp_path / "store"))
+    run("dvc", "push", "-q")
+    clone(project, tmp_path / "clone", monkeypatch)
+    run("dvc", "pull", "-q", "results/whole/sft", "results/whole/base", "results/whole/prepare")
+    assert sorted(path.name for path in Path("results/whole").iterdir()) == ["base", "prepare", "sft"]
+    found = rerun()
+    assert not {"whole/sft", "whole/base", "whole/prepare"} & set(found) and "whole/dpo" in found
+
+
+def test_an_interrupted_pull_is_nothing_half_believed(project, tmp_path, monkeypatch):
+    remote(str(tmp_path / "store"))
+    run("dvc", "push", "-q")
+    clone(project, tmp_path / "clone", monkeypatch)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    pull = subprocess.Popen(["dvc", "pull", "-q"], env=os.environ | {"PATH": path})
+    while pull.poll() is None and not list(Path(".").glob("results/*/*")):
+        time.sleep(0.001)
+    pull.send_signal(signal.SIGKILL)
+    pull.wait()
+    there = {str(m.parent).removeprefix("results/") for m in Path("results").glob("**/manifest.json")}
+    assert "report" not in there, "control: it was interrupted"
+    again = set(rerun())
+    assert "report" in again
+    for name in there - again:  # what is believed is whole, in all that something is built on
+        from posttrain.identity import verify
+
+        verify(Path("results", name, "manifest.json"))
+    run("dvc", "pull", "-q")
+    assert rerun() == {}
+
+
+def test_what_gc_left_is_what_is_pulled(project, tmp_path, monkeypatch):
+    remote(str(tmp_path / "store"))
+    run("dvc", "push", "-q")
+    run("dvc", "gc", "-q", "-f", "-w", "-c")
+    run("dvc", "push", "-q")
+    clone(project, tmp_path / "clone", monkeypatch)
+    run("dvc", "pull", "-q")
+    assert rerun() == {}
+
+
+def test_a_switch_of_commits_is_noticed(project):
+    """`git checkout` with `dvc checkout` puts other artifacts in the place of those that Snakemake remembers."""
+    assert rerun() == {}
+    change("dpo.beta", 0.3)
+    assert "whole/dpo" in rerun()
+    fabricate(campaign.load("config/config.yaml"), text=" of another beta")
+    assert rerun() == {}
+    run("dvc", "commit", "-q", "-f", "campaign")
+    run("git", "commit", "-qam", "another beta")
+    run("git", "checkout", "-q", "HEAD~1")
+    assert "whole/dpo" in rerun(), "the config is the first's, the artifacts are not"
+    run("dvc", "checkout", "-q")
+    assert rerun() == {}
+    run("git", "checkout", "-q", "-")
+    run("dvc", "checkout", "-q")
+    assert rerun() == {}
+
+
+def test_the_ledger_is_up_to_date(root, monkeypatch):
+    monkeypatch.chdir(root)
+    text = ledger.ledger(campaign.load("config/config.yaml"))
+    assert Path("dvc.yaml").read_text() == text, "dvc.yaml is out of date: run `posttrain ledger`"
+
+
+def test_neither_checkpoints_nor_logs_nor_fetched_bytes_are_stored(project):
+    for name in ("whole/sft/checkpoints/abc/weights", "logs/whole/sft.log", "fetch/x/manifest.json", ".kept/abc/x"):
+        file = Path("results", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    assert "up to date" in run("dvc", "status").lower(), run("dvc", "status")

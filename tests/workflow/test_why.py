@@ -1,0 +1,169 @@
+"""`posttrain why`, `verify` and `clean`: what they say, on artifacts as stages leave them."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from fabricated import fabricate
+
+from posttrain import campaign, clean, code, why
+from posttrain.__main__ import main
+from posttrain.errors import UserError
+from posttrain.files import read_json, write_json
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The campaign of every stage, done."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(HERE / "whole", tmp_path / "config")
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs/requirements.txt").write_text("torch==1\n")
+    fabricate(load())
+    return tmp_path
+
+
+def load():
+    return campaign.load("config/config.yaml")
+
+
+def edit(**sections) -> None:
+    """Set sections of `whole`."""
+    file = Path("config/experiments/whole.yaml")
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | sections))
+
+
+def block(said: str, folder: str) -> str:
+    """The lines about one artifact."""
+    return said.split(f"{folder}\n")[1].split("\nresults/")[0]
+
+
+def test_nothing_stale_is_said_in_one_line(project):
+    assert why.why(load()) == why.NOTHING
+    assert why.why(load(), "whole/dpo") == "Nothing of whole/dpo is stale."
+
+
+def test_a_key_is_named_with_both_values_what_follows_and_what_it_costs(project):
+    edit(dpo={"beta": 0.3})
+    said = why.why(load())
+    assert "  dpo.beta: 0.1 -> 0.3" in block(said, "results/whole/dpo")
+    assert "overwrites what was made" in block(said, "results/whole/dpo")
+    assert "follows results/whole/dpo" in block(said, "results/whole/evaluate/dpo")
+    assert "takes about 1 min" in block(said, "results/whole/dpo")
+    assert said.splitlines()[-1].startswith("6 to be made: about 6 min"), said
+    assert "results/whole/sft" not in said.replace("results/whole/sft/", "").split("follows")[0]
+
+
+def test_one_artifact_alone(project):
+    edit(sft={"method": "lora"})
+    said = why.why(load(), "whole/sft")
+    assert 'sft.method: "qlora" -> "lora"' in said and "results/whole/dpo" not in said
+    assert "sft.double_quantization: true -> null" in said, "keys that lost their effect"
+    assert "results/whole/sft" in why.why(load(), "other"), "an experiment is told of what it shares"
+    with pytest.raises(UserError, match="nosuch: nothing of this campaign; known: whole, other"):
+        why.why(load(), "nosuch")
+
+
+def test_an_input_is_named_with_its_digests(project):
+    manifest = Path("results/whole/sft/manifest.json")
+    manifest.write_text(manifest.read_text() + " ")
+    said = block(why.why(load()), "results/whole/reward")
+    assert "sft: results/whole/sft/manifest.json: " in said and " -> " in said
+
+
+def test_a_function_is_named(project, root, tmp_path_factory, monkeypatch):
+    """By the commit that the artifact was made with, where git has it."""
+    package = tmp_path_factory.mktemp("code") / "posttrain"
+    shutil.copytree(root / "workflow/posttrain", package, ignore=shutil.ignore_patterns("__pycache__"))
+    git = f"git -c user.name=t -c user.email=t@example.org -C {package}"
+    assert os.system(f"{git} init -q && {git} add -A && {git} commit -qm x") == 0
+    commit = os.popen(f"{git} rev-parse HEAD").read().strip()
+    monkeypatch.setattr(code, "PACKAGE", package)
+    for cached in (code.module, code.fingerprint_of):
+        cached.cache_clear()
+    record = Path("results/whole/dpo/provenance.json")
+    write_json(record, read_json(record) | {"git_commit": commit})
+    text = (package / "maths/ppo.py").read_text()
+    name = next(iter(code.functions(text)))
+    (package / "maths/ppo.py").write_text(text.replace(f"def {name}(", f"def {name}_(", 1) + f"\n\n{name} = {name}_\n")
+    for cached in (code.module, code.fingerprint_of):
+        cached.cache_clear()
+    said = block(why.why(load()), "results/whole/dpo")
+    assert f"code: maths.ppo: (module), {name}, {name}_" in said
+    assert "code: maths.ppo\n" in block(why.why(load()), "results/whole/reference"), "no commit: the module alone"
+    monkeypatch.undo()
+    for cached in (code.module, code.fingerprint_of):
+        cached.cache_clear()
+
+
+def test_missing_artifacts_are_told_with_what_others_of_their_stage_took(project):
+    shutil.rmtree("results/whole/dpo")
+    assert why.why(load()) == why.NOTHING, "nothing needs it"
+    Path("results/report/manifest.json").unlink()
+    shutil.rmtree("results/whole/evaluate/dpo")
+    said = why.why(load())
+    assert "not made yet" in block(said, "results/whole/evaluate/dpo") and "takes about 1 min" in said
+
+
+def test_mixed_versions_are_warned_of(project):
+    for stage, version in (("sft", "2.13.0"), ("dpo", "2.14.0")):
+        record = Path(f"results/whole/{stage}/provenance.json")
+        write_json(record, read_json(record) | {"shape": {"versions": {"torch": version}}})
+    edit(dpo={"beta": 0.3})
+    assert "warning: these artifacts were made with different versions: torch 2.13.0 and 2.14.0" in why.why(load())
+
+
+def test_strict_makes_the_lock_count(project):
+    Path("config/config.yaml").write_text("title: Every stage\nexperiments: [whole, other]\nstrict: true\n")
+    assert "versions: envs/requirements.txt changed (strict)" in why.why(load())
+    fabricate(load())
+    assert why.why(load()) == why.NOTHING
+    Path("envs/requirements.txt").write_text("torch==2\n")
+    assert "versions: envs/requirements.txt changed (strict)" in block(why.why(load()), "results/whole/prepare")
+
+
+def test_two_experiments_side_by_side(project):
+    said = why.compare(load(), "whole", "other")
+    assert (
+        said
+        == "whole -> other\nevaluate.limit: null -> 4\nshared: prepare, base, sft, reward, reference, ppo, dpo, longctx"
+    )
+    with pytest.raises(UserError, match="nosuch"):
+        why.compare(load(), "whole", "nosuch")
+
+
+def test_verify_finds_a_flipped_bit(project, capsys):
+    assert main(["verify"]) == 0
+    assert "artifacts are what their manifests say; 0 are not made" in capsys.readouterr().out
+    file = Path("results/whole/evaluate/dpo/data/bytes")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert main(["verify"]) == 2
+    assert "results/whole/evaluate/dpo/data/bytes: its bytes differ from its manifest" in capsys.readouterr().err
+
+
+def test_clean_lists_what_no_campaign_needs_and_deletes_only_when_told(project):
+    assert clean.clean([load()]) == "Nothing to clean."
+    old = time.time() - 7200
+    Path("results/whole/sft/checkpoints/abc").mkdir(parents=True)
+    Path("results/whole/sft/checkpoints/abc/weights").write_text("x" * 1000)
+    for file in ("results/whole/sft/checkpoints/abc/weights", "results/whole/sft/checkpoints/abc"):
+        os.utime(file, (old, old))
+    (Path("config/experiments/other.yaml")).write_text("extends: whole\n")
+    said = clean.clean([load()])
+    assert "results/other/evaluate/dpo  (no campaign uses it)" in said
+    assert "results/whole/sft/checkpoints/abc  (checkpoints of other settings" in said and "nothing was deleted" in said
+    assert Path("results/other/evaluate/dpo").exists()
+    clean.clean([load()], delete=True)
+    assert not Path("results/other/evaluate/dpo").exists() and not Path("results/whole/sft/checkpoints/abc").exists()
+    assert Path("results/whole/sft/manifest.json").exists()
+    assert clean.clean([load()]) == "Nothing to clean."
+
+
+def test_a_run_that_may_still_be_writing_is_left_alone(project):
+    Path("results/whole/sft/checkpoints/abc").mkdir(parents=True)
+    assert clean.clean([load()]) == "Nothing to clean."

@@ -1,0 +1,154 @@
+"""The fingerprint of the code that a stage runs: syntax trees of the package's modules that it reaches by imports.
+
+Comments, docstrings and formatting never count, and Python's version does not either.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+
+from posttrain.errors import UserError
+
+PACKAGE = Path(__file__).parent
+# What a stage computes does not depend on these: `config` acts through the section, the others speak to people.
+UNCOUNTED = ("config", "errors", "progress", "tracking")
+KNOWN = Path(".snakemake/fingerprints.json")  # of files already read, by the digest of their bytes
+VERSION = 1  # of this module's own spelling of a tree
+
+
+def code(stage: str) -> dict[str, str]:
+    """Module (or template) -> digest, of everything of the package that a stage's module reaches."""
+    reached, wanted = {}, [f"stages.{stage}"]
+    while wanted:
+        name = wanted.pop()
+        if name not in reached and name not in UNCOUNTED:
+            reached[name], imports = module(name)
+            wanted += imports
+    return dict(sorted(reached.items()))
+
+
+@cache
+def fingerprint_of(stage: str) -> str:
+    """One digest for all the code of a stage, as 16 hex digits."""
+    return digest(json.dumps(code(stage)))[:16]
+
+
+@cache
+def module(name: str) -> tuple[str, list[str]]:
+    """Digest of a module of the package, and the modules of the package that it imports, wherever in it.
+
+    A module that names the folder `templates` reads its files, whose bytes count with it.
+    """
+    file = source(name)
+    content = file.read_bytes()
+    templates = b"".join(digest(template.read_bytes()).encode() for template in _templates(content))
+    key = digest(b"%d%b%b" % (VERSION, content, templates))
+    if key not in _known():
+        _known()[key] = [digest_of(content), sorted(set(_imports(ast.parse(content))))]
+    found, imports = _known()[key]
+    return found, [other for other in imports if source(other).is_file()]
+
+
+def digest_of(content: bytes) -> str:
+    """Digest of a module's text, with that of the templates as they are now, where it reads them."""
+    templates = [digest(template.read_bytes()) for template in _templates(content)]
+    return digest(spelled(ast.parse(content)) + "".join(templates))[:16]
+
+
+def _templates(content: bytes) -> list[Path]:
+    return sorted(PACKAGE.glob("templates/*")) if b'"templates"' in content else []
+
+
+def source(name: str) -> Path:
+    """The file of a module of the package, named from within it: `stages.sft`."""
+    return PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
+
+
+@cache
+def _known() -> dict:
+    try:
+        return json.loads(KNOWN.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def remember() -> None:
+    """Keep what was read, so that the next `snakemake` need not parse what did not change."""
+    text = json.dumps(_known())
+    if KNOWN.parent.is_dir() and not (KNOWN.is_file() and KNOWN.read_text(encoding="utf-8") == text):
+        KNOWN.with_suffix(".new").write_text(text, encoding="utf-8")
+        KNOWN.with_suffix(".new").replace(KNOWN)
+
+
+def _imports(tree: ast.Module):
+    """Names that may be modules of the package: what is imported from it, at any depth."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "posttrain":
+            within = node.module.partition(".")[2]
+            yield from filter(None, [within])
+            yield from (f"{within}.{alias.name}".lstrip(".") for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (n.name.partition(".")[2] for n in node.names if n.name.startswith("posttrain."))
+
+
+def function_file(named: str) -> Path:
+    """The file that holds a function named as `file.py:function` or `package.module:function`; does not run it."""
+    place = named.rpartition(":")[0]
+    if place.endswith(".py"):
+        return Path(place)
+    try:
+        found = importlib.util.find_spec(place)
+    except (ImportError, ValueError):
+        found = None
+    return Path(found.origin) if found and found.origin else Path(place)
+
+
+def fingerprint(file: Path) -> str:
+    """Digest of the syntax tree of a file of the user's own. Raises UserError when it is no Python."""
+    try:
+        return digest(spelled(ast.parse(file.read_bytes())))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{file}: is no Python module that can be read: {error}") from None
+
+
+def functions(content: str | bytes) -> dict[str, str]:
+    """Top-level definition -> digest of its tree; what stands between definitions is `(module)`."""
+    tree, found = ast.parse(content), {}
+    rest = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found[node.name] = digest(spelled(node))
+        else:
+            rest.append(spelled(node))
+    return found | {"(module)": digest("".join(rest))}
+
+
+def spelled(node) -> str:
+    """A syntax tree as text, without places, docstrings and empty fields, which differ between Pythons."""
+    if isinstance(node, list):
+        return f"[{','.join(map(spelled, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and _is_docstring(node, value):
+            value = value[1:]
+        if value not in (None, []) and name not in ("ctx", "kind", "type_comment"):
+            fields.append(f"{name}={spelled(value)}")
+        elif isinstance(node, ast.Constant) and name == "value":
+            fields.append("value=None")
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+def _is_docstring(node, body) -> bool:
+    holders = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    first = body[0] if isinstance(node, holders) and body else None
+    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+
+
+def digest(content: str | bytes) -> str:
+    """sha256 as hex."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()

@@ -1,0 +1,58 @@
+"""The cells of an experiment: one for each combination of the values that its `grid` gives to keys.
+
+    grid: {dpo.beta: [0.05, 0.1, 0.5], seed: [0, 1, 2]}
+
+makes NAME@beta=0.05,seed=0 and eight others.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+
+LONGEST = 120  # characters of a cell's name, which is a folder, a part of a job's name and of a tracker's id
+
+
+def labels(keys: list[str]) -> dict[str, str]:
+    """Short names of dotted keys: the last word, or the whole key where two end alike."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: key if last.count(word) > 1 else word for key, word in zip(keys, last, strict=True)}
+
+
+def cells(grid: dict[str, list]) -> Iterator[dict[str, object]]:
+    """Every combination, as key -> value."""
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def cell_name(name: str, axes: dict[str, object], short: dict[str, str]) -> str:
+    """NAME@beta=0.5,seed=1, in the order of the words; NAME alone without axes."""
+    parts = sorted(f"{short[key]}={text(value)}" for key, value in axes.items())
+    return f"{name}@{','.join(parts)}" if parts else name
+
+
+def text(value) -> str:
+    """A value as part of a name, in one spelling for equal ones: 0.5, 1e-05, true, lora, q_proj+v_proj."""
+    if isinstance(value, list):
+        return "+".join(map(text, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", str(value))
+
+
+def mistakes(name: str, grid: dict[str, list]) -> Iterator[tuple[str, str]]:
+    """(axis, what is wrong with it)."""
+    for key, values in grid.items():
+        if any(isinstance(value, dict) for value in values):
+            yield key, "a value is a section; give one of its keys instead"
+        spelled = list(map(text, values))
+        for first, second in itertools.combinations(range(len(values)), 2):
+            if spelled[first] == spelled[second]:
+                yield key, f"{values[first]!r} and {values[second]!r} would make the same name, {spelled[first]}"
+        within = [other for other in grid if other.startswith(f"{key}.")]
+        if within:
+            yield key, f"holds {within[0]}, which is an axis too"
+    longest = max((cell_name(name, cell, labels(list(grid))) for cell in cells(grid)), key=len, default="")
+    if len(longest) > LONGEST:
+        yield next(iter(grid)), f"makes names of {len(longest)} characters ({longest[:60]}...); at most {LONGEST}"

@@ -1,0 +1,37 @@
+"""dvc.yaml: DVC's ledger of a campaign. Snakemake decides and runs; DVC stores, moves and shows what was made.
+
+posttrain ledger [CAMPAIGN]
+"""
+
+from pathlib import Path
+
+import yaml
+
+from posttrain.campaign import DEFAULT
+from posttrain.plan import Plan
+
+PAGES = ("table.csv", "table.md", "index.html", "figures")
+CURVES = {"persist": True, "x": "step", "y": "loss", "title": "Training loss"}
+HEAD = """# Written by `posttrain ledger`; write it again when the campaign's experiments change. One stage, since
+# Snakemake decides what runs; one out for each artifact, so that each can be pulled alone. Without `persist` DVC would
+# delete them before a run.
+"""
+
+
+def ledger(plan: Plan) -> str:
+    """The text of dvc.yaml for a campaign."""
+    named = f" --configfile {plan.configfile}" if plan.configfile else ""
+    folder = Path(plan.configfile or DEFAULT).parent
+    names = sorted({plan.origin(name) for name in plan.experiments})
+    files = [plan.configfile or DEFAULT, *(f"{folder}/experiments/{name}.yaml" for name in names)]
+    made = [out for out in plan.folders() if out != "results/report"]
+    report = [f"results/report/{name}" for name in (*PAGES, "manifest.json", "provenance.json")]
+    stage = {
+        "cmd": f"snakemake --cores all{named}",
+        "deps": ["Snakefile", "workflow", "envs"],
+        "params": [{file: None} for file in files],
+        "outs": [{out: {"persist": True}} for out in [*made, *report]],
+        "metrics": [{"results/report/metrics.json": {"persist": True}}],
+        "plots": [{"results/report/curves.csv": CURVES}],
+    }
+    return HEAD + yaml.safe_dump({"stages": {"campaign": stage}}, sort_keys=False, width=120)
