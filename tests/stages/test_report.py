@@ -145,7 +145,7 @@ def test_complete_report_has_all_its_parts(made):
     known = json.loads((output / "manifest.json").read_text())["files"]
     written = {str(p.relative_to(output)) for p in output.rglob("*") if p.is_file()} - {"manifest.json"}
     figures = {"figures/benchmark-exact_match.svg", "figures/training-curves.svg"}
-    assert set(known) == written == {"index.html", "table.csv", "table.md"} | figures
+    assert set(known) == written == {"index.html", "table.csv", "table.md", "metrics.json", "curves.csv"} | figures
     for name, entry in known.items():
         assert hashlib.sha256((output / name).read_bytes()).hexdigest() == entry["sha256"]
     page = (output / "index.html").read_text()

@@ -110,8 +110,9 @@ def digests(inputs: dict[str, Path | list[Path]]) -> dict[str, dict[str, str]]:
 
 
 def local_files(stage: str, section) -> list[Path]:
-    """Files of the user's own that a stage reads: part of what it is, as its inputs are."""
-    return [file for _, file in own_files(stage, section)] if stage in ("prepare", "base") else []
+    """Files of the user's own that a stage reads: part of what it is, as its inputs are. It says itself what is gone."""
+    named = [file for _, file in own_files(stage, section)] if stage in ("prepare", "base") else []
+    return [file for file in named if file.is_file()]
 
 
 def shape_of() -> dict:
