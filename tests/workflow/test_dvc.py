@@ -29,37 +29,34 @@ def run(*command: str, ok: bool = True, **environment) -> str:
 
 
 @pytest.fixture
-def project(root, tmp_path, monkeypatch):
-    """A git repository with the campaign of every stage, done, and its ledger committed."""
+def repository(root, tmp_path, monkeypatch):
+    """A git repository with the project's rules, and no config yet, which becomes the working directory."""
     folder = tmp_path / "project"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    for key in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
-        monkeypatch.setenv(key, "tester")
-    for key in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
-        monkeypatch.setenv(key, "tester@example.org")
-    for name in (
-        "Snakefile",
-        "workflow",
-        "envs",
-        "profiles",
-        ".dvc/config",
-        ".dvc/.gitignore",
-        ".dvcignore",
-        ".gitignore",
-    ):
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{who}_NAME", "tester")
+        monkeypatch.setenv(f"GIT_{who}_EMAIL", "tester@example.org")
+    ours = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+    for name in ("Snakefile", "workflow", "envs", "profiles", *ours):
         (folder / name).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         copy(root / name, folder / name)
-    shutil.copytree(HERE / "whole", folder / "config")
+    run("git", "init", "-q")
+    return folder
+
+
+@pytest.fixture
+def project(repository):
+    """The campaign of every stage, done, and its ledger committed."""
+    shutil.copytree(HERE / "whole", "config")
     plan = campaign.load("config/config.yaml")
     Path("dvc.yaml").write_text(ledger.ledger(plan))
     fabricate(plan)
-    run("git", "init", "-q")
     run("dvc", "commit", "-q", "-f", "campaign")
     run("git", "add", "-A")
     run("git", "commit", "-qm", "done")
-    return folder
+    return repository
 
 
 def clone(project: Path, folder: Path, monkeypatch) -> None:
@@ -233,3 +230,32 @@ def test_neither_checkpoints_nor_logs_nor_fetched_bytes_are_stored(project):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("x")
     assert "up to date" in run("dvc", "status").lower(), run("dvc", "status")
+
+
+def test_repro_and_experiments_for_real(repository):
+    """A small chain, trained: what a user of DVC types, and what it says."""
+    Path("config/experiments").mkdir(parents=True)
+    shutil.copy(HERE / "mini/experiments/mini.yaml", "config/experiments/mini.yaml")
+    Path("config/config.yaml").write_text("experiments: [mini]\n")
+    Path("dvc.yaml").write_text(ledger.ledger(campaign.load("config/config.yaml")))
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "config")
+    run("dvc", "repro")
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "done")
+    assert "up to date" in run("dvc", "status")
+    assert "didn't change, skipping" in run("dvc", "repro")
+    assert "mini.sft.world.exact_match" in run("dvc", "metrics", "show", "--md")
+    base = Path("results/mini/base/provenance.json").read_text()
+    run("dvc", "exp", "run", "-n", "longer", "-S", "config/experiments/mini.yaml:sft.steps=9")
+    assert Path("results/mini/base/provenance.json").read_text() == base, "the base was not trained again"
+    assert "step 9/9" in Path("results/logs/mini/sft.log").read_text()
+    shown = run("dvc", "exp", "show", "--csv")
+    assert "longer" in shown and "sft.steps" in shown and "exact_match" in shown
+    assert "sft.steps" in run("dvc", "params", "diff") and "9" in run("dvc", "params", "diff")
+    run("dvc", "metrics", "diff")
+    assert "index.html" in run("dvc", "plots", "show") and "index.html" in run("dvc", "plots", "diff")
+    assert rerun() == {}
+    run("git", "checkout", "-q", ".")
+    run("dvc", "checkout", "-q")
+    assert rerun() == {}, "back before the experiment"

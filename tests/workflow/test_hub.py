@@ -51,7 +51,9 @@ def test_a_pinned_model_and_data_set(root, tmp_path, hub):
     # The bytes are gone, the manifests are there: no reason to rerun; who needs the bytes says what brings them back.
     (tmp_path / "cache").rename(tmp_path / "cache.gone")
     assert "Nothing to be done" in snakemake(root, tmp_path, hub, target, "-n").stdout
-    lost = snakemake(root, tmp_path, hub, target, "--forcerun", "base")
+    kept = snakemake(root, tmp_path, hub, target, "--forcerun", "base")
+    assert kept.returncode == 0 and "taken from there" in kept.stdout + kept.stderr, "it was made before"
+    lost = snakemake(root, tmp_path, hub, target, "--forcerun", "base", "--config", "keep_gb=0")
     assert lost.returncode != 0 and len(hub.log) == asked, "stages open no connection"
     command = f"posttrain fetch --config results/fetch/models--org--tiny@{MODEL}/config.yaml"
     assert command in lost.stdout + lost.stderr

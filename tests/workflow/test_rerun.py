@@ -78,7 +78,7 @@ def keys(model=Experiment, prefix=""):
     """Every dotted key of the schema with its field; those of a list's sections as `key[].inner`."""
     for key, field in model.model_fields.items():
         inner = section_class(field.annotation)
-        if key != "extends":  # by itself nothing: what it inherits counts as if it stood here
+        if key not in ("extends", "grid"):  # what is inherited counts as if it stood here; cells are other experiments
             yield f"{prefix}{key}", field
         if inner:
             yield from keys(inner, f"{prefix}{key}{'[]' if 'list' in str(field.annotation) else ''}.")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from fabricated import fabricate
 
-from posttrain import campaign, clean, code, why
+from posttrain import campaign, clean, code, status, why
 from posttrain.__main__ import main
 from posttrain.errors import UserError
 from posttrain.files import read_json, write_json
@@ -57,6 +57,15 @@ def test_a_key_is_named_with_both_values_what_follows_and_what_it_costs(project)
     assert "takes about 1 min" in block(said, "results/whole/dpo")
     assert said.splitlines()[-1].startswith("6 to be made: about 6 min"), said
     assert "results/whole/sft" not in said.replace("results/whole/sft/", "").split("follows")[0]
+
+
+def test_status_calls_it_stale(project):
+    lines = dict(line.split(maxsplit=1) for line in status.table(load()).splitlines())
+    assert lines["whole/dpo"] == "done" and lines["report"] == "done"
+    edit(dpo={"beta": 0.3})
+    lines = dict(line.split(maxsplit=1) for line in status.table(load()).splitlines())
+    assert lines["whole/dpo"] == "stale (posttrain why whole/dpo)" and lines["whole/sft"] == "done"
+    assert lines["whole/evaluate/dpo"].startswith("stale")
 
 
 def test_one_artifact_alone(project):

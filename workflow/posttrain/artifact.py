@@ -110,7 +110,7 @@ def digests(inputs: dict[str, Path | list[Path]]) -> dict[str, dict[str, str]]:
 
 
 def local_files(stage: str, section) -> list[Path]:
-    """Files of the user's own that a stage reads: part of what it is, as its inputs are. It says itself what is gone."""
+    """Files of the user's own that a stage reads: a part of what it is. It says itself which of them are gone."""
     named = [file for _, file in own_files(stage, section)] if stage in ("prepare", "base") else []
     return [file for file in named if file.is_file()]
 

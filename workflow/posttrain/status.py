@@ -1,4 +1,4 @@
-"""Which stages of a campaign are done, running, failed or waiting.
+"""Which stages of a campaign are done, stale, running, failed or waiting.
 
 posttrain status [CAMPAIGN]
 """
@@ -6,6 +6,7 @@ posttrain status [CAMPAIGN]
 import time
 from pathlib import Path
 
+from posttrain import why
 from posttrain.errors import UserError
 from posttrain.files import read_json
 from posttrain.plan import Plan
@@ -15,10 +16,13 @@ ALIVE = 120  # seconds without a word after which a stage no longer counts as ru
 
 def table(plan: Plan) -> str:
     """One line for each artifact that the campaign uses."""
-    folders = {}
-    for experiment in plan.summary()["experiments"]:
-        folders |= dict.fromkeys(experiment["stages"].values())
-    lines = [f"{folder.removeprefix('results/'):40} {where(Path(folder))}" for folder in folders]
+    artifacts = why.survey(plan)
+    again = why.to_run(artifacts)
+    lines = []
+    for folder in artifacts:
+        stale = folder in again and artifacts[folder]["whole"]
+        found = f"stale (posttrain why {folder.removeprefix('results/')})" if stale else where(Path(folder))
+        lines.append(f"{folder.removeprefix('results/'):40} {found}")
     return "\n".join(lines)
 
 
