@@ -48,6 +48,26 @@ def test_the_same_again_is_taken_from_what_was_kept(folder, capsys):
     assert calls == [], "and back again"
 
 
+def test_what_is_taken_names_its_own_inputs(folder):
+    """Else Snakemake would find that it was made from other files."""
+    one, two = make(experiment="one-policy")[0], make(experiment="two-policy")[0]
+    first, _ = make(experiment="first", inputs={"policy": one})
+    second, calls = make(experiment="second", inputs={"policy": two})
+    assert calls == []
+    records = [read_json(manifest.parent / "provenance.json") for manifest in (first, second)]
+    assert [list(record["inputs"]["policy"]) for record in records] == [[str(one)], [str(two)]]
+    assert records[0]["identity"] == records[1]["identity"] and records[0]["started"] == records[1]["started"]
+
+
+def test_several_processes_take_it_or_leave_it_together(folder, monkeypatch):
+    make()
+    monkeypatch.setenv("RANK", "1")
+    _, calls = make()
+    assert calls == [], "else it would wait for the first process for ever"
+    _, calls = make(section=Reference(batch_size=3))
+    assert calls, "control"
+
+
 def test_nothing_is_kept_or_taken_without_room(folder):
     make(keep_gb=0.0)
     assert not list(folder.glob("results/.kept/*/"))

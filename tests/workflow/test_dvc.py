@@ -138,6 +138,7 @@ def test_links_into_the_cache_are_never_written_through(project, tmp_path, monke
     run("dvc", "config", "cache.type", link)
     run("dvc", "pull", "-q")
     assert rerun() == {}
+    modes = {file: file.stat().st_mode for file in Path(".dvc/cache").rglob("*") if file.is_file()}
     plan = campaign.load("config/config.yaml")
     from posttrain import artifact
     from posttrain.config import Reference
@@ -151,6 +152,7 @@ def test_links_into_the_cache_are_never_written_through(project, tmp_path, monke
     for _ in range(2):
         artifact.make("reference", made, Reference(), {}, target, keep_gb=1.0)
     assert (target.parent / "data/bytes").read_text() == "made anew"
+    assert modes == {file: file.stat().st_mode for file in modes}, "what DVC protects stays protected"
     assert os.access(target.parent / "data/bytes", os.W_OK)
     shutil.rmtree(target.parent)
     run("dvc", "checkout", "-q", "-f")
@@ -215,6 +217,31 @@ def test_a_switch_of_commits_is_noticed(project):
     assert rerun() == {}
     run("git", "checkout", "-q", "-")
     run("dvc", "checkout", "-q")
+    assert rerun() == {}
+
+
+def test_what_came_from_the_hub_is_not_pushed(project, tmp_path, monkeypatch):
+    """It may be gated; who pulls has its own access, and needs it only when something is built on it."""
+    rows = [{"dataset": "some/rows", "revision": "86f7e437faa5a7fce15d1ddcb9eaeaea377667b8"}]
+    values = yaml.safe_load(Path("config/experiments/whole.yaml").read_text())
+    values["prepare"]["sft"] = rows
+    Path("config/experiments/whole.yaml").write_text(yaml.safe_dump(values))
+    plan = campaign.load("config/config.yaml")
+    fabricate(plan)
+    Path("dvc.yaml").write_text(ledger.ledger(plan))
+    outs = [*campaign.load("config/config.yaml").folders()]
+    stored = {
+        name for out in yaml.safe_load(Path("dvc.yaml").read_text())["stages"]["campaign"]["outs"] for name in out
+    }
+    assert set(outs) - stored == {"results/whole/prepare", "results/report"}, "the report is stored file by file"
+    run("dvc", "commit", "-q", "-f", "campaign")
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "hub")
+    remote(str(tmp_path / "store"))
+    run("dvc", "push", "-q")
+    clone(project, tmp_path / "clone", monkeypatch)
+    run("dvc", "pull", "-q")
+    assert not Path("results/whole/prepare/data").exists() and Path("results/whole/sft/model").exists()
     assert rerun() == {}
 
 

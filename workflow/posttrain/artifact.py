@@ -16,7 +16,7 @@ from pathlib import Path
 from posttrain import audit, code, kept, tracking
 from posttrain.checks import slice_of
 from posttrain.errors import UserError
-from posttrain.files import sha256, write_json
+from posttrain.files import read_json, sha256, write_json
 from posttrain.identity import canonical, identity, manifest_of, verify
 from posttrain.plan import flat, own_files
 from posttrain.progress import say
@@ -56,15 +56,20 @@ def make(
     if os.environ.get("WANDB_MODE", "disabled") == "offline":
         tracking.describe(home.absolute().parts[-2], stage, name)
     work, checkpoints = home / f".making-{name}", home / "checkpoints" / name
+    before = kept.find(name, _versions()) if keep_gb else None
+    made_from = {"stage": stage, "params": [canonical(slice), planned], "inputs": read}
+    if before and os.environ.get("RANK", "0") != "0":
+        return
     if os.environ.get("RANK", "0") != "0":  # the first of several processes writes for all
         with tempfile.TemporaryDirectory() as unused:
             run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
         return
     shutil.rmtree(work, ignore_errors=True)
-    if keep_gb and (before := kept.find(name, _versions())):
+    if before:
         say(f"made before from the same settings, inputs and code ({name}): taken from there")
         parts = sorted(part.name for part in before.iterdir())
         kept.link(before, work, parts)
+        write_json(work / "provenance.json", read_json(before / "provenance.json") | made_from)  # inputs lie elsewhere
     else:
         work.mkdir(parents=True)
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -75,8 +80,7 @@ def make(
         parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
         write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))
         record, shape = provenance(name, started, time.monotonic() - clock), shape_of()
-        record |= {"stage": stage, "params": [canonical(slice), planned], "inputs": read, "shape": shape}
-        record |= {"code": code.code(stage), "unread": audit.unread(slice, asked)}
+        record |= made_from | {"shape": shape, "code": code.code(stage), "unread": audit.unread(slice, asked)}
         if said := kept.differs(name, shape, sha256(work / "manifest.json")):
             say(f"warning: {said}")
             record["warning"] = said
@@ -138,7 +142,8 @@ def refuse_strangers(output: Path) -> None:
 def publish(work: Path, home: Path, parts: list[str]) -> None:
     """Move finished parts into place, in the given order, with permissions that a group can read."""
     for file in work.rglob("*"):
-        file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes files that only their owner can read
+        if file.stat().st_mode & 0o044 != 0o044:  # safetensors writes files that only their owner can read
+            file.chmod(0o755 if file.is_dir() else 0o644)
     for part in parts:
         target = home / part
         if target.is_dir():

@@ -24,7 +24,7 @@ def ledger(plan: Plan) -> str:
     folder = Path(plan.configfile or DEFAULT).parent
     names = sorted({plan.origin(name) for name in plan.experiments})
     files = [plan.configfile or DEFAULT, *(f"{folder}/experiments/{name}.yaml" for name in names)]
-    made = [out for out in plan.folders() if out != "results/report"]
+    made = [out for out in plan.folders() if out != "results/report" and not from_hub(plan, out)]
     report = [f"results/report/{name}" for name in (*PAGES, "manifest.json", "provenance.json")]
     stage = {
         "cmd": f"snakemake --cores all{named}",
@@ -35,3 +35,9 @@ def ledger(plan: Plan) -> str:
         "plots": [{"results/report/curves.csv": CURVES}],
     }
     return HEAD + yaml.safe_dump({"stages": {"campaign": stage}}, sort_keys=False, width=120)
+
+
+def from_hub(plan: Plan, folder: str) -> bool:
+    """Whether an artifact holds what the hub gave, models or data sets: which may be gated, and is had from there."""
+    _, experiment, stage = [*folder.split("/"), ""][:3]
+    return stage in ("prepare", "base") and bool(plan.fetched(experiment, stage))
