@@ -21,15 +21,13 @@ def fabricate(plan, folders=None, text: str = "") -> None:
             (folder / part / "bytes").write_text(f"{folder} {part}{text}")
         for name in ("metrics.json", "lm_eval.json", "table.csv", "table.md", "curves.csv", "index.html"):
             (folder / name).write_text("{}")
-        if stage == "report":
-            summary = named(canonical(plan.summary()))
-            params, inputs = [summary], {"evaluations": [f"{judged}/manifest.json" for judged in plan.judgements()]}
-        else:
-            params, inputs = [plan.section(experiment, stage)], plan.inputs(experiment, stage, policy)
+        section = named(canonical(plan.summary())) if stage == "report" else plan.section(experiment, stage)
+        inputs = plan.inputs(experiment, stage, policy)
+        params = [section, plan.code[stage], plan.lineage(experiment, stage, policy)]
         for file in map(Path, inputs.get("fetched", [])):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
-        record = {"stage": stage, "params": [*params, plan.code[stage]], "inputs": digests(inputs)}
+        record = {"stage": stage, "params": params, "inputs": digests(inputs)}
         write_json(folder / "provenance.json", record | {"seconds": 60.0, "code": code.code(stage)})
         write_json(folder / "manifest.json", manifest_of(folder, parts))
 

@@ -43,7 +43,7 @@ def folders(plan, stage: str) -> list[str]:
 
 def test_three_seeds_by_three_betas_train_three_sfts_and_nine_dpos(load):
     plan = load(["child"], parent=PARENT, child=grown("dpo.beta: [0.05, 0.1, 0.5], seed: [0, 1, 2]"))
-    assert len(plan.names) == 9 and "child@beta=0.05,seed=0" in plan.names
+    assert len(plan.names) == 9 and "child@beta=0.05@seed=0" in plan.names
     assert folders(plan, "dpo") == sorted(plan.names)
     assert folders(plan, "sft") == ["child@seed=1", "child@seed=2", "parent"], "seed 0 is the parent's own"
     assert folders(plan, "reward") == folders(plan, "sft") == folders(plan, "reference")
@@ -124,8 +124,8 @@ def test_a_key_that_is_an_inherited_axis_cannot_be_set_beside_it(load):
 def test_names_are_short_canonical_and_safe():
     short = grid.labels(["dpo.beta", "ppo.beta", "seed"])
     assert short == {"dpo.beta": "dpo.beta", "ppo.beta": "ppo.beta", "seed": "seed"}
-    assert grid.cell_name("a", {"x": 1e-5, "y": 2.0}, {"x": "x", "y": "y"}) == "a@x=1e-05,y=2"
-    assert grid.cell_name("a", {"y": True, "x": "b/c d"}, {"x": "x", "y": "y"}) == "a@x=b-c-d,y=true"
+    assert grid.cell_name("a", {"x": 1e-5, "y": 2.0}, {"x": "x", "y": "y"}) == "a@x=1e-05@y=2"
+    assert grid.cell_name("a", {"y": True, "x": "b/c d"}, {"x": "x", "y": "y"}) == "a@x=b-c-d@y=true"
 
 
 def test_a_thousand_cells_are_planned_in_a_moment(load):

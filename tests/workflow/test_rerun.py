@@ -12,9 +12,10 @@ import yaml
 from fabricated import fabricate, rerun
 
 from posttrain import campaign, code, schema, why
+from posttrain.__main__ import main
 from posttrain.config import Experiment, section_class
 from posttrain.errors import UserError
-from posttrain.identity import write_named
+from posttrain.identity import canonical, write_named
 
 HERE = Path(__file__).parent
 
@@ -300,14 +301,14 @@ REACHED = {  # a few, by hand; the others by what `code.code` lists, which `test
 def test_a_module_reruns_the_stages_that_reach_it_and_formatting_reruns_none(package, module):
     file = package / module
     text = file.read_text()
-    name = module.removesuffix(".py").replace("/", ".")
-    stages = {stage for stage in campaign.load("config/config.yaml").code if name in code.code(stage)}
-    assert stages == REACHED.get(module, stages)
+    name = module.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
     file.write_text("# A comment.\n" + text.replace("\n\n\n", "\n\n\n\n# another\n") + "\n\n")
     forget()
     assert rerun() == {}
     file.write_text(text + "\n\nNEW = 1\n")
     forget()
+    stages = {stage for stage in campaign.load("config/config.yaml").code if name in code.code(stage)}
+    assert stages == REACHED.get(module, stages)
     expected = set().union(*({"report"} if stage == "report" else of_stage(stage) for stage in stages))
     assert {name.removeprefix("whole/") for name in rerun() if not name.startswith("other/")} == expected
 
@@ -395,14 +396,145 @@ def test_another_artifact_in_the_place_of_one_counts(package):
     assert "whole/dpo" in found and "whole/sft" not in found
 
 
-def test_a_file_cut_short_is_named_and_its_stage_made_anew_when_something_is_built_on_it(package, capsys):
+def test_a_file_cut_short_is_named_and_its_stage_made_anew(package, capsys):
     file = Path("results/whole/sft/model/bytes")
     file.write_text("short")
     os.utime("results/whole/sft/manifest.json")  # as after a pull, which writes them all
-    assert rerun() == {}, "nothing is to be built on it"
+    found = rerun()
     assert "results/whole/sft/model/bytes: is not of the size" in capsys.readouterr().err
-    edit("dpo", {"beta": 0.3})
-    assert {"whole/sft", "whole/dpo"} <= rerun().keys()
+    assert {"whole/sft", "whole/dpo", "report"} <= found.keys() and "whole/base" not in found
+    assert rerun().keys() == found.keys(), "until it is made"
+
+
+def told() -> set[str]:
+    """What `posttrain why` says will be made."""
+    return {folder.removeprefix("results/") for folder in why.to_run(why.survey(campaign.load("config/config.yaml")))}
+
+
+def test_what_verify_finds_is_made_anew(package):
+    for name, also in (("whole/sft/model", "whole/dpo"), ("whole/evaluate/dpo/data", "report")):
+        file = Path("results", name, "bytes")
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+        assert main(["verify"]) == 2
+        found = rerun()
+        assert {name.rpartition("/")[0], also} <= found.keys() == told()
+        assert main(["verify"]) == 0 and rerun().keys() == found.keys(), "until it is made"
+        fabricate(campaign.load("config/config.yaml"))
+        for left in Path("results").glob("**/damaged-manifest.json"):
+            left.unlink()  # as publishing does
+        assert rerun() == {}
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_an_absent_artifact_hides_no_change_of_its_settings(package, records):
+    """As after a pull of a part: what descends from it was made with other settings."""
+    assert rerun() == {}
+    for name in ("sft", "base", "prepare"):
+        shutil.rmtree(f"results/whole/{name}")
+    if not records:
+        shutil.rmtree(".snakemake")
+    assert rerun() == {} and told() == set(), "control: nothing needs them"
+    edit("sft.method", "lora")
+    found = rerun()
+    assert {"whole/prepare", "whole/base", "whole/sft", "whole/evaluate/sft", "report"} <= found.keys() == told()
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "other"])
+@pytest.mark.parametrize("records", [True, False])
+def test_an_artifact_of_unknown_origin_is_not_believed(package, how, records):
+    file = Path("results/whole/dpo/provenance.json")
+    file.write_text({"gone": "", "empty": "", "other": '{"params": ["x", "y"], "inputs": {}, "stage": "dpo"}'}[how])
+    if how == "gone":
+        file.unlink()
+    if not records:
+        shutil.rmtree(".snakemake", ignore_errors=True)
+    found = rerun()
+    assert found.keys() == told() and {"whole/dpo", "report"} <= found.keys() and "whole/sft" not in found
+    assert "of unknown origin" in why.why(campaign.load("config/config.yaml"))
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut short", "one deleted"])
+def test_lost_records_of_snakemake_are_written_again(package, how):
+    assert rerun() == {}
+    for number, record in enumerate(file for file in Path(".snakemake/metadata").rglob("*") if file.is_file()):
+        if how != "one deleted" or number == 0:
+            record.write_text(record.read_text()[:20]) if how == "cut short" else record.unlink()
+    edit("dpo.beta", 0.3)
+    assert {f"whole/{name}" for name in RERUN["dpo"] - {"report"}} <= rerun().keys() == told()
+
+
+@pytest.mark.parametrize("name", ["seen.json", "fingerprints.json"])
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"files": []}', '{"a": 1}', "{", '{"files": {"a": 1}}'])
+def test_broken_notes_of_ours_are_written_again(package, name, text):
+    assert rerun() == {}
+    Path(".snakemake", name).write_text(text)
+    code._known.cache_clear()
+    forget()
+    assert rerun() == {}
+    edit("dpo.beta", 0.3)
+    assert "whole/dpo" in rerun()
+
+
+def test_a_file_written_over_in_place_with_its_old_date_counts(package):
+    edit("prepare.sft", [{"path": "rows.jsonl"}])
+    Path("rows.jsonl").write_text("aa")
+    os.utime("rows.jsonl", (1e9, 1e9))
+    fabricate(campaign.load("config/config.yaml"))
+    assert rerun() == {}, "control"
+    with open("rows.jsonl", "r+") as file:
+        file.write("bb")
+    os.utime("rows.jsonl", (1e9, 1e9))
+    assert "whole/prepare" in rerun()
+
+
+def test_the_template_of_the_page_reruns_the_report_alone(package):
+    (package / "templates/report.html.j2").write_text("other")
+    forget()
+    assert rerun().keys() == {"report"}
+
+
+def test_packages_and_relative_imports_count(package):
+    (package / "helper").mkdir()
+    (package / "helper/__init__.py").write_text("X = 1\n")
+    (package / "aside.py").write_text("Y = 1\n")
+    text = (package / "stages/dpo.py").read_text()
+    (package / "stages/dpo.py").write_text(f"{text}\nfrom posttrain.helper import X\nfrom ..aside import Y\n")
+    forget()
+    assert {"helper", "aside"} <= code.code("dpo").keys() and "helper" not in code.code("sft")
+    before = code.fingerprint_of("dpo")
+    (package / "aside.py").write_text("Y = 2\n")
+    forget()
+    assert code.fingerprint_of("dpo") != before
+    (package / "__init__.py").write_text("import random\n")
+    forget()
+    assert "__init__" in code.code("sft"), "every stage runs it"
+
+
+def test_broken_code_is_named(package):
+    (package / "stages/dpo.py").write_text("def dpo(:\n")
+    forget()
+    with pytest.raises(UserError, match=r"dpo.py: is no Python module that can be read"):
+        campaign.load("config/config.yaml")
+    (package / "stages/dpo.py").unlink()
+    forget()
+    with pytest.raises(UserError, match=r"dpo.py: cannot be read: No such file"):
+        campaign.load("config/config.yaml")
+
+
+def test_a_cell_with_several_axes_can_be_told_to_a_cluster(package):
+    """As Snakemake tells a job of it, whose own reading parts at commas."""
+    from snakemake.target_jobs import parse_target_jobs_cli_args
+
+    edit("grid", {"dpo.beta": [0.2, 0.3], "seed": [0, 1]})
+    name = "whole@beta=0.3@seed=1"
+    assert name in campaign.load("config/config.yaml").names
+    (job,) = parse_target_jobs_cli_args([f'dpo:experiment="{name}"'])
+    assert name in str(job)
+
+
+def test_a_campaign_is_the_same_wherever_it_is_named_from(package):
+    paths = ["config/config.yaml", "./config/config.yaml", str(Path("config/config.yaml").absolute())]
+    assert len({canonical(campaign.load(path).summary()) for path in paths}) == 1
 
 
 def test_a_job_that_waited_reads_the_plan_of_its_own_run(package):

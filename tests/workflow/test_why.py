@@ -74,8 +74,9 @@ def test_one_artifact_alone(project):
     assert 'sft.method: "qlora" -> "lora"' in said and "results/whole/dpo" not in said
     assert "sft.double_quantization: true -> null" in said, "keys that lost their effect"
     assert "results/whole/sft" in why.why(load(), "other"), "an experiment is told of what it shares"
-    with pytest.raises(UserError, match="nosuch: nothing of this campaign; known: whole, other"):
-        why.why(load(), "nosuch")
+    for name in ("nosuch", "whole/nosuch", "results/whole/dpo"):
+        with pytest.raises(UserError, match=f"{name}: nothing of this campaign; known: whole, other"):
+            why.why(load(), name)
 
 
 def test_an_input_is_named_with_its_digests(project):
@@ -171,6 +172,13 @@ def test_clean_lists_what_no_campaign_needs_and_deletes_only_when_told(project):
     assert not Path("results/other/evaluate/dpo").exists() and not Path("results/whole/sft/checkpoints/abc").exists()
     assert Path("results/whole/sft/manifest.json").exists()
     assert clean.clean([load()]) == "Nothing to clean."
+
+
+def test_clean_refuses_where_it_knows_no_campaign(project, capsys):
+    Path("config").rename("campaigns")
+    assert main(["clean", "--delete"]) == 2
+    assert "there is no campaign in config/" in capsys.readouterr().err
+    assert Path("results/whole/sft/manifest.json").exists()
 
 
 def test_a_run_that_may_still_be_writing_is_left_alone(project):

@@ -75,12 +75,14 @@ def parser() -> argparse.ArgumentParser:
     for stage in (prepare, base, sft, *aligned, longctx, lengths, evaluate):
         stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
         stage.add_argument("--code", help="fingerprint of the code that the run was planned with")
-        keep = float(os.environ.get("POSTTRAIN_KEEP_GB", "0"))
+        stage.add_argument("--lineage", default="", help="digest of what it descends from, by the plan")
+        keep = os.environ.get("POSTTRAIN_KEEP_GB") or "0"  # argparse reads it as it reads an argument
         stage.add_argument("--keep-gb", type=float, default=keep, help="keep and reuse earlier artifacts up to so much")
     report = command(commands, "report", "table, figures and page from the records", run_report)
     report.add_argument("--campaign", type=Path, required=True, help="JSON file that names the artifacts")
     report.add_argument("--output", type=Path, required=True, help="the manifest to write")
     report.add_argument("--code", help="fingerprint of the code that the run was planned with")
+    report.add_argument("--lineage", default="", help="digest of what it descends from, by the plan")
     report.add_argument("--partial", action="store_true", help="render what there is; missing pieces are no error")
     summary = command(commands, "summary", "print the result table and where the report is", run_summary)
     summary.add_argument("folder", type=Path, nargs="?", default=Path("results/report"))
@@ -178,7 +180,8 @@ def run_stage(arguments) -> None:
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["HF_DATASETS_CACHE"] = cache  # its builder's cache must not outlive the data
-        artifact.make(stage, run, section, inputs, output, arguments.code, arguments.keep_gb)
+        given = (arguments.code, arguments.keep_gb, arguments.lineage)
+        artifact.make(stage, run, section, inputs, output, *given)
     progress.say("done")
     leave()
 
@@ -216,7 +219,7 @@ def run_report(arguments) -> None:
     judged = {f"{at}/manifest.json" for made in stages for stage, at in made.items() if "/" in stage}
     read = {"evaluations": {file: sha256(Path(file)) for file in sorted(judged) if Path(file).is_file()}}
     missing = report(campaign, folder, Path("results"))
-    planned = [str(arguments.campaign), arguments.code]
+    planned = [str(arguments.campaign), arguments.code or "", arguments.lineage]
     write_json(folder / "provenance.json", {"stage": "report", "params": planned, "inputs": read})
     if missing and not arguments.partial:
         raise UserError(*(f"{piece['name']}: {piece['reason']}" for piece in missing))
@@ -295,7 +298,10 @@ def run_clean(arguments) -> None:
     """Print what no campaign needs; delete it when told."""
     from posttrain import campaign, clean
 
-    files = arguments.campaigns or [file for file in sorted(Path("config").glob("*.yaml"))]
+    files = arguments.campaigns or sorted(Path("config").glob("*.yaml"))
+    if not files:
+        raise UserError("clean: there is no campaign in config/; name those whose artifacts are to stay")
+    print(f"left alone: what {', '.join(map(str, files))} need")
     print(clean.clean([campaign.load(file) for file in files], arguments.delete))
 
 

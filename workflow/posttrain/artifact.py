@@ -17,7 +17,7 @@ from posttrain import audit, code, kept, tracking
 from posttrain.checks import slice_of
 from posttrain.errors import UserError
 from posttrain.files import read_json, sha256, write_json
-from posttrain.identity import canonical, identity, manifest_of, verify
+from posttrain.identity import DAMAGED, canonical, identity, manifest_of, verify
 from posttrain.plan import flat, own_files
 from posttrain.progress import say
 
@@ -34,6 +34,7 @@ def make(
     output: Path,
     planned: str | None = None,
     keep_gb: float = 0.0,
+    lineage: str = "",
 ) -> None:
     """Call `run(section, **inputs, work, checkpoints)` and publish what it made beside `output`, the manifest.
 
@@ -41,6 +42,7 @@ def make(
     their manifests first. Everything appears by rename, the manifest last; checkpoints go when it has appeared.
     What was made before from the same settings, inputs and code is taken from there, where `keep_gb` is not 0.
     planned: fingerprint of the code with which the run was planned. Raises UserError when it was edited since.
+    lineage: digest of what the artifact descends from, by the plan.
     """
     for role, manifest in inputs.items():
         if role != "fetched":  # what fetch brought lies in the shared cache; `hub` checks it where it is used
@@ -57,7 +59,7 @@ def make(
         tracking.describe(home.absolute().parts[-2], stage, name)
     work, checkpoints = home / f".making-{name}", home / "checkpoints" / name
     before = kept.find(name, _versions()) if keep_gb else None
-    made_from = {"stage": stage, "params": [canonical(slice), planned], "inputs": read}
+    made_from = {"stage": stage, "params": [canonical(slice), planned, lineage], "inputs": read}
     if before and os.environ.get("RANK", "0") != "0":
         return
     if os.environ.get("RANK", "0") != "0":  # the first of several processes writes for all
@@ -87,6 +89,7 @@ def make(
         write_json(work / "provenance.json", record)
         parts += ["provenance.json", "manifest.json"]
     publish(work, home, sorted(parts, key="manifest.json".__eq__))
+    (home / DAMAGED).unlink(missing_ok=True)
     shutil.rmtree(checkpoints, ignore_errors=True)
     if keep_gb:
         kept.keep(name, home, parts, keep_gb)
@@ -102,7 +105,7 @@ def verify_input(manifest: Path) -> None:
     except UserError as error:
         if not manifest.is_file():
             raise
-        manifest.replace(manifest.with_name("damaged-manifest.json"))
+        manifest.replace(manifest.with_name(DAMAGED))
         found = [problem for problem in error.problems if not problem.startswith("remake it")]
         raise UserError(*found, f"{manifest.parent}: run snakemake again, which makes it anew") from None
 

@@ -44,7 +44,9 @@ def load(path: str | Path, overrides: dict | None = None) -> Plan:
     experiments = _experiments(layers, root, problems)
     if problems:
         raise UserError(*dict.fromkeys(problems))
-    return Plan(campaign, experiments, "" if str(path) == DEFAULT else str(path))
+    within = os.path.relpath(path)  # Snakemake makes it absolute; another clone has it elsewhere
+    named = str(path) if within.startswith("..") else within
+    return Plan(campaign, experiments, "" if named == DEFAULT else named)
 
 
 def _list(value) -> list:

@@ -16,7 +16,10 @@ PACKAGE = Path(__file__).parent
 # What a stage computes does not depend on these: `config` acts through the section, the others speak to people.
 UNCOUNTED = ("config", "errors", "progress", "tracking")
 KNOWN = Path(".snakemake/fingerprints.json")  # of files already read, by the digest of their bytes
-VERSION = 1  # of this module's own spelling of a tree
+VERSION = 2  # of this module's own spelling of a tree
+
+
+EMPTY = ""  # stands for a module without any code, which need not be named
 
 
 def code(stage: str) -> dict[str, str]:
@@ -26,8 +29,8 @@ def code(stage: str) -> dict[str, str]:
         name = wanted.pop()
         if name not in reached and name not in UNCOUNTED:
             reached[name], imports = module(name)
-            wanted += imports
-    return dict(sorted(reached.items()))
+            wanted += [*imports, *_holders(name)]
+    return {name: found for name, found in sorted(reached.items()) if found != EMPTY}
 
 
 @cache
@@ -42,36 +45,53 @@ def module(name: str) -> tuple[str, list[str]]:
 
     A module that names the folder `templates` reads its files, whose bytes count with it.
     """
-    file = source(name)
-    content = file.read_bytes()
+    try:
+        content = source(name).read_bytes()
+    except OSError as error:
+        raise UserError(f"{source(name)}: cannot be read: {error.strerror}") from None
     templates = b"".join(digest(template.read_bytes()).encode() for template in _templates(content))
     key = digest(b"%d%b%b" % (VERSION, content, templates))
     if key not in _known():
-        _known()[key] = [digest_of(content), sorted(set(_imports(ast.parse(content))))]
+        try:
+            _known()[key] = [digest_of(content), sorted(set(_imports(ast.parse(content), name)))]
+        except (SyntaxError, ValueError) as error:
+            raise UserError(f"{source(name)}: is no Python module that can be read: {error}") from None
     found, imports = _known()[key]
     return found, [other for other in imports if source(other).is_file()]
 
 
 def digest_of(content: bytes) -> str:
     """Digest of a module's text, with that of the templates as they are now, where it reads them."""
+    if spelled(ast.parse(content)) == spelled(ast.parse("")):
+        return EMPTY
     templates = [digest(template.read_bytes()) for template in _templates(content)]
     return digest(spelled(ast.parse(content)) + "".join(templates))[:16]
 
 
 def _templates(content: bytes) -> list[Path]:
-    return sorted(PACKAGE.glob("templates/*")) if b'"templates"' in content else []
+    """The templates of the kinds that a module reads: it names their folder and how their names end."""
+    files = sorted(PACKAGE.glob("templates/*")) if b'"templates"' in content else []
+    return [file for file in files if file.suffix.encode() in content]
 
 
 def source(name: str) -> Path:
-    """The file of a module of the package, named from within it: `stages.sft`."""
-    return PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
+    """The file of a module of the package, named from within it: `stages.sft`; of a package its `__init__`."""
+    path = PACKAGE.joinpath(*name.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _holders(name: str) -> list[str]:
+    """The packages that a module lies in, whose `__init__` runs before it; `__init__` is the whole package's."""
+    parts = name.split(".")
+    return ["__init__", *(".".join(parts[:end]) for end in range(1, len(parts)))]
 
 
 @cache
 def _known() -> dict:
     try:
-        return json.loads(KNOWN.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(KNOWN.read_text(encoding="utf-8"))
+        return {key: [known, list(imports)] for key, (known, imports) in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 
@@ -83,11 +103,12 @@ def remember() -> None:
         KNOWN.with_suffix(".new").replace(KNOWN)
 
 
-def _imports(tree: ast.Module):
-    """Names that may be modules of the package: what is imported from it, at any depth."""
+def _imports(tree: ast.Module, name: str):
+    """Names that may be modules of the package: what the module `name` imports from it, at any depth."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "posttrain":
-            within = node.module.partition(".")[2]
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").partition(".")[0] == "posttrain"):
+            above = ["posttrain", *name.split(".")][: -node.level] if node.level else []
+            within = ".".join([*above, *filter(None, [node.module])]).partition(".")[2]
             yield from filter(None, [within])
             yield from (f"{within}.{alias.name}".lstrip(".") for alias in node.names)
         elif isinstance(node, ast.Import):
@@ -101,7 +122,7 @@ def function_file(named: str) -> Path:
         return Path(place)
     try:
         found = importlib.util.find_spec(place)
-    except (ImportError, ValueError):
+    except (Exception, SystemExit):  # it imports the package that the module lies in, which can raise anything
         found = None
     return Path(found.origin) if found and found.origin else Path(place)
 

@@ -544,7 +544,7 @@ class Experiment(Section):
     seed: Seed = 0
     """Default seed of the training stages."""
     grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
-    """Dotted keys with the values that they take: an experiment for each combination, `NAME@beta=0.5,seed=1`, in place
+    """Dotted keys with the values that they take: an experiment for each combination, `NAME@beta=0.5@seed=1`, in place
     of this one. Inherited axis by axis; `null` for none."""
     prepare: Prepare
     """Data."""

@@ -2,7 +2,7 @@
 
     grid: {dpo.beta: [0.05, 0.1, 0.5], seed: [0, 1, 2]}
 
-makes NAME@beta=0.05,seed=0 and eight others.
+makes NAME@beta=0.05@seed=0 and eight others.
 """
 
 import itertools
@@ -25,9 +25,10 @@ def cells(grid: dict[str, list]) -> Iterator[dict[str, object]]:
 
 
 def cell_name(name: str, axes: dict[str, object], short: dict[str, str]) -> str:
-    """NAME@beta=0.5,seed=1, in the order of the words; NAME alone without axes."""
+    """NAME@beta=0.5@seed=1, in the order of the words; NAME alone without axes. Not with commas, at which Snakemake
+    parts what it tells a job on a cluster."""
     parts = sorted(f"{short[key]}={text(value)}" for key, value in axes.items())
-    return f"{name}@{','.join(parts)}" if parts else name
+    return "@".join([name, *parts])
 
 
 def text(value) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from posttrain.errors import UserError
 from posttrain.files import read_json, sha256
 
+DAMAGED = "damaged-manifest.json"  # what the manifest of an artifact is called that is no longer what it says
+
 
 def canonical(value) -> str:
     """One spelling for equal values: JSON with sorted keys."""
@@ -27,6 +29,18 @@ def write_named(text: str) -> str:
     beside.write_text(text, encoding="utf-8")
     beside.replace(file)
     return str(file)
+
+
+def record_of(folder: Path) -> dict:
+    """What an artifact was made from, by its `provenance.json`; empty where that cannot be told."""
+    try:
+        record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        whole = all(isinstance(value, str) for value in [record["stage"], *record["params"]])
+        digests = [digest for files in record["inputs"].values() for digest in files.values()]
+        json.loads(record["params"][0]) if record["stage"] != "report" else None
+        return record if whole and len(record["params"]) > 1 and all(isinstance(d, str) for d in digests) else {}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError):
+        return {}
 
 
 def manifest_of(folder: Path, parts: list[str]) -> dict:

@@ -10,8 +10,8 @@ import yaml
 from posttrain.campaign import DEFAULT
 from posttrain.plan import Plan
 
-PAGES = ("table.csv", "table.md", "index.html", "figures")
-CURVES = {"persist": True, "x": "step", "y": "loss", "title": "Training loss"}
+PAGES = ("table.csv", "table.md", "index.html", "figures", "curves.csv")
+TRAINED = ("base", "sft", "reward", "ppo", "dpo", "longctx")
 HEAD = """# Written by `posttrain ledger`; write it again when the campaign's experiments change. One stage, since
 # Snakemake decides what runs; one out for each artifact, so that each can be pulled alone. Without `persist` DVC would
 # delete them before a run.
@@ -32,9 +32,10 @@ def ledger(plan: Plan) -> str:
         "params": [{file: None} for file in files],
         "outs": [{out: {"persist": True}} for out in [*made, *report]],
         "metrics": [{"results/report/metrics.json": {"persist": True}}],
-        "plots": [{"results/report/curves.csv": CURVES}],
     }
-    return HEAD + yaml.safe_dump({"stages": {"campaign": stage}}, sort_keys=False, width=120)
+    trained = [out.removeprefix("results/") for out in made if out.split("/")[2] in TRAINED]
+    curves = {"Training loss": {"x": "step", "y": {"results/report/curves.csv": trained}}}
+    return HEAD + yaml.safe_dump({"stages": {"campaign": stage}, "plots": [curves]}, sort_keys=False, width=120)
 
 
 def from_hub(plan: Plan, folder: str) -> bool:

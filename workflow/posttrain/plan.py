@@ -1,5 +1,6 @@
 """The validated campaign: its experiments, who owns which artifact, and where each lies. Imports no torch."""
 
+import hashlib
 import json
 import os
 import re
@@ -59,6 +60,7 @@ class Plan:
         self.code = code or planned_code(campaign.strict)  # stage -> fingerprint of what it runs
         self.owner = cache(self._owner)
         self.judge_owner = cache(self._judge_owner)
+        self.lineage = cache(self._lineage)
         for cell in self.axes.copy():
             self._name_owners(cell)
 
@@ -136,6 +138,19 @@ class Plan:
         """The slice of the config that a stage reads, as JSON in its one spelling."""
         return canonical(checks.slice_of(getattr(self.experiments[experiment], stage)))
 
+    def _lineage(self, experiment: str, stage: str, policy: str = "") -> str:
+        """Digest of the sections and the code of all that an artifact is built on, as 16 hex digits.
+
+        By it an artifact is stale when something that it descends from has other settings, even if that is not there.
+        """
+        above = []
+        for role, files in self.inputs(experiment, stage, policy).items():
+            for file in [] if role in ("files", "fetched") else flat({role: files}):
+                _, owner, part, *judged = file.split("/")[:-1]
+                below = self.lineage(owner, part, *judged)
+                above.append([role, part, self.section(owner, part), self.code[part], below])
+        return hashlib.sha256(canonical(above).encode()).hexdigest()[:16]
+
     def upstream(self, experiment: str, stage: str) -> list[str]:
         """Every stage that a stage's artifact is built from."""
         if stage == "longctx":
@@ -196,6 +211,8 @@ class Plan:
         def made(part: str) -> str:
             return f"{self.folder(experiment, part)}/manifest.json"
 
+        if stage == "report":
+            return {"evaluations": [f"{folder}/manifest.json" for folder in self.judgements()]}
         found = {} if stage == "prepare" else {"data": made("prepare")}
         if stage in ("prepare", "base", "evaluate"):
             found["fetched"] = self.fetched(experiment, stage)
@@ -339,6 +356,8 @@ def thaw(text: str) -> Plan:
 
 def planned_code(strict: bool) -> dict[str, str]:
     """Stage -> fingerprint of its code; where `strict`, followed by that of the pinned versions."""
+    if strict and not LOCK.is_file():
+        raise UserError(f"strict: there is no {LOCK}, whose versions are to count")
     lock = f"+{sha256(LOCK)[:8]}" if strict else ""
     return {stage: fingerprint_of(stage) + lock for stage in [*UPSTREAM, *JUDGES, "report"]}
 

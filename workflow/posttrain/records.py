@@ -136,15 +136,16 @@ def metrics_json(table: list[dict]) -> str:
 
 
 def curves_csv(artifacts: list[dict]) -> str:
-    """Training loss by step, of everything that was trained."""
+    """Training loss by step, a column for everything that was trained."""
+    curves: dict[str, dict[int, float]] = {}
+    for artifact in artifacts:
+        points = {p["step"]: p["loss"] for p in artifact.get("history", []) if {"step", "loss"} <= p.keys()}
+        if points:
+            curves[artifact["name"].removeprefix("results/")] = points
+    steps = sorted({step for points in curves.values() for step in points})
+    lines = [[step, *(points.get(step, "") for points in curves.values())] for step in steps]
     text = io.StringIO()
-    lines = [
-        [artifact["name"].removeprefix("results/"), point["step"], point["loss"]]
-        for artifact in artifacts
-        for point in artifact.get("history", [])
-        if {"step", "loss"} <= point.keys()
-    ]
-    csv.writer(text, lineterminator="\n").writerows([["artifact", "step", "loss"], *lines])
+    csv.writer(text, lineterminator="\n").writerows([["step", *curves], *lines])
     return text.getvalue()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from posttrain.errors import UserError
 from posttrain.files import sha256
-from posttrain.identity import canonical, listed
+from posttrain.identity import DAMAGED, canonical, listed, record_of
 from posttrain.progress import say
 
 METADATA = Path(".snakemake/metadata")
@@ -24,41 +24,53 @@ def sync(folders: list[str]) -> None:
     """Write Snakemake's records of the artifacts in `folders` anew, if one of them or a file that one was made from is
     not as it was when they were last looked at."""
     before = _read(SEEN)
-    if (
-        METADATA.is_dir()
-        and folders
-        and before.get("folders") == folders
-        and _stats(before["files"]) == before["files"]
-    ):
+    known = before.get("files") if isinstance(before.get("files"), dict) else {}
+    if known and before.get("folders") == folders and before.get("records") == _records() and _stats(known) == known:
         return
-    known, seen, digests = before.get("files", {}), {}, {}
+    seen: dict[str, list[int] | None] = {}
+    digests: dict[str, str | None] = {}
     for folder in map(Path, folders):
         made, manifest = folder / "provenance.json", folder / "manifest.json"
-        record = _read(made)
-        if not ({"params", "inputs"} <= record.keys() and manifest.is_file()):
+        if not manifest.is_file():
             continue
         if _stats([str(manifest)])[str(manifest)] != known.get(str(manifest)):
             set_aside_if_short(manifest)
-        inputs = [read for files in record["inputs"].values() for read in files.items()]
+        record, stage = record_of(folder), folder.parts[2] if len(folder.parts) > 2 else "report"
+        remarks = [] if record else ["of unknown origin: its provenance.json is gone or broken"]
+        inputs = [read for files in record.get("inputs", {}).values() for read in files.items()]
         seen |= _stats([str(made), str(manifest), *(file for file, _ in inputs)])
         for file, _ in inputs:
             if file not in digests:
                 digests[file] = sha256(Path(file)) if os.path.isfile(file) else None
-        other = dict.fromkeys(file for file, digest in inputs if digests[file] not in (digest, None))
-        _write(folder, record, inputs, [f"made from another {file}" for file in other])
+        other = dict.fromkeys(file for file, digest in inputs if digests[file] not in (digest, None) or damaged(file))
+        remarks += [f"made from another {file}" for file in other]
+        _write(folder, stage, inputs, remarks or record["params"])
     if seen:
         SEEN.parent.mkdir(exist_ok=True)
-        SEEN.with_suffix(f".{os.getpid()}").write_text(json.dumps({"folders": folders, "files": seen}))
+        text = json.dumps({"folders": folders, "files": seen, "records": _records()})
+        SEEN.with_suffix(f".{os.getpid()}").write_text(text)
         SEEN.with_suffix(f".{os.getpid()}").replace(SEEN)
 
 
+def damaged(file: str) -> bool:
+    """Whether a manifest was set aside because its artifact is damaged."""
+    return file.endswith("/manifest.json") and not os.path.isfile(file) and Path(file).with_name(DAMAGED).is_file()
+
+
+def _records() -> list[int]:
+    """How many records there are, and their bytes: one that is gone or cut short would not be missed by Snakemake."""
+    sizes = [os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(METADATA) for name in names]
+    return [len(sizes), sum(sizes)]
+
+
 def _stats(files) -> dict[str, list[int] | None]:
-    """Size, date and number of each file; None where there is none."""
+    """Size, dates and number of each file; None where there is none. The date of the last change of any kind tells a
+    file that was written over in place and given its old date again."""
     found = {}
     for file in files:
         try:
             stat = os.stat(file)
-            found[file] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            found[file] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
         except OSError:
             found[file] = None
     return found
@@ -73,8 +85,8 @@ def _read(path: Path) -> dict:
 
 
 def set_aside_if_short(manifest: Path) -> None:
-    """An artifact of which a file is cut short loses its manifest, so that it is made anew before it is built on. One
-    that was not pulled as a whole is left alone: nothing may need it."""
+    """An artifact of which a file is cut short loses its manifest, so that it is made anew. One that was not
+    pulled as a whole is left alone: nothing may need it."""
     try:
         sizes = {str(manifest.parent / name): size for name, (_, size) in listed(manifest).items()}
     except UserError:
@@ -82,20 +94,18 @@ def set_aside_if_short(manifest: Path) -> None:
     there = _stats(sizes)
     short = [file for file, size in sizes.items() if there[file] and there[file][0] != size]
     for file in short:
-        say(f"{file}: is not of the size that its manifest says; {manifest.parent} is made anew before it is built on")
+        say(f"{file}: is not of the size that its manifest says; {manifest.parent} is made anew")
     if short:
-        manifest.replace(manifest.with_name("damaged-manifest.json"))
+        manifest.replace(manifest.with_name(DAMAGED))
 
 
-def _write(folder: Path, record: dict, inputs: list[tuple[str, str]], remarks: list[str]) -> None:
-    """The records of an artifact's files, as Snakemake writes them; `remarks` stand in the place of its parameters
-    where it must be made anew."""
-    params = sorted(map(repr, remarks or record["params"]))
+def _write(folder: Path, stage: str, inputs: list[tuple[str, str]], params: list[str]) -> None:
+    """The records of an artifact's files, as Snakemake writes them."""
     files = sorted(file for file, _ in inputs)  # one that plays two roles stands there twice
-    said = {"rule": record["stage"], "params": params, "input": files, "record_format_version": FORMAT}
+    said = {"rule": stage, "params": sorted(map(repr, params)), "input": files, "record_format_version": FORMAT}
     said |= {"input_checksums": {file: f"sha256:{digest}" for file, digest in inputs}, "incomplete": False}
     for entry in os.scandir(folder):
-        if entry.name.startswith(".") or entry.name in ("checkpoints", "config.yaml", "damaged-manifest.json"):
+        if entry.name.startswith(".") or entry.name in ("checkpoints", "config.yaml", DAMAGED):
             continue
         file = record_file(f"{folder}/{entry.name}")
         before = _read(file)

@@ -43,5 +43,5 @@ def where(folder: Path) -> str:
         beat = read_json(beats[-1])
         left = f"{beat['left'] // 60}:{beat['left'] % 60:02d} left"
         return f"running, step {beat['step']}/{beat['steps']}, {beat['loss']}, {left}"
-    except (IndexError, UserError):
+    except (IndexError, KeyError, TypeError, UserError):
         return "running"

@@ -12,8 +12,9 @@ from pathlib import Path
 from posttrain import code
 from posttrain.errors import UserError
 from posttrain.files import sha256
-from posttrain.identity import canonical, named
+from posttrain.identity import canonical, named, record_of
 from posttrain.plan import Plan, flat
+from posttrain.snakemake_records import damaged
 
 NOTHING = "Nothing is stale: every artifact is what its settings, its inputs and its code make."
 
@@ -25,14 +26,15 @@ def why(plan: Plan, wanted: str = "") -> str:
     """
     artifacts = survey(plan)
     again = to_run(artifacts)
-    shown = [folder for folder in again if not wanted or folder in belonging(plan, artifacts, wanted)]
+    asked = belonging(plan, artifacts, wanted) if wanted else artifacts
+    shown = [folder for folder in again if folder in asked]
     if not shown:
         return f"Nothing of {wanted} is stale." if wanted else NOTHING
     lines = []
     for folder in shown:
         artifact = artifacts[folder]
         above = [up for up in artifact["upstream"] if up in again]
-        said = artifact["reasons"] or ([] if artifact["record"] else ["not made yet"])
+        said = artifact["reasons"] or ([] if artifact["whole"] else ["not made yet"])
         said += [f"follows {', '.join(above)}"] if above else []
         said += [f"overwrites {replaced(folder, artifact['record'])}"] if artifact["record"] else []
         lines += [folder, *(f"  {text}" for text in [*said, f"takes {cost(folder, artifacts)}"])]
@@ -64,32 +66,28 @@ def within(name: str, wanted: str) -> bool:
 def found(plan: Plan, folder: str) -> dict:
     """An artifact as it should be made, and the record of how it was."""
     if folder == "results/report":
-        inputs = {"evaluations": [f"{judged}/manifest.json" for judged in plan.judgements()]}
-        stage, params = "report", [named(canonical(plan.summary()))]
+        experiment, stage, policy = "", "report", ""
+        section = named(canonical(plan.summary()))
     else:
         _, experiment, stage, policy = [*folder.split("/"), ""][:4]
-        inputs = plan.inputs(experiment, stage, policy)
-        params = [plan.section(experiment, stage)]
+        section = plan.section(experiment, stage)
+    inputs = plan.inputs(experiment, stage, policy)
     inputs = {role: flat({role: files}) for role, files in inputs.items()}
     upstream = [str(Path(file).parent) for file in flat(inputs) if file.endswith("/manifest.json")]
     whole = Path(folder, "manifest.json").is_file()
-    record = _record(Path(folder, "provenance.json")) if whole else {}
-    made = {"stage": stage, "params": [*params, plan.code[stage]], "inputs": inputs}
+    record = record_of(Path(folder))
+    made = {"stage": stage, "inputs": inputs}
+    made["params"] = [section, plan.code[stage], plan.lineage(experiment, stage, policy)]
     return made | {"upstream": list(dict.fromkeys(upstream)), "whole": whole, "record": record}
-
-
-def _record(file: Path) -> dict:
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if {"params", "inputs"} <= record.keys() else {}
 
 
 def changes(artifact: dict) -> Iterator[str]:
     """What is not as it was when an artifact was made: keys, inputs, functions."""
     record, stage = artifact["record"], artifact["stage"]
+    if not artifact["whole"]:
+        return  # whether it is needed is another question
     if not record:
+        yield "of unknown origin: its provenance.json is gone or broken"
         return
     before, now = record["params"], artifact["params"]
     if before[0] != now[0]:
@@ -99,6 +97,9 @@ def changes(artifact: dict) -> Iterator[str]:
             yield from differences(stage, json.loads(before[0]), json.loads(now[0]))
     if before[1] != now[1]:
         yield from edited(stage, record, before[1], now[1])
+    absent = [up for up in artifact["upstream"] if not Path(up, "manifest.json").is_file()]
+    if before[2:] != now[2:] and absent:
+        yield f"what it is built on has other settings or code, or is not here: {', '.join(absent)}"
     for role in sorted(record["inputs"].keys() | artifact["inputs"].keys()):
         yield from other_inputs(role, record["inputs"].get(role, {}), artifact["inputs"].get(role, []))
 
@@ -118,6 +119,8 @@ def other_inputs(role: str, before: dict[str, str], now: list[str]) -> Iterator[
     if gone or new:
         yield f"{role}: {', '.join(gone) or 'none'} -> {', '.join(new) or 'none'}"
     for file in now:
+        if file in before and damaged(file):
+            yield f"{role}: {file}: what it lists is damaged"
         if file in before and Path(file).is_file() and (digest := sha256(Path(file))) != before[file]:
             yield f"{role}: {file}: {before[file][:12]} -> {digest[:12]}"
 

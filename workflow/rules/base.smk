@@ -27,7 +27,8 @@ rule base:
     params:
         section=section("base"),
         code=code("base"),
+        lineage=lineage("base"),
         inputs=options,
     shell:
-        "posttrain base --threads 2 --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain base --threads 2 --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"

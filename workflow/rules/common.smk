@@ -68,3 +68,10 @@ def section(stage):
 def code(stage):
     """Fingerprint of the code that a stage runs, and with `strict` of the software's versions."""
     return lambda wildcards: PLAN.code[stage]
+
+
+def lineage(stage):
+    """Digest of the settings and the code of all that a stage descends from."""
+    return lambda wildcards: PLAN.lineage(
+        wildcards.experiment, stage, wildcards.get("policy", "")
+    )

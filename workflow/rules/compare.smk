@@ -27,7 +27,8 @@ rule compare:
     params:
         section=section("compare"),
         code=code("compare"),
+        lineage=lineage("compare"),
         inputs=options,
     shell:
-        "posttrain compare --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain compare --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"

@@ -27,7 +27,8 @@ rule dpo:
     params:
         section=section("dpo"),
         code=code("dpo"),
+        lineage=lineage("dpo"),
         inputs=options,
     shell:
-        "posttrain dpo --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain dpo --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"

@@ -28,7 +28,8 @@ rule evaluate:
     params:
         section=section("evaluate"),
         code=code("evaluate"),
+        lineage=lineage("evaluate"),
         inputs=options,
     shell:
-        "posttrain evaluate --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain evaluate --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"

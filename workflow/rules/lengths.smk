@@ -27,7 +27,8 @@ rule lengths:
     params:
         section=section("lengths"),
         code=code("lengths"),
+        lineage=lineage("lengths"),
         inputs=options,
     shell:
-        "posttrain lengths --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain lengths --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"

@@ -27,7 +27,8 @@ rule longctx:
     params:
         section=section("longctx"),
         code=code("longctx"),
+        lineage=lineage("longctx"),
         inputs=options,
     shell:
-        "posttrain longctx --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain longctx --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"

@@ -28,7 +28,8 @@ rule ppo:
     params:
         section=section("ppo"),
         code=code("ppo"),
+        lineage=lineage("ppo"),
         inputs=options,
     shell:
-        "posttrain ppo --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain ppo --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"

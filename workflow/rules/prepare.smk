@@ -26,7 +26,8 @@ rule prepare:
     params:
         section=section("prepare"),
         code=code("prepare"),
+        lineage=lineage("prepare"),
         inputs=options,
     shell:
-        "posttrain prepare --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain prepare --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"

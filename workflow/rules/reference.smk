@@ -27,7 +27,8 @@ rule reference:
     params:
         section=section("reference"),
         code=code("reference"),
+        lineage=lineage("reference"),
         inputs=options,
     shell:
-        "posttrain reference --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain reference --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"

@@ -7,7 +7,7 @@ localrules:
 
 rule report:
     input:
-        evaluations=[f"{folder}/manifest.json" for folder in PLAN.judgements()],
+        evaluations=PLAN.inputs("", "report")["evaluations"],
     output:
         manifest="results/report/manifest.json",
         table=report(
@@ -36,6 +36,7 @@ rule report:
         runtime=20,
     params:
         campaign=CAMPAIGN,
-        code=code("report"),
+        code=PLAN.code["report"],
+        lineage=PLAN.lineage("", "report"),
     shell:
-        "posttrain report --campaign {params.campaign} --code {params.code} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain report --campaign {params.campaign} --code {params.code} --lineage {params.lineage} --output {output.manifest} 2>&1 | tee {log}"

@@ -27,7 +27,8 @@ rule reward:
     params:
         section=section("reward"),
         code=code("reward"),
+        lineage=lineage("reward"),
         inputs=options,
     shell:
-        "posttrain reward --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain reward --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"

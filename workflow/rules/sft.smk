@@ -27,7 +27,8 @@ rule sft:
     params:
         section=section("sft"),
         code=code("sft"),
+        lineage=lineage("sft"),
         inputs=options,
     shell:
-        "posttrain sft --config {params.section:q} --code {params.code} {params.inputs} --output {output.manifest} "
+        "posttrain sft --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
         "2>&1 | tee {log}"
