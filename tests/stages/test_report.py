@@ -312,7 +312,9 @@ def test_seeds_of_one_experiment_become_one_bar(campaign, made, tmp_path):
         campaign["experiments"].append(entry)
     missing, output = made()
     assert missing == []
-    assert "and ± 1 standard deviation over 3 seeds" in (output / "index.html").read_text()
+    page = (output / "index.html").read_text()
+    assert "and ± 1 standard deviation over 3 seeds" in page and "<h3>Over seeds</h3>" in page
+    assert "Over seeds:" in (output / "table.md").read_text()
     assert {row["seed"] for row in table(output)} == {"0", "1", "2"}
 
 

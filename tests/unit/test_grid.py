@@ -87,6 +87,7 @@ def test_a_child_of_a_grid_has_its_cells_and_shares_what_is_equal(load):
 def test_seeds_are_one_family(load):
     plan = load(["child"], parent=PARENT, child=grown("dpo.beta: [0.1, 0.5], seed: [0, 1, 2]"))
     assert set(plan.families().values()) == {"child@beta=0.1", "child@beta=0.5"}
+    assert plan.summary()["owners"] == {"child@seed=0": "child", "child@seed=1": "child", "child@seed=2": "child"}
 
 
 def test_a_job_thaws_the_same_plan(load):

@@ -93,3 +93,26 @@ def test_every_artifact_once_with_owner_and_users(tmp_path):
     sft = found["results/a/evaluate/sft"]
     assert (sft["experiment"], sft["seed"], sft["users"]) == ("a", 3, ["b", "a"])
     assert sft["policy"] == "results/a/sft" and sft["path"] == tmp_path / "a/evaluate/sft"
+
+
+def test_figures_that_several_seeds_have():
+    row = {"family": "a|b", "policy": "sft", "task": "t", "metric": "m"}
+    table = [row | {"value": value} for value in (1.0, 2.0, 3.0)] + [row | {"task": "alone", "value": 5.0}]
+    (found,) = records.seeds(table)
+    named = {"experiment": "a|b", "policy": "sft", "task": "t", "metric": "m"}
+    assert found == named | {"mean": 2.0, "deviation": pytest.approx(1.0), "seeds": 3}
+    text = records.seeds_md(table)
+    assert "| a\\|b | sft | t | m | 2.000 | 1.000 | 3 |" in text and "alone" not in text
+    assert records.seeds_md(table[-1:]) == ""
+
+
+def test_metrics_for_programs_and_a_column_for_every_curve():
+    same = {"experiment": "e", "policy": "sft", "task": "t"}
+    table = [same | {"metric": "m", "value": 0.5}, same | {"metric": "x", "value": math.nan}]
+    assert json.loads(records.metrics_json(table)) == {"e": {"sft": {"t": {"m": 0.5, "x": None}}}}
+    curves = [
+        {"name": "results/a/sft", "history": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.0}]},
+        {"name": "results/b/sft", "history": [{"step": 2, "loss": 3.0}]},
+        {"name": "results/b/prepare"},
+    ]
+    assert records.curves_csv(curves) == "step,a/sft,b/sft\n1,2.0,\n2,,3.0\n"

@@ -317,6 +317,7 @@ class Plan:
         return {
             "title": self.campaign.title,
             "configfile": self.configfile,
+            "owners": {name: self._without_seed(name) for name in self.axes if name not in families},
             "experiments": [
                 {
                     "name": name,

@@ -26,7 +26,7 @@ def report(
     """Write table, figures and page into `output`; returns what is missing: nothing, if it is complete.
 
     campaign: {"title", "experiments": [{"name", "family", "question", "seed", "stages": {stage: artifact folder}}]};
-    experiments of one family differ in their seeds only.
+    experiments of one family differ in their seeds only. `owners`: the family of what several cells of a grid share.
     reasons: what the caller knows about failed artifacts, by name, e.g. {"results/tiny/ppo": "KL exploded"}.
     """
     record = gather(campaign, results, reasons or {})
@@ -57,6 +57,7 @@ def gather(campaign: dict, results: Path, reasons: dict[str, str]) -> dict:
     evaluated = [artifact for artifact in whole.values() if "rows" in artifact]
     samples = [sample for artifact in evaluated for sample in read_samples(artifact, missing)]
     families = {entry["name"]: entry["family"] for entry in campaign["experiments"] if "family" in entry}
+    families |= campaign.get("owners", {})
     rows = [
         row | {"family": families.get(row["experiment"], row["experiment"])}
         for artifact in evaluated
