@@ -47,13 +47,17 @@ def mistakes(name: str, grid: dict[str, list]) -> Iterator[tuple[str, str]]:
     for key, values in grid.items():
         if any(isinstance(value, dict) for value in values):
             yield key, "a value is a section; give one of its keys instead"
-        spelled = list(map(text, values))
-        for first, second in itertools.combinations(range(len(values)), 2):
-            if spelled[first] == spelled[second]:
-                yield key, f"{values[first]!r} and {values[second]!r} would make the same name, {spelled[first]}"
+        known: dict[str, object] = {}
+        for value in values:
+            if (spelled := text(value)) in known:
+                yield key, f"{known[spelled]!r} and {value!r} would make the same name, {spelled}"
+            known[spelled] = value
         within = [other for other in grid if other.startswith(f"{key}.")]
         if within:
             yield key, f"holds {within[0]}, which is an axis too"
-    longest = max((cell_name(name, cell, labels(list(grid))) for cell in cells(grid)), key=len, default="")
+    short = labels(list(grid))
+    longest = cell_name(
+        name, {key: max(values, key=lambda value: len(text(value))) for key, values in grid.items()}, short
+    )
     if len(longest) > LONGEST:
         yield next(iter(grid)), f"makes names of {len(longest)} characters ({longest[:60]}...); at most {LONGEST}"

@@ -301,15 +301,11 @@ class Plan:
         return grid.cell_name(name, axes, grid.labels(list(self.grids.get(name, {}))))
 
     def _seedless(self, experiment: str) -> str:
-        sections = {
-            stage: json.loads(self.section(experiment, stage))
-            for stage in Experiment.model_fields
-            if isinstance(getattr(self.experiments[experiment], stage), Section)
-        }
-        for stage in sections.keys() - {"prepare", "evaluate", "compare", "lengths"}:
-            for part in (sections[stage], sections[stage].get("scratch", {})):
-                part.pop("seed", None)
-        return canonical(sections)
+        values = self.experiments[experiment]
+        held = [stage for stage in Experiment.model_fields if isinstance(getattr(values, stage), Section)]
+        judged = ("prepare", *JUDGES)  # whose seeds choose rows and questions
+        sections = {stage: self.section(experiment, stage) for stage in held}
+        return canonical({stage: text if stage in judged else _unseeded(text) for stage, text in sections.items()})
 
     def summary(self) -> dict:
         """What the report must know of the campaign: its experiments, and where the artifacts of each lie."""
@@ -332,6 +328,15 @@ class Plan:
                 for name in self.names
             ],
         }
+
+
+@cache
+def _unseeded(section: str) -> str:
+    """A training section without its seed."""
+    values = json.loads(section)
+    for part in (values, values.get("scratch", {})):
+        part.pop("seed", None)
+    return canonical(values)
 
 
 def _changed(experiment: Experiment, key: str) -> set[str]:
