@@ -192,6 +192,28 @@ def test_an_interrupted_pull_is_nothing_half_believed(project, tmp_path, monkeyp
     assert rerun() == {}
 
 
+def test_an_interrupted_push_is_finished_by_the_next(project, tmp_path, monkeypatch):
+    """What is in the remote is whole: an object appears under its digest when all of it is there."""
+    remote(str(tmp_path / "store"))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    push = subprocess.Popen(["dvc", "push", "-q"], env=os.environ | {"PATH": path})
+    while push.poll() is None and not list((tmp_path / "store").glob("files/md5/*/*")):
+        time.sleep(0.001)
+    push.send_signal(signal.SIGKILL)
+    push.wait()
+    sent = len(list((tmp_path / "store").glob("files/md5/*/*")))
+    clone(project, tmp_path / "early", monkeypatch)
+    run("dvc", "pull", "-q", ok=False)
+    there = {str(m.parent).removeprefix("results/") for m in Path("results").glob("**/manifest.json")}
+    assert "report" not in there or "report" not in rerun(), "what was pulled is whole"
+    monkeypatch.chdir(project)
+    run("dvc", "push", "-q")
+    assert len(list((tmp_path / "store").glob("files/md5/*/*"))) > sent, "control: it was interrupted"
+    clone(project, tmp_path / "clone", monkeypatch)
+    run("dvc", "pull", "-q")
+    assert rerun() == {}
+
+
 def test_what_gc_left_is_what_is_pulled(project, tmp_path, monkeypatch):
     remote(str(tmp_path / "store"))
     run("dvc", "push", "-q")
