@@ -1,6 +1,9 @@
-"""A campaign that looks done: artifacts as its stages would leave them, without any training; what would run again."""
+"""A campaign that looks done: artifacts as its stages would leave them, without any training; what would run again,
+and for the campaign of every stage (`workflow/whole`) what should."""
 
 from pathlib import Path
+
+import yaml
 
 from posttrain import code
 from posttrain.artifact import digests
@@ -50,3 +53,50 @@ def rerun(**config) -> dict[str, str]:
             for job in dag.jobs
             if dag.needrun(job) and job.output
         }
+
+
+POLICIES = ("base", "sft", "ppo", "dpo", "longctx")
+
+
+def judged(judges: str, policies=POLICIES) -> set[str]:
+    return {f"{judge}/{policy}" for judge in judges.split() for policy in policies}
+
+
+ALL = {"base", "sft", "reward", "reference", "ppo", "dpo", "longctx", "report", *judged("evaluate compare lengths")}
+ALIGNED = judged("evaluate lengths", ("sft", "ppo", "dpo")) | judged("compare") | {"report"}
+RERUN = {  # by the section that a key stands in, of the experiment `whole`
+    "prepare": ALL | {"prepare"},
+    "base": ALL,
+    "sft": {"sft", "reward", "reference", "ppo", "dpo"} | ALIGNED,
+    "reward": {"reward", "ppo", "report"} | judged("evaluate lengths", ["ppo"]) | judged("compare"),
+    "ppo": {"ppo", "report"} | judged("evaluate compare lengths", ["ppo"]),
+    "reference": {"reference", "dpo", "report"} | judged("evaluate compare lengths", ["dpo"]),
+    "dpo": {"dpo", "report"} | judged("evaluate compare lengths", ["dpo"]),
+    "longctx": {"longctx", "report"} | judged("evaluate compare lengths", ["longctx"]),
+    "evaluate": {"report"} | judged("evaluate"),
+    "compare": {"report"} | judged("compare"),
+    "lengths": {"report"} | judged("lengths"),
+    "seed": ALL,
+    "question": {"report"},
+}
+
+
+def put(values: dict, key: str, value) -> None:
+    """Set a dotted key of nested mappings; `tasks[].x` of the first item of a list."""
+    *above, last = key.split(".")
+    for part in above:
+        values = values[part[:-2]][0] if part.endswith("[]") else values.setdefault(part, {})
+    values[last] = value
+
+
+def edit(key: str, value) -> None:
+    """Set a key of `whole`."""
+    file = Path("config/experiments/whole.yaml")
+    values = yaml.safe_load(file.read_text())
+    put(values, key, value)
+    file.write_text(yaml.safe_dump(values))
+
+
+def forget() -> None:
+    code.module.cache_clear()
+    code.fingerprint_of.cache_clear()

@@ -170,6 +170,35 @@ def test_a_part_can_be_pulled_alone(project, tmp_path, monkeypatch):
     assert not {"whole/sft", "whole/base", "whole/prepare"} & set(found) and "whole/dpo" in found
 
 
+def test_entering_what_was_pulled_in_part_is_refused(project, tmp_path, monkeypatch):
+    """Why each artifact is an out of its own: one out for all is entered with the pulled files alone, in silence."""
+
+    def entered() -> int:
+        outs = yaml.safe_load(Path("dvc.lock").read_text())["stages"]["campaign"]["outs"]
+        return sum(out.get("nfiles", 1) for out in outs)
+
+    part = [f"results/whole/{stage}" for stage in ("sft", "base", "prepare")]
+    remote(str(tmp_path / "store"))
+    run("dvc", "push", "-q")
+    clone(project, tmp_path / "clone", monkeypatch)
+    run("dvc", "pull", "-q", *part)
+    before = entered()
+    assert "does not exist" in run("dvc", "commit", "-f", "campaign", ok=False) and entered() == before
+    monkeypatch.chdir(project)
+    one = {"cmd": "snakemake", "deps": ["Snakefile"], "outs": [{"results": {"persist": True}}]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"campaign": one}}))
+    Path("dvc.lock").unlink()
+    run("dvc", "commit", "-q", "-f", "campaign")
+    run("git", "commit", "-qam", "one")
+    run("dvc", "push", "-q")
+    clone(project, tmp_path / "other", monkeypatch)
+    run("dvc", "pull", "-q", *part)
+    before = entered()
+    run("dvc", "commit", "-q", "-f", "campaign")
+    assert entered() < before / 4, "control: one out for all loses what was not pulled"
+    print(f"one out for all: entered with {entered()} files in place of {before}")
+
+
 def test_an_interrupted_pull_is_nothing_half_believed(project, tmp_path, monkeypatch):
     remote(str(tmp_path / "store"))
     run("dvc", "push", "-q")

@@ -1,6 +1,5 @@
-"""Only what changed: what Snakemake decides for every key and every module, on artifacts as stages leave them."""
+"""Only what changed: what Snakemake decides for every module, place and damage, on artifacts as stages leave them."""
 
-import copy
 import os
 import shutil
 import subprocess
@@ -8,274 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from fabricated import fabricate, rerun
+from fabricated import RERUN, edit, fabricate, forget, rerun
 
-from posttrain import campaign, code, schema, why
+from posttrain import campaign, code, why
 from posttrain.__main__ import main
-from posttrain.config import Experiment, section_class
 from posttrain.errors import UserError
 from posttrain.identity import canonical, write_named
 
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def project(root, tmp_path_factory):
-    """The campaign of every stage, done, in a folder of its own with the project's rules."""
-    folder = tmp_path_factory.mktemp("rerun")
-    for name in ("Snakefile", "workflow/rules", "workflow/report", "envs", "profiles"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).symlink_to(root / name)
-    shutil.copytree(HERE / "whole", folder / "config")
-    shutil.copy(HERE / "whole/experiments/whole.yaml", folder / "config/experiments/other-parent.yaml")
-    for name in ("a.jsonl", "b.jsonl", "a.jinja"):
-        (folder / name).write_text(name)
-    (folder / "reward.py").write_text(
-        "def short(prompt, reply, answer): ...\n\n\ndef long(prompt, reply, answer): ...\n"
-    )
-    for name in ("model", "model-b"):
-        (folder / name).mkdir()
-        for part in ("config.json", "tokenizer.json", "model.safetensors"):
-            (folder / name / part).write_text("{}")
-    previous = Path.cwd()
-    os.chdir(folder)
-    fabricate(campaign.load("config/config.yaml"))
-    yield folder
-    os.chdir(previous)
-
-
-def test_nothing_is_to_be_done(project):
+def test_nothing_is_to_be_done(done):
     assert rerun() == {}
-
-
-POLICIES = ("base", "sft", "ppo", "dpo", "longctx")
-
-
-def judged(judges: str, policies=POLICIES) -> set[str]:
-    return {f"{judge}/{policy}" for judge in judges.split() for policy in policies}
-
-
-ALL = {"base", "sft", "reward", "reference", "ppo", "dpo", "longctx", "report", *judged("evaluate compare lengths")}
-ALIGNED = judged("evaluate lengths", ("sft", "ppo", "dpo")) | judged("compare") | {"report"}
-RERUN = {  # by the section that a key stands in, of the experiment `whole`
-    "prepare": ALL | {"prepare"},
-    "base": ALL,
-    "sft": {"sft", "reward", "reference", "ppo", "dpo"} | ALIGNED,
-    "reward": {"reward", "ppo", "report"} | judged("evaluate lengths", ["ppo"]) | judged("compare"),
-    "ppo": {"ppo", "report"} | judged("evaluate compare lengths", ["ppo"]),
-    "reference": {"reference", "dpo", "report"} | judged("evaluate compare lengths", ["dpo"]),
-    "dpo": {"dpo", "report"} | judged("evaluate compare lengths", ["dpo"]),
-    "longctx": {"longctx", "report"} | judged("evaluate compare lengths", ["longctx"]),
-    "evaluate": {"report"} | judged("evaluate"),
-    "compare": {"report"} | judged("compare"),
-    "lengths": {"report"} | judged("lengths"),
-    "seed": ALL,
-    "question": {"report"},
-}
-
-
-def keys(model=Experiment, prefix=""):
-    """Every dotted key of the schema with its field; those of a list's sections as `key[].inner`."""
-    for key, field in model.model_fields.items():
-        inner = section_class(field.annotation)
-        if key not in ("extends", "grid"):  # what is inherited counts as if it stood here; cells are other experiments
-            yield f"{prefix}{key}", field
-        if inner:
-            yield from keys(inner, f"{prefix}{key}{'[]' if 'list' in str(field.annotation) else ''}.")
-
-
-COMMIT, LATER = "86f7e437faa5a7fce15d1ddcb9eaeaea377667b8", "e9d71f5ee7c92d6dc9e92ffdad17b8bd49418f98"
-HUB = {"id": "some/model", "revision": COMMIT}
-SOURCES = ("text", "long", "sft", "preference", "choices")
-FORMAT = {"text": "text", "long": "text", "sft": "messages", "preference": "preference", "choices": "refused"}
-ADAPTER, MODULES = {"sft.method": "lora"}, ["q_proj", "v_proj"]
-SOURCE = {"prepare.sft": [{"path": "a.jsonl"}]}
-NO_LONGCTX = {"longctx": None}
-OTHER_TEXT = {"prepare.world.long": None, "prepare.long": [{"path": "a.jsonl"}]}
-GIVEN = {"base.scratch": None, "base.path": "model", "prepare.tokenizer": None}
-# Keys that cannot simply get the next value: what must be set beforehand, and the other value.
-SPECIAL = {
-    "prepare": ({}, {"world": {"documents": 500, "long": {"context": 64}}}),
-    "base": ({}, {"scratch": {"context": 64, "layers": 3}}),
-    "prepare.world": ({"prepare.sft": [{"path": "a.jsonl"}]}, {"documents": 500, "long": {"context": 64}}),
-    "prepare.world.long": ({}, {"context": 64, "documents": 500}),
-    "prepare.world.long.context": (NO_LONGCTX, 32),
-    "prepare.world.long.factor": (NO_LONGCTX, 8),
-    "prepare.tokenizer": ({}, {"vocab_size": 600}),
-    "prepare.tokenizer.vocab_size": ({}, 600),
-    "prepare.tokenizer.path": ({"prepare.tokenizer": {"path": "model"}}, "model-b"),
-    "prepare.tokenizer.hub": ({"prepare.tokenizer": {"hub": HUB}}, HUB | {"id": "other/model"}),
-    "prepare.tokenizer.hub.id": ({"prepare.tokenizer": {"hub": HUB}}, "other/model"),
-    "prepare.tokenizer.hub.revision": ({"prepare.tokenizer": {"hub": HUB}}, LATER),
-    "prepare.tokenizer.hub.allow_floating": ({"prepare.tokenizer": {"hub": HUB}}, True),
-    "prepare.chat_template": ({}, "a.jinja"),
-    "prepare.max_tokens": ({}, 60),
-    "prepare.group_key": (SOURCE, "kind"),
-    "prepare.test_fraction": (SOURCE, 0.2),
-    "prepare.allow_empty_user": (SOURCE, True),
-    "prepare.max_line_mb": (SOURCE, 8.0),
-    "base.path": (GIVEN, "model-b"),
-    "base.hub": ({**GIVEN, "base.path": None, "base.hub": HUB}, HUB | {"id": "other/model"}),
-    "base.hub.id": ({**GIVEN, "base.path": None, "base.hub": HUB}, "other/model"),
-    "base.hub.revision": ({**GIVEN, "base.path": None, "base.hub": HUB}, LATER),
-    "base.hub.allow_floating": ({**GIVEN, "base.path": None, "base.hub": HUB}, True),
-    "base.scratch": ({}, {"context": 64, "layers": 3}),
-    "base.scratch.context": (NO_LONGCTX, 80),
-    "base.scratch.positions": (NO_LONGCTX, "alibi"),
-    "base.scratch.heads": ({}, 2),
-    "sft": ({}, {"method": "lora"}),
-    "sft.virtual_tokens": (
-        {"sft.method": "prefix", "longctx.policy": "base", **dict.fromkeys(("reward", "ppo", "dpo"))},
-        8,
-    ),
-    "sft.max_length": ({}, 80),
-    "reward.max_length": ({}, 80),
-    "dpo.max_length": ({}, 80),
-    "sft.method": ({}, "lora"),
-    "reward": ({}, {"steps": 10}),
-    "ppo": ({}, {"steps": 10}),
-    "ppo.reward_function": ({"ppo.reward_function": "reward.py:short"}, "reward.py:long"),
-    "ppo.kl_target": ({}, 3.0),
-    "ppo.kl_horizon": ({"ppo.kl_target": 3.0}, 500),
-    "ppo.rails": ({}, {"max_kl": 40.0}),
-    "reference": ({}, {"batch_size": 32}),
-    "dpo": ({}, {"beta": 0.3}),
-    "dpo.loss": ({}, ["hinge"]),
-    "dpo.loss_weights": ({"dpo.loss": ["sigmoid", "hinge"]}, [1.0, 0.5]),
-    "dpo.label_smoothing": ({"dpo.loss": ["robust"]}, 0.2),
-    "longctx": ({}, {"steps": 10}),
-    "longctx.micro_batch_size": ({}, 4),
-    "longctx.factor": (OTHER_TEXT, 2.0),
-    "longctx.policy": ({}, "sft"),
-    "lengths": ({}, {"tokens": [64]}),
-    "lengths.tokens": ({}, [64, 128]),
-    "compare": ({}, {"prompts": 100}),
-    "evaluate": ({}, {"limit": 5}),
-    "evaluate.chat_template": ({}, False),
-    "evaluate.tasks": ({}, [{"task": "world"}]),
-    "evaluate.tasks[].task": ({"evaluate.tasks": [{"task": "world"}]}, "passkey_64"),
-    "evaluate.tasks[].revision": ({"evaluate.tasks": [{"task": "sciq", "revision": COMMIT}]}, LATER),
-    "evaluate.tasks[].allow_floating": ({"evaluate.tasks": [{"task": "sciq", "revision": COMMIT}]}, True),
-    "evaluate.tasks[].shots": ({"evaluate.tasks": [{"task": "world"}]}, 2),
-    "compare.reward_function": ({}, "refused"),
-    "compare.reward_code": ({}, "refused"),
-    "ppo.reward_code": ({}, "refused"),
-}
-for source in SOURCES:
-    rows = {"dataset": "some/rows", "revision": COMMIT}
-    held = [] if source in ("text", "long") else [{"path": "a.jsonl"}]
-    fields = {"path": ({"path": "a.jsonl"}, "b.jsonl"), "dataset": (rows, "other/rows"), "revision": (rows, LATER)}
-    fields |= {"allow_floating": (rows, True), "subset": (rows, "part"), "rows": (rows, "test")}
-    fields |= {"format": ({"path": "a.jsonl"}, FORMAT[source]), "separator": ({"path": "a.jsonl"}, " ")}
-    fields |= {"use": ({"path": "a.jsonl"}, "train")}
-    SPECIAL[f"prepare.{source}"] = ({f"prepare.{source}": [{"path": "a.jsonl"}]}, [{"path": "b.jsonl"}])
-    for key, (before, value) in fields.items():
-        SPECIAL[f"prepare.{source}[].{key}"] = ({f"prepare.{source}": [before]}, value)
-# Keys whose value reaches further than their own section; declared where the key stands, as `also`.
-FURTHER = {
-    "base.scratch.context": RERUN["prepare"],
-    "base.path": RERUN["prepare"],
-    "base.hub": RERUN["prepare"],
-    "base.hub.id": RERUN["prepare"],
-    "base.hub.revision": RERUN["prepare"],
-    "base.hub.allow_floating": RERUN["prepare"],
-    "base.scratch": RERUN["base"],
-    "ppo.reward_function": RERUN["ppo"] | RERUN["compare"],
-}
-REFUSED = ("reward_code", "compare.reward_function", "choices[].format", "choices[].use", "choices[].separator")
-REFUSED += ("text[].separator", "long[].separator")
-
-
-def next_value(key: str, field, value):
-    """Another value of a key than its own or its default."""
-    value = field.default if value is None else value
-    text = str(field.annotation)
-    if isinstance(value, bool):
-        return not value
-    if "target_modules" in key:
-        return MODULES
-    if "Literal" in text:
-        choices = [choice for choice in schema.literals(field.annotation)]
-        return choices[(choices.index(value) + 1) % len(choices)]
-    if isinstance(value, int):
-        return value + (64 if "size" in key and "64" in str(field.metadata) else 1)
-    if isinstance(value, float):
-        return value * 0.9 or 0.05
-    if value is None or isinstance(value, str):
-        return "another" if "str" in text else 16 if "int" in text else 0.5
-    raise AssertionError(f"{key}: say in SPECIAL what its other value is")
-
-
-def conditions(key: str, field) -> dict:
-    """What must be set for a key to have an effect: its `only_with`."""
-    only = (field.json_schema_extra or {}).get("only_with", {})
-    return {f"{key.rpartition('.')[0]}.{other}": values[0] for other, values in only.items()}
-
-
-def put(values: dict, key: str, value) -> None:
-    """Set a dotted key of nested mappings; `tasks[].x` of the first item of a list."""
-    *above, last = key.split(".")
-    for part in above:
-        values = values[part[:-2]][0] if part.endswith("[]") else values.setdefault(part, {})
-    values[last] = value
-
-
-def get(values, key: str):
-    for part in key.split("."):
-        values = (values or {}).get(part.removesuffix("[]"))
-        values = values[0] if part.endswith("[]") and values else values
-    return values
-
-
-@pytest.mark.parametrize(
-    ("key", "field"), [pytest.param(key, field, id=key) for key, field in keys() if key != "extends"]
-)
-def test_a_key_reruns_the_stage_of_its_section_and_what_descends_from_it(project, key, field):
-    file = Path("config/experiments/whole.yaml")
-    values = yaml.safe_load((HERE / "whole/experiments/whole.yaml").read_text())
-    before, value = SPECIAL.get(key) or (conditions(key, field), next_value(key, field, get(values, key)))
-    for other, setting in before.items():
-        put(values, other, copy.deepcopy(setting))
-    if any(key.endswith(end) for end in REFUSED):
-        put(values, key, value)
-        file.write_text(yaml.safe_dump(values))
-        with pytest.raises(UserError, match=r"no effect|written by the workflow|it should be"):
-            campaign.load("config/config.yaml")
-        return
-    file.write_text(yaml.safe_dump(values))
-    fabricate(campaign.load("config/config.yaml"))
-    assert rerun() == {}, "control"
-    put(values, key, value)
-    file.write_text(yaml.safe_dump(values))
-    planned = {name for name in rerun() if not name.startswith("fetch/")}
-    said = why.to_run(why.survey(campaign.load("config/config.yaml")))
-    assert {folder.removeprefix("results/") for folder in said} == planned, "`posttrain why` says what Snakemake does"
-    found = {name.removeprefix("whole/") for name in planned if not name.startswith("other/")}
-    expected = FURTHER.get(key, RERUN[key.partition(".")[0]])
-    there = {
-        folder.removeprefix("results/whole/").removeprefix("results/")
-        for folder in campaign.load("config/config.yaml").folders()
-    }
-    assert found == expected & there
-
-
-@pytest.fixture
-def package(project, root, tmp_path, monkeypatch):
-    """A copy of the package that may be edited, whose code counts; and the campaign as at first."""
-    shutil.copy(HERE / "whole/experiments/whole.yaml", "config/experiments/whole.yaml")
-    shutil.copytree(root / "workflow/posttrain", tmp_path / "posttrain", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(code, "PACKAGE", tmp_path / "posttrain")
-    forget()
-    fabricate(campaign.load("config/config.yaml"))
-    yield tmp_path / "posttrain"
-    monkeypatch.undo()
-    forget()
-
-
-def forget() -> None:
-    code.module.cache_clear()
-    code.fingerprint_of.cache_clear()
 
 
 PACKAGE = Path(code.__file__).parent
@@ -354,14 +97,6 @@ def test_a_copy_elsewhere_needs_nothing(package, tmp_path, monkeypatch):
     assert {name for name in rerun() if not name.startswith("other/")} == {
         name if name == "report" else f"whole/{name}" for name in RERUN["dpo"]
     }
-
-
-def edit(key: str, value) -> None:
-    """Set a key of `whole`."""
-    file = Path("config/experiments/whole.yaml")
-    values = yaml.safe_load(file.read_text())
-    put(values, key, value)
-    file.write_text(yaml.safe_dump(values))
 
 
 def test_two_swapped_values_count(package):

@@ -78,6 +78,12 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--lineage", default="", help="digest of what it descends from, by the plan")
         keep = os.environ.get("POSTTRAIN_KEEP_GB") or "0"  # argparse reads it as it reads an argument
         stage.add_argument("--keep-gb", type=float, default=keep, help="keep and reuse earlier artifacts up to so much")
+    tools(commands)
+    return top
+
+
+def tools(commands) -> None:
+    """The commands around the stages, and their arguments."""
     report = command(commands, "report", "table, figures and page from the records", run_report)
     report.add_argument("--campaign", type=Path, required=True, help="JSON file that names the artifacts")
     report.add_argument("--output", type=Path, required=True, help="the manifest to write")
@@ -109,7 +115,6 @@ def parser() -> argparse.ArgumentParser:
             "--campaign", type=Path, default=Path("config/config.yaml"), help="default config/config.yaml"
         )
     command(commands, "wandb-sync", "send what the stages wrote for Weights & Biases", run_wandb_sync)
-    return top
 
 
 def count(text: str) -> int:

@@ -18,8 +18,9 @@ from posttrain.checks import slice_of
 from posttrain.errors import UserError
 from posttrain.files import read_json, sha256, write_json
 from posttrain.identity import DAMAGED, canonical, identity, manifest_of, verify
-from posttrain.plan import flat, own_files
+from posttrain.plan import flat
 from posttrain.progress import say
+from posttrain.sources import own_files
 
 # Hold times, hosts and what the artifact was made from: they lie beside its bytes, not among them.
 BESIDE = ("config.yaml", "provenance.json", "lm_eval.json")
@@ -60,39 +61,43 @@ def make(
     work, checkpoints = home / f".making-{name}", home / "checkpoints" / name
     before = kept.find(name, _versions()) if keep_gb else None
     made_from = {"stage": stage, "params": [canonical(slice), planned, lineage], "inputs": read}
-    if before and os.environ.get("RANK", "0") != "0":
-        return
     if os.environ.get("RANK", "0") != "0":  # the first of several processes writes for all
-        with tempfile.TemporaryDirectory() as unused:
-            run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
+        if not before:
+            with tempfile.TemporaryDirectory() as unused:
+                run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
         return
     shutil.rmtree(work, ignore_errors=True)
     if before:
         say(f"made before from the same settings, inputs and code ({name}): taken from there")
-        parts = sorted(part.name for part in before.iterdir())
-        kept.link(before, work, parts)
+        kept.link(before, work, [part.name for part in before.iterdir()])
         write_json(work / "provenance.json", read_json(before / "provenance.json") | made_from)  # inputs lie elsewhere
     else:
-        work.mkdir(parents=True)
-        started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-        asked: set[str] = set()
-        metrics = run(audit.Watched(section, asked), **inputs, work=work, checkpoints=checkpoints)
-        write_json(work / "metrics.json", metrics)
-        (work / "config.yaml").write_text(canonical(slice) + "\n", encoding="utf-8")
-        parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
-        write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))
-        record, shape = provenance(name, started, time.monotonic() - clock), shape_of()
-        record |= made_from | {"shape": shape, "code": code.code(stage), "unread": audit.unread(slice, asked)}
-        if said := kept.differs(name, shape, sha256(work / "manifest.json")):
-            say(f"warning: {said}")
-            record["warning"] = said
-        write_json(work / "provenance.json", record)
-        parts += ["provenance.json", "manifest.json"]
+        make_anew(name, run, section, inputs, work, checkpoints, made_from)
+    parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
     publish(work, home, sorted(parts, key="manifest.json".__eq__))
     (home / DAMAGED).unlink(missing_ok=True)
     shutil.rmtree(checkpoints, ignore_errors=True)
     if keep_gb:
         kept.keep(name, home, parts, keep_gb)
+
+
+def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, checkpoints: Path, made_from: dict) -> None:
+    """Fill the folder `work`: what `run` makes, its metrics, its settings, its manifest and its record."""
+    work.mkdir(parents=True)
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    asked: set[str] = set()
+    metrics = run(audit.Watched(section, asked), **inputs, work=work, checkpoints=checkpoints)
+    write_json(work / "metrics.json", metrics)
+    (work / "config.yaml").write_text(made_from["params"][0] + "\n", encoding="utf-8")
+    parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
+    write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))
+    record, shape = provenance(name, started, time.monotonic() - clock), shape_of()
+    record |= made_from | {"shape": shape, "code": code.code(made_from["stage"])}
+    record["unread"] = audit.unread(slice_of(section), asked)
+    if said := kept.differs(name, shape, sha256(work / "manifest.json")):
+        say(f"warning: {said}")
+        record["warning"] = said
+    write_json(work / "provenance.json", record)
 
 
 def verify_input(manifest: Path) -> None:

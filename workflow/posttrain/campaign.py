@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from posttrain import checks, grid, settings
 from posttrain.config import NAME, Campaign, Experiment, Section, section_class
 from posttrain.errors import UserError
-from posttrain.plan import RESERVED, Plan, own_files
+from posttrain.plan import RESERVED, Plan
+from posttrain.sources import own_files
 
 DEFAULT = "config/config.yaml"
 # What pydantic says in Python's words, for a person who writes YAML.

@@ -17,8 +17,6 @@ PACKAGE = Path(__file__).parent
 UNCOUNTED = ("config", "errors", "progress", "tracking")
 KNOWN = Path(".snakemake/fingerprints.json")  # of files already read, by the digest of their bytes
 VERSION = 2  # of this module's own spelling of a tree
-
-
 EMPTY = ""  # stands for a module without any code, which need not be named
 
 
@@ -62,10 +60,9 @@ def module(name: str) -> tuple[str, list[str]]:
 
 def digest_of(content: bytes) -> str:
     """Digest of a module's text, with that of the templates as they are now, where it reads them."""
-    if spelled(ast.parse(content)) == spelled(ast.parse("")):
-        return EMPTY
+    tree = spelled(ast.parse(content))
     templates = [digest(template.read_bytes()) for template in _templates(content)]
-    return digest(spelled(ast.parse(content)) + "".join(templates))[:16]
+    return EMPTY if tree == "Module()" else digest(tree + "".join(templates))[:16]
 
 
 def _templates(content: bytes) -> list[Path]:

@@ -2,25 +2,20 @@
 
 import hashlib
 import json
-import os
 import re
 from functools import cache
 from pathlib import Path
 
 from posttrain import checks, grid
-from posttrain.code import fingerprint_of, function_file
-from posttrain.config import Campaign, Experiment, HubModel, Section, Source, Task, section_class
+from posttrain.code import fingerprint_of
+from posttrain.config import Campaign, Experiment, Section, section_class
 from posttrain.errors import UserError
 from posttrain.files import sha256
 from posttrain.identity import canonical
+from posttrain.sources import hub_items, own_files
 
-RESERVED = (
-    "fetch",
-    "report",
-    "logs",
-    "benchmarks",
-    "wandb",
-)  # folders of results/ that no experiment may be called after
+# Folders of results/ that no experiment may be called after.
+RESERVED = ("fetch", "report", "logs", "benchmarks", "wandb")
 # Stages whose artifact is a language model, in the order of their making.
 POLICIES = ("base", "sft", "ppo", "dpo", "longctx")
 JUDGES = ("evaluate", "compare", "lengths")  # stages that find something out about every policy
@@ -70,10 +65,10 @@ class Plan:
         if not axes:
             return [name]
         short = grid.labels(list(axes))
-        self.axes |= {grid.cell_name(name, cell, short): cell for cell in grid.cells(axes)}
-        changed = {key: _changed(self.experiments[name], key) for key in axes}
-        self.grids[name] = changed
-        return [grid.cell_name(name, cell, short) for cell in grid.cells(axes)]
+        cells = {grid.cell_name(name, cell, short): cell for cell in grid.cells(axes)}
+        self.axes |= cells
+        self.grids[name] = {key: _changed(self.experiments[name], key) for key in axes}
+        return list(cells)
 
     def _name_owners(self, cell: str) -> None:
         """Make known the names under which a cell's artifacts lie: NAME with the axes alone that a stage depends on."""
@@ -108,10 +103,9 @@ class Plan:
         above = self.experiments[self.origin(experiment)].extends
         if above is None:
             return None
-        shared = {
-            key: value for key, value in self.axes.get(experiment, {}).items() if key in self.grids.get(above, {})
-        }
-        cell = grid.cell_name(above, shared, grid.labels(list(self.grids.get(above, {}))))
+        changed = self.grids.get(above, {})
+        shared = {key: value for key, value in self.axes.get(experiment, {}).items() if key in changed}
+        cell = grid.cell_name(above, shared, grid.labels(list(changed)))
         return cell if cell in self.experiments else above
 
     def freeze(self) -> str:
@@ -261,13 +255,11 @@ class Plan:
 
     def judgements(self) -> list[str]:
         """Folders of all evaluations and comparisons of the campaign, each once."""
-        names = self.names
-        return list(dict.fromkeys(folder for name in names for folder in self.judgements_of(name).values()))
+        return list(dict.fromkeys(folder for name in self.names for folder in self.judgements_of(name).values()))
 
     def folders(self) -> list[str]:
         """Folders of everything that the campaign makes, each once, what is built on after what it is built on."""
-        names = self.names
-        stages = [self.folder(name, stage) for name in names for stage in self.stages(name)]
+        stages = [self.folder(name, stage) for name in self.names for stage in self.stages(name)]
         judged = sorted(self.judgements(), key=lambda folder: not folder.endswith("/compare/sft"))
         return [*dict.fromkeys([*stages, *judged]), "results/report"]
 
@@ -371,44 +363,3 @@ def planned_code(strict: bool) -> dict[str, str]:
 def flat(inputs: dict) -> list:
     """All files of a stage's inputs."""
     return [file for files in inputs.values() for file in (files if isinstance(files, list) else [files])]
-
-
-def own_files(stage: str, section: Section) -> list[tuple[str, Path]]:
-    """(dotted key, file) of every local file that a section names; of a model's folder, what is read there."""
-    found = []
-    if stage == "prepare":
-        for task in ("text", "long", "sft", "preference", "choices"):
-            for number, source in enumerate(getattr(section, task)):
-                found += [(f"{stage}.{task}[{number}].path", Path(source.path))] if source.path else []
-        if section.chat_template not in (None, "default", "tokenizer"):
-            found.append((f"{stage}.chat_template", Path(section.chat_template)))
-        if section.tokenizer and section.tokenizer.path:
-            found.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
-    elif stage in ("ppo", "compare") and section and section.reward_function:
-        found.append((f"{stage}.reward_function", function_file(section.reward_function)))
-    elif stage == "base" and section.path:
-        folder = Path(section.path)
-        weights = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []
-        found += [(f"{stage}.path", file) for file in [folder / "config.json", *weights]]
-    return found
-
-
-def hub_items(section: Section) -> dict[str, dict]:
-    """Every model, data set and lm-eval task of a section that lies on the hub: folder name -> section of `fetch`."""
-    items = {}
-    for key in type(section).model_fields:
-        value = getattr(section, key)
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, Section):
-                items |= _hub_item(part) or hub_items(part)
-    return items
-
-
-def _hub_item(part: Section) -> dict[str, dict]:
-    kinds = {HubModel: ("models", "id", "id"), Source: ("datasets", "dataset", "id"), Task: ("tasks", "task", "task")}
-    kind, key, called = kinds.get(type(part), ("", "", ""))
-    if not kind or getattr(part, key) is None or not (part.revision or part.allow_floating):
-        return {}
-    name = f"{kind}--{getattr(part, key).replace('/', '--')}@{(part.revision or 'floating').replace('/', '--')}"
-    entry = {called: getattr(part, key), "revision": part.revision, "allow_floating": part.allow_floating}
-    return {name: {kind: [entry]}}

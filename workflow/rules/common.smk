@@ -19,8 +19,12 @@ try:
         )
     if workflow.is_main_process:
         PLAN = campaign.load(FILES[0], dict(workflow.config_settings.config))
-    else:  # a job on a cluster, which may start long after the config was edited
+    elif (
+        FROZEN in os.environ
+    ):  # a job on a cluster, which may start long after the config was edited
         PLAN = thaw(Path(os.environ[FROZEN]).read_text(encoding="utf-8"))
+    else:
+        raise UserError(f"{FROZEN} is not set: a job needs the environment of its run")
 except UserError as mistakes:
     print(*mistakes.problems, sep="\n", file=sys.stderr)
     sys.exit(2)

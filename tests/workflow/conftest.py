@@ -1,0 +1,49 @@
+"""What the tests of decisions share: a campaign of every stage that looks done, and a package that may be edited."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from fabricated import fabricate, forget
+
+from posttrain import campaign, code
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def done(root, tmp_path_factory):
+    """The campaign of every stage, done, in a folder of its own with the project's rules."""
+    folder = tmp_path_factory.mktemp("rerun")
+    for name in ("Snakefile", "workflow/rules", "workflow/report", "envs", "profiles"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(root / name)
+    shutil.copytree(HERE / "whole", folder / "config")
+    for name in ("a.jsonl", "b.jsonl", "a.jinja"):
+        (folder / name).write_text(name)
+    (folder / "reward.py").write_text(
+        "def short(prompt, reply, answer): ...\n\n\ndef long(prompt, reply, answer): ...\n"
+    )
+    for name in ("model", "model-b"):
+        (folder / name).mkdir()
+        for part in ("config.json", "tokenizer.json", "model.safetensors"):
+            (folder / name / part).write_text("{}")
+    previous = Path.cwd()
+    os.chdir(folder)
+    fabricate(campaign.load("config/config.yaml"))
+    yield folder
+    os.chdir(previous)
+
+
+@pytest.fixture
+def package(done, root, tmp_path, monkeypatch):
+    """A copy of the package that may be edited, whose code counts; and the campaign as at first."""
+    shutil.copy(HERE / "whole/experiments/whole.yaml", "config/experiments/whole.yaml")
+    shutil.copytree(root / "workflow/posttrain", tmp_path / "posttrain", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "PACKAGE", tmp_path / "posttrain")
+    forget()
+    fabricate(campaign.load("config/config.yaml"))
+    yield tmp_path / "posttrain"
+    monkeypatch.undo()
+    forget()
