@@ -214,7 +214,7 @@ def test_a_good_campaign_loads(tmp_path):
         (GOOD.replace("{world: {}}", "{text: [{path: a}], sft: [{path: a, use: test}]}"), ["sft: has no rows"]),
         (GOOD.replace("{world: {}}", "{text: [{path: a, use: test}]}"), ["base.scratch: has no text to train on"]),
         (GOOD.replace("{world: {}}", "{text: [{path: a, use: train}]}"), ["prepare.text: `use: train` alone"]),
-        (GOOD.replace("{world: {}}", "{world: {}, group_key: x}"), ["prepare.group_key: has no effect on the built-in"]),
+        (GOOD.replace("{world: {}}", "{world: {}, group_key: x}"), ["prepare.group_key: has no effect on the"]),
         (GOOD.replace("{world: {}}", "{text: [{path: a}], test_fraction: 0}"), ["prepare.test_fraction: 0 leaves no"]),
         (GOOD + "seed: " + "9" * 5000 + "\n", ["seed", "5000 digits"]),
         (GOOD + "question: " + "[" * 3000 + "\n", ["nested more than"]),
