@@ -46,6 +46,16 @@ def test_a_stage_that_needs_no_torch_does_not_import_it(root):
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
+def test_a_section_may_be_given_as_json(tmp_path):
+    """As the workflow does; a mistake in it has no file and line, and is told all the same."""
+    made = posttrain(
+        "prepare", "--config", '{"seed": "x"}', "--output", "results/a/prepare/manifest.json", cwd=tmp_path
+    )
+    assert made.returncode == 2 and "--config: seed: found 'x'" in made.stderr and "Traceback" not in made.stderr
+    wrong = posttrain("prepare", "--config", "{", "--output", "results/a/prepare/manifest.json", cwd=tmp_path)
+    assert wrong.returncode == 2 and "--config: is neither a file nor JSON" in wrong.stderr
+
+
 def test_status_says_what_waits(root, tmp_path):
     done = posttrain("status", str(root / "config/config.yaml"), cwd=tmp_path)
     assert done.returncode == 0 and "tiny/base" in done.stdout and "waiting" in done.stdout

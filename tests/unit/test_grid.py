@@ -62,6 +62,16 @@ def test_a_seed_more_makes_only_its_own(load):
     assert {f for f in set(two.folders()) - set(one.folders()) if "seed=2" not in f} == set()
 
 
+def test_the_seed_is_an_axis_of_the_stages_alone_that_take_it(load):
+    text = PARENT.replace("{scratch: {seed: 0}}", "{scratch: {}}")
+    plan = load(["child"], parent=text, child=grown("seed: [0, 1, 2]"))
+    assert folders(plan, "base") == ["child@seed=1", "child@seed=2", "parent"] and folders(plan, "prepare") == [
+        "parent"
+    ]
+    plan = load(["child"], parent=PARENT, child=grown("seed: [0, 1, 2]"))
+    assert folders(plan, "base") == ["parent"], "control: it has a seed of its own"
+
+
 def test_every_cell_uses_what_its_own_settings_make(load):
     """An artifact that is shared was made from the very sections that each cell has."""
     axes = "sft.rank: [4, 8], base.scratch.context: [128, 256], dpo.beta: [0.1, 0.3], seed: [0, 3]"

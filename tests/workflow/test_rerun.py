@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,11 @@ def test_touching_everything_reruns_nothing(package):
         os.utime(file)
     assert rerun() == {}
     (Path("results/whole/sft/model") / "bytes").touch()
+    assert rerun() == {}
+    for seconds, stage in enumerate(("dpo", "sft", "base", "prepare")):  # what is built on is newer than what is built
+        os.utime(f"results/whole/{stage}/manifest.json", (time.time() - 10 + seconds,) * 2)
+    for file in Path("results/whole/evaluate").rglob("*"):
+        os.utime(file, (1e9, 1e9))
     assert rerun() == {}
 
 
