@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import make, scratch
+from tiny import make, scratch
 
 from posttrain.config import Base
 from posttrain.errors import UserError

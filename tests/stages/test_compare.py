@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make, ppo
+from tiny import make, ppo
 
 from posttrain import policy
 from posttrain.config import Compare

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import dpo, first_gradient, make
 from test_base import killed_at
+from tiny import dpo, first_gradient, make
 
 from posttrain import adapters, policy, tokens
 from posttrain.errors import UserError

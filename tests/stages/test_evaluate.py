@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make, sft
+from tiny import make, sft
 
 from posttrain.config import Evaluate, Task
 from posttrain.errors import UserError

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, dpo, make, ppo, reward
+from tiny import ROOT, dpo, make, ppo, reward
 
 pytestmark = pytest.mark.slow
 SECTIONS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make, scratch, sft
+from tiny import make, scratch, sft
 
 from posttrain import policy, positions
 from posttrain.config import Base, Lengths, Long, Longctx, Prepare, Tokenizer, World

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, make, ppo, sft
+from tiny import ROOT, make, ppo, sft
 
 from posttrain import adapters, answers, policy, ppo_health, ppo_state, tokens, training
 from posttrain.errors import UserError
@@ -413,7 +413,7 @@ PROCESS = """
 import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from conftest import ppo
+from tiny import ppo
 from posttrain import adapters, parallel, ppo_state
 from posttrain.stages import ppo as stage
 torch.set_num_threads(1)

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import make
+from tiny import make
 
 from posttrain.config import Prepare, Source, Tokenizer, World
 from posttrain.errors import UserError

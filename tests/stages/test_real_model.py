@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import make, sft
+from tiny import make, sft
 
 from posttrain.config import Base, Evaluate, Prepare, Source, Tokenizer
 from posttrain.export import export
@@ -59,7 +59,7 @@ def test_the_base_writes_stories(stories):
 @pytest.mark.parametrize("file", ["pref-hh-helpful-2k.raw.jsonl", "pref-tinystories-2k.jsonl"])
 def test_it_is_aligned_with_real_preferences(shared, home, file, tmp_path):
     """Human preferences as transcripts, and preferences of plain text: reward model, PPO, DPO and comparison."""
-    from conftest import dpo, ppo, reward
+    from tiny import dpo, ppo, reward
 
     from posttrain.config import Compare, Reference
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import first_gradient, make, reward, sft
 from test_base import killed_at
+from tiny import first_gradient, make, reward, sft
 
 from posttrain import adapters, answers, policy, tokens
 from posttrain.errors import UserError

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make, sft
 from test_base import killed_at
+from tiny import make, sft
 
 from posttrain import policy, training
 from posttrain.errors import UserError
@@ -64,7 +64,7 @@ def test_artifacts_hold_safetensors_and_no_path_of_this_machine(tuned, home):
 
 def test_an_adapter_is_refused_on_another_base(tuned, base, data, home):
     other = Path("results/other-base/base/manifest.json")
-    from conftest import scratch
+    from tiny import scratch
 
     from posttrain.config import Base
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import make, ppo, sft
+from tiny import make, ppo, sft
 
 from posttrain.errors import UserError
 from posttrain.tracking import sync
