@@ -26,13 +26,14 @@ dpo: {}
 # name -> inputs of each of the rules of a chain; {n} is its number
 SHAPES = {
     "same": {
-        "dpo": ["shared/0", "shared/1", "shared/2", "shared/3"],
-        "evaluate": ["shared/0", "shared/1", "made/dpo/{n}/manifest"],
-        "compare": ["shared/0", "shared/1", "shared/2", "made/dpo/{n}/manifest", "shared/4"],
+        "parent": [],
+        "dpo": [f"made/parent/{n}/manifest" for n in range(4)],
+        "evaluate": ["made/parent/0/manifest", "made/parent/1/manifest", "made/dpo/{n}/manifest"],
+        "compare": [*(f"made/parent/{n}/manifest" for n in (0, 1, 2, 4)), "made/dpo/{n}/manifest"],
     },
     "chain": {"first": [], "second": ["made/first/{n}/manifest"], "third": ["made/second/{n}/manifest"]},
 }
-OUTPUTS = {"same": ["manifest", "data", "metrics"], "chain": ["manifest"]}
+OUTPUTS = {"same": ["manifest", "metrics"], "chain": ["manifest"]}
 RULE = """
 rule {name}:
     input: {inputs}
@@ -85,11 +86,8 @@ def bare(folder: Path, jobs: int, shape: str) -> None:
         text += RULE.format(name=name, inputs=str(inputs)[1:-1], outputs=str(outputs)[1:-1])
     (folder / "Snakefile").write_text(text.replace("    input: \n", ""))
     os.chdir(folder)
-    Path("shared").mkdir()
-    for number in range(5):
-        Path("shared", str(number)).write_text("x")
     for name, inputs in rules.items():
-        for n in range(chains):
+        for n in range(5 if name == "parent" else chains):
             record = {"rule": name, "input": sorted(file.format(n=n) for file in inputs), "record_format_version": 6}
             record["params"] = ["'0123456789abcdef'", "'{}'"]
             for part in OUTPUTS[shape]:

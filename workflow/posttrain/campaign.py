@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from posttrain import checks, grid, settings
-from posttrain.config import NAME, Campaign, Experiment, Section, section_class
+from posttrain.config import NAME, Campaign, Experiment, Section, conditional, section_class
 from posttrain.errors import UserError
 from posttrain.plan import RESERVED, Plan
 from posttrain.sources import own_files
@@ -203,7 +203,7 @@ def _merge(chain: list[settings.Settings]) -> tuple[dict, dict[str, str]]:
 def _overlay(values: dict, layer: dict, model: type[Section] | None) -> None:
     """Put a layer over `values`. A key that the layer's own choice makes useless is not inherited:
     `method: prefix` in a child forgets the parent's `rank`."""
-    for key, fields in _conditional(model):
+    for key, fields in conditional(model).items() if model else ():
         for other, allowed in fields.items():
             if other in layer and layer[other] not in allowed:
                 values.pop(key, None)
@@ -216,12 +216,6 @@ def _overlay(values: dict, layer: dict, model: type[Section] | None) -> None:
 
 def _copy(value):
     return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _conditional(model: type[Section] | None):
-    for key, field in (model.model_fields if model else {}).items():
-        if condition := (field.json_schema_extra or {}).get("only_with"):
-            yield key, condition
 
 
 def _model_at(model: type | None, key: str) -> type[Section] | None:

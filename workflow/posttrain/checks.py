@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from operator import itemgetter
 
 from posttrain.code import fingerprint, function_file
-from posttrain.config import Base, Experiment, Optimisation, Prepare, Section, Source, Tokenizer
+from posttrain.config import Base, Experiment, Optimisation, Prepare, Section, Source, Tokenizer, conditional
 from posttrain.errors import UserError
 from posttrain.formats import FORMATS
 from posttrain.longtext import lengths
@@ -15,8 +16,8 @@ OF_SOURCES = {"test_fraction", "group_key", "allow_empty_user", "max_line_mb"}  
 
 def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
     """Keys of a section that have no effect under its other settings, each with the reason."""
-    for key, field in type(section).model_fields.items():
-        for other, allowed in (field.json_schema_extra or {}).get("only_with", {}).items():
+    for key, condition in conditional(type(section)).items():
+        for other, allowed in condition.items():
             value = getattr(section, other)
             if value not in allowed:
                 yield key, f"has no effect with {other}: {value} (only with {' or '.join(allowed)})"
@@ -47,8 +48,8 @@ def _without_effect(where: str, section: Section) -> Iterator[tuple[str, str]]:
     for key, reason in inapplicable(section):
         if key in section.model_fields_set:
             yield f"{where}{key}", reason
-    for key in type(section).model_fields:
-        if isinstance(value := getattr(section, key), Section):
+    for key, value in section:
+        if isinstance(value, Section):
             yield from _without_effect(f"{where}{key}.", value)
 
 
@@ -339,8 +340,9 @@ def slice_of(section: Section) -> dict:
     """A section as plain values, without the keys that have no effect and without those that are unset."""
     useless = {key for key, _ in inapplicable(section)}
     values = {}
-    for key in sorted(set(type(section).model_fields) - useless):
-        value = getattr(section, key)
+    for key, value in sorted(section, key=itemgetter(0)):
+        if key in useless:
+            continue
         if isinstance(value, list):
             values[key] = [slice_of(item) if isinstance(item, Section) else item for item in value]
         elif value is not None:

@@ -4,6 +4,7 @@ A section is one stage's settings; a stage reads its own section and nothing els
 the stage that it reruns. Defaults that follow from another section are filled in by `resolve`.
 """
 
+import functools
 import types
 import typing
 from typing import Annotated, Literal
@@ -37,6 +38,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+@functools.cache
+def conditional(model: type[Section]) -> dict[str, dict[str, list]]:
+    """Key -> other key -> the values under which the first has an effect, of the keys that not always have one."""
+    found = {key: (field.json_schema_extra or {}).get("only_with") for key, field in model.model_fields.items()}
+    return {key: condition for key, condition in found.items() if condition}
 
 
 def section_class(annotation) -> type[Section] | None:

@@ -38,7 +38,7 @@ def record_of(folder: Path) -> dict:
         whole = all(isinstance(value, str) for value in [record["stage"], *record["params"]])
         digests = [digest for files in record["inputs"].values() for digest in files.values()]
         json.loads(record["params"][0]) if record["stage"] != "report" else None
-        return record if whole and len(record["params"]) > 1 and all(isinstance(d, str) for d in digests) else {}
+        return record if whole and len(record["params"]) == 3 and all(isinstance(d, str) for d in digests) else {}
     except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError):
         return {}
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from posttrain.identity import canonical
 from posttrain.sources import hub_items, own_files
 
 # Folders of results/ that no experiment may be called after.
-RESERVED = ("fetch", "report", "logs", "benchmarks", "wandb")
+RESERVED = ("fetch", "report", "logs", "wandb")
 # Stages whose artifact is a language model, in the order of their making.
 POLICIES = ("base", "sft", "ppo", "dpo", "longctx")
 JUDGES = ("evaluate", "compare", "lengths")  # stages that find something out about every policy
@@ -49,6 +50,7 @@ class Plan:
         self.section = cache(self._section)
         self.axes: dict[str, dict[str, object]] = {}  # cell -> key -> value
         self.grids: dict[str, dict[str, set[str]]] = {}  # experiment with a grid -> axis -> stages that it changes
+        self.short: dict[str, dict[str, str]] = {}  # experiment with a grid -> axis -> its short name
         cells = {name: self._cells(name) for name in experiments if "@" not in name}
         # What is run: the experiments that are listed, or their cells.
         self.names = [cell for name in campaign.experiments for cell in cells.get(name, [])]
@@ -68,6 +70,7 @@ class Plan:
         cells = {grid.cell_name(name, cell, short): cell for cell in grid.cells(axes)}
         self.axes |= cells
         self.grids[name] = {key: _changed(self.experiments[name], key) for key in axes}
+        self.short[name] = short
         return list(cells)
 
     def _name_owners(self, cell: str) -> None:
@@ -83,7 +86,7 @@ class Plan:
         name, axes = self.origin(cell), self.axes.get(cell, {})
         changed = self.grids.get(name, {})
         left = {key: value for key, value in axes.items() if changed[key] & set(stages)}
-        narrowed = grid.cell_name(name, left, grid.labels(list(changed)))
+        narrowed = grid.cell_name(name, left, self.short.get(name, {}))
         if narrowed not in self.axes and left:
             self.axes[narrowed] = left
         return narrowed
@@ -105,7 +108,7 @@ class Plan:
             return None
         changed = self.grids.get(above, {})
         shared = {key: value for key, value in self.axes.get(experiment, {}).items() if key in changed}
-        cell = grid.cell_name(above, shared, grid.labels(list(changed)))
+        cell = grid.cell_name(above, shared, self.short.get(above, {}))
         return cell if cell in self.experiments else above
 
     def freeze(self) -> str:
@@ -229,6 +232,11 @@ class Plan:
             found["beside"] = f"{self.judgement(experiment, 'compare', 'sft')}/manifest.json"
         return found
 
+    def arguments(self, experiment: str, stage: str, policy: str = "") -> str:
+        """What the command of a stage is given; Snakemake runs it again when this changes."""
+        section, lineage = self.section(experiment, stage), self.lineage(experiment, stage, policy)
+        return arguments([section, self.code[stage], lineage], self.inputs(experiment, stage, policy))
+
     def folder(self, experiment: str, stage: str) -> str:
         """Folder of the artifact that an experiment uses for a stage."""
         return f"results/{self.owner(experiment, stage)}/{stage}"
@@ -265,9 +273,8 @@ class Plan:
 
     def fetched(self, experiment: str, stage: str) -> list[str]:
         """Manifests of what a stage needs from the hub."""
-        return [
-            f"results/fetch/{item}/manifest.json" for item in hub_items(getattr(self.experiments[experiment], stage))
-        ]
+        items = hub_items(getattr(self.experiments[experiment], stage))
+        return [f"results/fetch/{item}/manifest.json" for item in sorted(items)]
 
     def local_files(self, experiment: str, stage: str) -> list[str]:
         """Files of the user's own that a stage reads: data, a tokenizer, a chat template, a model."""
@@ -290,11 +297,11 @@ class Plan:
         """The name of a cell without its seed."""
         name = self.origin(cell)
         axes = {key: value for key, value in self.axes.get(cell, {}).items() if key != "seed"}
-        return grid.cell_name(name, axes, grid.labels(list(self.grids.get(name, {}))))
+        return grid.cell_name(name, axes, self.short.get(name, {}))
 
     def _seedless(self, experiment: str) -> str:
         values = self.experiments[experiment]
-        held = [stage for stage in Experiment.model_fields if isinstance(getattr(values, stage), Section)]
+        held = [stage for stage, value in values if isinstance(value, Section)]
         judged = ("prepare", *JUDGES)  # whose seeds choose rows and questions
         sections = {stage: self.section(experiment, stage) for stage in held}
         return canonical({stage: text if stage in judged else _unseeded(text) for stage, text in sections.items()})
@@ -360,6 +367,20 @@ def planned_code(strict: bool) -> dict[str, str]:
     return {stage: fingerprint_of(stage) + lock for stage in [*UPSTREAM, *JUDGES, "report"]}
 
 
+def arguments(params: list[str], inputs: dict) -> str:
+    """What the command of a stage is given: `--config SECTION --code FINGERPRINT --lineage DIGEST --data MANIFEST ...`.
+
+    params: the section, the fingerprint of the code, the lineage. inputs: files by role; the user's own files are named
+    in the section.
+    """
+    section, code, lineage = params
+    text = f"--config {shlex.quote(section)} --code {code} --lineage {lineage}"
+    for role in sorted(inputs):
+        if (files := flat({role: inputs[role]})) and role != "files":
+            text += f" --{role} {' '.join(files)}"
+    return text
+
+
 def flat(inputs: dict) -> list:
     """All files of a stage's inputs."""
-    return [file for files in inputs.values() for file in (files if isinstance(files, list) else [files])]
+    return [file for files in inputs.values() for file in ([files] if isinstance(files, str | Path) else files)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from posttrain.errors import UserError
 from posttrain.files import sha256
 from posttrain.identity import DAMAGED, canonical, listed, record_of
+from posttrain.plan import arguments
 from posttrain.progress import say
 
 METADATA = Path(".snakemake/metadata")
@@ -25,7 +26,8 @@ def sync(folders: list[str]) -> None:
     not as it was when they were last looked at."""
     before = _read(SEEN)
     known = before.get("files") if isinstance(before.get("files"), dict) else {}
-    if known and before.get("folders") == folders and before.get("records") == _records() and _stats(known) == known:
+    said = {"folders": folders, "code": _code()}
+    if known and before | said | {"records": _records()} == before and _stats(known) == known:
         return
     seen: dict[str, list[int] | None] = {}
     digests: dict[str, str | None] = {}
@@ -44,10 +46,12 @@ def sync(folders: list[str]) -> None:
                 digests[file] = sha256(Path(file)) if os.path.isfile(file) else None
         other = dict.fromkeys(file for file, digest in inputs if digests[file] not in (digest, None) or damaged(file))
         remarks += [f"made from another {file}" for file in other]
-        _write(folder, stage, inputs, remarks or record["params"])
+        if not remarks:
+            remarks = record["params"] if stage == "report" else [arguments(record["params"], record["inputs"])]
+        _write(folder, stage, inputs, remarks)
     if seen:
         SEEN.parent.mkdir(exist_ok=True)
-        text = json.dumps({"folders": folders, "files": seen, "records": _records()})
+        text = json.dumps(said | {"files": seen, "records": _records()})
         SEEN.with_suffix(f".{os.getpid()}").write_text(text)
         SEEN.with_suffix(f".{os.getpid()}").replace(SEEN)
 
@@ -55,6 +59,11 @@ def sync(folders: list[str]) -> None:
 def damaged(file: str) -> bool:
     """Whether a manifest was set aside because its artifact is damaged."""
     return file.endswith("/manifest.json") and not os.path.isfile(file) and Path(file).with_name(DAMAGED).is_file()
+
+
+def _code() -> list[str]:
+    """Digests of the modules that say what stands in a record: records that another version wrote are written anew."""
+    return [sha256(Path(__file__).with_name(name)) for name in ("snakemake_records.py", "plan.py")]
 
 
 def _records() -> list[int]:
@@ -105,7 +114,7 @@ def _write(folder: Path, stage: str, inputs: list[tuple[str, str]], params: list
     said = {"rule": stage, "params": sorted(map(repr, params)), "input": files, "record_format_version": FORMAT}
     said |= {"input_checksums": {file: f"sha256:{digest}" for file, digest in inputs}, "incomplete": False}
     for entry in os.scandir(folder):
-        if entry.name.startswith(".") or entry.name in ("checkpoints", "config.yaml", DAMAGED):
+        if entry.name.startswith(".") or entry.is_dir() or entry.name in ("config.yaml", "provenance.json", DAMAGED):
             continue
         file = record_file(f"{folder}/{entry.name}")
         before = _read(file)

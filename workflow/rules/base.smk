@@ -3,10 +3,9 @@
 
 rule base:
     input:
-        unpack(inputs("base")),
+        inputs("base"),
     output:
         manifest="results/{experiment}/base/manifest.json",
-        model=directory("results/{experiment}/base/model"),
         metrics=report(
             "results/{experiment}/base/metrics.json",
             caption="../report/base.rst",
@@ -15,8 +14,6 @@ rule base:
         ),
     log:
         "results/logs/{experiment}/base.log",
-    benchmark:
-        "results/benchmarks/{experiment}/base.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 2
@@ -25,10 +22,6 @@ rule base:
         mem_mb=8000,
         runtime=720,
     params:
-        section=section("base"),
-        code=code("base"),
-        lineage=lineage("base"),
-        inputs=options,
+        arguments=arguments("base"),
     shell:
-        "posttrain base --threads 2 --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
-        "2>&1 | tee {log}"
+        "posttrain base --threads 2 {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 from pathlib import Path
@@ -6,7 +7,10 @@ from posttrain import campaign, snakemake_records
 from posttrain.code import remember
 from posttrain.errors import UserError
 from posttrain.identity import canonical, named, write_named
-from posttrain.plan import thaw
+from posttrain.plan import flat, thaw
+
+# Snakemake keeps what it makes of a job: looking for garbage among that as often as Python does is a fifth of planning.
+gc.set_threshold(200_000)
 
 # Neither `configfile:`, which would mix the default campaign into the one that --configfile names, nor `config`,
 # which holds that file as YAML 1.1 has it (`on`, dates).
@@ -49,33 +53,15 @@ wildcard_constraints:
 
 
 def inputs(stage):
-    """What a stage is built on, by role: the manifests of its inputs, and the user's own files that it reads."""
-    return lambda wildcards: PLAN.inputs(
-        wildcards.experiment, stage, wildcards.get("policy", "")
-    )
+    """What a stage is built on: the manifests of its inputs, and the user's own files that it reads."""
+    return lambda wildcards: flat(PLAN.inputs(*artifact(wildcards, stage)))
 
 
-def options(wildcards, input):
-    """The manifests of a stage's inputs as its command takes them: `--data MANIFEST --base MANIFEST`."""
-    given = {role: files for role, files in input.items() if files and role != "files"}
-    return " ".join(
-        f"--{role} {files if isinstance(files, str) else ' '.join(files)}"
-        for role, files in given.items()
-    )
+def arguments(stage):
+    """All that a stage depends on and all that it reads, as its command takes it: `--config SECTION --code ...`."""
+    return lambda wildcards: PLAN.arguments(*artifact(wildcards, stage))
 
 
-def section(stage):
-    """A stage's own settings: with its code and its inputs all that it depends on, and all that it reads."""
-    return lambda wildcards: PLAN.section(wildcards.experiment, stage)
-
-
-def code(stage):
-    """Fingerprint of the code that a stage runs, and with `strict` of the software's versions."""
-    return lambda wildcards: PLAN.code[stage]
-
-
-def lineage(stage):
-    """Digest of the settings and the code of all that a stage descends from."""
-    return lambda wildcards: PLAN.lineage(
-        wildcards.experiment, stage, wildcards.get("policy", "")
-    )
+def artifact(wildcards, stage):
+    """The experiment, the stage and the policy of a job."""
+    return wildcards.experiment, stage, wildcards.get("policy", "")

@@ -3,10 +3,9 @@
 
 rule compare:
     input:
-        unpack(inputs("compare")),
+        inputs("compare"),
     output:
         manifest="results/{experiment}/compare/{policy}/manifest.json",
-        data=directory("results/{experiment}/compare/{policy}/data"),
         metrics=report(
             "results/{experiment}/compare/{policy}/metrics.json",
             caption="../report/compare.rst",
@@ -15,8 +14,6 @@ rule compare:
         ),
     log:
         "results/logs/{experiment}/compare/{policy}.log",
-    benchmark:
-        "results/benchmarks/{experiment}/compare/{policy}.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
@@ -25,10 +22,6 @@ rule compare:
         mem_mb=8000,
         runtime=240,
     params:
-        section=section("compare"),
-        code=code("compare"),
-        lineage=lineage("compare"),
-        inputs=options,
+        arguments=arguments("compare"),
     shell:
-        "posttrain compare --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
-        "2>&1 | tee {log}"
+        "posttrain compare {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

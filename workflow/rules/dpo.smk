@@ -3,10 +3,9 @@
 
 rule dpo:
     input:
-        unpack(inputs("dpo")),
+        inputs("dpo"),
     output:
         manifest="results/{experiment}/dpo/manifest.json",
-        model=directory("results/{experiment}/dpo/model"),
         metrics=report(
             "results/{experiment}/dpo/metrics.json",
             caption="../report/dpo.rst",
@@ -15,8 +14,6 @@ rule dpo:
         ),
     log:
         "results/logs/{experiment}/dpo.log",
-    benchmark:
-        "results/benchmarks/{experiment}/dpo.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
@@ -25,10 +22,6 @@ rule dpo:
         mem_mb=8000,
         runtime=720,
     params:
-        section=section("dpo"),
-        code=code("dpo"),
-        lineage=lineage("dpo"),
-        inputs=options,
+        arguments=arguments("dpo"),
     shell:
-        "posttrain dpo --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
-        "2>&1 | tee {log}"
+        "posttrain dpo {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

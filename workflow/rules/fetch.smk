@@ -10,8 +10,6 @@ rule fetch:
         manifest="results/fetch/{item}/manifest.json",
     log:
         "results/logs/fetch/{item}.log",
-    benchmark:
-        "results/benchmarks/fetch/{item}.tsv"
     wildcard_constraints:
         item=r"[A-Za-z0-9_.@-]+",
     conda:

@@ -3,10 +3,9 @@
 
 rule lengths:
     input:
-        unpack(inputs("lengths")),
+        inputs("lengths"),
     output:
         manifest="results/{experiment}/lengths/{policy}/manifest.json",
-        data=directory("results/{experiment}/lengths/{policy}/data"),
         metrics=report(
             "results/{experiment}/lengths/{policy}/metrics.json",
             caption="../report/lengths.rst",
@@ -15,8 +14,6 @@ rule lengths:
         ),
     log:
         "results/logs/{experiment}/lengths/{policy}.log",
-    benchmark:
-        "results/benchmarks/{experiment}/lengths/{policy}.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
@@ -25,10 +22,6 @@ rule lengths:
         mem_mb=8000,
         runtime=240,
     params:
-        section=section("lengths"),
-        code=code("lengths"),
-        lineage=lineage("lengths"),
-        inputs=options,
+        arguments=arguments("lengths"),
     shell:
-        "posttrain lengths --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
-        "2>&1 | tee {log}"
+        "posttrain lengths {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -3,10 +3,9 @@
 
 rule longctx:
     input:
-        unpack(inputs("longctx")),
+        inputs("longctx"),
     output:
         manifest="results/{experiment}/longctx/manifest.json",
-        model=directory("results/{experiment}/longctx/model"),
         metrics=report(
             "results/{experiment}/longctx/metrics.json",
             caption="../report/longctx.rst",
@@ -15,8 +14,6 @@ rule longctx:
         ),
     log:
         "results/logs/{experiment}/longctx.log",
-    benchmark:
-        "results/benchmarks/{experiment}/longctx.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
@@ -25,10 +22,6 @@ rule longctx:
         mem_mb=8000,
         runtime=720,
     params:
-        section=section("longctx"),
-        code=code("longctx"),
-        lineage=lineage("longctx"),
-        inputs=options,
+        arguments=arguments("longctx"),
     shell:
-        "posttrain longctx --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
-        "2>&1 | tee {log}"
+        "posttrain longctx {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -3,11 +3,9 @@
 
 rule ppo:
     input:
-        unpack(inputs("ppo")),
+        inputs("ppo"),
     output:
         manifest="results/{experiment}/ppo/manifest.json",
-        model=directory("results/{experiment}/ppo/model"),
-        snapshots=directory("results/{experiment}/ppo/snapshots"),
         metrics=report(
             "results/{experiment}/ppo/metrics.json",
             caption="../report/ppo.rst",
@@ -16,8 +14,6 @@ rule ppo:
         ),
     log:
         "results/logs/{experiment}/ppo.log",
-    benchmark:
-        "results/benchmarks/{experiment}/ppo.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
@@ -26,10 +22,6 @@ rule ppo:
         mem_mb=8000,
         runtime=720,
     params:
-        section=section("ppo"),
-        code=code("ppo"),
-        lineage=lineage("ppo"),
-        inputs=options,
+        arguments=arguments("ppo"),
     shell:
-        "posttrain ppo --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
-        "2>&1 | tee {log}"
+        "posttrain ppo {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

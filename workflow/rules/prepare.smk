@@ -3,10 +3,9 @@
 
 rule prepare:
     input:
-        unpack(inputs("prepare")),
+        inputs("prepare"),
     output:
         manifest="results/{experiment}/prepare/manifest.json",
-        data=directory("results/{experiment}/prepare/data"),
         metrics=report(
             "results/{experiment}/prepare/metrics.json",
             caption="../report/prepare.rst",
@@ -15,8 +14,6 @@ rule prepare:
         ),
     log:
         "results/logs/{experiment}/prepare.log",
-    benchmark:
-        "results/benchmarks/{experiment}/prepare.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
@@ -24,10 +21,6 @@ rule prepare:
         mem_mb=4000,
         runtime=120,
     params:
-        section=section("prepare"),
-        code=code("prepare"),
-        lineage=lineage("prepare"),
-        inputs=options,
+        arguments=arguments("prepare"),
     shell:
-        "posttrain prepare --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
-        "2>&1 | tee {log}"
+        "posttrain prepare {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -3,10 +3,9 @@
 
 rule reference:
     input:
-        unpack(inputs("reference")),
+        inputs("reference"),
     output:
         manifest="results/{experiment}/reference/manifest.json",
-        data=directory("results/{experiment}/reference/data"),
         metrics=report(
             "results/{experiment}/reference/metrics.json",
             caption="../report/reference.rst",
@@ -15,8 +14,6 @@ rule reference:
         ),
     log:
         "results/logs/{experiment}/reference.log",
-    benchmark:
-        "results/benchmarks/{experiment}/reference.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
@@ -25,10 +22,6 @@ rule reference:
         mem_mb=8000,
         runtime=720,
     params:
-        section=section("reference"),
-        code=code("reference"),
-        lineage=lineage("reference"),
-        inputs=options,
+        arguments=arguments("reference"),
     shell:
-        "posttrain reference --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
-        "2>&1 | tee {log}"
+        "posttrain reference {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -23,11 +23,8 @@ rule report:
             caption="../report/report.rst",
             category="report",
         ),
-        figures=directory("results/report/figures"),
     log:
         "results/logs/report.log",
-    benchmark:
-        "results/benchmarks/report.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1

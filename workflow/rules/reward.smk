@@ -3,10 +3,9 @@
 
 rule reward:
     input:
-        unpack(inputs("reward")),
+        inputs("reward"),
     output:
         manifest="results/{experiment}/reward/manifest.json",
-        model=directory("results/{experiment}/reward/model"),
         metrics=report(
             "results/{experiment}/reward/metrics.json",
             caption="../report/reward.rst",
@@ -15,8 +14,6 @@ rule reward:
         ),
     log:
         "results/logs/{experiment}/reward.log",
-    benchmark:
-        "results/benchmarks/{experiment}/reward.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
@@ -25,10 +22,6 @@ rule reward:
         mem_mb=8000,
         runtime=720,
     params:
-        section=section("reward"),
-        code=code("reward"),
-        lineage=lineage("reward"),
-        inputs=options,
+        arguments=arguments("reward"),
     shell:
-        "posttrain reward --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
-        "2>&1 | tee {log}"
+        "posttrain reward {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -3,10 +3,9 @@
 
 rule sft:
     input:
-        unpack(inputs("sft")),
+        inputs("sft"),
     output:
         manifest="results/{experiment}/sft/manifest.json",
-        model=directory("results/{experiment}/sft/model"),
         metrics=report(
             "results/{experiment}/sft/metrics.json",
             caption="../report/sft.rst",
@@ -15,8 +14,6 @@ rule sft:
         ),
     log:
         "results/logs/{experiment}/sft.log",
-    benchmark:
-        "results/benchmarks/{experiment}/sft.tsv"
     conda:
         "../../envs/environment.yaml"
     threads: 1
@@ -25,10 +22,6 @@ rule sft:
         mem_mb=8000,
         runtime=720,
     params:
-        section=section("sft"),
-        code=code("sft"),
-        lineage=lineage("sft"),
-        inputs=options,
+        arguments=arguments("sft"),
     shell:
-        "posttrain sft --config {params.section:q} --code {params.code} --lineage {params.lineage} {params.inputs} --output {output.manifest} "
-        "2>&1 | tee {log}"
+        "posttrain sft {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
