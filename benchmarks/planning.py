@@ -3,7 +3,7 @@
 python benchmarks/planning.py [JOBS ...]    # default: 100 1000 10000
 
 Bare rules have the same inputs, outputs and parameters for each job, written into the Snakefile; `chain` has one input
-and one output. Everything is done in all of them. Least CPU seconds of three runs, of one from 10,000 jobs on.
+and one output. Everything is done in all of them. Least CPU seconds of three rounds.
 """
 
 import json
@@ -44,16 +44,13 @@ rule {name}:
 """
 
 
-def measured(folder: Path, repeats: int) -> float:
-    """Least CPU seconds of `snakemake -n`, of several runs; asserts that nothing is to be done."""
-    found = []
-    for _ in range(repeats):
-        before = os.times()
-        done = subprocess.run(["snakemake", "-n"], cwd=folder, capture_output=True, text=True)
-        after = os.times()
-        assert "Nothing to be done" in done.stdout + done.stderr, (done.stdout + done.stderr)[-2000:]
-        found.append(sum(after[2:4]) - sum(before[2:4]))
-    return min(found)
+def measured(folder: Path) -> float:
+    """CPU seconds of `snakemake -n`; asserts that nothing is to be done."""
+    before = os.times()
+    done = subprocess.run(["snakemake", "-n"], cwd=folder, capture_output=True, text=True)
+    after = os.times()
+    assert "Nothing to be done" in done.stdout + done.stderr, (done.stdout + done.stderr)[-2000:]
+    return sum(after[2:4]) - sum(before[2:4])
 
 
 def ours(folder: Path, jobs: int) -> int:
@@ -107,9 +104,8 @@ def main() -> None:
             made = ours(Path(one), jobs)
             bare(Path(two), made, "same")
             bare(Path(three), made, "chain")
-            for folder in (one, two, three):  # the first run writes what later ones read
-                measured(Path(folder), 1)
-            mine, same, chain = (measured(Path(folder), 3 if jobs <= 1000 else 1) for folder in (one, two, three))
+            rounds = [[measured(Path(folder)) for folder in (one, two, three)] for _ in range(4)]
+            mine, same, chain = map(min, zip(*rounds[1:], strict=True))  # the first writes what later ones read
             os.chdir(ROOT)
         allowed, plain = 0.5 + 1.2 * same, 0.5 + 1.2 * chain
         print(f"{made:6} jobs: ours {mine:5.2f} s; bare rules of the same shape {same:5.2f} s, a chain {chain:5.2f} s;")

@@ -98,11 +98,15 @@ def _experiments(layers: dict, root: settings.Settings, problems: list) -> dict[
         axes = _axes(name, values, places, layer, problems)
         made = {name: _built(values, places, layer, problems)}
         short = grid.labels(list(axes))
-        for cell in grid.cells(axes) if made[name] else []:
-            copied = _copy(values)
+        around = places | {key: _place(places, f"grid.{key}") for key in axes}
+        read = validated(Experiment, values, places, []) if made[name] else None
+        alike = {key: section for key, section in read or () if isinstance(section, Section) and key in values}
+        for key in axes:  # the sections that no axis changes are read once for all cells
+            alike.pop(key.partition(".")[0], None)
+        for cell in grid.cells(axes) if read else []:
+            copied = _copy({key: value for key, value in values.items() if key not in alike}) | alike
             for key, value in cell.items():
                 _put(copied, key, value)
-            around = places | {key: _place(places, f"grid.{key}") for key in axes}
             made[grid.cell_name(name, cell, short)] = _built(copied, around, layer, problems)
         experiments |= {name: experiment for name, experiment in made.items() if experiment}
     return experiments

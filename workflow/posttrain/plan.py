@@ -58,6 +58,8 @@ class Plan:
         self.owner = cache(self._owner)
         self.judge_owner = cache(self._judge_owner)
         self.lineage = cache(self._lineage)
+        self.inputs = cache(self._inputs)
+        self.judgements_of = cache(self._judgements_of)
         for cell in self.axes.copy():
             self._name_owners(cell)
 
@@ -133,6 +135,9 @@ class Plan:
 
     def _section(self, experiment: str, stage: str) -> str:
         """The slice of the config that a stage reads, as JSON in its one spelling."""
+        name = self.origin(experiment)
+        if name != experiment and not any(stage in self.grids[name][axis] for axis in self.axes[experiment]):
+            return self.section(name, stage)  # no axis of the cell changes it
         return canonical(checks.slice_of(getattr(self.experiments[experiment], stage)))
 
     def _lineage(self, experiment: str, stage: str, policy: str = "") -> str:
@@ -202,7 +207,7 @@ class Plan:
             return []
         return ["sft", *(["reward"] if self.has(experiment, "reward") else [])]
 
-    def inputs(self, experiment: str, stage: str, policy: str = "") -> dict[str, str | list[str]]:
+    def _inputs(self, experiment: str, stage: str, policy: str = "") -> dict[str, str | list[str]]:
         """What a stage, or the judgement (`stage`) of a policy, is built on, by role: manifests, and files."""
 
         def made(part: str) -> str:
@@ -245,7 +250,7 @@ class Plan:
         """Folder of the evaluation or the comparison (`judge`) of a policy that an experiment uses."""
         return f"results/{self.judge_owner(experiment, judge, policy)}/{judge}/{policy}"
 
-    def judgements_of(self, experiment: str) -> dict[str, str]:
+    def _judgements_of(self, experiment: str) -> dict[str, str]:
         """JUDGE/POLICY -> folder, of everything that an experiment finds out about its policies."""
         pairs = self._judged(experiment)
         return {f"{judge}/{policy}": self.judgement(experiment, judge, policy) for judge, policy in pairs}

@@ -9,8 +9,8 @@ from posttrain.errors import UserError
 from posttrain.identity import canonical, named, write_named
 from posttrain.plan import flat, thaw
 
-# Snakemake keeps what it makes of a job: looking for garbage among that as often as Python does is a fifth of planning.
-gc.set_threshold(200_000)
+# Planning makes no garbage to speak of: to look for it is a fifth of the time of a large plan. `onstart` turns it on again.
+gc.disable()
 
 # Neither `configfile:`, which would mix the default campaign into the one that --configfile names, nor `config`,
 # which holds that file as YAML 1.1 has it (`on`, dates).
