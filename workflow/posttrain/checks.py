@@ -5,7 +5,17 @@ from collections.abc import Iterator
 from operator import itemgetter
 
 from posttrain.code import fingerprint, function_file
-from posttrain.config import Base, Experiment, Optimisation, Prepare, Section, Source, Tokenizer, conditional
+from posttrain.config import (
+    Base,
+    Experiment,
+    Optimisation,
+    Prepare,
+    Section,
+    Source,
+    Tokenizer,
+    conditional,
+    subsections,
+)
 from posttrain.errors import UserError
 from posttrain.formats import FORMATS
 from posttrain.longtext import lengths
@@ -48,8 +58,8 @@ def _without_effect(where: str, section: Section) -> Iterator[tuple[str, str]]:
     for key, reason in inapplicable(section):
         if key in section.model_fields_set:
             yield f"{where}{key}", reason
-    for key, value in section:
-        if isinstance(value, Section):
+    for key in subsections(type(section)):
+        if isinstance(value := getattr(section, key), Section):
             yield from _without_effect(f"{where}{key}.", value)
 
 

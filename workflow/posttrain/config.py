@@ -56,6 +56,12 @@ def section_class(annotation) -> type[Section] | None:
     return None
 
 
+@functools.cache
+def subsections(model: type[Section]) -> list[str]:
+    """The keys of a section that hold sections, or lists of them."""
+    return [key for key, field in model.model_fields.items() if section_class(field.annotation)]
+
+
 class HubModel(Section):
     """A model repository on the Hugging Face hub."""
 
