@@ -176,3 +176,21 @@ def test_after_full_fine_tuning_that_model_is_quantised_once(data, base, home):
     output = Path("results/full-sft/reward/manifest.json")
     make("reward", reward(target_modules=None), output, data=data, base=full, sft=full)
     assert read_json(output.parent / "model/policy.json")["quantization"] == adapters.NF4
+
+
+def test_a_run_killed_after_its_last_step_is_not_trained_on(data, base, tuned_policy, monkeypatch):
+    """transformers takes one more step from a checkpoint of the last one; at a constant rate that is another model."""
+    inputs, section = dict(data=data, base=base, sft=tuned_policy), reward(schedule="constant", checkpoint_steps=3)
+    whole = make("reward", section, Path("results/unkilled-last/reward/manifest.json"), **inputs)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    output = Path("results/killed-last/reward/manifest.json")
+    with monkeypatch.context() as patch:
+        patch.setattr("posttrain.stages.reward.held_out", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make("reward", section, output, **inputs)
+    assert list(output.parent.glob("checkpoints/*/*/trainer_state.json")), "control: there is one to continue from"
+    make("reward", section, output, **inputs)
+    assert output.read_text() == whole.read_text()

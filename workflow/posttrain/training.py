@@ -136,6 +136,8 @@ class Progress(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         if state.global_step % args.save_steps == 0:
             control.should_log = True  # a mean that reached over a checkpoint would be another one after a kill
+        if state.global_step >= state.max_steps:
+            control.should_save = False  # from a checkpoint of the last step a trainer takes one more
         self.heart.beat(state.global_step, f"loss {self.loss:.3f}" if math.isfinite(self.loss) else "first steps")
 
 
