@@ -2,14 +2,25 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: run test setup lint clean
+.PHONY: run test test-slurm test-slurm-full setup lint clean
 
 run: setup
 	POSTTRAIN_SUMMARY=later snakemake --cores all
 	@posttrain summary  # here, so that it is printed too where nothing was to be done
 
 test: setup
+	tests/slurm/install.sh
 	pytest -n 2 --dist loadfile
+
+# The part of `test` that needs a cluster: Debian's SLURM, installed where it is missing (as root).
+test-slurm: setup
+	tests/slurm/install.sh
+	pytest tests/slurm
+
+# The default campaign on such a cluster, without and with accounting; about half an hour.
+test-slurm-full: setup
+	tests/slurm/install.sh accounting
+	pytest tests/slurm/full.py
 
 lint: setup
 	ruff check . && ruff format --check . && snakefmt --check Snakefile workflow/rules && snakemake --lint

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers beside this file
-from tiny import ROOT, make, reward, scratch, sft
+from tiny import READ_BY, ROOT, chain, make, trainers
 
 for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ[key] = "1"
@@ -47,44 +47,67 @@ def home(tmp_path_factory, cache) -> Path:
     os.chdir(previous)
 
 
+def made(name: str, **inputs: Path) -> Path:
+    """An artifact of the tiny chain."""
+    stage, section, _ = chain()[name]
+    folder = "long" if name.startswith("long") else "tiny"
+    return make(stage, section, Path(f"results/{folder}/{stage}/manifest.json"), **inputs)
+
+
 @pytest.fixture(scope="session")
 def data(home) -> Path:
     """A small prepared world."""
-    from posttrain.config import Prepare, Tokenizer, World
-
-    section = Prepare(
-        world=World(documents=300, questions=160, test_questions=33, pairs=96),
-        tokenizer=Tokenizer(vocab_size=512),
-        max_tokens=128,
-    )
-    return make("prepare", section, Path("results/tiny/prepare/manifest.json"))
+    return made("data")
 
 
 @pytest.fixture(scope="session")
 def base(data) -> Path:
     """A base of one layer that has learned a little."""
-    from posttrain.config import Base
-
-    return make("base", Base(scratch=scratch()), Path("results/tiny/base/manifest.json"), data=data)
+    return made("base", data=data)
 
 
 @pytest.fixture(scope="session")
 def tuned_policy(data, base) -> Path:
     """A QLoRA policy, from which alignment begins."""
-    return make("sft", sft(method="qlora", steps=20), Path("results/tiny/sft/manifest.json"), data=data, base=base)
+    return made("tuned_policy", data=data, base=base)
 
 
 @pytest.fixture(scope="session")
 def rewarded(data, base, tuned_policy) -> Path:
     """A reward model that has learned a little."""
-    output = Path("results/tiny/reward/manifest.json")
-    return make("reward", reward(steps=40), output, data=data, base=base, sft=tuned_policy)
+    return made("rewarded", data=data, base=base, sft=tuned_policy)
 
 
 @pytest.fixture(scope="session")
 def referenced(data, base, tuned_policy) -> Path:
     """Reference log-probabilities of the pairs."""
-    from posttrain.config import Reference
+    return made("referenced", data=data, base=base, sft=tuned_policy)
 
-    output = Path("results/tiny/reference/manifest.json")
-    return make("reference", Reference(), output, data=data, base=base, sft=tuned_policy)
+
+@pytest.fixture(scope="session")
+def long_data(home) -> Path:
+    """A small world of long documents."""
+    return made("long_data")
+
+
+@pytest.fixture(scope="session")
+def long_base(long_data) -> Path:
+    """A base of that world."""
+    return made("long_base", data=long_data)
+
+
+@pytest.fixture(scope="session")
+def read_by(request) -> dict[str, dict[str, Path]]:
+    """The inputs of every trainer."""
+    return {
+        stage: {role: request.getfixturevalue(name) for role, name in roles.items()} for stage, roles in READ_BY.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(read_by) -> dict[str, Path]:
+    """The artifact of every trainer's section in `tiny.trainers`, made in one go."""
+    return {
+        stage: make(stage, section, Path(f"results/uninterrupted/{stage}/manifest.json"), **read_by[stage])
+        for stage, section in trainers().items()
+    }

@@ -1,5 +1,8 @@
 """How the tests run a stage in this process, and short settings of each stage."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,34 @@ def make(stage: str, section, output: Path, **inputs) -> Path:
     run = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
     artifact.make(stage, run, section, inputs, output)
     return output
+
+
+def start(stage: str, section, output: Path, inputs: dict[str, Path], *more: str) -> subprocess.Popen:
+    """A stage in a process of its own, as the workflow starts it."""
+    config = output.parent / "config.yaml"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text(section.model_dump_json(exclude_none=True))
+    flags = [part for role, path in inputs.items() for part in (f"--{role}", str(path))]
+    command = [sys.executable, "-m", "posttrain", stage, "--config", str(config), "--output", str(output), *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow")}
+    return subprocess.Popen([*command, *more], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def prepare():
+    """A small world."""
+    from posttrain.config import Prepare, Tokenizer, World
+
+    world = World(documents=300, questions=160, test_questions=33, pairs=96)
+    return Prepare(world=world, tokenizer=Tokenizer(vocab_size=512), max_tokens=128)
+
+
+def prepare_long():
+    """A small world of long documents."""
+    from posttrain.config import Long, Prepare, Tokenizer, World
+
+    long = Long(context=64, documents=160, questions=20)
+    world = World(documents=400, questions=60, test_questions=14, pairs=16, long=long)
+    return Prepare(world=world, tokenizer=Tokenizer(vocab_size=512), max_tokens=64)
 
 
 def scratch(**changes):
@@ -65,6 +96,57 @@ def ppo(**changes):
                     batch_size=6, epochs=2, warmup_steps=0, checkpoint_steps=1, snapshot_steps=2, seed=0,
                     max_new_tokens=12, learning_rate=1e-3)  # fmt: skip
     return Ppo(**settings | changes)
+
+
+def longctx(**changes):
+    """A short tuning to four times the context."""
+    from posttrain.config import Longctx
+
+    settings = dict(steps=6, batch_size=4, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0, packing=True)
+    return Longctx(**settings | changes)
+
+
+def trainers(**changes) -> dict:
+    """A section of every trainer with all that a resume could lose: adapters on NF4, dropout, accumulation, packing,
+    evaluation, epochs crossed, snapshots; checkpoints by the clock alone."""
+    from posttrain.config import Base
+
+    common = dict(checkpoint_steps=None, log_steps=7, eval_steps=5, micro_batch_size=2) | changes
+    answers = {key: value for key, value in common.items() if key not in ("log_steps", "eval_steps")}
+    return {
+        "base": Base(scratch=scratch(**dict(steps=160, batch_size=4) | common)),
+        "sft": sft(**dict(steps=40, method="qlora", dropout=0.1, packing=True) | common),
+        "reward": reward(**dict(steps=40, dropout=0.1, batch_size=4) | common),
+        "dpo": dpo(**dict(steps=40, dropout=0.1) | common),
+        "ppo": ppo(**dict(steps=20, snapshot_steps=3, kl_target=0.1, kl_horizon=60, sft_coefficient=0.1) | answers),
+        "longctx": longctx(**dict(steps=40, tuning="qlora") | common),
+    }
+
+
+ALIGNED = {"data": "data", "base": "base", "sft": "tuned_policy"}
+READ_BY = {  # trainer -> role -> the artifact, by its name in `chain` and in conftest.py
+    "base": {"data": "data"},
+    "sft": {"data": "data", "base": "base"},
+    "reward": ALIGNED,
+    "dpo": ALIGNED | {"reference": "referenced"},
+    "ppo": ALIGNED | {"reward": "rewarded"},
+    "longctx": {"data": "long_data", "base": "long_base", "policy": "long_base"},
+}
+
+
+def chain() -> dict[str, tuple]:
+    """What the trainers begin with: name -> stage, section, and the names of what it reads."""
+    from posttrain.config import Base, Reference
+
+    return {
+        "data": ("prepare", prepare(), {}),
+        "base": ("base", Base(scratch=scratch()), READ_BY["base"]),
+        "tuned_policy": ("sft", sft(method="qlora", steps=20), READ_BY["sft"]),
+        "rewarded": ("reward", reward(steps=40), ALIGNED),
+        "referenced": ("reference", Reference(), ALIGNED),
+        "long_data": ("prepare", prepare_long(), {}),
+        "long_base": ("base", Base(scratch=scratch(context=64)), {"data": "long_data"}),
+    }
 
 
 def first_gradient(stage: str, section, **inputs):

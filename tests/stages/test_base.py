@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import make, scratch
 
+from posttrain.checkpoint import seal
 from posttrain.config import Base
 from posttrain.errors import UserError
 from posttrain.files import read_json, write_json
@@ -56,6 +57,7 @@ def test_a_killed_run_continues_to_the_same_bytes(base, data, home, monkeypatch)
         if spoil:
             other = checkpoint.with_name("checkpoint-10")
             shutil.copy(other / "optimizer.pt", checkpoint / "optimizer.pt")
+            seal(checkpoint)
         make("base", Base(scratch=scratch(checkpoint_steps=10)), output, data=data)
         same = read_json(output)["files"]["model/model.safetensors"] == whole
         assert same is not spoil

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make, scratch, sft
+from tiny import longctx, make, scratch, sft
 
 from posttrain import policy, positions
-from posttrain.config import Base, Lengths, Long, Longctx, Prepare, Tokenizer, World
+from posttrain.config import Base, Lengths
 from posttrain.errors import UserError
 from posttrain.files import read_json, read_jsonl
 from posttrain.stages import lengths as lengths_stage
@@ -19,27 +19,14 @@ from posttrain.stages import lengths as lengths_stage
 WEIGHTS = "model/model.safetensors"
 
 
-def longctx(**changes):
-    """A short tuning to four times the context."""
-    settings = dict(steps=6, batch_size=4, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0, packing=True)
-    return Longctx(**settings | changes)
+@pytest.fixture(scope="module")
+def data(long_data) -> Path:
+    return long_data
 
 
 @pytest.fixture(scope="module")
-def data(home) -> Path:
-    """A small world of long documents."""
-    section = Prepare(
-        world=World(documents=400, questions=60, test_questions=14, pairs=16,
-                    long=Long(context=64, documents=160, questions=20)),
-        tokenizer=Tokenizer(vocab_size=512),
-        max_tokens=64,
-    )  # fmt: skip
-    return make("prepare", section, Path("results/long/prepare/manifest.json"))
-
-
-@pytest.fixture(scope="module")
-def base(data) -> Path:
-    return make("base", Base(scratch=scratch(context=64)), Path("results/long/base/manifest.json"), data=data)
+def base(long_base) -> Path:
+    return long_base
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import ROOT, make, ppo, sft
 
-from posttrain import adapters, answers, policy, ppo_health, ppo_state, tokens, training
+from posttrain import adapters, answers, checkpoint, policy, ppo_health, ppo_state, tokens
 from posttrain.errors import UserError
 from posttrain.files import read_json, read_jsonl
 from posttrain.stages import ppo as stage
@@ -261,9 +261,9 @@ def test_without_the_optimiser_a_resumed_run_is_another(inputs, trained, monkeyp
 
 
 def test_a_half_written_checkpoint_is_never_taken_up(tmp_path):
-    training.write_checkpoint(tmp_path / "checkpoint-000001", {"a": torch.ones(1)}, {"iteration": 1})
-    (tmp_path / ".checkpoint-000002.new").mkdir()
-    assert training.read_checkpoint(tmp_path)[1]["iteration"] == 1
+    checkpoint.write(tmp_path / "checkpoint-000001", {"a": torch.ones(1)}, {"iteration": 1})
+    (tmp_path / "checkpoint-000002").mkdir()
+    assert checkpoint.read(tmp_path)[1]["iteration"] == 1
 
 
 def test_a_rail_stops_the_run_with_its_reason(inputs, home):

@@ -293,12 +293,9 @@ def test_a_loss_that_is_no_number_stops_the_run(data, base, home, monkeypatch):
                 weight.data.fill_(float("nan"))
 
     monkeypatch.setattr(training, "keep_adapters_exact", poison)
-    with pytest.raises(UserError, match="the loss is nan at step 2"):
+    with pytest.raises(UserError, match="the loss is nan at step 1"):
         make("sft", sft(method="lora"), Path("results/nan/sft/manifest.json"), data=data, base=base)
     assert not Path("results/nan/sft/manifest.json").exists()
-    unlogged = sft(method="lora", log_steps=100, checkpoint_steps=100)
-    with pytest.raises(UserError, match="the loss is nan before step 6"):
-        make("sft", unlogged, Path("results/nan-unlogged/sft/manifest.json"), data=data, base=base)
 
 
 def test_a_run_that_stopped_early_is_no_result(data, base, home, monkeypatch):

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,36 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from project import copy_of, snakemake
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 
 
-def copy_of(root: Path, folder: Path) -> Path:
-    """The project's files as a clone would have them, edits included."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True)
-    for name in listed.stdout.split("\n"):
-        if name and (root / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(root / name, folder / name)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def project(root, tmp_path_factory) -> Path:
     return copy_of(root, tmp_path_factory.mktemp("project"))
-
-
-def snakemake(project: Path, *arguments: str, **environment) -> subprocess.CompletedProcess:
-    """`snakemake` as a person types it, with the environment of these tests active."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(
-        ["snakemake", *arguments],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PATH": path} | environment,
-    )
 
 
 UNREAD = {

@@ -4,22 +4,31 @@ python -m posttrain STAGE --config results/NAME/STAGE/config.yaml ... --output r
 """
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
 
-from posttrain import progress
-from posttrain.errors import UserError
+from posttrain import credentials, progress
+from posttrain.errors import INTERRUPTED, TOO_LARGE, Interrupted, TooLarge, UserError
 
 ROLES = ("data", "base", "sft", "reward", "reference", "policy", "beside")  # of a stage's inputs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; a user's mistake is told in words, with exit code 2."""
+    """Run one command; a user's mistake is told in words, with exit code 2, and a stop before the end with 75."""
     arguments = parser().parse_args(argv)
     quiet_libraries(arguments.command)
+    if arguments.run is run_stage:
+        credentials.taken()  # a stage opens no connection and needs none
     try:
         return arguments.run(arguments) or 0
+    except Interrupted as stopped:
+        progress.say(str(stopped))
+        return outcome(INTERRUPTED)
+    except TooLarge as error:
+        progress.say(f"error: {error}")
+        return outcome(TOO_LARGE)
     except UserError as error:
         progress.say("\n".join(f"error: {problem}" for problem in error.problems))
         return 2
@@ -34,6 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         progress.say("interrupted; run it again to continue")
         return 130
+
+
+def outcome(code: int) -> int:
+    """Leave the exit code where `attempt` looks for it: torchrun has one of its own for all that goes wrong."""
+    if file := os.environ.get("POSTTRAIN_OUTCOME"):
+        Path(file).write_text(str(code))
+    return code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,6 +90,10 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--base", type=Path, help="manifest of the base that an adapter belongs to")
     for stage in (prepare, base, sft, *aligned, longctx, lengths, evaluate):
         stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
+        limit = "time limit of the batch job it runs in: it saves before it and exits with 75 to be continued (0: none)"
+        stage.add_argument("--minutes", type=minutes, default=0.0, help=limit)
+        smaller = "smaller micro-batches than the config's; the same global batch, in another shape"
+        stage.add_argument("--micro-batch-size", type=count, help=smaller)
         stage.add_argument("--code", help="fingerprint of the code that the run was planned with")
         stage.add_argument("--lineage", default="", help="digest of what it descends from, by the plan")
         keep = os.environ.get("POSTTRAIN_KEEP_GB") or "0"  # argparse reads it as it reads an argument
@@ -101,16 +121,26 @@ def tools(commands) -> None:
     export.add_argument("folder", type=Path, help="the model directory to write")
     status = command(commands, "status", "which stages are done, running or waiting", run_status)
     status.add_argument("campaign", type=Path, nargs="?", default=Path("config/config.yaml"))
+    trial = command(commands, "attempt", "run a stage, and go on after an interruption", run_attempt)
+    trial.add_argument("--gpus", type=int, default=0, help="GPUs that it has for itself on this machine")
+    trial.add_argument("stage", nargs=argparse.REMAINDER, metavar="STAGE ...", help="a stage and its arguments")
+    checks = command(commands, "doctor", "what this cluster lacks, before anything is submitted", run_doctor)
+    checks.add_argument("campaign", type=Path, nargs="?", default=Path("config/config.yaml"))
     book = command(commands, "ledger", "write dvc.yaml, DVC's ledger of a campaign", run_ledger)
     book.add_argument("campaign", type=Path, nargs="?", default=Path("config/config.yaml"))
     reason = command(commands, "why", "what will be made anew and why, or how two experiments differ", run_why)
     reason.add_argument("wanted", nargs="?", default="", metavar="EXPERIMENT[/STAGE]")
     reason.add_argument("other", nargs="?", default="", metavar="EXPERIMENT", help="compare the two experiments")
+    needed = command(commands, "plan", "parameters, memory, time and disk of the stages to be run", run_plan)
+    needed.add_argument("wanted", nargs="?", default="config/config.yaml", metavar="CAMPAIGN | EXPERIMENT/STAGE")
+    needed.add_argument("--all", action="store_true", help="every stage, not only those to be run")
+    needed.add_argument("--terms", action="store_true", help="each term of each stage's memory")
+    needed.add_argument("--gpu-memory-gb", type=float, metavar="N", help="refuse what is over the memory of a GPU")
     verify = command(commands, "verify", "compare every artifact's bytes with its manifest", run_verify)
     cleaner = command(commands, "clean", "list what no campaign needs, with sizes", run_clean)
     cleaner.add_argument("campaigns", type=Path, nargs="*", help="default: every campaign in config/")
     cleaner.add_argument("--delete", action="store_true", help="delete it")
-    for tool in (reason, verify):
+    for tool in (reason, needed, verify):
         tool.add_argument(
             "--campaign", type=Path, default=Path("config/config.yaml"), help="default config/config.yaml"
         )
@@ -122,6 +152,17 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, it should be a whole number from 1")
     return int(text)
+
+
+def minutes(text: str) -> float:
+    """A time from 0, for argparse."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}, it should be a number of minutes from 0")
+    return found
 
 
 def command(commands, name: str, text: str, run) -> argparse.ArgumentParser:
@@ -154,8 +195,9 @@ def run_stage(arguments) -> None:
     import tempfile
     import warnings
 
-    from posttrain import artifact, campaign, checks, config, settings
+    from posttrain import artifact, campaign, checks, config, interruption, settings
 
+    interruption.begin(arguments.minutes)
     output, stage = arguments.output, arguments.command
     progress.name = "/".join(output.parent.parts[-3 if stage in ("evaluate", "compare", "lengths") else -2 :])
     schema = getattr(config, stage.capitalize())
@@ -175,13 +217,20 @@ def run_stage(arguments) -> None:
         inputs["fetched"] = arguments.fetched
 
     def run(section, **given) -> dict:
-        if stage != "prepare":
-            import torch
-
-            torch.set_num_threads(arguments.threads)
         function = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
         gc.enable()
-        return function(section, **given)
+        if stage == "prepare":
+            return function(section, **given)
+        import torch
+
+        from posttrain import parallel
+
+        torch.set_num_threads(arguments.threads)
+        parallel.fits = arguments.micro_batch_size
+        try:
+            return function(section, **given)
+        except torch.OutOfMemoryError as error:
+            raise TooLarge(f"out of GPU memory: {str(error).splitlines()[0]}; lower micro_batch_size") from None
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["HF_DATASETS_CACHE"] = cache  # its builder's cache must not outlive the data
@@ -200,6 +249,23 @@ def leave() -> None:
     os._exit(0)
 
 
+def run_doctor(arguments) -> int:
+    """Print what is missing; exit code 1 where something is."""
+    from posttrain import campaign, doctor
+
+    lines, whole = doctor.doctor(campaign.load(arguments.campaign))
+    print("\n".join(lines))
+    return 0 if whole else 1
+
+
+def run_attempt(arguments) -> int:
+    """Run a stage in a process of its own."""
+    from posttrain.attempt import attempt, home
+
+    progress.name = "/".join(home(arguments.stage).parts[1:])
+    return attempt(arguments.stage, arguments.gpus)
+
+
 def run_fetch(arguments) -> None:
     """Fetch what the section names."""
     from posttrain import settings
@@ -207,6 +273,7 @@ def run_fetch(arguments) -> None:
     from posttrain.stages.fetch import fetch
 
     progress.name = "fetch"
+    credentials.reveal()
     section = dict(settings.given(arguments.config))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     (arguments.output.parent / "config.yaml").write_text(canonical(section) + "\n", encoding="utf-8")
@@ -285,6 +352,17 @@ def run_why(arguments) -> None:
 
     plan = campaign.load(arguments.campaign)
     print(why.compare(plan, arguments.wanted, arguments.other) if arguments.other else why.why(plan, arguments.wanted))
+
+
+def run_plan(arguments) -> None:
+    """Print what the stages to be run need; refuse those that cannot fit."""
+    from posttrain import budget, campaign
+
+    whole = arguments.wanted.endswith((".yaml", ".yml"))
+    plan = campaign.load(arguments.wanted if whole else arguments.campaign)
+    print(budget.table(plan, arguments.all, arguments.terms) if whole else budget.one(plan, arguments.wanted))
+    if arguments.gpu_memory_gb is not None:
+        budget.refuse_too_large(plan, arguments.gpu_memory_gb, arguments.all)
 
 
 def run_verify(arguments) -> None:

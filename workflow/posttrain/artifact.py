@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from posttrain import audit, code, kept, tracking
+from posttrain import audit, code, failure, interruption, kept, tracking
 from posttrain.checks import slice_of
+from posttrain.config import Ppo, Training
 from posttrain.errors import UserError
 from posttrain.files import read_json, sha256, write_json
 from posttrain.identity import DAMAGED, canonical, identity, manifest_of, verify
@@ -66,19 +67,32 @@ def make(
             with tempfile.TemporaryDirectory() as unused:
                 run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
         return
-    shutil.rmtree(work, ignore_errors=True)
-    if before:
-        say(f"made before from the same settings, inputs and code ({name}): taken from there")
-        kept.link(before, work, [part.name for part in before.iterdir()])
-        write_json(work / "provenance.json", read_json(before / "provenance.json") | made_from)  # inputs lie elsewhere
-    else:
-        make_anew(name, run, section, inputs, work, checkpoints, made_from)
-    parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
-    publish(work, home, sorted(parts, key="manifest.json".__eq__))
-    (home / DAMAGED).unlink(missing_ok=True)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    if keep_gb:
-        kept.keep(name, home, parts, keep_gb)
+    with interruption.alone(home / f".lock-{name}") as waited:
+        if waited and "RANK" not in os.environ and is_made(name, output):
+            return say("made by the process that was waited for")
+        shutil.rmtree(work, ignore_errors=True)
+        if before:
+            say(f"made before from the same settings, inputs and code ({name}): taken from there")
+            kept.link(before, work, [part.name for part in before.iterdir()])
+            record = read_json(before / "provenance.json") | made_from  # inputs lie elsewhere
+            write_json(work / "provenance.json", record)
+        else:
+            make_anew(name, run, section, inputs, work, checkpoints, made_from)
+        parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
+        publish(work, home, sorted(parts, key="manifest.json".__eq__))
+        (home / DAMAGED).unlink(missing_ok=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        if keep_gb:
+            kept.keep(name, home, parts, keep_gb)
+
+
+def is_made(name: str, output: Path) -> bool:
+    """Whether the whole artifact of an identity lies here."""
+    try:
+        verify(output)
+        return read_json(output.parent / "provenance.json").get("identity") == name
+    except UserError:
+        return False
 
 
 def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, checkpoints: Path, made_from: dict) -> None:
@@ -86,18 +100,25 @@ def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, check
     work.mkdir(parents=True)
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     asked: set[str] = set()
-    metrics = run(audit.Watched(section, asked), **inputs, work=work, checkpoints=checkpoints)
+    with failure.remembered(checkpoints):
+        metrics = run(audit.Watched(section, asked), **inputs, work=work, checkpoints=checkpoints)
     write_json(work / "metrics.json", metrics)
     (work / "config.yaml").write_text(made_from["params"][0] + "\n", encoding="utf-8")
     parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
     write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))
-    record, shape = provenance(name, started, time.monotonic() - clock), shape_of()
-    record |= made_from | {"shape": shape, "code": code.code(made_from["stage"])}
+    record, shape = provenance(name, started, time.monotonic() - clock), shape_of(section)
+    record |= made_from | {"shape": shape, "code": code.code(made_from["stage"]), "disk_mb": disk_of(work, checkpoints)}
     record["unread"] = audit.unread(slice_of(section), asked)
     if said := kept.differs(name, shape, sha256(work / "manifest.json")):
         say(f"warning: {said}")
         record["warning"] = said
     write_json(work / "provenance.json", record)
+
+
+def disk_of(*folders: Path) -> float:
+    """MB (10^6 bytes) of all files below some folders: an artifact, and the checkpoints that are still beside it."""
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    return round(sum(file.stat().st_size for file in files) / 1e6, 1)
 
 
 def verify_input(manifest: Path) -> None:
@@ -127,13 +148,29 @@ def local_files(stage: str, section) -> list[Path]:
     return [file for file in named if file.is_file()]
 
 
-def shape_of() -> dict:
+def shape_of(section) -> dict:
     """What may change the last bits of a result without being part of its identity."""
-    shape = {"machine": platform.machine(), "processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    shape = {"machine": platform.machine(), "processes": int(os.environ.get("WORLD_SIZE", "1"))} | parts_of(section)
     if torch := sys.modules.get("torch"):
         shape |= {"threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
         shape["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return shape | {"versions": _versions()}
+
+
+def parts_of(section) -> dict[str, int]:
+    """How the global batch of a stage that trains was gone through by its first process."""
+    section = getattr(section, "scratch", section)
+    if isinstance(section, Ppo):
+        from posttrain.stages.ppo import micro_batches, minibatches
+
+        parts = micro_batches(section, minibatches(section, range(section.batch_size))[0])
+        return {"micro_batch": len(parts[0]), "accumulation": len(parts)}
+    if isinstance(section, Training):
+        from posttrain import parallel, training
+
+        micro, accumulation = training.split(section.batch_size, section.micro_batch_size, parallel.world())
+        return {"micro_batch": micro, "accumulation": accumulation}
+    return {}
 
 
 def refuse_strangers(output: Path) -> None:
@@ -168,12 +205,21 @@ def provenance(name: str, started: datetime.datetime, seconds: float) -> dict:
         "seconds": round(seconds, 1),
         "cpu_seconds": round(sum(os.times()[:2]), 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_gpu_memory_mb": peak_gpu_memory(),
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "git_commit": _git_commit(),
         "command": ["posttrain", *sys.argv[1:]],
     }
+
+
+def peak_gpu_memory() -> int | None:
+    """MB (2^20 bytes) that PyTorch had in use at most on its GPU; None without one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return round(torch.cuda.max_memory_allocated() / 2**20)
 
 
 def _versions() -> dict[str, str]:

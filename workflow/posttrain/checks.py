@@ -6,6 +6,7 @@ from operator import itemgetter
 
 from posttrain.code import fingerprint, function_file
 from posttrain.config import (
+    WHOLE_BATCH,
     Base,
     Experiment,
     Optimisation,
@@ -236,7 +237,7 @@ def _aligned(experiment: Experiment) -> Iterator[tuple[str, str]]:
     smoothed = {"robust", "exo_pair", "aot", "aot_unpaired"}
     if dpo and dpo.label_smoothing and not smoothed & set(dpo.loss):
         yield "dpo.label_smoothing", f"has no effect with loss: {dpo.loss} (only with {', '.join(sorted(smoothed))})"
-    whole = {"sft", "aot", "aot_unpaired"} & set(dpo.loss if dpo else ())
+    whole = WHOLE_BATCH & set(dpo.loss if dpo else ())
     if whole and dpo.micro_batch_size and dpo.micro_batch_size < dpo.batch_size:
         found = f"would change what is learned: TRL takes the loss {' and '.join(sorted(whole))} over a micro-batch"
         yield "dpo.micro_batch_size", f"{found}; leave it out, or leave out that loss"

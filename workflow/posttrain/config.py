@@ -201,8 +201,10 @@ class Optimisation(Section):
     learned. Default: the whole batch."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward and backward pass (bfloat16 by autocast)."""
-    checkpoint_steps: Count = 200
-    """Steps between checkpoints from which a killed run continues."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """Minutes between checkpoints, from which an interrupted run continues; they change nothing that is learned."""
+    checkpoint_steps: Count | None = None
+    """A checkpoint after every so many steps too. Default: by the clock alone."""
 
 
 class Training(Optimisation):
@@ -211,7 +213,7 @@ class Training(Optimisation):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     log_steps: Count = 20
-    """Steps between entries of the training curve; every checkpoint makes one too."""
+    """Steps for each of which means there is an entry in the training curve."""
     eval_steps: Count | None = None
     """Steps between measurements of the held-out loss. Default: before the first and after the last step only."""
 
@@ -350,6 +352,8 @@ DpoLoss = Literal[
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
 
+WHOLE_BATCH = {"sft", "aot", "aot_unpaired"}  # losses that TRL takes over all pairs of a forward pass at once
+
 
 class Dpo(Training, Adapter, Pairs):
     """Direct preference optimisation from the SFT policy, with TRL's DPOTrainer (arXiv 2305.18290, eq. 7)."""
@@ -440,8 +444,6 @@ class Ppo(Optimisation, Adapter):
     """Iterations: answer, score, update."""
     batch_size: Count = 64
     """Answers in one iteration, over all devices."""
-    checkpoint_steps: Count = 10
-    """Iterations between checkpoints from which a killed run continues."""
 
 
 class Compare(Section):

@@ -1,4 +1,7 @@
-"""The one exception whose message is meant for a person and printed without a traceback."""
+"""The exceptions whose messages are meant for a person and printed without a traceback."""
+
+INTERRUPTED = 75  # exit code of a stage that is to be run again: EX_TEMPFAIL of sysexits.h
+TOO_LARGE = 77  # exit code of a stage that a GPU has not the memory for
 
 
 class UserError(Exception):
@@ -10,6 +13,14 @@ class UserError(Exception):
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class Interrupted(UserError):
+    """No mistake: a stage has saved and stopped before its end; run again, it continues. Exit code 75."""
+
+
+class TooLarge(UserError):
+    """A GPU has not the memory for a stage's micro-batch. Exit code 77."""
 
 
 def gather(function, items: list) -> list:

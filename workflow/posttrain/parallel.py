@@ -1,13 +1,16 @@
 """Several processes that make one update: each takes its share of a batch, and sums are taken over all of them.
 
-torchrun --nproc-per-node 2 -m posttrain ppo ... ; with one process nothing here does anything.
+torchrun --nproc-per-node 2 -m posttrain STAGE ... ; with one process nothing here does anything.
 """
 
 import os
+from collections.abc import Callable
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor
+
+fits: int | None = None  # sequences for which a GPU has the memory, set by the command line after one had not
 
 
 def world() -> int:
@@ -25,15 +28,25 @@ def main() -> bool:
     return rank() == 0
 
 
+def backend() -> str:
+    """What carries messages between processes."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
 def start() -> None:
     """Join the other processes, where torchrun started some."""
     if world() > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group(backend())
 
 
 def share(count: int) -> list[int]:
     """The part of `count` items that this process takes."""
     return list(range(rank(), count, world()))
+
+
+def at_once(section, count: int) -> int:
+    """How many of `count` sequences go through the model at once. section: `config.Optimisation`."""
+    return max(1, min(count, section.micro_batch_size or count, fits or count))
 
 
 def summed(value: Tensor) -> Tensor:
@@ -64,6 +77,13 @@ def barrier() -> None:
     start()
     if world() > 1:
         distributed.barrier()
+
+
+def first(act: Callable[[], None]) -> None:
+    """Let the first process do something before any goes on."""
+    if main():
+        act()
+    barrier()
 
 
 def device() -> str:

@@ -1,11 +1,11 @@
-"""What PPO must remember to continue a killed run to the same bytes: adapters, optimiser, schedule, iteration."""
+"""What PPO must remember to continue an interrupted run to the same bytes: adapters, optimiser, schedule, iteration."""
 
 import math
 from pathlib import Path
 
 import torch
 
-from posttrain import adapters, parallel, training
+from posttrain import adapters, checkpoint, parallel, training
 from posttrain.config import Ppo
 from posttrain.errors import UserError
 from posttrain.progress import say
@@ -56,17 +56,18 @@ def optimizers(section: Ppo, models) -> tuple[Optimizers, object]:
     return optimizer, schedule
 
 
-def keep(section: Ppo, models, found, state: dict, optimizer: Optimizers, schedule, checkpoints: Path) -> None:
-    """Write a checkpoint and a snapshot when they are due; the main process writes for all."""
+def keep(section: Ppo, models, found, state: dict, optimizer: Optimizers, schedule, watch, checkpoints: Path) -> None:
+    """Write a snapshot and a checkpoint when they are due; the main process writes for all.
+
+    Raises Interrupted when it is time to stop.
+    """
     iteration = state["iteration"]
-    if not parallel.main():
-        return
-    if iteration % section.snapshot_steps == 0 and iteration < section.steps:
+    if parallel.main() and iteration % section.snapshot_steps == 0 and iteration < section.steps:
         adapters.save(models.peft, checkpoints / "snapshots" / f"{iteration:06d}", found.weights, "policy")
-    if iteration % section.checkpoint_steps == 0 or iteration == section.steps:
+    if watch.step(iteration) or iteration == section.steps:
         weights = models.peft.state_dict()
         trained = {key: weights[key] for key in weights if adapters.belongs(key, "policy", "value")}
-        training.write_checkpoint(
+        checkpoint.write(
             checkpoints / f"checkpoint-{iteration:06d}",
             {
                 "adapters": trained,
@@ -77,11 +78,14 @@ def keep(section: Ppo, models, found, state: dict, optimizer: Optimizers, schedu
             },
             state,
         )
+        watch.wrote()
+    if stopped := watch.stop(iteration):
+        raise stopped
 
 
 def resume(checkpoints: Path, models, optimizer: Optimizers, schedule) -> dict | None:
     """Take up the newest whole checkpoint; returns its state, None where there is none."""
-    read = training.read_checkpoint(checkpoints)
+    read = checkpoint.read(checkpoints)
     if read is None:
         return None
     tensors, state = read

@@ -32,6 +32,10 @@ def where(folder: Path) -> str:
         return "done"
     log = Path("results/logs", *folder.parts[1:]).with_suffix(".log")
     beats = sorted(folder.glob("checkpoints/*/progress.json"), key=lambda file: file.stat().st_mtime)
+    for file in folder.glob("checkpoints/*/failed.json"):
+        known = read_json(file)
+        if known.get("final"):
+            return f"failed: {known['reason'].splitlines()[0]}"
     newest = max((file.stat().st_mtime for file in [*beats, log] if file.is_file()), default=0)
     if not newest:
         return "waiting"

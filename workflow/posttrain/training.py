@@ -1,15 +1,16 @@
-"""What every trainer shares: arguments, progress that a person can follow, continuing a killed run, the curve."""
+"""What every trainer shares: arguments, progress that a person can follow, continuing an interrupted run, the curve."""
 
-import json
+import functools
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 
 import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers.trainer_utils import EvalLoopOutput
 
+from posttrain import checkpoint, interruption, parallel
 from posttrain.errors import UserError
 from posttrain.files import write_json
 from posttrain.progress import say
@@ -20,19 +21,21 @@ def arguments(training, checkpoints: Path) -> dict:
 
     The batch is global: `batch_size` = micro-batch x accumulation x processes.
     """
-    micro = training.micro_batch_size or training.batch_size
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if training.batch_size % (micro * world):
+    micro, accumulation = split(training.batch_size, parallel.at_once(training, training.batch_size), parallel.world())
+    if parallel.world() < torch.cuda.device_count():  # transformers would give each of them a whole micro-batch
         raise UserError(
-            f"batch_size {training.batch_size} cannot be split over {world} processes of {micro} sequences each; "
-            "set micro_batch_size to a divisor"
+            f"{torch.cuda.device_count()} GPUs are visible to {parallel.world()} processes: start one for each "
+            "(docs/processes.md), or set CUDA_VISIBLE_DEVICES"
         )
     return {
         "output_dir": str(checkpoints),
         "max_steps": training.steps,
         "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": training.batch_size // (micro * world),
+        "per_device_eval_batch_size": parallel.at_once(training, training.batch_size),  # see `evaluate_whole`
+        "gradient_accumulation_steps": accumulation,
+        "train_sampling_strategy": "sequential",  # in the order of `in_batches`
+        "average_tokens_across_devices": True,
+        "ddp_backend": parallel.backend() if parallel.world() > 1 else None,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.schedule,
         "warmup_steps": warmup(training),
@@ -44,18 +47,33 @@ def arguments(training, checkpoints: Path) -> dict:
         "gradient_checkpointing": training.gradient_checkpointing,
         "seed": training.seed,
         "data_seed": training.seed,
-        "logging_steps": training.log_steps,
+        "logging_steps": training.log_steps,  # of the curve (`history`); a trainer logs each step
         "logging_nan_inf_filter": False,  # else a trainer leaves losses that are no number out of its mean
         "eval_strategy": "steps" if training.eval_steps else "no",
         "eval_steps": training.eval_steps,
-        "save_strategy": "steps",
-        "save_steps": training.checkpoint_steps,
-        "save_total_limit": 2,
+        "save_strategy": "no",  # `Progress` says when
         "disable_tqdm": True,
         "optim": "adamw_torch",
         "report_to": wandb_targets(),
         "run_name": os.environ.get("WANDB_NAME"),
     }
+
+
+def split(batch_size: int, micro_batch_size: int | None, processes: int) -> tuple[int, int]:
+    """(micro-batch, accumulation) of each process: the largest micro-batch that shares the global batch evenly.
+
+    micro_batch_size: the most that fits; None for no limit. Raises UserError where processes would get unequal shares.
+    """
+    if batch_size % processes:
+        fit = [str(count) for count in range(1, processes) if batch_size % count == 0]
+        more = processes * math.ceil(batch_size / processes)
+        raise UserError(
+            f"batch_size {batch_size} cannot be shared evenly by {processes} processes: "
+            f"start {' or '.join(fit)}, or set batch_size to a multiple of {processes}, {more} for one"
+        )
+    share = batch_size // processes
+    micro = next(size for size in range(min(micro_batch_size or share, share), 0, -1) if share % size == 0)
+    return micro, share // micro
 
 
 def warmup(training) -> int:
@@ -65,37 +83,65 @@ def warmup(training) -> int:
     return training.steps // 20 if training.warmup_steps is None else training.warmup_steps
 
 
+def share_rows(trainer, training) -> None:
+    """Let a trainer's steps and held-out losses be the same with any number of processes."""
+    trainer.train_dataset = in_batches(trainer.train_dataset, training)
+    if parallel.world() > 1:
+        trainer.evaluation_loop = functools.partial(evaluate_whole, trainer)
+
+
+def evaluate_whole(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoopOutput:
+    """The held-out loss, by every process on all rows, in the batches of one process; stands for `evaluation_loop`.
+
+    Shared among processes, other rows would be averaged together, and those that fill up a last batch count twice. And
+    a model that transformers prepared for evaluation before it trains is trained without adding up the processes'
+    gradients (5.23, seen in tests/stages/test_processes.py).
+    """
+    rows, size, total = trainer.eval_dataset, trainer.args.per_device_eval_batch_size, 0.0
+    trainer.model.eval()
+    for start in range(0, len(rows), size):
+        part = [rows[n] for n in range(start, min(start + size, len(rows)))]
+        with trainer.accelerator.autocast():
+            loss = trainer.prediction_step(trainer.model, trainer.data_collator(part), prediction_loss_only=True)[0]
+        total += loss.item() * len(part)
+    return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": total / len(rows)}, len(rows))
+
+
+def in_batches(rows, training) -> torch.utils.data.Subset:
+    """The rows of a whole run in the order of its batches: passes through all of them, each in an order of its own.
+
+    A trainer ends each of its own passes with a smaller batch, which processes and micro-batches would share unevenly.
+    rows: a sequence. Returns `steps` x `batch_size` rows.
+    """
+    wanted, order = training.steps * training.batch_size, []
+    for number in range(math.ceil(wanted / len(rows))):
+        shuffle = torch.Generator().manual_seed(training.seed + number)
+        order += torch.randperm(len(rows), generator=shuffle).tolist()
+    return torch.utils.data.Subset(rows, order[:wanted])
+
+
 def wandb_targets() -> list[str]:
     """Where a trainer reports to: nowhere, or wandb's offline files (`WANDB_MODE`, set by the campaign)."""
     return ["wandb"] if os.environ.get("WANDB_MODE", "disabled") == "offline" else []
 
 
-def run(trainer, checkpoints: Path) -> None:
-    """Train to the last step, continuing from the newest whole checkpoint.
+def run(trainer, section, checkpoints: Path) -> None:
+    """Train to the last step, continuing from the newest whole checkpoint. section: `config.Training`.
 
-    Raises UserError when training ended before its last step or the loss stopped being a number.
+    Raises Interrupted when it was to stop before, and UserError when it ended before or the loss is no number.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(checkpoints))
-    drop_broken(checkpoints)
-    resumable = any(checkpoints.glob("checkpoint-*"))
-    if resumable:
-        say("continuing from a checkpoint")
-    loss = trainer.train(resume_from_checkpoint=resumable or None).training_loss
+    progress = Progress(section, checkpoints)
+    trainer.add_callback(progress)
+    begin = checkpoint.newest(checkpoints)
+    if begin:
+        say(f"continuing from a checkpoint of step {checkpoint.step_of(begin)}")
+    trainer.train(resume_from_checkpoint=str(begin) if begin else None)
     state = trainer.state
+    if stopped := progress.watch.stop(state.global_step):
+        raise stopped
     if state.global_step < state.max_steps:
         raise UserError(f"training stopped at step {state.global_step} of {state.max_steps}; run it again to continue")
-    if not math.isfinite(loss):  # in the steps after the last logged one
-        raise UserError(f"the loss is {loss} before step {state.global_step}: lower learning_rate or mend the base")
-
-
-def drop_broken(checkpoints: Path) -> None:
-    """Delete checkpoints that a kill left half written: `trainer_state.json` is what a trainer writes last."""
-    for folder in checkpoints.glob("checkpoint-*"):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            shutil.rmtree(folder)
 
 
 class Heartbeat:
@@ -109,7 +155,7 @@ class Heartbeat:
     def beat(self, step: int, how: str) -> None:
         """Called after each step; how: loss or reward, in words."""
         now = time.monotonic()
-        if now - self.spoken < 5 and step < self.steps:
+        if not parallel.main() or (now - self.spoken < 5 and step < self.steps):
             return
         self.spoken = now
         left = round((now - self.begun) / max(1, step - self.first) * (self.steps - step))
@@ -118,13 +164,14 @@ class Heartbeat:
 
 
 class Progress(TrainerCallback):
-    """A trainer's heartbeat; stops it when the loss is no number."""
+    """A trainer's heartbeat and checkpoints; stops it when it is time to, or when the loss is no number."""
 
-    def __init__(self, checkpoints: Path):
-        self.checkpoints, self.loss = checkpoints, math.nan
+    def __init__(self, section, checkpoints: Path):
+        self.section, self.checkpoints, self.loss = section, checkpoints, math.nan
 
     def on_train_begin(self, args, state, control, **_):
         self.heart = Heartbeat(self.checkpoints, state.max_steps, state.global_step)
+        self.watch = interruption.Watch(self.section)
 
     def on_log(self, args, state, control, logs=None, **_):
         self.loss = float((logs or {}).get("loss", self.loss))
@@ -134,41 +181,16 @@ class Progress(TrainerCallback):
             )
 
     def on_step_end(self, args, state, control, **_):
-        if state.global_step % args.save_steps == 0:
-            control.should_log = True  # a mean that reached over a checkpoint would be another one after a kill
-        if state.global_step >= state.max_steps:
-            control.should_save = False  # from a checkpoint of the last step a trainer takes one more
+        control.should_log = True  # a mean over steps would be another one after a checkpoint between them
+        # From a checkpoint of the last step a trainer takes one more.
+        control.should_save = self.watch.step(state.global_step) and state.global_step < state.max_steps
+        if self.watch.stop(state.global_step):
+            control.should_training_stop = True
         self.heart.beat(state.global_step, f"loss {self.loss:.3f}" if math.isfinite(self.loss) else "first steps")
 
-
-def write_checkpoint(folder: Path, tensors: dict, state: dict, keep: int = 2) -> None:
-    """A checkpoint of a loop of our own, which appears whole or not at all; the newest `keep` stay.
-
-    tensors: nested dicts of tensors and numbers; state: what JSON holds.
-    """
-    import torch
-
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    torch.save(tensors, new / "tensors.pt")
-    write_json(new / "state.json", state)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.replace(folder)
-    for old in sorted(folder.parent.glob("checkpoint-*"))[:-keep]:
-        shutil.rmtree(old)
-
-
-def read_checkpoint(checkpoints: Path) -> tuple[dict, dict] | None:
-    """The newest checkpoint as `(tensors, state)`; None where there is none."""
-    import torch
-
-    newest = max(checkpoints.glob("checkpoint-*"), default=None)
-    if newest is None:
-        return None
-    return torch.load(newest / "tensors.pt", weights_only=True, map_location="cpu"), json.loads(
-        (newest / "state.json").read_text()
-    )
+    def on_save(self, args, state, control, **_):
+        checkpoint.seal(self.checkpoints / f"checkpoint-{state.global_step}")
+        self.watch.wrote()
 
 
 def trained_weights(model) -> dict:
@@ -188,13 +210,19 @@ def keep_adapters_exact(model, begun: dict | None = None) -> None:
 
 
 def history(trainer, more: tuple[str, ...] = ()) -> list[dict]:
-    """The training curve: one entry per logged step, without what depends on the clock. more: a trainer's own keys."""
+    """The training curve: one entry for each `log_steps` steps, the means over them, and the measurements of the
+    held-out loss, without what depends on the clock. more: a trainer's own keys."""
     known = ("loss", "eval_loss", "learning_rate", "grad_norm", *more, *(f"eval_{key}" for key in more))
-    points: dict[int, dict] = {}
+    points, spans = {}, {}
     for entry in trainer.state.log_history:
-        kept = {key: entry[key] for key in known if key in entry}
-        if kept:
-            points.setdefault(entry["step"], {"step": entry["step"]}).update(kept)
+        kept = {key: entry[key] for key in ("step", *known) if key in entry}
+        if "loss" in kept:  # of one step
+            spans.setdefault((kept["step"] - 1) // trainer.args.logging_steps, []).append(kept)
+        elif len(kept) > 1:
+            points.setdefault(kept["step"], {}).update(kept)
+    for span in spans.values():
+        means = {key: sum(point[key] for point in span) / len(span) for key in ("loss", *more)}
+        points[span[-1]["step"]] = points.get(span[-1]["step"], {}) | span[-1] | means
     return [points[step] for step in sorted(points)]
 
 

@@ -18,10 +18,11 @@ rule base:
         "../../envs/environment.yaml"
     threads: 2
     resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=720,
+        gpu=need("base", "gpu"),
+        mem_mb=need("base", "mem_mb"),
+        runtime=need("base", "runtime"),
+        disk_mb=need("base", "disk_mb"),
     params:
         arguments=arguments("base"),
     shell:
-        "posttrain base --threads 2 {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} base --threads 2 {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

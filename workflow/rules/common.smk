@@ -3,7 +3,14 @@ import os
 import sys
 from pathlib import Path
 
-from posttrain import campaign, snakemake_records
+from posttrain import (
+    budget,
+    campaign,
+    cluster,
+    controller,
+    credentials,
+    snakemake_records,
+)
 from posttrain.code import remember
 from posttrain.errors import UserError
 from posttrain.identity import canonical, named, write_named
@@ -17,12 +24,17 @@ gc.disable()
 FILES = [*workflow.overwrite_configfiles] or [campaign.DEFAULT]
 FROZEN = "POSTTRAIN_CAMPAIGN"  # names the file that holds the plan of the run that a job belongs to
 try:
+    SITE = cluster.begin(workflow)
+    if workflow.is_main_process:
+        controller.begin(SITE, sys.argv)
     if len(FILES) > 1:
         raise UserError(
             f"--configfile: found {' and '.join(map(str, FILES))}; name one campaign"
         )
     if workflow.is_main_process:
         PLAN = campaign.load(FILES[0], dict(workflow.config_settings.config))
+        if SITE and SITE.gpu_memory_gb:
+            budget.refuse_too_large(PLAN, SITE.gpu_memory_gb)
     elif (
         FROZEN in os.environ
     ):  # a job on a cluster, which may start long after the config was edited
@@ -43,8 +55,11 @@ os.environ.update(
 SUMMARY = canonical(PLAN.summary())
 CAMPAIGN = named(SUMMARY)
 if workflow.is_main_process:
+    credentials.hide()
     remember()
     snakemake_records.sync(PLAN.folders())
+elif SITE:
+    shell.prefix(cluster.prefix(SITE))
 
 
 wildcard_constraints:
@@ -65,3 +80,10 @@ def arguments(stage):
 def artifact(wildcards, stage):
     """The experiment, the stage and the policy of a job."""
     return wildcards.experiment, stage, wildcards.get("policy", "")
+
+
+def need(stage, what):
+    """How much of a resource a stage asks for: `gpu`, `mem_mb`, `disk_mb`, or `runtime` in minutes."""
+    return lambda wildcards: cluster.request(SITE, PLAN, *artifact(wildcards, stage))[
+        what
+    ]

@@ -18,10 +18,11 @@ rule compare:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=240,
+        gpu=need("compare", "gpu"),
+        mem_mb=need("compare", "mem_mb"),
+        runtime=need("compare", "runtime"),
+        disk_mb=need("compare", "disk_mb"),
     params:
         arguments=arguments("compare"),
     shell:
-        "posttrain compare {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} compare {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

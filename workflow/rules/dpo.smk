@@ -18,10 +18,11 @@ rule dpo:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=720,
+        gpu=need("dpo", "gpu"),
+        mem_mb=need("dpo", "mem_mb"),
+        runtime=need("dpo", "runtime"),
+        disk_mb=need("dpo", "disk_mb"),
     params:
         arguments=arguments("dpo"),
     shell:
-        "posttrain dpo {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} dpo {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

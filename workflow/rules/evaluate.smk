@@ -18,10 +18,11 @@ rule evaluate:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=240,
+        gpu=need("evaluate", "gpu"),
+        mem_mb=need("evaluate", "mem_mb"),
+        runtime=need("evaluate", "runtime"),
+        disk_mb=need("evaluate", "disk_mb"),
     params:
         arguments=arguments("evaluate"),
     shell:
-        "posttrain evaluate {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} evaluate {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -18,10 +18,11 @@ rule lengths:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=240,
+        gpu=need("lengths", "gpu"),
+        mem_mb=need("lengths", "mem_mb"),
+        runtime=need("lengths", "runtime"),
+        disk_mb=need("lengths", "disk_mb"),
     params:
         arguments=arguments("lengths"),
     shell:
-        "posttrain lengths {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} lengths {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -18,10 +18,11 @@ rule longctx:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=720,
+        gpu=need("longctx", "gpu"),
+        mem_mb=need("longctx", "mem_mb"),
+        runtime=need("longctx", "runtime"),
+        disk_mb=need("longctx", "disk_mb"),
     params:
         arguments=arguments("longctx"),
     shell:
-        "posttrain longctx {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} longctx {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

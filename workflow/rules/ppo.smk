@@ -18,10 +18,11 @@ rule ppo:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=720,
+        gpu=need("ppo", "gpu"),
+        mem_mb=need("ppo", "mem_mb"),
+        runtime=need("ppo", "runtime"),
+        disk_mb=need("ppo", "disk_mb"),
     params:
         arguments=arguments("ppo"),
     shell:
-        "posttrain ppo {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} ppo {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -18,9 +18,11 @@ rule prepare:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=120,
+        gpu=need("prepare", "gpu"),
+        mem_mb=need("prepare", "mem_mb"),
+        runtime=need("prepare", "runtime"),
+        disk_mb=need("prepare", "disk_mb"),
     params:
         arguments=arguments("prepare"),
     shell:
-        "posttrain prepare {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} prepare {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -18,10 +18,11 @@ rule reference:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=720,
+        gpu=need("reference", "gpu"),
+        mem_mb=need("reference", "mem_mb"),
+        runtime=need("reference", "runtime"),
+        disk_mb=need("reference", "disk_mb"),
     params:
         arguments=arguments("reference"),
     shell:
-        "posttrain reference {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} reference {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

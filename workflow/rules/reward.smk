@@ -18,10 +18,11 @@ rule reward:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=720,
+        gpu=need("reward", "gpu"),
+        mem_mb=need("reward", "mem_mb"),
+        runtime=need("reward", "runtime"),
+        disk_mb=need("reward", "disk_mb"),
     params:
         arguments=arguments("reward"),
     shell:
-        "posttrain reward {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} reward {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

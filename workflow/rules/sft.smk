@@ -18,10 +18,11 @@ rule sft:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=1,
-        mem_mb=8000,
-        runtime=720,
+        gpu=need("sft", "gpu"),
+        mem_mb=need("sft", "mem_mb"),
+        runtime=need("sft", "runtime"),
+        disk_mb=need("sft", "disk_mb"),
     params:
         arguments=arguments("sft"),
     shell:
-        "posttrain sft {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} sft {params.arguments} --output {output.manifest} 2>&1 | tee {log}"

@@ -9,7 +9,7 @@ import math
 import shutil
 from pathlib import Path
 
-from posttrain import tokens
+from posttrain import parallel, tokens
 from posttrain.config import Base, Scratch
 from posttrain.errors import UserError
 from posttrain.files import read_jsonl
@@ -34,6 +34,8 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: list
         refuse_damaged(model_folder, source)
         if len(tokenizer) > AutoConfig.from_pretrained(model_folder).vocab_size:
             raise UserError("base: the prepared tokenizer has more tokens than the model has embeddings")
+    if not parallel.main():
+        return {}  # the first process publishes for all
     tokenizer.save_pretrained(model_folder)
     save_contract(model_folder, "weights", tokenizer, AutoConfig.from_pretrained(model_folder))
     return metrics
@@ -112,7 +114,8 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
         data_collator=collate,
         optimizers=(optimizer(section, model), None),
     )
-    training.run(trainer, checkpoints)
+    training.share_rows(trainer, section)
+    training.run(trainer, section, checkpoints)
     loss = trainer.evaluate()["eval_loss"]
     unigram = unigram_perplexity(train, test)
     perplexity = math.exp(loss)
@@ -122,7 +125,8 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
             f"base: did not learn: held-out perplexity {perplexity:.1f} is not under base.scratch.learned "
             f"({section.learned}) x the unigram's ({unigram:.1f}); train longer or with another learning_rate"
         )
-    trainer.model.save_pretrained(folder)
+    if parallel.main():
+        trainer.model.save_pretrained(folder)
     return {
         "summary": {
             "parameters": model.num_parameters(),

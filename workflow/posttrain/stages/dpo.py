@@ -7,8 +7,8 @@ python -m posttrain dpo --config results/NAME/dpo/config.yaml --data results/NAM
 
 from pathlib import Path
 
-from posttrain import tokens
-from posttrain.config import Dpo
+from posttrain import parallel, tokens
+from posttrain.config import WHOLE_BATCH, Dpo
 from posttrain.errors import UserError
 from posttrain.files import read_jsonl
 from posttrain.progress import say
@@ -24,6 +24,7 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
 
     from posttrain import adapters, policy, training
 
+    refuse_parts(section)
     found = adapters.foundation(base, sft)
     tokenizer = policy.load_tokenizer(found.weights)
     train, test = (rows(data, reference, side, section) for side in ("train", "test"))
@@ -46,6 +47,7 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
         processing_class=tokenizer,
     )
     end_with_the_turn(trainer, tokenizer, train, test)
+    training.share_rows(trainer, section)
     # The pairs bring their reference log-probabilities as columns; computed here, they would cost a second forward
     # pass each step and, with dropout, draw from the training's random stream.
     trainer.precompute_ref_logps = True
@@ -53,8 +55,10 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     say(f"{trainable:,} trainable parameters, {len(train):,} pairs, beta {section.beta}")
     before = trainer.evaluate() if test else {}
-    training.run(trainer, checkpoints)
+    training.run(trainer, section, checkpoints)
     after = trainer.evaluate() if test else {}
+    if not parallel.main():
+        return {}  # the first process publishes for all
     adapters.save(trainer.model, work / "model", found.weights)
     tokenizer.save_pretrained(work / "model")
     method = "qlora" if found.quantization else "lora"
@@ -66,6 +70,13 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
         "warnings": displacement(before, after),
         "history": training.history(trainer, WATCHED),
     }
+
+
+def refuse_parts(section: Dpo) -> None:
+    """Raise UserError where processes would each take a loss over their part that is meant for the whole batch."""
+    whole = sorted(WHOLE_BATCH & set(section.loss))
+    if whole and parallel.world() > 1:
+        raise UserError(f"dpo.loss: TRL takes {' and '.join(whole)} over a whole batch: start one process")
 
 
 def rows(data: Path, reference: Path, side: str, section: Dpo) -> list[dict]:

@@ -11,8 +11,8 @@ themselves. The mathematics is in `maths/rope.py`.
 import math
 from pathlib import Path
 
+from posttrain import parallel, positions, tokens
 from posttrain import policy as policies
-from posttrain import positions, tokens
 from posttrain.adapters import NF4
 from posttrain.config import Longctx
 from posttrain.errors import UserError
@@ -24,22 +24,25 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
     """Write `work/model`, a whole model, and return its metrics."""
     from posttrain import training
 
-    model, tokenizer, measured = rescaled(section, base, policy, work / ".rescaled")
+    model, tokenizer, measured = rescaled(section, base, policy, checkpoints / "rescaled")
     context = positions.contract(model.config, tokenizer.model_max_length)["context"]
     tokenizer.model_max_length = context
     training.seed_everything(section.seed)
     rows = {side: documents(section, tokenizer, data, side, context) for side in ("train", "test")}
     adapted = with_adapter(section, model)
     trainer = trainer_of(section, adapted, rows, checkpoints)
+    training.share_rows(trainer, section)
     before = trainer.evaluate()["eval_loss"]
     if section.tuning != "none":
         trainable = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
         say(f"{section.method} x{section.factor:g}: {trainable:,} trainable parameters, {len(rows['train']):,} rows")
-        training.run(trainer, checkpoints)
+        training.run(trainer, section, checkpoints)
     after = trainer.evaluate()["eval_loss"]
     if not math.isfinite(after):
         raise UserError(f"longctx: the held-out loss is {after} after tuning ({before} before): lower learning_rate")
-    merged, difference = whole(section, adapted, work / ".rescaled", work / ".adapter")
+    if not parallel.main():
+        return {}  # the first process publishes for all
+    merged, difference = whole(section, adapted, checkpoints / "rescaled", work / ".adapter")
     merged.save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
     policies.save_contract(work / "model", "weights", tokenizer, merged.config)
@@ -62,7 +65,7 @@ def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
     model, tokenizer = policies.load(policy, base)
     measured = policies.certify_merge(policy, base, model) if contract["method"] in policies.MERGEABLE else None
     positions.rescale(model.config, section.method, section.factor)
-    model.save_pretrained(folder)
+    parallel.first(lambda: model.save_pretrained(folder))
     return policies.load_folder(folder, quantization(section)), tokenizer, measured
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from posttrain import (
     adapters,
     answers,
+    interruption,
     parallel,
     policy,
     ppo_health,
@@ -73,6 +74,7 @@ def ppo(
     }  # fmt: skip
     parallel.barrier()  # the first process may publish, and remove the checkpoints, before another has read them
     progress = training.Heartbeat(checkpoints, section.steps, state["iteration"])
+    watch = interruption.Watch(section)
     for iteration in range(state["iteration"], section.steps):
         warming = iteration < section.value_warmup
         made, health = answered(section, models, scorer, rows, state, checkpoints)
@@ -88,7 +90,7 @@ def ppo(
         if parallel.main():
             tracking.log(health, iteration + 1)
             progress.beat(iteration + 1, f"reward {health['reward']:.3f}, KL {health['kl']:.2f}")
-        ppo_state.keep(section, models, found, state, optimizer, schedule, checkpoints)
+        ppo_state.keep(section, models, found, state, optimizer, schedule, watch, checkpoints)
     _, health = answered(section, models, scorer, rows, state, checkpoints)  # the last update's policy is watched too
     publish(section, models, found, work, checkpoints)
     return {"summary": {key: value for key, value in health.items() if key != "step"}, "history": state["history"]}
@@ -248,7 +250,7 @@ def minibatches(section: Ppo, order) -> list[list[int]]:
 def micro_batches(section: Ppo, which) -> list[list[int]]:
     """This process's part of some answers, in pieces of at most `micro_batch_size`."""
     mine = [which[n] for n in parallel.share(len(which))]
-    size = section.micro_batch_size or len(mine) or 1
+    size = parallel.at_once(section, len(mine))
     return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 

@@ -10,7 +10,7 @@ import math
 import random
 from pathlib import Path
 
-from posttrain import tokens
+from posttrain import parallel, tokens
 from posttrain.config import Reward
 from posttrain.errors import UserError
 from posttrain.files import read_jsonl
@@ -56,7 +56,10 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     training.keep_adapters_exact(trainer.model, begun)
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     say(f"{trainable:,} trainable parameters, {len(train):,} pairs, {len(test):,} held out")
-    training.run(trainer, checkpoints)
+    training.share_rows(trainer, section)
+    training.run(trainer, section, checkpoints)
+    if not parallel.main():
+        return {}  # the first process publishes for all
     adapters.save(trainer.model, work / "model", found.weights)
     tokenizer.save_pretrained(work / "model")
     policy.save_contract(work / "model", "reward", tokenizer, model.config, found.weights, found.quantization)

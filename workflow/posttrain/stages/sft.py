@@ -7,7 +7,7 @@ python -m posttrain sft --config results/NAME/sft/config.yaml --data results/NAM
 import math
 from pathlib import Path
 
-from posttrain import tokens
+from posttrain import parallel, tokens
 from posttrain.config import Sft
 from posttrain.errors import UserError
 from posttrain.files import read_jsonl
@@ -46,13 +46,16 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     )
     training.keep_adapters_exact(trainer.model)
     prove_batch(trainer.data_collator(list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))))
+    training.share_rows(trainer, section)
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     say(f"{section.method}: {trainable:,} trainable parameters, {counted['trained_tokens']:,} tokens to learn")
     before = trainer.evaluate()["eval_loss"] if test else None
-    training.run(trainer, checkpoints)
+    training.run(trainer, section, checkpoints)
     after = trainer.evaluate()["eval_loss"] if test else None
     if after is not None and not math.isfinite(after):
         raise UserError(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
+    if not parallel.main():
+        return {}  # the first process publishes for all
     save(trainer.model, tokenizer, section, base, quantization, work / "model")
     summary = {"trainable_parameters": trainable, "eval_loss_before": before, "eval_loss": after}
     return {

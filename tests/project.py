@@ -1,0 +1,29 @@
+"""A copy of the project as a clone would have it, and its commands as a person types them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def copy_of(root: Path, folder: Path) -> Path:
+    """The project's files as a clone would have them, edits included."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True)
+    for name in listed.stdout.split("\n"):
+        if name and (root / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, folder / name)
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of these tests, active."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | more
+
+
+def snakemake(project: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
+    """`snakemake` as a person types it, with the environment of these tests active."""
+    return subprocess.run(
+        ["snakemake", *arguments], cwd=project, capture_output=True, text=True, env=environment(**more)
+    )

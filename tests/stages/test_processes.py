@@ -1,0 +1,160 @@
+"""1, 2 and 4 processes (torchrun, gloo) learn the same: every trainer's losses, gradient norms and weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, dpo, make, reward, scratch, sft
+
+from posttrain import launch
+from posttrain.config import Base, Long, Longctx, Prepare, Tokenizer, World
+from posttrain.files import read_json
+
+pytestmark = pytest.mark.slow
+SHORT = dict(batch_size=8, micro_batch_size=4, steps=4, log_steps=1, eval_steps=2)
+SHAPES = {1: (4, 2), 2: (4, 1), 4: (2, 1)}  # processes -> (micro-batch, accumulation)
+RUNS = ("base", "lora", "qlora", "packed", "reward", "dpo", "longctx")
+SRUN = """#!/bin/bash
+[ "$1 $2" = "--nodes=2 --ntasks=2" ] || exit 9
+shift 3
+export SLURM_JOB_ID=$$ SLURM_STEP_ID=0 SLURM_LAUNCH_NODE_IPADDR=127.0.0.1
+"$@" & first=$!
+"$@" & wait $! && wait $first
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(data, base, tuned_policy, referenced) -> dict:
+    """Name -> stage, section and inputs; data sets end within the run, and held-out rows fill no batch."""
+    long = make(
+        "prepare",
+        Prepare(world=World(documents=60, questions=60, test_questions=14, pairs=16,
+                            long=Long(context=64, documents=28, questions=5)),
+                tokenizer=Tokenizer(vocab_size=512), max_tokens=64),
+        Path("results/processes-long/prepare/manifest.json"),
+    )  # fmt: skip
+    near = make("base", Base(scratch=scratch(context=64)), Path("results/processes-long/base/manifest.json"), data=long)
+    on = {"data": data, "base": base, "sft": tuned_policy}
+    context = Longctx(seed=0, tuning="qlora", learning_rate=1e-3, **SHORT)
+    return {
+        "base": ("base", Base(scratch=scratch(**SHORT | {"steps": 24})), {"data": data}),
+        "lora": ("sft", sft(method="lora", **SHORT), {"data": data, "base": base}),
+        "qlora": ("sft", sft(method="qlora", gradient_checkpointing=True, **SHORT), {"data": data, "base": base}),
+        "packed": ("sft", sft(method="qlora", packing=True, **SHORT), {"data": data, "base": base}),
+        "reward": ("reward", reward(**SHORT), on),
+        "dpo": ("dpo", dpo(**SHORT), on | {"reference": referenced}),
+        "longctx": ("longctx", context, {"data": long, "base": near, "policy": near}),
+    }
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'workflow'}:{ROOT / 'tests'}"}
+
+
+def together(runs: dict, count: int, folder: Path, wrong: str = "") -> Path:
+    """Make the runs' artifacts in `count` processes under a folder, which is returned."""
+    folder.mkdir(parents=True)
+    stated = {
+        name: (stage, section.model_dump(exclude_none=True), {role: str(path) for role, path in inputs.items()})
+        for name, (stage, section, inputs) in runs.items()
+    }
+    (folder / "runs.json").write_text(json.dumps(stated))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    script = [str(Path(__file__).with_name("processes.py")), str(folder / "runs.json"), str(folder), wrong]
+    done = subprocess.run([*torchrun, *script], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(runs) -> dict[int, Path]:
+    """Number of processes -> the folder of all runs."""
+    alone = Path("results/processes-1")
+    for name, (stage, section, inputs) in runs.items():
+        make(stage, section, alone / name / "manifest.json", **inputs)
+    return {1: alone} | {count: together(runs, count, Path(f"results/processes-{count}")) for count in (2, 4)}
+
+
+def furthest(one: Path, other: Path, keys=("loss", "grad_norm", "eval_loss")) -> dict[str, float]:
+    """Largest relative difference of two runs' curves, for each key."""
+    curves = [read_json(folder / "metrics.json")["history"] for folder in (one, other)]
+    found = dict.fromkeys(keys, 0.0)
+    for a, b in zip(*curves, strict=True):
+        assert a.keys() == b.keys() and a["step"] == b["step"]
+        found |= {key: max(found[key], abs(a[key] - b[key]) / abs(a[key])) for key in keys if key in a}
+    return found
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", RUNS)
+def test_processes_change_nothing_that_is_learned(made, name, count):
+    from safetensors.torch import load_file
+
+    one, other = made[1] / name, made[count] / name
+    history = read_json(one / "metrics.json")["history"]
+    assert len(history) >= 4 and all({"loss", "grad_norm"} <= entry.keys() for entry in history)
+    assert sum("eval_loss" in entry for entry in history) >= 2
+    assert max(furthest(one, other).values()) < 1e-5
+    file = next((one / "model").glob("*.safetensors")).relative_to(one)
+    weights, others = load_file(one / file), load_file(other / file)
+    assert max((weights[key] - others[key]).abs().max() for key in weights) < 1e-5
+    assert read_json(one / "manifest.json")["files"].keys() == read_json(other / "manifest.json")["files"].keys()
+
+
+@pytest.mark.parametrize("count", SHAPES)
+def test_the_record_says_how_the_batch_was_shared(made, count):
+    for name in RUNS:
+        shape = read_json(made[count] / name / "provenance.json")["shape"]
+        assert (shape["micro_batch"], shape["accumulation"]) == SHAPES[count]
+        assert (shape["processes"], shape["threads"], shape["device"]) == (count, 1, "cpu")
+
+
+def test_only_the_first_process_leaves_something(made):
+    for folder in (made[2], made[4]):
+        for name in RUNS:
+            assert not list((folder / name).glob("checkpoints/*")) and not list((folder / name).glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "seen"),
+    [
+        ("accumulation", {"lora": "loss"}),  # each process goes through a global batch of its own
+        ("average", {"lora": "loss"}),  # a mean of the processes' means
+        # transformers' evaluation: rows count twice; and after one before training (lora) gradients are not added up
+        ("evaluation", {"base": "eval_loss", "lora": "grad_norm"}),
+    ],
+)
+def test_a_wrong_split_is_seen(made, runs, wrong, seen):
+    """Control."""
+    folder = together({name: runs[name] for name in seen}, 2, Path(f"results/wrong-{wrong}"), wrong)
+    for name, key in seen.items():
+        assert furthest(made[1] / name, folder / name)[key] > 1e-5
+
+
+@pytest.mark.parametrize(("processes", "nodes"), [(2, 1), (1, 2)])
+def test_the_command_that_launch_builds(made, runs, tmp_path, monkeypatch, processes, nodes):
+    """On one node; and on two, each an agent of torchrun on this machine, started by what stands for srun."""
+    (tmp_path / "srun").write_text(SRUN)
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    stage, section, inputs = runs["dpo"]
+    output = Path(f"results/launched-{nodes}/dpo/manifest.json")
+    flags = [part for role, path in inputs.items() for part in (f"--{role}", str(path))]
+    stage_arguments = [stage, "--config", section.model_dump_json(exclude_none=True), "--output", str(output), *flags]
+    command = launch.command(stage_arguments, processes, nodes)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert max(furthest(made[1] / "dpo", output.parent).values()) < 1e-5
+    assert read_json(output.parent / "provenance.json")["shape"]["processes"] == 2
+
+
+def test_a_loss_over_the_whole_batch_is_refused(runs, monkeypatch):
+    from posttrain.errors import UserError
+
+    stage, section, inputs = runs["dpo"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="TRL takes sft over a whole batch: start one process"):
+        make(stage, section.model_copy(update={"loss": ["sft"]}), Path("results/whole/dpo/manifest.json"), **inputs)

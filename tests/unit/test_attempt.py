@@ -1,0 +1,277 @@
+"""What stands around a stage: attempts, GPUs of one's own, hidden credentials, one controller, reasons of failures."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from posttrain import attempt, cards, cluster, controller, credentials, failure, launch, slurm
+from posttrain.errors import Interrupted, UserError
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory, outside of any job."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SLURM_JOB_ID", cluster.TOLD, credentials.PLACE):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def stage(here, monkeypatch):
+    """Lets a script stand for the stage, and runs an attempt at it."""
+
+    def run(script: str, section: dict | None = None, **patches) -> int:
+        monkeypatch.setattr(launch, "command", lambda arguments, processes: [sys.executable, "-c", script, *arguments])
+        for name, value in patches.items():
+            monkeypatch.setattr(slurm, name, value)
+        kept = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+        try:
+            section = json.dumps(section or {"batch_size": 8})
+            return attempt.attempt(["sft", "--config", section, "--output", "results/x/sft/manifest.json"], 0)
+        finally:
+            signal.signal(signal.SIGTERM, kept[0])
+            signal.signal(signal.SIGINT, kept[1])
+
+    return run
+
+
+def test_the_exit_code_is_the_stages(stage, here):
+    assert stage("") == 0 and not (here / "results/x/sft/checkpoints/attempt").exists()
+    assert stage("import sys; sys.exit(2)") == 2
+    assert stage("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == 137
+
+
+def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, capsys):
+    script = (
+        "import sys; at = sys.argv.index('--micro-batch-size') if '--micro-batch-size' in sys.argv else 0; "
+        "size = int(sys.argv[at + 1]) if at else 8; "
+        "print(size, file=open('sizes', 'a')); sys.exit(77 if size > 2 else 0)"
+    )
+    assert stage(script) == 0
+    assert (here / "sizes").read_text().split() == ["8", "4", "2"]
+    assert "at the same global batch: another shape" in capsys.readouterr().err
+    with pytest.raises(UserError, match="out of GPU memory with one sequence at a time"):
+        stage("import sys; sys.exit(77)", {"batch_size": 1})
+
+
+def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    asked = []
+
+    def again(job, **changes):
+        asked.append((job, changes))
+
+    known = {"again": again, "shown": lambda job, key: {"MinMemoryNode": "1100M"}.get(key, ""), "kills": lambda: 0}
+    assert stage("import sys; sys.exit(75)", **known) == 75
+    assert asked == [("7", {})]
+    assert stage("import sys; sys.exit(2)", **known) == 2 and len(asked) == 1, "control: a failure is not"
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert stage(kill, **known) == 137 and len(asked) == 1, "control: nor what was killed with memory left"
+    assert stage(kill, **known | {"kills": lambda: 1}) == 137
+    assert asked[1:] == [("7", {"MinMemoryNode": "2200"})]
+
+
+def test_limits_that_let_no_step_be_saved_end_it(here):
+    record = Path("results/x/sft/checkpoints/attempt")
+    for _ in range(attempt.FRUITLESS):
+        before = attempt.begin(record, "7")
+        (record / "attempt.json").write_text(json.dumps(before | {"limited": True}))
+    with pytest.raises(UserError, match=r"3 jobs ended at their time limit.*raise stages.sft.runtime"):
+        attempt.begin(record, "7")
+    for step in range(5):  # control: steps are saved
+        before = attempt.begin(record, "7")
+        (record / "attempt.json").write_text(json.dumps(before | {"limited": True}))
+        whole = record.parent / "id" / f"checkpoint-{step + 1}/manifest.json"
+        whole.parent.mkdir(parents=True)
+        whole.write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("1:30", 1.5), ("59:00", 59), ("2:00:30", 120.5), ("1-01:00:00", 1500), ("UNLIMITED", 0), ("", 0), ("INVALID", 0)],
+)
+def test_slurms_times(text, minutes):
+    assert slurm.minutes_of(text) == minutes
+
+
+def test_checkpoints_lie_in_scratch(stage, here, monkeypatch):
+    monkeypatch.setenv(cluster.TOLD, json.dumps({"scratch": str(here / "scratch")}))
+    stage("import sys; sys.exit(2)")
+    link = here / "results/x/sft/checkpoints"
+    assert link.is_symlink() and link.resolve().is_relative_to(here / "scratch")
+
+
+def holder(folder: str, pipe) -> None:
+    os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+    os.environ["TMPDIR"] = folder
+    cards.present.cache_clear()
+    pipe.send(cards.take(1)[0])
+    time.sleep(60)
+
+
+def test_two_stages_never_share_a_gpu(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    context = multiprocessing.get_context("spawn")
+    started, found = [], []
+    for _ in range(2):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=holder, args=(str(tmp_path), theirs))
+        process.start()
+        started.append(process)
+        found += ours.recv() if ours.poll(20) else ["none"]
+    third_ours, theirs = context.Pipe()
+    third = context.Process(target=holder, args=(str(tmp_path), theirs))
+    third.start()
+    try:
+        assert sorted(found) == ["0", "1"]
+        assert not third_ours.poll(3), "the third waits"
+        started[0].kill()
+        assert third_ours.poll(15) and third_ours.recv() == found[:1], "control: a killed stage holds no GPU"
+    finally:
+        for process in [*started, third]:
+            process.kill()
+
+
+def test_credentials_are_hidden_from_jobs_and_shown_to_fetch(here, monkeypatch):
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    credentials.hide()
+    shown = subprocess.run([sys.executable, "-c", "import os; print(dict(os.environ))"], capture_output=True, text=True)
+    assert "'secret'" not in shown.stdout and "TOKENIZERS_PARALLELISM" in shown.stdout
+    fetch = "from posttrain import credentials; import os; credentials.reveal(); print(os.environ['HF_TOKEN'])"
+    shown = subprocess.run([sys.executable, "-c", fetch], capture_output=True, text=True)
+    assert shown.stdout == "secret\n"
+
+
+def locked(here: Path, **who) -> None:
+    """A directory as a Snakemake leaves it that has died."""
+    (here / ".snakemake/locks").mkdir(parents=True)
+    (here / ".snakemake/locks/0.input.lock").write_text("")
+    (here / ".snakemake/controller.json").write_text(json.dumps(who))
+
+
+def test_a_dead_controllers_lock_is_cleared(here, capsys):
+    locked(here, host=socket.gethostname(), process=123, started="2026-01-01T00:00:00+00:00")
+    controller.clear()
+    assert not list((here / ".snakemake/locks").iterdir())
+    assert "process 123 on" in capsys.readouterr().err
+
+
+def test_a_living_controller_and_one_elsewhere_are_left_alone(here):
+    locked(here, host="elsewhere", process=123, started="2026-01-01T00:00:00+00:00")
+    with pytest.raises(UserError, match=r"on elsewhere.*snakemake --unlock"):
+        controller.clear()
+    script = "from posttrain import controller; controller.hold(); print('held', flush=True); input()"
+    living = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert living.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=rf"another Snakemake works here: process {living.pid} on"):
+        controller.clear()
+    living.kill()
+    living.wait()
+    controller.clear()
+    assert not list((here / ".snakemake/locks").iterdir()), "control: once it is dead"
+
+
+def test_a_mistake_that_training_found_is_final(here):
+    checkpoints = here / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "progress.json").write_text("{}")
+    with pytest.raises(UserError), failure.remembered(checkpoints):
+        raise UserError("the loss is nan at step 7")
+    with (
+        pytest.raises(UserError, match=r"the loss is nan at step 7\n.*rm .*failed.json"),
+        failure.remembered(checkpoints),
+    ):
+        pytest.fail("it was tried again")
+    (checkpoints / "failed.json").unlink()
+    with failure.remembered(checkpoints):
+        pass
+
+
+@pytest.mark.parametrize("error", [Interrupted("saved"), OSError(5, "Input/output error"), RuntimeError("CUDA error")])
+def test_what_may_go_well_another_time_is_tried_again(here, error):
+    checkpoints = here / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "progress.json").write_text("{}")
+    with pytest.raises(type(error)), failure.remembered(checkpoints):
+        raise error
+    with failure.remembered(checkpoints):
+        pass
+
+
+def test_a_mistake_before_training_is_tried_again(here):
+    with pytest.raises(UserError), failure.remembered(here / "checkpoints"):
+        raise UserError("there are no rows")
+    with failure.remembered(here / "checkpoints"):
+        pass
+
+
+def test_a_full_disk_is_told_in_words(here):
+    with pytest.raises(UserError, match="the disk is full"), failure.remembered(here / "checkpoints"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+class Workflow:
+    """As much of Snakemake's as `cluster.begin` looks at."""
+
+    def __init__(self, nodes: int | None, main: bool = True, given: dict | None = None):
+        self.is_main_process, self.global_resources = main, given or {}
+        self.resource_settings = type("Settings", (), {"nodes": nodes})
+
+    def register_resource(self, name: str, value: int) -> None:
+        self.global_resources[name] = value
+
+
+def test_on_this_machine_gpus_are_counted(here, monkeypatch):
+    monkeypatch.setattr(cards, "present", lambda: ["0", "1"])
+    workflow = Workflow(None)
+    assert cluster.begin(workflow) is None and workflow.global_resources == {"gpu": 2}
+    given = Workflow(None, given={"gpu": 1})
+    cluster.begin(given)
+    assert given.global_resources == {"gpu": 1}, "what the user says comes first"
+    queue = Workflow(32)
+    assert cluster.begin(queue) == cluster.Site() and queue.global_resources == {}, "a queue counts for itself"
+
+
+def test_jobs_are_told_of_the_site_as_it_was_when_their_run_began(here):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text("partition: a\nmodules: [cuda/12.6]\nstages: {sft: {gpu: 2}}\n")
+    found = cluster.begin(Workflow(32))
+    (here / "slurm/site.yaml").write_text("partition: b\n")
+    assert cluster.begin(Workflow(None, main=False)) == found and found.partition == "a"
+    assert cluster.prefix(found).endswith("module load cuda/12.6; ")
+    assert cluster.prefix(found).startswith("set -euo pipefail; trap '' TERM; ")
+    assert cluster.begin(Workflow(None)) is None and cluster.current() is None, (
+        "control: a run on this machine has none"
+    )
+
+
+def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text("partitoin: a\njobs: none\nstages: {sft: {gpu: -1}}\n")
+    with pytest.raises(UserError) as error:
+        cluster.site()
+    assert [problem.split(": ")[:2] for problem in sorted(error.value.problems)] == [
+        ["slurm/site.yaml:1", "partitoin"], ["slurm/site.yaml:2", "jobs"], ["slurm/site.yaml:3", "stages.sft.gpu"]
+    ]  # fmt: skip
+
+
+def test_who_only_looks_is_let_in(here):
+    locked(here, host="elsewhere", process=123, started="2026-01-01T00:00:00+00:00")
+    for looks in ("-n", "-np", "--dry-run", "--dryrun", "--report", "--rulegraph", "--unlock", "--list-rules"):
+        controller.begin(None, ["snakemake", looks])
+    for works in ("--cores=2", "-j2", "-k", "--profile", "--keep-going", "results/main/sft/manifest.json"):
+        with pytest.raises(UserError):
+            controller.begin(None, ["snakemake", works])

@@ -1,0 +1,311 @@
+"""What `posttrain plan` says a stage needs: terms against numbers made by hand, past use, refusals."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from posttrain import architecture, budget, campaign, memory, needs, resources
+from posttrain.architecture import Architecture, from_config
+from posttrain.config import Scratch
+from posttrain.errors import UserError
+
+LLAMA_7B = {
+    "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048, "tie_word_embeddings": False,
+}  # fmt: skip
+PARAMETERS_7B = 6_738_415_616  # of the published checkpoint
+GIGA = 1e9
+
+
+def plan_of(folder, monkeypatch, model=LLAMA_7B, **sections):
+    """The plan of one experiment, `one`, on a model of which only the config is there."""
+    monkeypatch.chdir(folder)
+    for file, rows in {"sft": {"prompt": "a", "completion": "b"}, "text": {"text": "a"}}.items():
+        (folder / f"{file}.jsonl").write_text(json.dumps(rows) + "\n")
+    (folder / "preference.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model/config.json").write_text(json.dumps(model))
+    (folder / "model/tokenizer.json").write_text("{}")
+    kinds = {kind: [{"path": f"{kind}.jsonl"}] for kind in ("sft", "preference", "text")}
+    values = {"prepare": {**kinds, "max_tokens": 2048}, "base": {"path": "model"}} | sections
+    (folder / "config/experiments").mkdir(parents=True, exist_ok=True)
+    (folder / "config/experiments/one.yaml").write_text(json.dumps(values))
+    (folder / "config/config.yaml").write_text(json.dumps({"experiments": ["one"]}))
+    return campaign.load("config/config.yaml")
+
+
+def record(folder, stage="sft", **more):
+    """A past run's record of `one`."""
+    section = json.loads((folder / "section.json").read_text())
+    made = {"stage": stage, "params": [json.dumps(section), "", ""], "inputs": {}, "seconds": 3600.0, "started": "2026"}
+    home = folder / f"results/one/{stage}"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "provenance.json").write_text(json.dumps(made | {"shape": {"device": "cpu"}} | more))
+
+
+def keep_section(plan, folder, stage="sft"):
+    (folder / "section.json").write_text(plan.section("one", stage))
+
+
+def forget():
+    """Records are read once in a process; a test writes new ones."""
+    for cached in (resources.records, resources._past, resources._on_gpu):
+        cached.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    forget()
+    yield
+    forget()
+
+
+def test_a_7b_llama_by_hand():
+    shape = from_config(LLAMA_7B)
+    assert shape.parameters == PARAMETERS_7B
+    inside = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert memory.linear(shape) == inside
+    whole = memory.weights(shape, quantised=False)
+    assert whole == {"weights": 4 * PARAMETERS_7B}
+    nf4 = memory.weights(shape, quantised=True)
+    assert nf4["weights"] == 4 * (PARAMETERS_7B - inside) + inside / 2
+    assert 8 * nf4["quantisation constants"] / inside == pytest.approx(8 / 64 + 32 / (64 * 256))  # 0.127 bit
+    single = memory.weights(shape, quantised=True, double=False)
+    assert 8 * single["quantisation constants"] / inside == 0.5
+    # rank 16 on all linear layers: 16 x (8 x 4096 for attention, 3 x 15104 for the rest) in 32 layers
+    assert memory.lora(shape, 16, "all-linear") == 32 * 16 * (8 * 4096 + 3 * (4096 + 11008)) == 39_976_960
+    assert memory.lora(shape, 16, ["q_proj", "v_proj"]) == 8_388_608
+    assert memory.learning(1000) == {"gradients": 4000, "optimiser": 8000}
+    assert memory.learning(1000, matrices=400) == {"gradients": 4000, "optimiser": 6400}
+    cache = memory.key_values(shape, 1, 2048, half=True)["KV cache"]
+    assert cache == 2 * 2 * 2048 * 4096 * 33
+
+
+def test_activations_by_hand():
+    """One token of one layer of the 7B model: trained whole, 4 H + 2 H + 4 H and 4 I numbers of 4 bytes."""
+    shape = from_config(LLAMA_7B)._replace(layers=1)
+    whole = memory.activations(shape, 1, 1, list(shape.linear), True, False, False)["activations"]
+    assert whole == 4 * (10 * 4096 + 4 * 11008)
+    frozen = memory.activations(shape, 1, 1, ["q_proj"], False, False, False, rank=8)["activations"]
+    assert frozen == 4 * (7 * 4096 + 3 * 11008 + 8)
+    deep = from_config(LLAMA_7B)
+    again = memory.activations(deep, 1, 1, list(deep.linear), True, False, True)["activations"]
+    assert again == 32 * 4 * 4096 + whole
+
+
+@pytest.mark.parametrize("kind", ["llama", "grouped", "tied", "qwen2", "bloom"])
+def test_parameters_are_those_of_transformers(kind):
+    import torch
+    from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, Qwen2Config
+
+    size = dict(vocab_size=1000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192)
+    config = {
+        "llama": lambda: LlamaConfig(**size, attention_bias=True),
+        "grouped": lambda: LlamaConfig(**size, num_key_value_heads=2),
+        "tied": lambda: LlamaConfig(**size, tie_word_embeddings=True),
+        "qwen2": lambda: Qwen2Config(**size, num_key_value_heads=2),
+        "bloom": lambda: BloomConfig(vocab_size=1000, hidden_size=64, n_layer=3, n_head=4),
+    }[kind]()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = from_config(json.loads(config.to_json_string()))
+    assert shape.parameters == model.num_parameters()
+    matrices = [m.weight.numel() for name, m in model.named_modules()
+                if isinstance(m, torch.nn.Linear) and "head" not in name]  # fmt: skip
+    assert memory.linear(shape) == sum(matrices)
+    assert shape._replace(layers=4).parameters != model.num_parameters(), "control"
+
+
+@pytest.mark.parametrize("settings", [{}, {"locality": 1.5}, {"positions": "alibi"}])
+def test_parameters_of_a_model_from_scratch(settings):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from posttrain.stages import base
+
+    class Tokens:
+        bos_token_id = eos_token_id = pad_token_id = 0
+
+        def __len__(self):
+            return 700
+
+    section = Scratch(**settings)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(base.architecture(section, Tokens()))
+    assert architecture.from_scratch(section, 700).parameters == model.num_parameters()
+
+
+def test_what_is_counted_in_the_weights_counts(tmp_path):
+    from safetensors.numpy import save_file
+
+    numpy = pytest.importorskip("numpy")
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_7B))
+    assert architecture.in_folder(tmp_path).parameters == PARAMETERS_7B
+    save_file({"model.a": numpy.zeros((3, 5), "float16")}, tmp_path / "model.safetensors")
+    found = architecture.in_folder(tmp_path)
+    assert found.parameters == 15 and found.tied
+
+
+def test_more_of_anything_needs_no_less_memory(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, monkeypatch, sft={"micro_batch_size": 2}, reward={}, ppo={}, dpo={})
+    settings, shape = plan.experiments["one"], from_config(LLAMA_7B)
+
+    def total(stage, shape=shape, settings=settings):
+        return sum(needs.peak(needs.moments(settings, shape, stage, "sft", {}, False))[1].values())
+
+    for stage in ("sft", "reward", "reference", "ppo", "dpo", "evaluate", "compare"):
+        for field in ("layers", "vocab", "hidden", "intermediate"):
+            more = shape._replace(**{field: 2 * getattr(shape, field)})
+            assert total(stage, more) > total(stage), (stage, field)
+    for key, less in (("gradient_checkpointing", True), ("micro_batch_size", 1), ("precision", "bfloat16")):
+        assert total("sft", settings=budget.changed(settings, (("sft", key, less),))) < total("sft"), key
+    assert total("sft", settings=budget.changed(settings, (("sft", "method", "full"),))) > total("sft")
+
+
+def test_past_use_corrects_the_request(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, monkeypatch, sft={})
+    keep_section(plan, tmp_path)
+    monkeypatch.setattr(resources, "on_gpu", lambda: False)
+    before = resources.request(plan, "one", "sft")
+    need = resources.predicted(plan, "one", "sft")
+    assert before["mem_mb"] == round(need.host / 1e6 * resources.MARGIN) and before["runtime"] == 720
+    assert resources.seconds(plan, "one", "sft", "", need) is None
+    record(tmp_path, peak_memory_mb=1.5 * need.host / 2**20)
+    forget()
+    after = resources.request(plan, "one", "sft")
+    assert after["mem_mb"] == pytest.approx(1.5 * before["mem_mb"], rel=1e-3)
+    assert after["runtime"] == 10 + 2 * 60
+    assert resources.predicted(plan, "one", "sft").terms == need.terms, "the prediction stays; the request is corrected"
+    record(tmp_path, peak_memory_mb=100 * need.host / 2**20)
+    forget()
+    assert resources.request(plan, "one", "sft")["mem_mb"] == pytest.approx(4 * before["mem_mb"], rel=1e-3)
+
+
+@pytest.mark.parametrize("other", ["device", "method", "stage"])
+def test_runs_of_another_kind_do_not_count(tmp_path, monkeypatch, other):
+    plan = plan_of(tmp_path, monkeypatch, sft={}, reward={})
+    keep_section(plan, tmp_path)
+    monkeypatch.setattr(resources, "on_gpu", lambda: False)
+    before = resources.request(plan, "one", "sft")
+    if other == "method":
+        section = json.loads((tmp_path / "section.json").read_text()) | {"method": "full"}
+        (tmp_path / "section.json").write_text(json.dumps(section))
+    device = {"shape": {"device": "H100" if other == "device" else "cpu"}}
+    record(tmp_path, "reward" if other == "stage" else "sft", peak_memory_mb=10**6, **device)
+    forget()
+    assert resources.request(plan, "one", "sft") == before
+
+
+def test_time_is_in_proportion_to_the_work(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, monkeypatch, sft={"steps": 100})
+    keep_section(plan, tmp_path)
+    record(tmp_path)
+    plan = plan_of(tmp_path, monkeypatch, sft={"steps": 300})
+    monkeypatch.setattr(resources, "on_gpu", lambda: False)
+    need = resources.predicted(plan, "one", "sft")
+    assert resources.seconds(plan, "one", "sft", "", need) == pytest.approx(3 * 3600)
+
+
+def test_a_run_that_was_out_of_memory_gets_twice_as_much(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, monkeypatch, sft={})
+    before = resources.request(plan, "one", "sft")["mem_mb"]
+    folder = tmp_path / "results/one/sft/checkpoints/0123"
+    folder.mkdir(parents=True)
+    (folder / "failed.json").write_text(json.dumps({"reason": "time limit", "mem_mb": 10**6}))
+    assert resources.request(plan, "one", "sft")["mem_mb"] == before, "control: another reason"
+    (folder / "failed.json").write_text("{")
+    assert resources.request(plan, "one", "sft")["mem_mb"] == before, "control: half written"
+    (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": before}))
+    assert resources.request(plan, "one", "sft")["mem_mb"] == 2 * before
+    assert resources.request(plan, "one", "sft", attempt=2)["mem_mb"] == 4 * before
+
+
+def test_a_model_that_was_not_fetched_is_unknown(tmp_path, monkeypatch):
+    hub = {"hub": {"id": "org/model", "revision": "a" * 40}}
+    plan = plan_of(tmp_path, monkeypatch, base=hub, sft={})
+    assert resources.predicted(plan, "one", "sft") is None
+    assert resources.request(plan, "one", "sft") == resources.UNKNOWN
+    shown = next(line for line in budget.table(plan, True).splitlines() if line.startswith("one/sft"))
+    assert budget.UNTIL in shown
+    budget.refuse_too_large(plan, 0.001, True)  # of what is unknown nothing is refused
+
+
+def test_what_cannot_fit_is_refused_with_what_would(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, monkeypatch, sft={"method": "full", "batch_size": 16})
+    with pytest.raises(UserError) as refused:
+        budget.refuse_too_large(plan, 80.0, True)
+    said = next(problem for problem in refused.value.problems if problem.startswith("one/sft"))
+    assert "of GPU memory, there are 80; fits with" in said and "sft.method: qlora" in said
+    way = said.partition("fits with ")[2].split(" or ")[0]
+    chosen = [(*key.split("."), value) for key, value in (pair.split(": ") for pair in way.split(", "))]
+    chosen = [
+        (where, key, {"true": True}.get(value, int(value) if value.isdigit() else value))
+        for where, key, value in chosen
+    ]
+    settings = budget.changed(plan.experiments["one"], chosen)
+    assert budget.size(resources.predicted(plan, "one", "sft", "", settings, gpu=True)) <= 80
+    for left_out in range(len(chosen)):
+        fewer = budget.changed(plan.experiments["one"], chosen[:left_out] + chosen[left_out + 1 :])
+        assert budget.size(resources.predicted(plan, "one", "sft", "", fewer, gpu=True)) > 80, (
+            "control: each of them is needed"
+        )
+    larger = [(w, k, 2 * v if k == "micro_batch_size" else v) for w, k, v in chosen]
+    if larger != chosen:
+        settings = budget.changed(plan.experiments["one"], larger)
+        assert budget.size(resources.predicted(plan, "one", "sft", "", settings, gpu=True)) > 80, (
+            "control: the largest that fits"
+        )
+    budget.refuse_too_large(plan, 10000.0, True)  # control
+
+
+def test_no_setting_is_advised_that_would_be_refused(tmp_path, monkeypatch):
+    """TRL takes the `sft` loss over a micro-batch, so that a smaller one would change what is learned."""
+    for loss, allowed in ((["sigmoid"], True), (["sigmoid", "sft"], False)):
+        plan = plan_of(tmp_path, monkeypatch, sft={}, dpo={"loss": loss, "batch_size": 16})
+        need = budget.size(resources.predicted(plan, "one", "dpo", gpu=True))
+        ways = " or ".join(budget.remedies(plan, "one", "dpo", "", need - 0.1))
+        assert ("micro_batch_size" in ways) == allowed and "gradient_checkpointing" in ways
+
+
+def test_the_sum_is_told_term_by_term(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, monkeypatch, sft={})
+    need = resources.predicted(plan, "one", "sft")
+    numbers = [float(line.split()[0].replace(",", "")) for line in list(budget.sums(need))[1:]]
+    assert (
+        numbers[-1]
+        == pytest.approx(sum(numbers[:-1]), abs=0.5)
+        == pytest.approx(sum(need.terms.values()) / 1e6, abs=0.5)
+    )
+
+
+def test_the_command(tmp_path, monkeypatch):
+    plan_of(tmp_path, monkeypatch, sft={"method": "full"})
+
+    def said(*arguments):
+        return subprocess.run([sys.executable, "-m", "posttrain", "plan", *arguments], capture_output=True, text=True)
+
+    done = said()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 120 and lines[0].split()[:2] == ["stage", "trained"]
+    assert any(line.startswith("one/sft") and "6.7 B" in line and "unknown" in line for line in lines)
+    assert "one/evaluate/sft" in done.stdout and "GPU-hours" in lines[-2]
+    one = said("one/sft")
+    assert one.returncode == 0 and "optimiser" in one.stdout and "in all" in one.stdout
+    assert said("one/nothing").returncode == 2
+    large = said("--gpu-memory-gb", "24")
+    assert large.returncode == 2 and "one/sft: needs" in large.stderr and "Traceback" not in large.stderr
+    assert said("--gpu-memory-gb", "100000").returncode == 0, "control"
+
+
+def test_planning_needs_no_torch():
+    code = "import posttrain.budget, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_shape_that_no_config_tells():
+    assert from_config({"model_type": "mystery"}) is None
+    assert isinstance(from_config({"text_config": LLAMA_7B}), Architecture)

@@ -1,0 +1,185 @@
+"""Run a stage in a process of its own, and do what is to be done when it does not end well.
+
+posttrain attempt --gpus 1 sft --config ... --output results/NAME/sft/manifest.json
+
+In a SLURM job: near its time limit, or out of memory, the job asks SLURM to run it again, which Snakemake does not
+notice. Preempted jobs and those of a dead node SLURM itself runs again. What a person cancels stays cancelled.
+"""
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from posttrain import cards, launch, slurm
+from posttrain.errors import INTERRUPTED, TOO_LARGE, UserError
+from posttrain.files import read_json, write_json
+from posttrain.progress import say
+
+FRUITLESS = 3  # attempts that end at a time limit without a step
+
+
+class Stop:
+    """Whether this process was told to stop; SIGTERM reaches the stage, which saves and ends."""
+
+    def __init__(self):
+        self.told = False
+        signal.signal(signal.SIGTERM, self.hear)
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the stage too, which ends of it
+
+    def hear(self, *_) -> None:
+        self.told = True
+
+
+def attempt(arguments: list[str], gpus: int) -> int:
+    """Run a stage by its arguments until it ends; returns the exit code for Snakemake."""
+    stop, job = Stop(), slurm.job_id()
+    record = home(arguments) / "checkpoints" / "attempt"
+    at_scratch(home(arguments) / "checkpoints")
+    before = begin(record, job)
+    environment = dict(os.environ)
+    if not job and gpus:
+        own, _held = cards.take(gpus)
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+    while True:
+        code = run(arguments + shape(before) + limit(job), environment, stop, job, before, record)
+        if code != TOO_LARGE:
+            break
+        before["micro_batch_size"] = smaller(arguments, before)
+        write_json(record / "attempt.json", before)
+    if code == 0:
+        shutil.rmtree(record, ignore_errors=True)
+        return 0
+    if job and not stop.told and out_of_memory(code, job):
+        more_memory(job, record)
+    elif job and not stop.told and code == INTERRUPTED:
+        slurm.again(job)
+    return code if code > 0 else 128 - code
+
+
+def home(arguments: list[str]) -> Path:
+    """The folder of the artifact."""
+    return Path(arguments[arguments.index("--output") + 1]).parent
+
+
+def site() -> dict:
+    """What this run was told of the site (`cluster.Site`); nothing outside of its jobs."""
+    return json.loads(os.environ.get("POSTTRAIN_SITE", "{}"))
+
+
+def at_scratch(checkpoints: Path) -> None:
+    """Let checkpoints lie in the site's scratch, where it has one and there are none yet."""
+    scratch = site().get("scratch")
+    if scratch and (checkpoints.is_symlink() or not checkpoints.exists()):
+        project = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:8]
+        there = Path(os.path.expandvars(scratch), f"posttrain-{project}", *checkpoints.parts[1:-1])
+        there.mkdir(parents=True, exist_ok=True)
+        checkpoints.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.unlink(missing_ok=True)
+        checkpoints.symlink_to(there)
+
+
+def begin(record: Path, job: str | None) -> dict:
+    """What is known of earlier attempts, with this one counted. Raises UserError where the time limit is too short."""
+    file = record / "attempt.json"
+    known = read_json(file) if file.is_file() else {}
+    step = newest_step(record.parent)
+    fruitless = known.get("fruitless", 0) + 1 if known.get("limited") and known.get("step") == step else 0
+    if fruitless >= FRUITLESS:
+        shutil.rmtree(record)
+        raise UserError(
+            f"{record.parent.parent}: {fruitless} jobs ended at their time limit without a step that was saved; raise "
+            f"stages.{record.parent.parent.name}.runtime in slurm/site.yaml, or lower checkpoint_minutes"
+        )
+    now = known | {"job": job, "step": step, "fruitless": fruitless, "limited": False}
+    record.mkdir(parents=True, exist_ok=True)
+    write_json(file, now)
+    return now
+
+
+def newest_step(checkpoints: Path) -> int:
+    """The step of the newest whole checkpoint; 0 where there is none."""
+    whole = checkpoints.glob("*/checkpoint-*/manifest.json")
+    return max((int(file.parent.name.rpartition("-")[2]) for file in whole), default=0)
+
+
+def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, before: dict, record: Path) -> int:
+    """Start the stage and wait for it; returns its exit code. A signal to stop is handed on once."""
+    with tempfile.NamedTemporaryFile() as outcome:  # torchrun has one exit code for all that goes wrong
+        environment = environment | {"POSTTRAIN_OUTCOME": outcome.name}
+        command = launch.command(arguments, launch.processes(environment))
+        if image := site().get("container"):
+            command = ["apptainer", "exec", "--nv", image, "python", *command[1:]]
+        child = subprocess.Popen(command, env=environment)
+        handed = False
+        while child.poll() is None:
+            if stop.told and not handed:
+                handed = True
+                child.send_signal(signal.SIGTERM)
+                if job and slurm.reason(job) == "TimeLimit":
+                    before["limited"] = True
+                    write_json(record / "attempt.json", before)
+                    longer(job, before, record)
+            time.sleep(0.1)
+        said = Path(outcome.name).read_text()
+    return int(said) if said and child.returncode else child.returncode
+
+
+def shape(before: dict) -> list[str]:
+    """The micro-batch of an attempt that came after one without enough GPU memory."""
+    size = before.get("micro_batch_size")
+    return ["--micro-batch-size", str(size)] if size else []
+
+
+def smaller(arguments: list[str], before: dict) -> int:
+    """Half of the micro-batch that was too large. Raises UserError where it was 1."""
+    section = json.loads(arguments[arguments.index("--config") + 1])
+    section = section.get("scratch") or section
+    size = before.get("micro_batch_size") or section.get("micro_batch_size") or section.get("batch_size", 1)
+    if size == 1:
+        raise UserError(
+            f"{home(arguments)}: out of GPU memory with one sequence at a time; `posttrain plan` says what fits"
+        )
+    say(f"out of GPU memory: goes on with micro-batches of {size // 2} at the same global batch: another shape")
+    return size // 2
+
+
+def limit(job: str | None) -> list[str]:
+    """The minutes that the job has left, for the stage."""
+    left = (slurm.ask("squeue", "-h", "-j", job, "-o", "%L") or "").strip() if job else ""
+    minutes = slurm.minutes_of(left)
+    return ["--minutes", f"{minutes:.2f}"] if minutes else []
+
+
+def longer(job: str, before: dict, record: Path) -> None:
+    """Ended by its time limit: run again, where no step was saved with twice the time."""
+    if newest_step(record.parent) > before["step"]:
+        say("the job's time limit is here: it is continued")
+        slurm.again(job)
+    else:
+        minutes = slurm.minutes_of(slurm.shown(job, "TimeLimit"))
+        say(f"the time limit of {minutes:g} min is here and no step was saved: run again with twice the time")
+        slurm.again(job, TimeLimit=f"{max(1, round(2 * minutes))}")
+
+
+def out_of_memory(code: int, job: str) -> bool:
+    """Whether the stage was killed for want of memory: the kernel says so, or it held nearly all that the job has."""
+    if code not in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        return False
+    held = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return slurm.kills() > 0 or held > 0.85 * (slurm.memory_mb(job) or 1e9)
+
+
+def more_memory(job: str, record: Path) -> None:
+    """Run again with twice the memory; later runs ask for it at once."""
+    memory = slurm.memory_mb(job)
+    record.mkdir(parents=True, exist_ok=True)
+    write_json(record / "failed.json", {"reason": "out of memory", "mem_mb": memory})
+    say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")
+    slurm.again(job, MinMemoryNode=str(2 * memory))

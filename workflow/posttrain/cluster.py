@@ -1,0 +1,146 @@
+"""What this SLURM site needs to be told, from `slurm/site.yaml`, as `slurm/profile.yaml` reads it.
+
+snakemake --profile slurm
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from posttrain import campaign, cards, settings
+from posttrain import resources as estimates
+from posttrain.config import Count, Section, Text
+from posttrain.errors import UserError
+
+FILE = Path("slurm/site.yaml")
+EXAMPLE = Path("slurm/site.example.yaml")
+TOLD = "POSTTRAIN_SITE"  # the site as it was when a run began, for its jobs
+AROUND = 400  # MB that a job needs beside its stage: Snakemake's executor runs itself twice in it
+Megabytes = Annotated[int, Field(ge=100)]
+
+
+class Request(Section):
+    """What a stage asks for, where the estimate of `posttrain plan` is not wanted."""
+
+    gpu: Annotated[int, Field(ge=0)] | None = None
+    """GPUs."""
+    mem_mb: Megabytes | None = None
+    """Memory, in MB."""
+    runtime: Count | None = None
+    """Time limit, in minutes; a stage that needs longer is continued."""
+
+
+class Site(Section):
+    """One SLURM site. Nothing here changes a result."""
+
+    partition: Text | None = None
+    """Partition; the site's default where it is left out."""
+    account: Text | None = None
+    """Account that is charged."""
+    qos: Text | None = None
+    """Quality of service."""
+    gpu_type: Text | None = None
+    """Type of GPU, as `sinfo -o %G` names it."""
+    gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """Memory of one GPU; a stage that does not fit into it is refused before anything runs, with what would fit."""
+    constraint: Text | None = None
+    """Features that a node must have."""
+    modules: list[Text] = Field(default=[])
+    """Environment modules that a job loads before a stage."""
+    container: Text | None = None
+    """Apptainer image in which stages run; it holds this environment (`envs/posttrain.def`)."""
+    scratch: Text | None = None
+    """Folder for checkpoints, which every node sees; beside the results where it is left out."""
+    jobs: Count = 32
+    """Most jobs in the queue at once."""
+    cpu_only: bool = False
+    """Ask for no GPU, on a cluster that has none."""
+    stages: dict[str, Request] = Field(default={})
+    """Stage -> what it asks for instead of the estimate."""
+
+
+def site(file: Path = FILE) -> Site:
+    """The site's settings; the defaults where there is no file. Raises UserError that names every mistake."""
+    if not file.is_file():
+        return Site()
+    values, problems = settings.read(file), []
+    made = campaign.validated(Site, values, values.places, problems)
+    known = sorted(path.stem for path in Path("workflow/rules").glob("*.smk"))
+    asked = values["stages"] if isinstance(values.get("stages"), dict) else {}
+    problems += [
+        f"{values.places[f'stages.{stage}']}: stages.{stage}: no such stage; known: {', '.join(known)}"
+        for stage in asked
+        if known and stage not in known
+    ]
+    if problems:
+        raise UserError(*problems)
+    return made
+
+
+def profile() -> Site:
+    """`site`, for the profile: a mistake is told in words and ends Snakemake."""
+    try:
+        return site()
+    except UserError as error:
+        print(*error.problems, sep="\n", file=sys.stderr)
+        sys.exit(2)
+
+
+def begin(workflow) -> Site | None:
+    """The site whose jobs a Snakemake starts, or, in a job of its, the site it was started for; None on this machine.
+
+    workflow: Snakemake's. Locally, GPUs are counted, so that no two stages share one unless told to.
+    """
+    if not workflow.is_main_process:
+        return current()
+    os.environ.pop(TOLD, None)
+    if workflow.resource_settings.nodes is None:
+        if "gpu" not in workflow.global_resources:
+            workflow.register_resource("gpu", len(cards.present()))
+        return None
+    found = site()
+    os.environ[TOLD] = found.model_dump_json(exclude_none=True)
+    return found
+
+
+def current() -> Site | None:
+    """The site that this process is a job of; None outside of one."""
+    return Site.model_validate_json(os.environ[TOLD]) if TOLD in os.environ else None
+
+
+def resources(found: Site) -> dict[str, str]:
+    """Snakemake's resources of every job at this site, by the executor plugin's names."""
+    named = {
+        "slurm_partition": found.partition,
+        "slurm_account": found.account,
+        "qos": found.qos,
+        "constraint": found.constraint,
+        "gpu_model": found.gpu_type,
+        "slurm_extra": "'--open-mode=append'",  # the log of a job that is run again keeps what came before
+    }
+    return {key: value for key, value in named.items() if value}
+
+
+def request(found: Site | None, plan, experiment: str, stage: str, policy: str = "") -> dict[str, int]:
+    """What a stage asks for: `gpu`, `mem_mb`, `disk_mb`, and `runtime` in minutes. found: None on this machine."""
+    estimate = estimates.request(plan, experiment, stage, policy)
+    if found is None:
+        return estimate | {"gpu": min(estimate["gpu"], len(cards.present()))}
+    estimate["mem_mb"] += AROUND
+    asked = found.stages.get(stage, Request()).model_dump(exclude_none=True)
+    return estimate | ({"gpu": 0} if found.cpu_only else {}) | asked
+
+
+def prefix(found: Site) -> str:
+    """What the shell of a job does before its stage: it leaves SIGTERM to the stage, and loads modules.
+
+    SLURM sends SIGTERM to every process of a job; a shell or `tee` that died of it would take the stage along in the
+    middle of saving.
+    """
+    modules = " ".join(map(shlex.quote, found.modules))
+    load = f"type module > /dev/null 2>&1 || . /etc/profile; module load {modules}; " if modules else ""
+    return f"set -euo pipefail; trap '' TERM; {load}"

@@ -1,0 +1,106 @@
+"""One Snakemake at a time in a directory: a dead one's lock is cleared, and the jobs that it left are waited for.
+
+Snakemake's own lock says only that there is one. Beside it lies who holds it, in a file that the kernel unlocks when
+that process ends, however it ends.
+"""
+
+import datetime
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+from pathlib import Path
+
+from posttrain import cluster, slurm
+from posttrain.errors import UserError
+from posttrain.progress import say
+
+HOLDER = Path(".snakemake/controller.json")
+# Snakemake's options that run nothing; while a Snakefile is read, it does not say itself whether it will.
+LOOKS = re.compile(
+    r"-[a-zA-Z]*n[a-zA-Z]*|--(dry-?run|unlock|report|d3dag|dag|\w+graph|lint|.*summary|list-.*|archive)(=.*)?"
+)
+LOCKS = Path(".snakemake/locks")  # Snakemake's own
+
+
+def begin(site: cluster.Site | None, command: list[str]) -> None:
+    """Before anything is planned: clear the lock of a Snakemake that died, and wait for the jobs that it left.
+
+    site: where jobs run; None on this machine. command: Snakemake's, of which some only look. Raises UserError where
+    another Snakemake works here.
+    """
+    if any(LOOKS.fullmatch(part) for part in command):
+        return
+    clear()
+    if site is not None:
+        wait_for_left_jobs()
+
+
+def hold() -> None:
+    """Say that this process runs the workflow here, from now on until it ends."""
+    HOLDER.parent.mkdir(exist_ok=True)
+    file = os.open(HOLDER, os.O_RDWR | os.O_CREAT, 0o644)  # open until this process ends
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    os.ftruncate(file, 0)
+    os.write(file, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": started}).encode())
+
+
+def clear() -> None:
+    """Remove the lock of a Snakemake that has died. Raises UserError where one is alive, or may be."""
+    locks = [file for file in LOCKS.glob("*") if file.is_file()]
+    if not locks or not HOLDER.is_file():
+        return
+    who = holder()
+    said = f"process {who['process']} on {who['host']}, started {who['started']}"
+    if who["host"] != socket.gethostname():
+        raise UserError(
+            f"{Path.cwd()}: another Snakemake works here: {said}. Whether it lives cannot be seen from "
+            f"{socket.gethostname()}: look there, or if it has died: rm {HOLDER} && snakemake --unlock"
+        )
+    if alive():
+        raise UserError(f"{Path.cwd()}: another Snakemake works here: {said}. Wait for it, or stop it first")
+    for file in locks:
+        file.unlink(missing_ok=True)
+    say(f"cleared the lock of a Snakemake that died: {said}")
+
+
+def holder() -> dict:
+    """Who ran the workflow here last."""
+    unknown = {"host": socket.gethostname(), "process": "unknown", "started": "at an unknown time"}
+    try:
+        return unknown | json.loads(HOLDER.read_text())
+    except (OSError, ValueError, TypeError):
+        return unknown
+
+
+def alive() -> bool:
+    """Whether that process still runs, on this machine."""
+    with open(HOLDER) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def left_jobs() -> list[tuple[str, str, str]]:
+    """The (number, state, comment) of this user's SLURM jobs that were submitted from this directory."""
+    said = slurm.ask("squeue", "--me", "-h", "-O", "JobID:.20,StateCompact:.8,Comment:.200,WorkDir:.1000") or ""
+    jobs = [
+        (line[:20].strip(), line[20:28].strip(), line[28:228].strip(), line[228:].strip()) for line in said.splitlines()
+    ]
+    return [job[:3] for job in jobs if job[3] and os.path.realpath(job[3]) == os.path.realpath(os.getcwd())]
+
+
+def wait_for_left_jobs(seconds: float = 10) -> None:
+    """Wait for the jobs that a dead Snakemake left running: to start them again would be to race them."""
+    spoken = 0.0
+    while jobs := left_jobs():
+        if time.monotonic() - spoken > 600 or not spoken:
+            spoken = time.monotonic()
+            names = ", ".join(f"{number} ({comment or 'job'}: {state})" for number, state, comment in jobs)
+            say(f"an earlier Snakemake left {len(jobs)} jobs; waiting for them: {names}. Stop them: scancel NUMBER")
+        time.sleep(seconds)

@@ -1,0 +1,183 @@
+"""What to ask a scheduler for: the predicted memory, time and disk of a stage, corrected by what past runs really used.
+
+posttrain plan [CAMPAIGN]
+"""
+
+import json
+import os
+import statistics
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from posttrain import architecture, config, memory, needs
+from posttrain.architecture import Architecture
+from posttrain.config import Experiment
+from posttrain.identity import record_of
+from posttrain.memory import MB
+from posttrain.plan import JUDGES, Plan
+from posttrain.steps import learned
+
+# Minutes and MB that are asked for where nothing is known: of a model that was not fetched yet, or of another stage.
+UNKNOWN = {"mem_mb": 8000, "runtime": 720, "disk_mb": 20000, "gpu": 1}
+PREPARE = {"mem_mb": 4000, "runtime": 120, "disk_mb": 2000, "gpu": 0}
+JUDGED = 240  # minutes
+MARGIN = 1.25  # of memory; twice of time
+BOUNDS = 0.5, 4.0  # of the correction by past use
+TEXTS = 20  # MB of metrics, tokenizer and settings
+
+
+class Need(NamedTuple):
+    """What one stage needs, by the formulas."""
+
+    settings: Experiment
+    shape: Architecture
+    moment: str
+    terms: memory.Terms  # bytes on the device at that moment
+    host: float  # bytes of the process, on the device that is expected
+    disk: float  # bytes
+    trained: int  # parameters
+
+
+def request(plan: Plan, experiment: str, stage: str, policy: str = "", attempt: int = 1) -> dict[str, int]:
+    """`mem_mb`, `runtime` (minutes), `disk_mb` and `gpu` to ask for; memory and time double with each attempt more.
+
+    Reads the data card, headers and past records, each once, and no weight.
+    """
+    asked = dict(PREPARE if stage == "prepare" else UNKNOWN | ({"runtime": JUDGED} if stage in JUDGES else {}))
+    need = predicted(plan, experiment, stage, policy)
+    if need:
+        asked["mem_mb"] = round(need.host / MB * ratio(plan, experiment, stage, policy) * MARGIN)
+        asked["disk_mb"] = round(need.disk / MB)
+    if known := seconds(plan, experiment, stage, policy, need):
+        asked["runtime"] = 10 + round(2 * known / 60)
+    asked["mem_mb"] = max(asked["mem_mb"], 2 * ran_out(folder_of(plan, experiment, stage, policy)))
+    again = 2 ** (attempt - 1)
+    return asked | {"mem_mb": asked["mem_mb"] * again, "runtime": asked["runtime"] * again}
+
+
+def predicted(
+    plan: Plan, experiment: str, stage: str, policy: str = "", settings: Experiment | None = None, gpu: bool = False
+) -> Need | None:
+    """What a stage needs by the formulas; None for one without a model, or of a model that is not fetched yet.
+
+    settings: others than the experiment's. gpu: on a GPU, whatever past runs had.
+    """
+    shape = None if stage in ("prepare", "report", "fetch") else architecture.of_experiment(plan, experiment)
+    if shape is None:
+        return None
+    settings, gpu = settings or plan.experiments[experiment], gpu or on_gpu()
+    rows = {kind: found["max"] for kind, found in architecture.prepared(plan, experiment).get("tokens", {}).items()}
+    moment, terms = needs.peak(needs.moments(settings, shape, stage, policy, rows, gpu))
+    trained = learned(settings, shape, stage).numbers
+    host = needs.host(shape, stage, terms, trained, gpu)
+    return Need(settings, shape, moment, terms, host, disk(settings, shape, stage, trained), trained)
+
+
+def disk(settings: Experiment, shape: Architecture, stage: str, trained: int) -> float:
+    """Bytes of an artifact and, while it is made, of two checkpoints: weights that are trained, and two moments."""
+    whole = 4 * shape.parameters
+    kept = {"base": whole, "longctx": 2 * whole}.get(stage, 4 * trained)
+    snapshots = settings.ppo.steps // settings.ppo.snapshot_steps * 4 * trained if stage == "ppo" else 0
+    return TEXTS * MB + kept + snapshots + 2 * 12 * trained
+
+
+def on_gpu() -> bool:
+    """Whether stages run on a GPU: as the newest record of a stage says; without one, as this machine has one."""
+    return _on_gpu(os.getcwd())
+
+
+@cache
+def _on_gpu(here: str) -> bool:
+    found = [record for _, record in records(here) if record.get("shape", {}).get("device")]
+    newest = max(found, key=lambda record: record.get("started", ""), default=None)
+    return newest["shape"]["device"] != "cpu" if newest else Path("/dev/nvidiactl").exists()
+
+
+@cache
+def records(here: str) -> list[tuple[str, dict]]:
+    """(folder, record) of every artifact under results/ of a directory, read once in a process."""
+    files = [*Path(here, "results").glob("*/*/provenance.json"), *Path(here, "results").glob("*/*/*/provenance.json")]
+    found = [(str(file.parent.relative_to(here)), record_of(file.parent)) for file in sorted(files)]
+    return [(folder, record) for folder, record in found if record and record["stage"] != "report"]
+
+
+def past(plan: Plan, experiment: str, stage: str, policy: str) -> list[tuple[dict, Need]]:
+    """(record, what was predicted of it) of past runs of the same kind: stage, method and device."""
+    return _past(os.getcwd(), plan, stage, method(plan.experiments[experiment], stage, policy))
+
+
+@cache
+def _past(here: str, plan: Plan, stage: str, kind: str) -> list[tuple[dict, Need]]:
+    found = []
+    for folder, record in records(here):
+        _, name, made, policy = [*folder.split("/"), ""][:4]
+        same_device = (record.get("shape", {}).get("device", "cpu") != "cpu") == on_gpu()
+        if made != stage or name not in plan.experiments or not same_device:
+            continue
+        settings = as_it_was(plan.experiments[name], stage, record)
+        if method(settings, stage, policy) == kind and (need := predicted(plan, name, stage, policy, settings)):
+            found.append((record, need))
+    return found
+
+
+def as_it_was(settings: Experiment, stage: str, record: dict) -> Experiment:
+    """An experiment with the section that a record was made from; as it is, where that is no section any more."""
+    try:
+        section = getattr(config, stage.capitalize()).model_validate(json.loads(record["params"][0]))
+    except ValueError:
+        return settings
+    return settings.model_copy(update={stage: section})
+
+
+def method(settings: Experiment, stage: str, policy: str) -> str:
+    """What tells runs of a stage apart in kind: how it is trained, or on what."""
+    tuned = settings.sft.method if settings.sft else ""
+    if stage == "longctx":
+        return settings.longctx.tuning
+    if stage == "base":
+        return settings.base.scratch.positions if settings.base.scratch else "given"
+    return f"{tuned if policy != 'base' else ''} {policy}"
+
+
+def ratio(plan: Plan, experiment: str, stage: str, policy: str = "") -> float:
+    """Resident memory over its prediction: the median of past runs of the same kind, held within bounds; else 1."""
+    used = [(record.get("peak_memory_mb"), need) for record, need in past(plan, experiment, stage, policy)]
+    found = [mb * 2**20 / need.host for mb, need in used if isinstance(mb, int | float) and mb > 0]
+    return min(max(statistics.median(found), BOUNDS[0]), BOUNDS[1]) if found else 1.0
+
+
+def seconds(plan: Plan, experiment: str, stage: str, policy: str, need: Need | None) -> float | None:
+    """Time by past runs of the same kind, in proportion to the work; None where there is none. need: as predicted."""
+    if stage == "prepare":
+        found = [record.get("seconds") for _, record in records(os.getcwd()) if record["stage"] == "prepare"]
+        return statistics.median(times) if (times := [time for time in found if time]) else None
+    found = past(plan, experiment, stage, policy) if need else []
+    rates = [record["seconds"] / work(was, stage) for record, was in found if record.get("seconds")]
+    return statistics.median(rates) * work(need, stage) if rates else None
+
+
+def work(need: Need, stage: str) -> float:
+    """What a run's time is in proportion to: parameters, times the tokens of all steps where it trains."""
+    section = need.settings.base.scratch if stage == "base" else getattr(need.settings, stage)
+    if not hasattr(section, "steps"):
+        return float(need.shape.parameters)
+    length = getattr(section, "context", None) or getattr(section, "max_length", None) or 1
+    return float(need.shape.parameters) * section.steps * section.batch_size * length
+
+
+def folder_of(plan: Plan, experiment: str, stage: str, policy: str) -> str:
+    """Where an artifact lies."""
+    return plan.judgement(experiment, stage, policy) if policy else plan.folder(experiment, stage)
+
+
+def ran_out(folder: str) -> int:
+    """MB with which a run of this artifact was killed for want of memory, by `failed.json`; 0 where none was."""
+    found = [0]
+    for file in Path(folder).glob("checkpoints/*/failed.json"):
+        try:
+            said = json.loads(file.read_text(encoding="utf-8"))
+            found += [round(said["mem_mb"])] if said.get("reason") == "out of memory" else []
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            continue
+    return max(found)
