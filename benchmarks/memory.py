@@ -3,7 +3,8 @@
 python benchmarks/memory.py [FOLDER]    # default: a temporary folder; what lies in FOLDER already is not run again
 
 Each stage of a small campaign runs as a process of its own; what it used is the peak of its resident memory, as the
-kernel counts it. `beyond` is the error of what comes on top of the libraries, which weigh the same for any model.
+kernel counts it. `beyond` is the error of what comes on top of the libraries: what the stage of the same kind uses with
+a model of next to nothing. With MALLOC_MMAP_THRESHOLD_=131072 glibc gives freed blocks back, as a GPU's allocator does.
 """
 
 import json
@@ -11,11 +12,13 @@ import multiprocessing
 import os
 import random
 import shlex
+import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from posttrain import campaign
+from posttrain import campaign, resources
+from posttrain.budget import place
 from posttrain.plan import JUDGES, Plan
 
 SIZES = {
@@ -139,7 +142,7 @@ def measured(plan: Plan, folder: str) -> float | None:
 
     A base that learned nothing in a few steps has failed, and has been measured all the same.
     """
-    _, experiment, stage, policy = [*folder.split("/"), ""][:4]
+    experiment, stage, policy = place(folder)
     file, words = Path(folder, "peak.json"), Path(folder, "said.txt")
     if not file.is_file():
         command = [sys.executable, "-m", "posttrain", stage, *shlex.split(plan.arguments(experiment, stage, policy))]
@@ -157,17 +160,34 @@ def measured(plan: Plan, folder: str) -> float | None:
 
 def wanted(folder: str) -> bool:
     """Whether a stage is measured: all that train, and the judgements of two policies."""
-    _, experiment, stage, policy = [*folder.split("/"), ""][:4]
+    experiment, stage, policy = place(folder)
     return stage not in JUDGES or (experiment in SIZES and policy in ("base", "sft"))
 
 
 def main() -> None:
-    """Print a line for each stage, and the errors over all."""
+    """Print a line for each stage, and the errors over all but those of the bare model, which weigh the libraries."""
     with tempfile.TemporaryDirectory() as temporary:
         plan = write(Path(sys.argv[1] if len(sys.argv) > 1 else temporary))
-        for folder in plan.folders():
-            if folder != "results/report" and wanted(folder):
-                print(f"{folder:50} {measured(plan, folder)}", flush=True)
+        errors, bare = [], {}
+        print(f"{'stage':32} {'measured MB':>12} {'predicted MB':>13} {'error':>7} {'beyond':>7}")
+        for folder in [folder for folder in plan.folders() if folder != "results/report" and wanted(folder)]:
+            experiment, stage, policy = place(folder)
+            used, need = measured(plan, folder), resources.predicted(plan, experiment, stage, policy)
+            if used is None or need is None:
+                continue
+            told, key = need.host / 2**20, stage if need.terms else "given"
+            if experiment.startswith("bare"):
+                bare.setdefault(key, (used, told))
+            libraries = bare[key]
+            beyond = (told - libraries[1]) / (used - libraries[0]) - 1 if used > 1.1 * libraries[0] else None
+            if not experiment.startswith("bare"):
+                errors.append((told / used - 1, beyond))
+            shown = "" if beyond is None else f"{beyond:+.0%}"
+            name = folder.removeprefix("results/")
+            print(f"{name:32} {used:12.0f} {told:13.0f} {told / used - 1:+7.0%} {shown:>7}", flush=True)
+        for name, values in (("error", [e for e, _ in errors]), ("beyond", [b for _, b in errors if b is not None])):
+            sizes = sorted(map(abs, values))
+            print(f"{name}: median {statistics.median(sizes):.0%}, most {sizes[-1]:.0%} of {len(sizes)} stages")
 
 
 if __name__ == "__main__":

@@ -184,6 +184,29 @@ def test_past_use_corrects_the_request(tmp_path, monkeypatch):
     assert resources.request(plan, "one", "sft")["mem_mb"] == pytest.approx(4 * before["mem_mb"], rel=1e-3)
 
 
+def test_what_past_runs_used_of_a_gpu_corrects_what_is_refused(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, monkeypatch, sft={})
+    keep_section(plan, tmp_path)
+    monkeypatch.setattr(resources, "on_gpu", lambda: True)
+    need = resources.predicted(plan, "one", "sft")
+    fits = budget.size(need) + 1
+    assert not [way for way in refused(plan, fits) if way.startswith("one/sft")], "control"
+    gpu = {"shape": {"device": "H100"}, "peak_gpu_memory_mb": 2 * sum(need.terms.values()) / 2**20}
+    record(tmp_path, **gpu)
+    forget()
+    said = next(way for way in refused(plan, fits) if way.startswith("one/sft"))
+    assert f"needs {budget.size(need, 2.0):.1f} GB" in said
+
+
+def refused(plan, gb):
+    """What is refused of a plan."""
+    try:
+        budget.refuse_too_large(plan, gb, True)
+    except UserError as error:
+        return error.problems
+    return []
+
+
 @pytest.mark.parametrize("other", ["device", "method", "stage"])
 def test_runs_of_another_kind_do_not_count(tmp_path, monkeypatch, other):
     plan = plan_of(tmp_path, monkeypatch, sft={}, reward={})

@@ -53,7 +53,8 @@ def line(plan: Plan, folder: str, asked: dict[str, int]) -> str:
     trained, peak, most = ("", "", "" if place(folder)[1] == "prepare" else UNTIL)
     if need:
         largest = max(need.terms, key=need.terms.get, default="")
-        trained, peak = short(need.trained), f"{sum(need.terms.values()) / GB:.2f}"
+        used = resources.ratio(plan, *place(folder), gpu=True)
+        trained, peak = short(need.trained), f"{sum(need.terms.values()) / GB * used:.2f}"
         most = f"{largest} {need.terms[largest] / GB:.2f}" if largest else ""
     hours = "unknown" if time is None else f"{time / 3600:.2f}"
     name = folder.removeprefix("results/")
@@ -116,18 +117,19 @@ def refuse_too_large(plan: Plan, gb: float, every: bool = False) -> None:
     for folder in stages(plan, every):
         experiment, stage, policy = place(folder)
         need = resources.predicted(plan, experiment, stage, policy, gpu=True)
-        if need and size(need) > gb:
-            ways = list(remedies(plan, experiment, stage, policy, gb))
+        used = resources.ratio(plan, experiment, stage, policy, gpu=True)
+        if need and size(need, used) > gb:
+            ways = list(remedies(plan, experiment, stage, policy, (gb - RESERVE) / used + RESERVE))
             advice = f"fits with {' or '.join(ways)}" if ways else "no setting makes it fit: take a smaller model"
             name = folder.removeprefix("results/")
-            problems.append(f"{name}: needs {size(need):.1f} GB of GPU memory, there are {gb:g}; {advice}")
+            problems.append(f"{name}: needs {size(need, used):.1f} GB of GPU memory, there are {gb:g}; {advice}")
     if problems:
         raise UserError(*problems)
 
 
-def size(need: Need) -> float:
-    """GB of a GPU that a stage takes."""
-    return sum(need.terms.values()) / GB + RESERVE
+def size(need: Need, used: float = 1.0) -> float:
+    """GB of a GPU that a stage takes. used: what past runs used of their prediction."""
+    return sum(need.terms.values()) / GB * used + RESERVE
 
 
 def remedies(plan: Plan, experiment: str, stage: str, policy: str, gb: float) -> Iterator[str]:

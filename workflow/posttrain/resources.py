@@ -140,10 +140,13 @@ def method(settings: Experiment, stage: str, policy: str) -> str:
     return f"{tuned if policy != 'base' else ''} {policy}"
 
 
-def ratio(plan: Plan, experiment: str, stage: str, policy: str = "") -> float:
-    """Resident memory over its prediction: the median of past runs of the same kind, held within bounds; else 1."""
-    used = [(record.get("peak_memory_mb"), need) for record, need in past(plan, experiment, stage, policy)]
-    found = [mb * 2**20 / need.host for mb, need in used if isinstance(mb, int | float) and mb > 0]
+def ratio(plan: Plan, experiment: str, stage: str, policy: str = "", gpu: bool = False) -> float:
+    """Resident memory (gpu: the GPU's) over its prediction: the median of past runs of the same kind, held within
+    bounds; 1 where there is none."""
+    key, found = "peak_gpu_memory_mb" if gpu else "peak_memory_mb", []
+    for record, need in past(plan, experiment, stage, policy):
+        used, told = record.get(key), sum(need.terms.values()) if gpu else need.host
+        found += [used * 2**20 / told] if isinstance(used, int | float) and used > 0 and told else []
     return min(max(statistics.median(found), BOUNDS[0]), BOUNDS[1]) if found else 1.0
 
 
