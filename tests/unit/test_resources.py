@@ -52,7 +52,7 @@ def keep_section(plan, folder, stage="sft"):
 def forget():
     """Records are read once in a process; a test writes new ones."""
     for cached in (resources.records, resources._past, resources._on_gpu):
-        cached.cache_clear()
+        getattr(cached, "cache_clear", int)()
 
 
 @pytest.fixture(autouse=True)
@@ -230,6 +230,26 @@ def test_time_is_in_proportion_to_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(resources, "on_gpu", lambda: False)
     need = resources.predicted(plan, "one", "sft")
     assert resources.seconds(plan, "one", "sft", "", need) == pytest.approx(3 * 3600)
+
+
+def test_the_run_nearest_in_work_tells_the_time(tmp_path, monkeypatch):
+    """Ten steps that took an hour, most of it to start, say nothing of ten thousand where others took as many."""
+    monkeypatch.setattr(resources, "on_gpu", lambda: False)
+    for steps, time in ((10, 3600.0), (10000, 7200.0)):
+        plan = plan_of(tmp_path, monkeypatch, sft={"steps": steps})
+        keep_section(plan, tmp_path)
+        record(tmp_path, seconds=time)
+        forget()
+        need = resources.predicted(plan, "one", "sft")
+        before = json.loads((tmp_path / "results/one/sft/provenance.json").read_text())
+        (tmp_path / f"{steps}.json").write_text(json.dumps(before))
+    both = [("results/one/sft", json.loads((tmp_path / f"{steps}.json").read_text())) for steps in (10, 10000)]
+    monkeypatch.setattr(resources, "records", lambda here: both)
+    resources._past.cache_clear()
+    assert resources.seconds(plan, "one", "sft", "", need) == 7200
+    monkeypatch.setattr(resources, "records", lambda here: both[:1])
+    resources._past.cache_clear()
+    assert resources.seconds(plan, "one", "sft", "", need) == 3600 * 1000, "control: there is no other"
 
 
 def test_a_run_that_was_out_of_memory_gets_twice_as_much(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ LIBRARIES = {"base": 605, "sft": 640, "reward": 625, "dpo": 640, "longctx": 610,
              "compare": 530, "lengths": 530, "evaluate": 650}  # fmt: skip
 GIVEN = 425  # MB of a base that is copied
 CUDA = 3000  # MB of the host's that CUDA's libraries and its context take
-HEAP = {"adapter": 1.5, "whole": 0.7}  # of the activations: freed blocks that glibc keeps between those in use
+HEAP = {"adapter": 1.5, "whole": 0.5}  # of the activations: freed blocks that glibc keeps between those in use
 
 
 def moments(

@@ -4,6 +4,7 @@ posttrain plan [CAMPAIGN]
 """
 
 import json
+import math
 import os
 import statistics
 from functools import cache
@@ -151,13 +152,20 @@ def ratio(plan: Plan, experiment: str, stage: str, policy: str = "", gpu: bool =
 
 
 def seconds(plan: Plan, experiment: str, stage: str, policy: str, need: Need | None) -> float | None:
-    """Time by past runs of the same kind, in proportion to the work; None where there is none. need: as predicted."""
+    """Time by the past runs of the same kind whose work is nearest, in proportion to it; None where there is none.
+
+    need: as predicted. Small runs spend their time on starting, and say little of large ones.
+    """
     if stage == "prepare":
         found = [record.get("seconds") for _, record in records(os.getcwd()) if record["stage"] == "prepare"]
         return statistics.median(times) if (times := [time for time in found if time]) else None
     found = past(plan, experiment, stage, policy) if need else []
-    rates = [record["seconds"] / work(was, stage) for record, was in found if record.get("seconds")]
-    return statistics.median(rates) * work(need, stage) if rates else None
+    timed = [(record["seconds"], work(was, stage)) for record, was in found if record.get("seconds")]
+    if not timed:
+        return None
+    wanted = work(need, stage)
+    near = min(abs(math.log(wanted / done)) for _, done in timed)
+    return statistics.median(time * wanted / done for time, done in timed if abs(math.log(wanted / done)) == near)
 
 
 def work(need: Need, stage: str) -> float:
