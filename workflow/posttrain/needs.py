@@ -13,7 +13,7 @@ from posttrain.steps import Batch, learned, micro, step
 
 # Resident memory in MB of Python and the libraries that a stage imports, measured (docs/plan.md).
 LIBRARIES = {"base": 605, "sft": 640, "reward": 625, "dpo": 640, "longctx": 610, "ppo": 500, "reference": 530,
-             "compare": 530, "lengths": 530, "evaluate": 650}  # fmt: skip
+             "compare": 490, "lengths": 490, "evaluate": 605}  # fmt: skip
 GIVEN = 425  # MB of a base that is copied
 CUDA = 3000  # MB of the host's that CUDA's libraries and its context take
 HEAP = {"adapter": 1.5, "whole": 0.5}  # of the activations: freed blocks that glibc keeps between those in use
@@ -155,12 +155,27 @@ def _judged(settings: Experiment, shape: Architecture, stage: str, policy: str) 
     """Dequantising holds the quantised and the whole weights at once."""
     section, whole = getattr(settings, stage), memory.weights(shape, False)
     context = shape.context * (settings.longctx.factor if policy == "longctx" else 1)
-    length = max(section.tokens) if stage == "lengths" else section.max_length or round(context)
-    made = memory.logits(shape, section.batch_size, length, 3 if stage == "lengths" else 2)
-    made |= memory.passing(shape, section.batch_size * length, False)
+    rows, length = section.batch_size, getattr(section, "max_length", None) or round(context)
+    if stage == "lengths":
+        rows, length = _windows(settings)
+    made = memory.logits(shape, rows, length, 3 if stage == "lengths" else 2)
+    made |= memory.passing(shape, rows * length, False)
     quantised = policy in ("sft", "ppo", "dpo") and settings.sft.method == "qlora"
     loading = both(memory.weights(shape, True), whole) if quantised else whole
     return {"loading": loading, "scoring": whole | made}
+
+
+def _windows(settings: Experiment) -> tuple[int, int]:
+    """(windows, tokens of each) of the forward pass of `lengths` that holds most: windows of one document. The built-in
+    world's are as long as their window, packed ones as the longest; of others the length is not known."""
+    section, longest = settings.lengths, max(settings.lengths.tokens)
+    if settings.prepare.long and not section.packing:
+        return section.batch_size, longest
+    found = [(1, longest)]
+    for length in section.tokens if section.packing else []:
+        more = -(-(longest - length) // max(1, int(length * section.stride)))
+        found.append((min(section.batch_size, 1 + more), length))
+    return max(found, key=lambda windows: windows[0] * windows[1])
 
 
 def both(one: Terms, other: Terms) -> Terms:
