@@ -57,7 +57,8 @@ def forget():
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    for name in ("MALLOC_MMAP_THRESHOLD_", "POSTTRAIN_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
     forget()
     yield
     forget()
@@ -313,6 +314,22 @@ def test_no_setting_is_advised_that_would_be_refused(tmp_path, monkeypatch):
         assert ("micro_batch_size" in ways) == allowed and "gradient_checkpointing" in ways
 
 
+def test_the_host_of_a_gpu_holds_weights_alone(tmp_path, monkeypatch):
+    """The newest record tells the device, unless POSTTRAIN_DEVICE does."""
+    plan = plan_of(tmp_path, monkeypatch, sft={})
+    keep_section(plan, tmp_path)
+    record(tmp_path, shape={"device": "cpu"})
+    on_cpu = resources.request(plan, "one", "sft")["mem_mb"]
+    monkeypatch.setenv("POSTTRAIN_DEVICE", "gpu")
+    resources._past.cache_clear()
+    with_gpu = resources.request(plan, "one", "sft")["mem_mb"]
+    assert 4 * PARAMETERS_7B / 1e6 < with_gpu < 45000 < on_cpu
+    monkeypatch.delenv("POSTTRAIN_DEVICE")
+    record(tmp_path, shape={"device": "H100"})
+    forget()
+    assert resources.request(plan, "one", "sft")["mem_mb"] == with_gpu
+
+
 def test_the_sum_is_told_term_by_term(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     need = resources.predicted(plan, "one", "sft")
@@ -341,7 +358,8 @@ def test_the_command(tmp_path, monkeypatch):
     assert said("one/nothing").returncode == 2
     large = said("--gpu-memory-gb", "24")
     assert large.returncode == 2 and "one/sft: needs" in large.stderr and "Traceback" not in large.stderr
-    assert said("--gpu-memory-gb", "100000").returncode == 0, "control"
+    roomy = said("--gpu-memory-gb", "100000")
+    assert roomy.returncode == 0 and "peak: on the GPU" in roomy.stdout, "control"
 
 
 def test_planning_needs_no_torch():

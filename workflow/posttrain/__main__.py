@@ -358,6 +358,8 @@ def run_plan(arguments) -> None:
     """Print what the stages to be run need; refuse those that cannot fit."""
     from posttrain import budget, campaign
 
+    if arguments.gpu_memory_gb is not None:
+        os.environ["POSTTRAIN_DEVICE"] = "gpu"
     whole = arguments.wanted.endswith((".yaml", ".yml"))
     plan = campaign.load(arguments.wanted if whole else arguments.campaign)
     print(budget.table(plan, arguments.all, arguments.terms) if whole else budget.one(plan, arguments.wanted))

@@ -120,7 +120,11 @@ def refuse_too_large(plan: Plan, gb: float, every: bool = False) -> None:
         used = resources.ratio(plan, experiment, stage, policy, gpu=True)
         if need and size(need, used) > gb:
             ways = list(remedies(plan, experiment, stage, policy, (gb - RESERVE) / used + RESERVE))
-            advice = f"fits with {' or '.join(ways)}" if ways else "no setting makes it fit: take a smaller model"
+            advice = (
+                f"fits with {' or '.join(ways)}"
+                if ways
+                else "no setting of its own makes it fit: shorten rows or take a smaller model"
+            )
             name = folder.removeprefix("results/")
             problems.append(f"{name}: needs {size(need, used):.1f} GB of GPU memory, there are {gb:g}; {advice}")
     if problems:

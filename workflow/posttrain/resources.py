@@ -84,8 +84,10 @@ def disk(settings: Experiment, shape: Architecture, stage: str, trained: int) ->
 
 
 def on_gpu() -> bool:
-    """Whether stages run on a GPU: as the newest record of a stage says; without one, as this machine has one."""
-    return _on_gpu(os.getcwd())
+    """Whether stages run on a GPU: as POSTTRAIN_DEVICE says (`gpu` or `cpu`: a cluster's head has no GPU of its own),
+    else as the newest record of a stage does, else as this machine has one."""
+    told = os.environ.get("POSTTRAIN_DEVICE")
+    return told == "gpu" if told else _on_gpu(os.getcwd())
 
 
 @cache
