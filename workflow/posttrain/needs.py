@@ -50,7 +50,9 @@ def host(shape: Architecture, stage: str, terms: Terms, trained: int, gpu: bool)
     Of quantised weights the file stays mapped, since embeddings are read from it. Unless MALLOC_MMAP_THRESHOLD_ is set,
     glibc keeps freed blocks between those in use, as many times the activations.
     """
-    libraries = MB * (LIBRARIES[stage] if terms or stage != "base" else GIVEN)
+    if not terms:  # a base that is copied
+        return GIVEN * MB
+    libraries = LIBRARIES[stage] * MB
     if gpu:
         return libraries + CUDA * MB + FULL * shape.parameters
     mapped = FULL * memory.linear(shape) if "quantisation constants" in terms else 0
