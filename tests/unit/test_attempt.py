@@ -20,8 +20,9 @@ from posttrain.errors import Interrupted, UserError
 def here(tmp_path, monkeypatch) -> Path:
     """An empty working directory, outside of any job."""
     monkeypatch.chdir(tmp_path)
-    for name in ("SLURM_JOB_ID", cluster.TOLD, credentials.PLACE):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("SLURM_JOB_ID", "POSTTRAIN_DEVICE", cluster.TOLD, credentials.PLACE):
+        monkeypatch.setenv(name, "")  # so that what a test sets is undone
+        monkeypatch.delenv(name)
     return tmp_path
 
 
@@ -243,6 +244,7 @@ def test_on_this_machine_gpus_are_counted(here, monkeypatch):
     assert given.global_resources == {"gpu": 1}, "what the user says comes first"
     queue = Workflow(32)
     assert cluster.begin(queue) == cluster.Site() and queue.global_resources == {}, "a queue counts for itself"
+    assert os.environ["POSTTRAIN_DEVICE"] == "gpu", "whatever the login node has"
 
 
 def test_jobs_are_told_of_the_site_as_it_was_when_their_run_began(here):

@@ -104,7 +104,13 @@ def begin(workflow) -> Site | None:
         return None
     found = site()
     os.environ[TOLD] = found.model_dump_json(exclude_none=True)
+    expect_device(found)
     return found
+
+
+def expect_device(found: Site) -> None:
+    """Let requests be those of the site's compute nodes, whatever this one has."""
+    os.environ["POSTTRAIN_DEVICE"] = "cpu" if found.cpu_only else "gpu"
 
 
 def current() -> Site | None:

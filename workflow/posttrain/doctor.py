@@ -33,6 +33,7 @@ def doctor(plan: Plan) -> tuple[list[str], bool]:
         site = cluster.site()
     except UserError as error:
         return [f"MISSING  site: {problem}" for problem in error.problems], False
+    cluster.expect_device(site)
     lines.append(f"ok       site: {FILE if FILE.is_file() else f'no {FILE}: the default partition and account'}")
     for check in (reachable, remembers, partition, room, environment):
         lines += (said := check(site, plan))
