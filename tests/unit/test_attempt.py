@@ -71,14 +71,14 @@ def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
     def again(job, **changes):
         asked.append((job, changes))
 
-    known = {"again": again, "shown": lambda job, key: {"MinMemoryNode": "1100M"}.get(key, ""), "kills": lambda: 0}
+    known = {"again": again, "shown": lambda job, key: {"MinMemoryNode": "9000000M"}.get(key, ""), "kills": lambda: 0}
     assert stage("import sys; sys.exit(75)", **known) == 75
     assert asked == [("7", {})]
     assert stage("import sys; sys.exit(2)", **known) == 2 and len(asked) == 1, "control: a failure is not"
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert stage(kill, **known) == 137 and len(asked) == 1, "control: nor what was killed with memory left"
     assert stage(kill, **known | {"kills": lambda: 1}) == 137
-    assert asked[1:] == [("7", {"MinMemoryNode": "2200"})]
+    assert asked[1:] == [("7", {"MinMemoryNode": "18000000"})]
 
 
 def test_limits_that_let_no_step_be_saved_end_it(here):

@@ -5,7 +5,9 @@ snakemake --profile slurm
 
 import os
 import shlex
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -141,11 +143,29 @@ def request(found: Site | None, plan, experiment: str, stage: str, policy: str =
     return estimate | ({"gpu": 0} if found.cpu_only else {}) | asked
 
 
+def pass_on_sigterm() -> None:
+    """Let the stage hear of a SIGTERM that SLURM sends to a task's first process alone, which is Snakemake.
+
+    It keeps its own handler; a thread learns of the signal beside it, and tells the whole process group once.
+    """
+    if "SLURM_STEP_ID" not in os.environ:  # not the process that runs the stage, but the one that submits it
+        return
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while signal.SIGTERM not in os.read(heard, 64):
+            pass
+        os.killpg(0, signal.SIGTERM)
+
+    threading.Thread(target=listen, daemon=True).start()
+
+
 def prefix(found: Site) -> str:
     """What the shell of a job does before its stage: it leaves SIGTERM to the stage, and loads modules.
 
-    SLURM sends SIGTERM to every process of a job; a shell or `tee` that died of it would take the stage along in the
-    middle of saving.
+    A shell or `tee` that died of it would take the stage along in the middle of saving.
     """
     modules = " ".join(map(shlex.quote, found.modules))
     load = f"type module > /dev/null 2>&1 || . /etc/profile; module load {modules}; " if modules else ""

@@ -60,6 +60,7 @@ if workflow.is_main_process:
     snakemake_records.sync(PLAN.folders())
 elif SITE:
     shell.prefix(cluster.prefix(SITE))
+    cluster.pass_on_sigterm()
 
 
 wildcard_constraints:
