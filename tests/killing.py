@@ -50,7 +50,7 @@ def start(stage: str, section, output: Path, inputs: dict[str, Path], without: s
     config = output.parent / "config.yaml"
     config.write_text(section.model_dump_json(exclude_none=True))
     flags = [part for role, path in inputs.items() for part in (f"--{role}", str(path))]
-    command = [stage, "--config", str(config), "--output", str(output), *flags]
+    command = [stage, "--config", str(config), "--output", str(output), "--keep-gb", "0", *flags]
     process = PROCESSES.Process(target=run, args=(command, output.parent / "said", without))
     process.start()
     return process
