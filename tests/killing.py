@@ -13,6 +13,8 @@ from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
+import tiny
+
 from posttrain.errors import UserError
 from posttrain.files import read_json
 
@@ -46,11 +48,7 @@ def prepare() -> None:
 
 def start(stage: str, section, output: Path, inputs: dict[str, Path], without: str = ""):
     """Begin or continue a stage in a process of its own, which forgets a piece of the state (`PIECES`)."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    config = output.parent / "config.yaml"
-    config.write_text(section.model_dump_json(exclude_none=True))
-    flags = [part for role, path in inputs.items() for part in (f"--{role}", str(path))]
-    command = [stage, "--config", str(config), "--output", str(output), "--keep-gb", "0", *flags]
+    command = tiny.command(stage, section, output, inputs)
     process = PROCESSES.Process(target=run, args=(command, output.parent / "said", without))
     process.start()
     return process

@@ -24,15 +24,20 @@ def make(stage: str, section, output: Path, **inputs) -> Path:
     return output
 
 
-def start(stage: str, section, output: Path, inputs: dict[str, Path], *more: str) -> subprocess.Popen:
-    """A stage in a process of its own, as the workflow starts it."""
+def command(stage: str, section, output: Path, inputs: dict[str, Path]) -> list[str]:
+    """A stage's command line after `posttrain`; its section is written beside the output."""
     config = output.parent / "config.yaml"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(section.model_dump_json(exclude_none=True))
     flags = [part for role, path in inputs.items() for part in (f"--{role}", str(path))]
-    command = [sys.executable, "-m", "posttrain", stage, "--config", str(config), "--output", str(output), *flags]
+    return [stage, "--config", str(config), "--output", str(output), "--keep-gb", "0", *flags]
+
+
+def start(stage: str, section, output: Path, inputs: dict[str, Path]) -> subprocess.Popen:
+    """A stage in a process of its own, as the workflow starts it."""
+    started = [sys.executable, "-m", "posttrain", *command(stage, section, output, inputs)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow")}
-    return subprocess.Popen([*command, *more], env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(started, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def prepare():

@@ -1,5 +1,6 @@
 """What stands around a stage: attempts, GPUs of one's own, hidden credentials, one controller, reasons of failures."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import attempt, cards, cluster, controller, credentials, failure, launch, slurm
+from posttrain import attempt, cards, cluster, controller, credentials, failure, interruption, launch, slurm
 from posttrain.errors import Interrupted, UserError
 
 
@@ -30,14 +31,14 @@ def here(tmp_path, monkeypatch) -> Path:
 def stage(here, monkeypatch):
     """Lets a script stand for the stage, and runs an attempt at it."""
 
-    def run(script: str, section: dict | None = None, **patches) -> int:
+    def run(script: str, section: dict | None = None, name: str = "sft", **patches) -> int:
         monkeypatch.setattr(launch, "command", lambda arguments, processes: [sys.executable, "-c", script, *arguments])
-        for name, value in patches.items():
-            monkeypatch.setattr(slurm, name, value)
+        for key, value in patches.items():
+            monkeypatch.setattr(slurm, key, value)
         kept = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         try:
             section = json.dumps(section or {"batch_size": 8})
-            return attempt.attempt(["sft", "--config", section, "--output", "results/x/sft/manifest.json"], 0)
+            return attempt.attempt([name, "--config", section, "--output", f"results/x/{name}/manifest.json"], 0)
         finally:
             signal.signal(signal.SIGTERM, kept[0])
             signal.signal(signal.SIGINT, kept[1])
@@ -62,6 +63,9 @@ def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, capsys):
     assert "at the same global batch: another shape" in capsys.readouterr().err
     with pytest.raises(UserError, match="out of GPU memory with one sequence at a time"):
         stage("import sys; sys.exit(77)", {"batch_size": 1})
+    (here / "sizes").unlink()
+    assert stage(script, name="evaluate") == 77
+    assert (here / "sizes").read_text().split() == ["8"], "a stage without micro-batches is not tried again"
 
 
 def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
@@ -72,6 +76,7 @@ def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
         asked.append((job, changes))
 
     known = {"again": again, "shown": lambda job, key: {"MinMemoryNode": "9000000M"}.get(key, ""), "kills": lambda: 0}
+    known["could_run"] = lambda job, option: option == "--mem=18000000"
     assert stage("import sys; sys.exit(75)", **known) == 75
     assert asked == [("7", {})]
     assert stage("import sys; sys.exit(2)", **known) == 2 and len(asked) == 1, "control: a failure is not"
@@ -81,19 +86,51 @@ def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
     assert asked[1:] == [("7", {"MinMemoryNode": "18000000"})]
 
 
+def test_memory_that_no_node_has_is_not_waited_for(stage, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    asked = []
+    known = {"again": lambda *job, **changes: asked.append(job), "kills": lambda: 1, "could_run": lambda *_: False}
+    known["shown"] = lambda job, key: {"MinMemoryNode": "1100M", "Partition": "normal"}[key]
+    assert stage("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", **known) == 137
+    assert not asked and "normal has no node with 2200" in capsys.readouterr().err
+
+
+def limited(record: Path, *settings: str) -> None:
+    """An attempt that ends at its time limit."""
+    before = attempt.begin(record, ["sft", *settings])
+    (record / "attempt.json").write_text(json.dumps(before | {"limited": True}))
+
+
 def test_limits_that_let_no_step_be_saved_end_it(here):
     record = Path("results/x/sft/checkpoints/attempt")
     for _ in range(attempt.FRUITLESS):
-        before = attempt.begin(record, "7")
-        (record / "attempt.json").write_text(json.dumps(before | {"limited": True}))
+        limited(record)
     with pytest.raises(UserError, match=r"3 jobs ended at their time limit.*raise stages.sft.runtime"):
-        attempt.begin(record, "7")
+        limited(record)
     for step in range(5):  # control: steps are saved
-        before = attempt.begin(record, "7")
-        (record / "attempt.json").write_text(json.dumps(before | {"limited": True}))
+        limited(record)
         whole = record.parent / "id" / f"checkpoint-{step + 1}/manifest.json"
         whole.parent.mkdir(parents=True)
         whole.write_text("{}")
+        os.utime(whole, (step, step))
+
+
+def test_other_settings_are_another_attempt(here):
+    """Checkpoints of earlier settings are no step that was saved, and their limits do not count."""
+    record = Path("results/x/sft/checkpoints/attempt")
+    older = record.parent / "older/checkpoint-900/manifest.json"
+    older.parent.mkdir(parents=True)
+    older.write_text("{}")
+    os.utime(older, (1, 1))
+    for _ in range(attempt.FRUITLESS):
+        limited(record, "older")
+    limited(record, "newer")
+    own = record.parent / "newer/checkpoint-5/manifest.json"
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
+    for _ in range(attempt.FRUITLESS - 1):
+        limited(record, "newer")
+    assert attempt.begin(record, ["sft", "newer"])["fruitless"] == attempt.FRUITLESS - 1, "control: its own limits do"
 
 
 @pytest.mark.parametrize(
@@ -262,11 +299,14 @@ def test_jobs_are_told_of_the_site_as_it_was_when_their_run_began(here):
 
 def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):
     (here / "slurm").mkdir()
-    (here / "slurm/site.yaml").write_text("partitoin: a\njobs: none\nstages: {sft: {gpu: -1}}\n")
+    (here / "workflow/rules").mkdir(parents=True)
+    (here / "workflow/rules/sft.smk").write_text("")
+    (here / "slurm/site.yaml").write_text("partitoin: a\njobs: none\nstages: {sft: {gpu: -1}, sftt: {gpu: 1}}\n")
     with pytest.raises(UserError) as error:
         cluster.site()
     assert [problem.split(": ")[:2] for problem in sorted(error.value.problems)] == [
-        ["slurm/site.yaml:1", "partitoin"], ["slurm/site.yaml:2", "jobs"], ["slurm/site.yaml:3", "stages.sft.gpu"]
+        ["slurm/site.yaml:1", "partitoin"], ["slurm/site.yaml:2", "jobs"], ["slurm/site.yaml:3", "stages.sft.gpu"],
+        ["slurm/site.yaml:3", "stages.sftt"]
     ]  # fmt: skip
 
 
@@ -277,3 +317,20 @@ def test_who_only_looks_is_let_in(here):
     for works in ("--cores=2", "-j2", "-k", "--profile", "--keep-going", "results/main/sft/manifest.json"):
         with pytest.raises(UserError):
             controller.begin(None, ["snakemake", works])
+
+
+def test_a_file_system_without_locks_is_lived_with(here, monkeypatch):
+    """Lustre mounted without them: who holds a directory is told by its process."""
+
+    def unknown(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with interruption.alone(here / "lock") as waited:
+        assert not waited
+    locked(here, host=socket.gethostname(), process=os.getpid(), started="2026-01-01T00:00:00+00:00")
+    with pytest.raises(UserError, match="another Snakemake works here"):
+        controller.clear()
+    (here / ".snakemake/controller.json").write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 1}))
+    controller.clear()
+    assert not list((here / ".snakemake/locks").iterdir())

@@ -264,7 +264,6 @@ def test_a_run_that_was_out_of_memory_gets_twice_as_much(tmp_path, monkeypatch):
     assert resources.request(plan, "one", "sft")["mem_mb"] == before, "control: half written"
     (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": before}))
     assert resources.request(plan, "one", "sft")["mem_mb"] == 2 * before
-    assert resources.request(plan, "one", "sft", attempt=2)["mem_mb"] == 4 * before
 
 
 def test_a_model_that_was_not_fetched_is_unknown(tmp_path, monkeypatch):

@@ -89,17 +89,22 @@ def parser() -> argparse.ArgumentParser:
     for stage in (evaluate, longctx, lengths):
         stage.add_argument("--base", type=Path, help="manifest of the base that an adapter belongs to")
     for stage in (prepare, base, sft, *aligned, longctx, lengths, evaluate):
-        stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
-        limit = "time limit of the batch job it runs in: it saves before it and exits with 75 to be continued (0: none)"
-        stage.add_argument("--minutes", type=minutes, default=0.0, help=limit)
-        smaller = "smaller micro-batches than the config's; the same global batch, in another shape"
-        stage.add_argument("--micro-batch-size", type=count, help=smaller)
-        stage.add_argument("--code", help="fingerprint of the code that the run was planned with")
-        stage.add_argument("--lineage", default="", help="digest of what it descends from, by the plan")
-        keep = os.environ.get("POSTTRAIN_KEEP_GB") or "0"  # argparse reads it as it reads an argument
-        stage.add_argument("--keep-gb", type=float, default=keep, help="keep and reuse earlier artifacts up to so much")
+        how_to_run(stage)
     tools(commands)
     return top
+
+
+def how_to_run(stage) -> None:
+    """The arguments of a stage that change nothing of what it makes: threads, limits, and what the workflow knows."""
+    stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
+    limit = "time limit of the batch job it runs in: it saves before it and exits with 75 to be continued (0: none)"
+    stage.add_argument("--minutes", type=minutes, default=0.0, help=limit)
+    smaller = "smaller micro-batches than the config's; the same global batch, in another shape"
+    stage.add_argument("--micro-batch-size", type=count, help=smaller)
+    stage.add_argument("--code", help="fingerprint of the code that the run was planned with")
+    stage.add_argument("--lineage", default="", help="digest of what it descends from, by the plan")
+    keep = os.environ.get("POSTTRAIN_KEEP_GB") or "0"  # argparse reads it as it reads an argument
+    stage.add_argument("--keep-gb", type=float, default=keep, help="keep and reuse earlier artifacts up to so much")
 
 
 def tools(commands) -> None:
@@ -187,6 +192,20 @@ def quiet_libraries(command: str) -> None:
     )
 
 
+def given_section(stage: str, text: str):
+    """A stage's section from the command line. Raises UserError that names every mistake in it."""
+    from posttrain import campaign, checks, config, settings
+
+    values, problems = settings.given(text), []
+    file = values.places[""].partition(":")[0]
+    section = campaign.validated(getattr(config, stage.capitalize()), values, values.places, problems)
+    if section:
+        problems += [f"{file}: {key}: {said}" for key, said in checks.incomplete(stage, section)]
+    if problems:
+        raise UserError(*problems)
+    return section
+
+
 def run_stage(arguments) -> None:
     """Run a stage on its own section and inputs, and publish its artifact."""
     import gc
@@ -195,19 +214,12 @@ def run_stage(arguments) -> None:
     import tempfile
     import warnings
 
-    from posttrain import artifact, campaign, checks, config, interruption, settings
+    from posttrain import artifact, interruption
 
     interruption.begin(arguments.minutes)
     output, stage = arguments.output, arguments.command
     progress.name = "/".join(output.parent.parts[-3 if stage in ("evaluate", "compare", "lengths") else -2 :])
-    schema = getattr(config, stage.capitalize())
-    values, problems = settings.given(arguments.config), []
-    file = values.places[""].partition(":")[0]
-    section = campaign.validated(schema, values, values.places, problems)
-    if section:
-        problems += [f"{file}: {key}: {said}" for key, said in checks.incomplete(stage, section)]
-    if problems:
-        raise UserError(*problems)
+    section = given_section(stage, arguments.config)
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     gc.disable()  # a quarter of the start-up is collecting garbage that imports do not make
@@ -230,7 +242,9 @@ def run_stage(arguments) -> None:
         try:
             return function(section, **given)
         except torch.OutOfMemoryError as error:
-            raise TooLarge(f"out of GPU memory: {str(error).splitlines()[0]}; lower micro_batch_size") from None
+            raise TooLarge(
+                f"out of GPU memory: {str(error).splitlines()[0]}; lower micro_batch_size or batch_size"
+            ) from None
 
     with tempfile.TemporaryDirectory() as cache:
         os.environ["HF_DATASETS_CACHE"] = cache  # its builder's cache must not outlive the data

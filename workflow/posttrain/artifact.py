@@ -72,18 +72,20 @@ def make(
             return say("made by the process that was waited for")
         shutil.rmtree(work, ignore_errors=True)
         if before:
-            say(f"made before from the same settings, inputs and code ({name}): taken from there")
-            kept.link(before, work, [part.name for part in before.iterdir()])
-            record = read_json(before / "provenance.json") | made_from  # inputs lie elsewhere
-            write_json(work / "provenance.json", record)
+            take(name, before, work, made_from)
         else:
             make_anew(name, run, section, inputs, work, checkpoints, made_from)
-        parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
-        publish(work, home, sorted(parts, key="manifest.json".__eq__))
-        (home / DAMAGED).unlink(missing_ok=True)
+        parts = publish(work, home)
         shutil.rmtree(checkpoints, ignore_errors=True)
         if keep_gb:
             kept.keep(name, home, parts, keep_gb)
+
+
+def take(name: str, before: Path, work: Path, made_from: dict) -> None:
+    """Fill the folder `work` with an earlier artifact of the same identity, whose inputs lay elsewhere."""
+    say(f"made before from the same settings, inputs and code ({name}): taken from there")
+    kept.link(before, work, [part.name for part in before.iterdir()])
+    write_json(work / "provenance.json", read_json(before / "provenance.json") | made_from)
 
 
 def is_made(name: str, output: Path) -> bool:
@@ -184,17 +186,20 @@ def refuse_strangers(output: Path) -> None:
             raise UserError(f"--output {output}: {folder} is no artifact's and would be replaced; name another folder")
 
 
-def publish(work: Path, home: Path, parts: list[str]) -> None:
-    """Move finished parts into place, in the given order, with permissions that a group can read."""
+def publish(work: Path, home: Path) -> list[str]:
+    """Move what was made into place, the manifest last, with permissions that a group can read; returns its names."""
     for file in work.rglob("*"):
         if file.stat().st_mode & 0o044 != 0o044:  # safetensors writes files that only their owner can read
             file.chmod(0o755 if file.is_dir() else 0o644)
-    for part in parts:
+    parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
+    for part in sorted(parts, key="manifest.json".__eq__):
         target = home / part
         if target.is_dir():
             shutil.rmtree(target)
         os.replace(work / part, target)
     shutil.rmtree(work)
+    (home / DAMAGED).unlink(missing_ok=True)
+    return parts
 
 
 def provenance(name: str, started: datetime.datetime, seconds: float) -> dict:

@@ -42,14 +42,14 @@ def attempt(arguments: list[str], gpus: int) -> int:
     stop, job = Stop(), slurm.job_id()
     record = home(arguments) / "checkpoints" / "attempt"
     at_scratch(home(arguments) / "checkpoints")
-    before = begin(record, job)
+    before = begin(record, arguments)
     environment = dict(os.environ)
     if not job and gpus:
         own, _held = cards.take(gpus)
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     while True:
         code = run(arguments + shape(before) + limit(job), environment, stop, job, before, record)
-        if code != TOO_LARGE:
+        if code != TOO_LARGE or arguments[0] not in launch.TRAINERS:
             break
         before["micro_batch_size"] = smaller(arguments, before)
         write_json(record / "attempt.json", before)
@@ -85,28 +85,31 @@ def at_scratch(checkpoints: Path) -> None:
         checkpoints.symlink_to(there)
 
 
-def begin(record: Path, job: str | None) -> dict:
-    """What is known of earlier attempts, with this one counted. Raises UserError where the time limit is too short."""
-    file = record / "attempt.json"
+def begin(record: Path, arguments: list[str]) -> dict:
+    """What is known of earlier attempts at just this, with this one counted. Raises UserError where the time limit is
+    too short."""
+    file, what = record / "attempt.json", hashlib.sha256("\0".join(arguments).encode()).hexdigest()
     known = read_json(file) if file.is_file() else {}
-    step = newest_step(record.parent)
-    fruitless = known.get("fruitless", 0) + 1 if known.get("limited") and known.get("step") == step else 0
+    if known.get("what") != what:  # other settings, inputs or code
+        known = {}
+    saved = newest(record.parent)
+    fruitless = known.get("fruitless", 0) + 1 if known.get("limited") and known.get("saved") == saved else 0
     if fruitless >= FRUITLESS:
         shutil.rmtree(record)
         raise UserError(
             f"{record.parent.parent}: {fruitless} jobs ended at their time limit without a step that was saved; raise "
             f"stages.{record.parent.parent.name}.runtime in slurm/site.yaml, or lower checkpoint_minutes"
         )
-    now = known | {"job": job, "step": step, "fruitless": fruitless, "limited": False}
+    now = known | {"what": what, "saved": saved, "fruitless": fruitless, "limited": False}
     record.mkdir(parents=True, exist_ok=True)
     write_json(file, now)
     return now
 
 
-def newest_step(checkpoints: Path) -> int:
-    """The step of the newest whole checkpoint; 0 where there is none."""
+def newest(checkpoints: Path) -> str:
+    """The whole checkpoint that was written last; "" where there is none."""
     whole = checkpoints.glob("*/checkpoint-*/manifest.json")
-    return max((int(file.parent.name.rpartition("-")[2]) for file in whole), default=0)
+    return str(max(whole, key=lambda file: file.stat().st_mtime, default=""))
 
 
 def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, before: dict, record: Path) -> int:
@@ -122,7 +125,7 @@ def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, be
             if stop.told and not handed:
                 handed = True
                 child.send_signal(signal.SIGTERM)
-                if job and slurm.reason(job) == "TimeLimit":
+                if job and slurm.shown(job, "Reason") == "TimeLimit":
                     before["limited"] = True
                     write_json(record / "attempt.json", before)
                     longer(job, before, record)
@@ -158,14 +161,15 @@ def limit(job: str | None) -> list[str]:
 
 
 def longer(job: str, before: dict, record: Path) -> None:
-    """Ended by its time limit: run again, where no step was saved with twice the time."""
-    if newest_step(record.parent) > before["step"]:
-        say("the job's time limit is here: it is continued")
+    """Ended by its time limit: run again; where no step was saved, with twice the time, if the partition has it."""
+    minutes = slurm.minutes_of(slurm.shown(job, "TimeLimit"))
+    twice = max(1, round(2 * minutes))
+    if newest(record.parent) != before["saved"] or not slurm.could_run(job, f"--time={twice}"):
+        say(f"the time limit of {minutes:g} min is here: run again")
         slurm.again(job)
     else:
-        minutes = slurm.minutes_of(slurm.shown(job, "TimeLimit"))
         say(f"the time limit of {minutes:g} min is here and no step was saved: run again with twice the time")
-        slurm.again(job, TimeLimit=f"{max(1, round(2 * minutes))}")
+        slurm.again(job, TimeLimit=str(twice))
 
 
 def out_of_memory(code: int, job: str) -> bool:
@@ -177,9 +181,13 @@ def out_of_memory(code: int, job: str) -> bool:
 
 
 def more_memory(job: str, record: Path) -> None:
-    """Run again with twice the memory; later runs ask for it at once."""
+    """Run again with twice the memory, where a node has it; later runs ask for it at once."""
     memory = slurm.memory_mb(job)
     record.mkdir(parents=True, exist_ok=True)
     write_json(record / "failed.json", {"reason": "out of memory", "mem_mb": memory})
-    say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")
-    slurm.again(job, MinMemoryNode=str(2 * memory))
+    if slurm.could_run(job, f"--mem={2 * memory}"):
+        say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")
+        slurm.again(job, MinMemoryNode=str(2 * memory))
+    else:
+        partition = slurm.shown(job, "Partition")
+        say(f"error: out of memory with {memory} MB, and {partition} has no node with {2 * memory}: lower batch sizes")

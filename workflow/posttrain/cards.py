@@ -3,7 +3,6 @@
 Snakemake counts GPUs and hands out none: two stages of one user would meet on the first.
 """
 
-import fcntl
 import functools
 import os
 import subprocess
@@ -11,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from posttrain.files import lock
 from posttrain.progress import say
 
 
@@ -55,9 +55,7 @@ def held(card: str) -> int | None:
     folder = Path(tempfile.gettempdir(), f"posttrain-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     file = os.open(folder / f"gpu-{card}", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if lock(file) is False:
         os.close(file)
         return None
     return file

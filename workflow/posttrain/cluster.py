@@ -19,7 +19,6 @@ from posttrain.config import Count, Section, Text
 from posttrain.errors import UserError
 
 FILE = Path("slurm/site.yaml")
-EXAMPLE = Path("slurm/site.example.yaml")
 TOLD = "POSTTRAIN_SITE"  # the site as it was when a run began, for its jobs
 AROUND = 400  # MB that a job needs beside its stage: Snakemake's executor runs itself twice in it
 Megabytes = Annotated[int, Field(ge=100)]

@@ -5,7 +5,6 @@ that process ends, however it ends.
 """
 
 import datetime
-import fcntl
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from posttrain import cluster, slurm
 from posttrain.errors import UserError
+from posttrain.files import lock
 from posttrain.progress import say
 
 HOLDER = Path(".snakemake/controller.json")
@@ -42,7 +42,7 @@ def hold() -> None:
     """Say that this process runs the workflow here, from now on until it ends."""
     HOLDER.parent.mkdir(exist_ok=True)
     file = os.open(HOLDER, os.O_RDWR | os.O_CREAT, 0o644)  # open until this process ends
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock(file)
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     os.ftruncate(file, 0)
     os.write(file, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": started}).encode())
@@ -78,12 +78,9 @@ def holder() -> dict:
 
 def alive() -> bool:
     """Whether that process still runs, on this machine."""
-    with open(HOLDER) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+    with open(HOLDER, "r+") as file:
+        locked = lock(file.fileno())
+    return Path(f"/proc/{holder()['process']}").exists() if locked is None else not locked
 
 
 def left_jobs() -> list[tuple[str, str, str]]:

@@ -1,5 +1,6 @@
 """Read and write the project's own JSON files; what is written appears whole or not at all."""
 
+import fcntl
 import hashlib
 import json
 from pathlib import Path
@@ -11,6 +12,18 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock(file: int) -> bool | None:
+    """Lock an open file until it is closed, or its process ends: False where another process has it, None where the
+    file system knows no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def read_json(path: Path):

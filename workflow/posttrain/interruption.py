@@ -4,7 +4,6 @@ python -m posttrain STAGE ... --minutes 60    # saves before the hour is over an
 """
 
 import contextlib
-import fcntl
 import math
 import os
 import platform
@@ -14,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from posttrain import files
 from posttrain.errors import INTERRUPTED, Interrupted, UserError
 from posttrain.progress import say
 
@@ -132,12 +132,9 @@ def alone(lock: Path) -> Iterator[bool]:
 def locked(lock: Path) -> int | None:
     """The descriptor of the lock file, opened and locked; None where another process holds it."""
     file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file).st_ino == lock.stat().st_ino:  # its last holder may just have deleted it
+    with contextlib.suppress(FileNotFoundError):  # its last holder may just have deleted it
+        if files.lock(file) is not False and os.fstat(file).st_ino == lock.stat().st_ino:
             os.ftruncate(file, 0)
             return file
-    except (BlockingIOError, FileNotFoundError):
-        pass
     os.close(file)
     return None

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain import architecture, config, memory, needs
+from posttrain import architecture, cards, config, memory, needs
 from posttrain.architecture import Architecture
 from posttrain.config import Experiment
 from posttrain.identity import record_of
@@ -40,8 +40,8 @@ class Need(NamedTuple):
     trained: int  # parameters
 
 
-def request(plan: Plan, experiment: str, stage: str, policy: str = "", attempt: int = 1) -> dict[str, int]:
-    """`mem_mb`, `runtime` (minutes), `disk_mb` and `gpu` to ask for; memory and time double with each attempt more.
+def request(plan: Plan, experiment: str, stage: str, policy: str = "") -> dict[str, int]:
+    """`mem_mb`, `runtime` (minutes), `disk_mb` and `gpu` to ask for.
 
     Reads the data card, headers and past records, each once, and no weight.
     """
@@ -53,8 +53,7 @@ def request(plan: Plan, experiment: str, stage: str, policy: str = "", attempt: 
     if known := seconds(plan, experiment, stage, policy, need):
         asked["runtime"] = 10 + round(2 * known / 60)
     asked["mem_mb"] = max(asked["mem_mb"], 2 * ran_out(folder_of(plan, experiment, stage, policy)))
-    again = 2 ** (attempt - 1)
-    return asked | {"mem_mb": asked["mem_mb"] * again, "runtime": asked["runtime"] * again}
+    return asked
 
 
 def predicted(
@@ -94,7 +93,7 @@ def on_gpu() -> bool:
 def _on_gpu(here: str) -> bool:
     found = [record for _, record in records(here) if record.get("shape", {}).get("device")]
     newest = max(found, key=lambda record: record.get("started", ""), default=None)
-    return newest["shape"]["device"] != "cpu" if newest else Path("/dev/nvidiactl").exists()
+    return newest["shape"]["device"] != "cpu" if newest else bool(cards.present())
 
 
 @cache

@@ -29,11 +29,6 @@ def shown(job: str, key: str) -> str:
     return next((field.partition("=")[2] for field in fields if field.startswith(f"{key}=")), "")
 
 
-def reason(job: str) -> str:
-    """Why a job is being stopped, where SLURM says so: `TimeLimit`."""
-    return shown(job, "Reason")
-
-
 def minutes_of(text: str) -> float:
     """SLURM's `days-hours:minutes:seconds` in minutes; 0 for no limit."""
     days, _, clock = text.rpartition("-")
@@ -64,14 +59,19 @@ def kills() -> int:
     return found
 
 
-def again(job: str, **changes: str) -> bool:
-    """Let SLURM run this job again, with other limits; False where the site does not allow it."""
+def could_run(job: str, option: str) -> bool:
+    """Whether a job with another option of sbatch could run in this one's partition: what never can, waits for ever."""
+    partition = shown(job, "Partition")
+    return ask("sbatch", "--test-only", f"--partition={partition}", option, "--wrap", "true") is not None
+
+
+def again(job: str, **changes: str) -> None:
+    """Let SLURM run this job again, with other limits."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if ask("scontrol", "requeue", job) is None:
         say("SLURM does not run this job again by itself (requeue is off): snakemake --profile slurm continues it")
-        return False
+        return
     for _ in range(50 if changes else 0):  # until the job counts as waiting
         if ask("scontrol", "update", f"JobId={job}", *(f"{key}={value}" for key, value in changes.items())) is not None:
             break
         time.sleep(0.1)
-    return True

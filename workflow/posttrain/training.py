@@ -1,5 +1,6 @@
 """What every trainer shares: arguments, progress that a person can follow, continuing an interrupted run, the curve."""
 
+import array
 import functools
 import math
 import os
@@ -113,10 +114,10 @@ def in_batches(rows, training) -> torch.utils.data.Subset:
     A trainer ends each of its own passes with a smaller batch, which processes and micro-batches would share unevenly.
     rows: a sequence. Returns `steps` x `batch_size` rows.
     """
-    wanted, order = training.steps * training.batch_size, []
+    wanted, order = training.steps * training.batch_size, array.array("q")  # of eight bytes: a run may read millions
     for number in range(math.ceil(wanted / len(rows))):
         shuffle = torch.Generator().manual_seed(training.seed + number)
-        order += torch.randperm(len(rows), generator=shuffle).tolist()
+        order.extend(torch.randperm(len(rows), generator=shuffle).tolist())
     return torch.utils.data.Subset(rows, order[:wanted])
 
 

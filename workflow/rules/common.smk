@@ -1,6 +1,7 @@
 import gc
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 from posttrain import (
@@ -83,8 +84,12 @@ def artifact(wildcards, stage):
     return wildcards.experiment, stage, wildcards.get("policy", "")
 
 
+@cache
+def requested(*job):
+    """All that a job asks for."""
+    return cluster.request(SITE, PLAN, *job)
+
+
 def need(stage, what):
     """How much of a resource a stage asks for: `gpu`, `mem_mb`, `disk_mb`, or `runtime` in minutes."""
-    return lambda wildcards: cluster.request(SITE, PLAN, *artifact(wildcards, stage))[
-        what
-    ]
+    return lambda wildcards: requested(*artifact(wildcards, stage))[what]
