@@ -35,8 +35,7 @@ def command(stage_arguments: list[str], processes: int, nodes: int = 1) -> list[
 def processes(environ: dict[str, str]) -> int:
     """How many processes a node runs: one for each GPU that the job sees, one where it sees none."""
     if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        devices = [device.strip() for device in visible.split(",")]
-        return max(1, sum(device not in ("", "-1", "NoDevFiles") for device in devices))
+        return len(visible.split(","))  # "", "-1" and "NoDevFiles" are no GPU, and one process
     return max(1, int(environ.get("SLURM_GPUS_ON_NODE") or 1))
 
 

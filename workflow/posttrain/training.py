@@ -112,6 +112,7 @@ def in_batches(rows, training) -> torch.utils.data.Subset:
     """The rows of a whole run in the order of its batches: passes through all of them, each in an order of its own.
 
     A trainer ends each of its own passes with a smaller batch, which processes and micro-batches would share unevenly.
+    And from a checkpoint of the last step it would take one more, were there rows left.
     rows: a sequence. Returns `steps` x `batch_size` rows.
     """
     wanted, order = training.steps * training.batch_size, array.array("q")  # of eight bytes: a run may read millions
@@ -183,8 +184,7 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         control.should_log = True  # a mean over steps would be another one after a checkpoint between them
-        # From a checkpoint of the last step a trainer takes one more.
-        control.should_save = self.watch.step(state.global_step) and state.global_step < state.max_steps
+        control.should_save = self.watch.step(state.global_step)
         if self.watch.stop(state.global_step):
             control.should_training_stop = True
         self.heart.beat(state.global_step, f"loss {self.loss:.3f}" if math.isfinite(self.loss) else "first steps")
