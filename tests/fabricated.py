@@ -1,7 +1,9 @@
 """A campaign that looks done: artifacts as its stages would leave them, without any training; what would run again,
 and for the campaign of every stage (`workflow/whole`) what should."""
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import yaml
 
@@ -36,11 +38,13 @@ def fabricate(plan, folders=None, text: str = "") -> None:
 
 
 def rerun(**config) -> dict[str, str]:
-    """Artifact -> reasons, of every job that Snakemake would run; what a dry run finds."""
+    """Artifact -> reasons, of every job that Snakemake would run; what a dry run finds. What planning sets in the
+    environment, and the secrets that it takes out of it, do not outlive it."""
     from snakemake.api import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings, SnakemakeApi
     from snakemake.settings.types import Quietness
 
-    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
+    quiet = OutputSettings(quiet={Quietness.ALL}, dryrun=True)
+    with mock.patch.dict(os.environ), SnakemakeApi(quiet) as api:
         flow = api.workflow(
             resource_settings=ResourceSettings(cores=1),
             config_settings=ConfigSettings(config=config),

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def make(stage: str, section, output: Path, **inputs) -> Path:
+def make(stage: str, section, output: Path, keep_gb: float = 0.0, **inputs) -> Path:
     """Run a stage as the command line does, in this process; returns its manifest."""
     import importlib
 
@@ -20,7 +20,7 @@ def make(stage: str, section, output: Path, **inputs) -> Path:
 
     torch.set_num_threads(1)
     run = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
-    artifact.make(stage, run, section, inputs, output)
+    artifact.make(stage, run, section, inputs, output, keep_gb=keep_gb)
     return output
 
 

@@ -1,12 +1,13 @@
 """Short runs of trainers, in as many processes as torchrun starts: `processes.py RUNS.json FOLDER [WRONG]`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 from tiny import make
 
-from posttrain import config, training
+from posttrain import config, kept, training
 
 
 def main(runs: dict, folder: Path, wrong: str = "") -> None:
@@ -15,11 +16,14 @@ def main(runs: dict, folder: Path, wrong: str = "") -> None:
     for name, (stage, section, inputs) in runs.items():
         schema = getattr(config, stage.capitalize())
         inputs = {role: Path(path) for role, path in inputs.items()}
-        make(stage, schema.model_validate(section), folder / name / "manifest.json", **inputs)
+        output, keep_gb = folder / name / "manifest.json", float(wrong == "unseen")
+        make(stage, schema.model_validate(section), output, **inputs, keep_gb=keep_gb)
 
 
 def spoil(wrong: str) -> None:
-    """Go through the batch in a way that is wrong: controls that must be seen."""
+    """Go through the batch in a way that is wrong: controls that must be seen. Or see other files than the first."""
+    if wrong == "unseen" and os.environ["RANK"] != "0":
+        kept.find = lambda *_: None
     split, arguments = training.split, training.arguments
     if wrong == "accumulation":  # as if there were one process
         training.split = lambda batch, micro, processes: split(batch, micro, 1)

@@ -151,6 +151,14 @@ def test_the_command_that_launch_builds(made, runs, tmp_path, monkeypatch, proce
     assert read_json(output.parent / "provenance.json")["shape"]["processes"] == 2
 
 
+def test_the_first_process_says_whether_to_run(runs):
+    """What it takes from an earlier artifact, the others do not wait for: one that looks for itself may miss it."""
+    stage, section, inputs = runs["dpo"]
+    before = make(stage, section, Path("results/once/dpo/manifest.json"), **inputs, keep_gb=1.0)
+    again = together({"dpo": runs["dpo"]}, 2, Path("results/again"), "unseen")
+    assert (again / "dpo" / "manifest.json").samefile(before)
+
+
 def test_a_loss_over_the_whole_batch_is_refused(runs, monkeypatch):
     from posttrain.errors import UserError
 

@@ -60,25 +60,36 @@ def make(
     if os.environ.get("WANDB_MODE", "disabled") == "offline":
         tracking.describe(home.absolute().parts[-2], stage, name)
     work, checkpoints = home / f".making-{name}", home / "checkpoints" / name
-    before = kept.find(name, _versions()) if keep_gb else None
     made_from = {"stage": stage, "params": [canonical(slice), planned, lineage], "inputs": read}
     if os.environ.get("RANK", "0") != "0":  # the first of several processes writes for all
-        if not before:
+        if needed():
             with tempfile.TemporaryDirectory() as unused:
                 run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
         return
     with interruption.alone(home / f".lock-{name}") as waited:
-        if waited and "RANK" not in os.environ and is_made(name, output):
+        if waited and is_made(name, output):
+            needed(False)
             return say("made by the process that was waited for")
         shutil.rmtree(work, ignore_errors=True)
-        if before:
-            take(name, before, work, made_from)
-        else:
+        before = kept.find(name, _versions()) if keep_gb else None
+        if needed(before is None):
             make_anew(name, run, section, inputs, work, checkpoints, made_from)
+        else:
+            take(name, before, work, made_from)
         parts = publish(work, home)
         shutil.rmtree(checkpoints, ignore_errors=True)
         if keep_gb:
             kept.keep(name, home, parts, keep_gb)
+
+
+def needed(found: bool = False) -> bool:
+    """Whether there is something to run, as the first of several processes found. Each looking for itself, one could
+    see what another is writing, and not come where it is waited for."""
+    if "RANK" not in os.environ:
+        return found
+    from posttrain import parallel
+
+    return parallel.largest(float(found), parallel.device()) > 0
 
 
 def take(name: str, before: Path, work: Path, made_from: dict) -> None:
