@@ -5,9 +5,11 @@ import os
 import sys
 from pathlib import Path
 
+from accelerate.state import AcceleratorState, DistributedType
 from tiny import make
 
-from posttrain import config, kept, training
+from posttrain import config, interruption, kept, parallel, training
+from posttrain.errors import Interrupted
 
 
 def main(runs: dict, folder: Path, wrong: str = "") -> None:
@@ -17,7 +19,10 @@ def main(runs: dict, folder: Path, wrong: str = "") -> None:
         schema = getattr(config, stage.capitalize())
         inputs = {role: Path(path) for role, path in inputs.items()}
         output, keep_gb = folder / name / "manifest.json", float(wrong == "unseen")
-        make(stage, schema.model_validate(section), output, **inputs, keep_gb=keep_gb)
+        try:
+            make(stage, schema.model_validate(section), output, **inputs, keep_gb=keep_gb)
+        except Interrupted:
+            make(stage, schema.model_validate(section), output, **inputs, keep_gb=keep_gb)
 
 
 def spoil(wrong: str) -> None:
@@ -25,6 +30,8 @@ def spoil(wrong: str) -> None:
     if wrong == "unseen" and os.environ["RANK"] != "0":
         kept.find = lambda *_: None
     split, arguments = training.split, training.arguments
+    if wrong.startswith("sharded"):
+        share_out(wrong)
     if wrong == "accumulation":  # as if there were one process
         training.split = lambda batch, micro, processes: split(batch, micro, 1)
     if wrong == "average":  # each process over its own tokens
@@ -33,6 +40,30 @@ def spoil(wrong: str) -> None:
         training.evaluate_whole = lambda trainer, *given, **named: type(trainer).evaluation_loop(
             trainer, *given, **named
         )
+
+
+def share_out(how: str) -> None:
+    """FSDP on CPUs, where accelerate leaves it out: what a machine with several GPUs would do, but for its messages."""
+    begin, known = AcceleratorState.__init__, {}
+
+    def with_plugin(state, *given, **named):
+        begin(state, *given, **named)
+        if plugin := named.get("fsdp_plugin") or known.get("plugin"):
+            known["plugin"] = plugin
+            state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+
+    run, due = training.run, interruption.due
+
+    def halves(trainer, *given) -> None:
+        run(trainer, *given)
+        for name, weight in trainer.model.named_parameters():
+            assert weight.to_local().numel() == weight.numel() / 2, name
+
+    AcceleratorState.__init__, training.run, training.refuse_shards = with_plugin, halves, lambda: None
+    parallel.sharded = True
+    if how == "sharded-stopped":  # after the second step, once
+        calls = iter([False, False, True])
+        interruption.due = lambda *given: interruption.TOLD if next(calls, False) else due(*given)
 
 
 if __name__ == "__main__":

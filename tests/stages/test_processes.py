@@ -2,21 +2,24 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, dpo, make, reward, scratch, sft
+from tiny import ROOT, command, dpo, make, reward, scratch, sft
 
 from posttrain import launch
 from posttrain.config import Base, Long, Longctx, Prepare, Tokenizer, World
+from posttrain.errors import INTERRUPTED
 from posttrain.files import read_json
 
 pytestmark = pytest.mark.slow
 SHORT = dict(batch_size=8, micro_batch_size=4, steps=4, log_steps=1, eval_steps=2)
 SHAPES = {1: (4, 2), 2: (4, 1), 4: (2, 1)}  # processes -> (micro-batch, accumulation)
-RUNS = ("base", "lora", "qlora", "packed", "reward", "dpo", "longctx")
+RUNS = ("base", "lora", "qlora", "full", "packed", "reward", "dpo", "longctx")
 SRUN = """#!/bin/bash
 [ "$1 $2" = "--nodes=2 --ntasks=2" ] || exit 9
 shift 3
@@ -43,6 +46,7 @@ def runs(data, base, tuned_policy, referenced) -> dict:
         "base": ("base", Base(scratch=scratch(**SHORT | {"steps": 24})), {"data": data}),
         "lora": ("sft", sft(method="lora", **SHORT), {"data": data, "base": base}),
         "qlora": ("sft", sft(method="qlora", gradient_checkpointing=True, **SHORT), {"data": data, "base": base}),
+        "full": ("sft", sft(method="full", **SHORT), {"data": data, "base": base}),
         "packed": ("sft", sft(method="qlora", packing=True, **SHORT), {"data": data, "base": base}),
         "reward": ("reward", reward(**SHORT), on),
         "dpo": ("dpo", dpo(**SHORT), on | {"reference": referenced}),
@@ -64,7 +68,7 @@ def together(runs: dict, count: int, folder: Path, wrong: str = "") -> Path:
     (folder / "runs.json").write_text(json.dumps(stated))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     script = [str(Path(__file__).with_name("processes.py")), str(folder / "runs.json"), str(folder), wrong]
-    done = subprocess.run([*torchrun, *script], capture_output=True, text=True, env=environment())
+    done = subprocess.run([*torchrun, *script], capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -134,6 +138,21 @@ def test_a_wrong_split_is_seen(made, runs, wrong, seen):
         assert furthest(made[1] / name, folder / name)[key] > 1e-5
 
 
+@pytest.mark.parametrize("how", ["sharded", "sharded-stopped"])
+def test_shared_out_weights_learn_the_same(made, runs, how):
+    """FSDP on CPUs: each process holds half of every weight, 4-bit ones too; a run that is stopped continues."""
+    from safetensors.torch import load_file
+
+    known = {name: runs[name] for name in ("qlora", "full", "dpo")[: 3 if how == "sharded" else 1]}
+    folder = together(known, 2, Path(f"results/{how}"), how)
+    for name in known:
+        assert max(furthest(made[1] / name, folder / name).values()) < 1e-5
+        file = next((made[1] / name / "model").glob("*.safetensors")).relative_to(made[1])
+        weights, others = load_file(made[1] / file), load_file(folder / file)
+        assert weights.keys() == others.keys()
+        assert max((weights[key] - others[key]).abs().max() for key in weights) < 1e-5
+
+
 @pytest.mark.parametrize(("processes", "nodes"), [(2, 1), (1, 2)])
 def test_the_command_that_launch_builds(made, runs, tmp_path, monkeypatch, processes, nodes):
     """On one node; and on two, each an agent of torchrun on this machine, started by what stands for srun."""
@@ -144,8 +163,8 @@ def test_the_command_that_launch_builds(made, runs, tmp_path, monkeypatch, proce
     output = Path(f"results/launched-{nodes}/dpo/manifest.json")
     flags = [part for role, path in inputs.items() for part in (f"--{role}", str(path))]
     stage_arguments = [stage, "--config", section.model_dump_json(exclude_none=True), "--output", str(output), *flags]
-    command = launch.command(stage_arguments, processes, nodes)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    started = launch.command(stage_arguments, processes, nodes)
+    done = subprocess.run(started, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     assert max(furthest(made[1] / "dpo", output.parent).values()) < 1e-5
     assert read_json(output.parent / "provenance.json")["shape"]["processes"] == 2
@@ -157,6 +176,39 @@ def test_the_first_process_says_whether_to_run(runs):
     before = make(stage, section, Path("results/once/dpo/manifest.json"), **inputs, keep_gb=1.0)
     again = together({"dpo": runs["dpo"]}, 2, Path("results/again"), "unseen")
     assert (again / "dpo" / "manifest.json").samefile(before)
+
+
+def attempted(section, output: Path, inputs: dict) -> subprocess.Popen:
+    """`posttrain attempt` where two GPUs are said to be visible: two processes, here on the CPU."""
+    whole = [sys.executable, "-m", "posttrain", "attempt", *command("sft", section, output, inputs)]
+    visible = environment() | {"CUDA_VISIBLE_DEVICES": "0,1"}
+    return subprocess.Popen(whole, stderr=subprocess.PIPE, text=True, env=visible)
+
+
+def test_several_processes_told_to_stop_save_and_continue(runs):
+    stage, section, inputs = runs["lora"]
+    section = section.model_copy(update={"steps": 150, "eval_steps": None})
+    whole = together({"lora": (stage, section, inputs)}, 2, Path("results/untold"))
+    output = Path("results/told-together/sft/manifest.json")
+    process = attempted(section, output, inputs)
+    while not list(output.parent.glob("checkpoints/*/progress.json")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1]
+    assert process.returncode == INTERRUPTED and not output.exists(), said
+    assert "what ended it: told to stop (SIGTERM): saved at step" in said.splitlines()[-1], "below torchrun's own"
+    process = attempted(section, output, inputs)
+    said = process.communicate()[1]
+    assert process.returncode == 0 and "continuing from a checkpoint of step" in said, said
+    assert read_json(output)["files"] == read_json(whole / "lora" / "manifest.json")["files"]
+
+
+def test_the_last_line_says_what_ended_several_processes(runs):
+    _, section, inputs = runs["lora"]
+    process = attempted(section.model_copy(update={"batch_size": 7}), Path("results/odd/sft/manifest.json"), inputs)
+    said = process.communicate()[1]
+    assert process.returncode == 2
+    assert "what ended it: error: batch_size 7 cannot be shared evenly" in said.splitlines()[-1]
 
 
 def test_a_loss_over_the_whole_batch_is_refused(runs, monkeypatch):

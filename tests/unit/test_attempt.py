@@ -310,6 +310,30 @@ def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):
     ]  # fmt: skip
 
 
+def test_weights_are_shared_out_where_the_site_says_so(here, stage, monkeypatch):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text("stages: {sft: {gpu: 2, shard: true}, ppo: {shard: true}}\n")
+    with pytest.raises(UserError, match=r"^slurm/site.yaml:1: stages.ppo.shard: only sft and dpo can$"):
+        cluster.site()
+    (here / "slurm/site.yaml").write_text("stages: {sft: {gpu: 2, shard: true}}\n")
+    monkeypatch.setenv(cluster.TOLD, cluster.site().model_dump_json(exclude_none=True))
+    given = "import sys; print(*sys.argv, file=open('given', 'w'))"
+    stage(given)
+    assert (here / "given").read_text().split()[-1] == "--shard"
+    stage(given, name="dpo")
+    assert "--shard" not in (here / "given").read_text(), "control: a stage of which it says nothing"
+
+
+def test_accelerate_shares_nothing_out_on_cpus(monkeypatch):
+    from posttrain import parallel, training
+
+    monkeypatch.setattr(parallel, "sharded", True)
+    assert training.sharding() == {}, "one process has nothing to share"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--shard needs GPUs"):
+        training.sharding()
+
+
 def test_who_only_looks_is_let_in(here):
     locked(here, host="elsewhere", process=123, started="2026-01-01T00:00:00+00:00")
     for looks in ("-n", "-np", "--dry-run", "--dryrun", "--report", "--rulegraph", "--unlock", "--list-rules"):

@@ -22,7 +22,8 @@ def test_one_process_is_the_stage_alone():
 
 def test_several_processes_meet_at_a_free_port():
     assert launch.command(SFT, 4) == [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=4", "--standalone", "-m", "posttrain", *SFT
+        sys.executable, "-m", "torch.distributed.run", "--shutdown-timeout=300", "--nproc-per-node=4", "--standalone",
+        "-m", "posttrain", *SFT,
     ]  # fmt: skip
 
 
@@ -43,7 +44,8 @@ def test_nodes_meet_at_a_port_of_the_step(tmp_path, monkeypatch, processes, node
     said = subprocess.run(show, capture_output=True, text=True, check=True).stdout.splitlines()
     port = 15000 + (70001 * 31 + 3) % 15000
     assert said == [
-        "torch.distributed.run", f"--nproc-per-node={processes}", f"--nnodes={nodes}", "--rdzv-backend=c10d",
+        "torch.distributed.run", "--shutdown-timeout=300", f"--nproc-per-node={processes}", f"--nnodes={nodes}",
+        "--rdzv-backend=c10d",
         "--rdzv-id=70001.3", f"--rdzv-endpoint=10.0.0.7:{port}", "-m", "posttrain", *SFT,
     ]  # fmt: skip
 

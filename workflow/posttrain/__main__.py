@@ -4,6 +4,8 @@ python -m posttrain STAGE --config results/NAME/STAGE/config.yaml ... --output r
 """
 
 import argparse
+import contextlib
+import json
 import math
 import os
 import sys
@@ -24,31 +26,30 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments) or 0
     except Interrupted as stopped:
-        progress.say(str(stopped))
-        return outcome(INTERRUPTED)
+        return told(str(stopped), INTERRUPTED)
     except TooLarge as error:
-        progress.say(f"error: {error}")
-        return outcome(TOO_LARGE)
+        return told(f"error: {error}", TOO_LARGE)
     except UserError as error:
-        progress.say("\n".join(f"error: {problem}" for problem in error.problems))
-        return 2
+        return told("\n".join(f"error: {problem}" for problem in error.problems), 2)
     except BrokenPipeError:  # `posttrain check | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a folder that cannot be written, a full disk
         if error.filename is None or error.errno is None:
             raise  # some library's own, not the file system's
-        progress.say(f"error: {error.filename2 or error.filename}: {error.strerror}")
-        return 2
+        return told(f"error: {error.filename2 or error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
         progress.say("interrupted; run it again to continue")
         return 130
 
 
-def outcome(code: int) -> int:
-    """Leave the exit code where `attempt` looks for it: torchrun has one of its own for all that goes wrong."""
+def told(message: str, code: int) -> int:
+    """Say how it ended, and leave it where `attempt` looks: torchrun has one exit code for all that goes wrong, and
+    says so at length after it. The first of several processes to end so says it for all."""
+    progress.say(message)
     if file := os.environ.get("POSTTRAIN_OUTCOME"):
-        Path(file).write_text(str(code))
+        with contextlib.suppress(OSError), open(file, "x", encoding="utf-8") as outcome:
+            json.dump({"code": code, "message": message}, outcome)
     return code
 
 
@@ -90,6 +91,8 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--base", type=Path, help="manifest of the base that an adapter belongs to")
     for stage in (prepare, base, sft, *aligned, longctx, lengths, evaluate):
         how_to_run(stage)
+    for stage in (sft, dpo):
+        stage.add_argument("--shard", action="store_true", help="share the weights out among the GPUs (FSDP)")
     tools(commands)
     return top
 
@@ -238,7 +241,7 @@ def run_stage(arguments) -> None:
         from posttrain import parallel
 
         torch.set_num_threads(arguments.threads)
-        parallel.fits = arguments.micro_batch_size
+        parallel.fits, parallel.sharded = arguments.micro_batch_size, getattr(arguments, "shard", False)
         try:
             return function(section, **given)
         except torch.OutOfMemoryError as error:

@@ -89,13 +89,14 @@ def belongs(key: str, *names: str) -> bool:
     return any(f".lora_{half}.{name}." in key for half in "AB" for name in names)
 
 
-def save(model, folder: Path, base: Path, name: str = "default") -> None:
-    """Write one adapter; the same bytes for the same weights. base: manifest of the weights it rests on."""
+def save(model, folder: Path, base: Path, name: str = "default", state: dict | None = None) -> None:
+    """Write one adapter; the same bytes for the same weights. base: manifest of the weights it rests on; state: the
+    weights where they are not those of the model (`training.whole`)."""
     config = model.peft_config[name]
     config.base_model_name_or_path = str(base.parent / "model")
     if isinstance(getattr(config, "target_modules", None), set):
         config.target_modules = sorted(config.target_modules)  # a set's order follows the hash seed
-    model.save_pretrained(folder, selected_adapters=[name])
+    model.save_pretrained(folder, selected_adapters=[name], state_dict=state)
     if name != "default":  # PEFT gives every other name a folder of its own
         for file in (folder / name).iterdir():
             file.replace(folder / file.name)

@@ -182,7 +182,7 @@ def parts_of(section) -> dict[str, int]:
         from posttrain import parallel, training
 
         micro, accumulation = training.split(section.batch_size, section.micro_batch_size, parallel.world())
-        return {"micro_batch": micro, "accumulation": accumulation}
+        return {"micro_batch": micro, "accumulation": accumulation} | ({"sharded": True} if parallel.sharded else {})
     return {}
 
 

@@ -13,7 +13,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def attempt(arguments: list[str], gpus: int) -> int:
         own, _held = cards.take(gpus)
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     while True:
-        code = run(arguments + shape(before) + limit(job), environment, stop, job, before, record)
+        code = run(arguments + shape(arguments[0], before) + limit(job), environment, stop, job, before, record)
         if code != TOO_LARGE or arguments[0] not in launch.TRAINERS:
             break
         before["micro_batch_size"] = smaller(arguments, before)
@@ -114,30 +113,37 @@ def newest(checkpoints: Path) -> str:
 
 def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, before: dict, record: Path) -> int:
     """Start the stage and wait for it; returns its exit code. A signal to stop is handed on once."""
-    with tempfile.NamedTemporaryFile() as outcome:  # torchrun has one exit code for all that goes wrong
-        environment = environment | {"POSTTRAIN_OUTCOME": outcome.name}
-        command = launch.command(arguments, launch.processes(environment))
-        if image := site().get("container"):
-            command = ["apptainer", "exec", "--nv", image, "python", *command[1:]]
-        child = subprocess.Popen(command, env=environment)
-        handed = False
-        while child.poll() is None:
-            if stop.told and not handed:
-                handed = True
-                child.send_signal(signal.SIGTERM)
-                if job and slurm.shown(job, "Reason") == "TimeLimit":
-                    before["limited"] = True
-                    write_json(record / "attempt.json", before)
-                    longer(job, before, record)
-            time.sleep(0.1)
-        said = Path(outcome.name).read_text()
-    return int(said) if said and child.returncode else child.returncode
+    outcome = record / "outcome.json"  # torchrun has one exit code for all that goes wrong
+    outcome.unlink(missing_ok=True)
+    processes = launch.processes(environment)
+    command = launch.command(arguments, processes)
+    if image := site().get("container"):
+        command = ["apptainer", "exec", "--nv", image, "python", *command[1:]]
+    child = subprocess.Popen(command, env=environment | {"POSTTRAIN_OUTCOME": str(outcome)})
+    handed = False
+    while child.poll() is None:
+        if stop.told and not handed:
+            handed = True
+            child.send_signal(signal.SIGTERM)
+            if job and slurm.shown(job, "Reason") == "TimeLimit":
+                before["limited"] = True
+                write_json(record / "attempt.json", before)
+                longer(job, before, record)
+        time.sleep(0.1)
+    if not child.returncode or not outcome.is_file():
+        return child.returncode
+    ended = read_json(outcome)
+    if processes > 1:
+        say(f"what ended it: {ended['message']}")  # once more, below all that torchrun says
+    return ended["code"]
 
 
-def shape(before: dict) -> list[str]:
-    """The micro-batch of an attempt that came after one without enough GPU memory."""
+def shape(stage: str, before: dict) -> list[str]:
+    """How the stage goes through its batch: smaller micro-batches after an attempt without enough GPU memory, weights
+    shared out where the site says so."""
     size = before.get("micro_batch_size")
-    return ["--micro-batch-size", str(size)] if size else []
+    shard = site().get("stages", {}).get(stage, {}).get("shard")
+    return (["--micro-batch-size", str(size)] if size else []) + (["--shard"] if shard else [])
 
 
 def smaller(arguments: list[str], before: dict) -> int:

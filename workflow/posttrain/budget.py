@@ -4,7 +4,7 @@ posttrain plan [CAMPAIGN] [--all] [--terms] [--gpu-memory-gb N]
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from posttrain import resources, why
 from posttrain.checks import contradictions
@@ -111,14 +111,17 @@ def one(plan: Plan, wanted: str) -> str:
     return "\n".join(lines)
 
 
-def refuse_too_large(plan: Plan, gb: float, every: bool = False) -> None:
-    """Raise UserError for the stages whose peak is over a GPU's memory, each with settings that would make it fit."""
+def refuse_too_large(plan: Plan, gb: float, every: bool = False, sharded: Collection[str] = ()) -> None:
+    """Raise UserError for the stages whose peak is over a GPU's memory, each with settings that would make it fit.
+
+    sharded: stages that several GPUs share, of which one GPU's memory says nothing.
+    """
     problems = []
     for folder in stages(plan, every):
         experiment, stage, policy = place(folder)
         need = resources.predicted(plan, experiment, stage, policy, gpu=True)
         used = resources.ratio(plan, experiment, stage, policy, gpu=True)
-        if need and size(need, used) > gb:
+        if need and size(need, used) > gb and stage not in sharded:
             ways = list(remedies(plan, experiment, stage, policy, (gb - RESERVE) / used + RESERVE))
             advice = (
                 f"fits with {' or '.join(ways)}"

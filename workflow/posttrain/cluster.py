@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from posttrain import campaign, cards, settings
+from posttrain import campaign, cards, launch, settings
 from posttrain import resources as estimates
 from posttrain.config import Count, Section, Text
 from posttrain.errors import UserError
@@ -33,6 +33,8 @@ class Request(Section):
     """Memory, in MB."""
     runtime: Count | None = None
     """Time limit, in minutes; a stage that needs longer is continued."""
+    shard: bool = False
+    """Share the weights out among its GPUs (FSDP), where one GPU cannot hold them: `sft` and `dpo`."""
 
 
 class Site(Section):
@@ -76,6 +78,11 @@ def site(file: Path = FILE) -> Site:
         f"{values.places[f'stages.{stage}']}: stages.{stage}: no such stage; known: {', '.join(known)}"
         for stage in asked
         if known and stage not in known
+    ]
+    problems += [
+        f"{values.places[f'stages.{stage}.shard']}: stages.{stage}.shard: only {' and '.join(launch.SHARDED)} can"
+        for stage, request in (made.stages if made else {}).items()
+        if request.shard and stage not in launch.SHARDED
     ]
     if problems:
         raise UserError(*problems)
@@ -137,8 +144,10 @@ def request(found: Site | None, plan, experiment: str, stage: str, policy: str =
     estimate = estimates.request(plan, experiment, stage, policy)
     if found is None:
         return estimate | {"gpu": min(estimate["gpu"], len(cards.present()))}
+    asked = found.stages.get(stage, Request()).model_dump(exclude_none=True, exclude={"shard"})
+    if stage in launch.TRAINERS:  # each of several processes, one for a GPU, holds what one holds
+        estimate["mem_mb"] *= max(1, asked.get("gpu", 1))
     estimate["mem_mb"] += AROUND
-    asked = found.stages.get(stage, Request()).model_dump(exclude_none=True)
     return estimate | ({"gpu": 0} if found.cpu_only else {}) | asked
 
 

@@ -7,6 +7,9 @@ import argparse
 import os
 import sys
 
+from posttrain.interruption import WAIT
+
+SHARDED = ("sft", "dpo")  # trainers that can share weights out among processes
 TRAINERS = ("base", "sft", "reward", "ppo", "dpo", "longctx")  # other stages have no work to share
 # Read by each node's shell, inside its step: the job's number is not known before. Two steps meet at other ports.
 MEET = (
@@ -24,7 +27,8 @@ def command(stage_arguments: list[str], processes: int, nodes: int = 1) -> list[
     module = ["-m", "posttrain", *stage_arguments]
     if stage_arguments[0] not in TRAINERS or processes * nodes == 1:
         return [sys.executable, *module]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    agent = [sys.executable, "-m", "torch.distributed.run", f"--shutdown-timeout={WAIT:.0f}"]  # to save in; else 30 s
+    torchrun = [*agent, f"--nproc-per-node={processes}"]
     if nodes == 1:
         return [*torchrun, "--standalone", *module]
     step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]

@@ -11,6 +11,7 @@ import torch.distributed as distributed
 from torch import Tensor
 
 fits: int | None = None  # sequences for which a GPU has the memory, set by the command line after one had not
+sharded = False  # whether each process holds a share of the weights (FSDP) in place of all, set by the command line
 
 
 def world() -> int:

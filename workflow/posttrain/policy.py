@@ -61,11 +61,15 @@ def quantization_config(settings: dict, whole: list[str] | None = None):
     import torch
     from transformers import BitsAndBytesConfig
 
+    from posttrain import parallel
+
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=settings["double_quantization"],
         bnb_4bit_compute_dtype=getattr(torch, settings["compute"]),
+        # The same bytes by another name: FSDP shares out no integers.
+        bnb_4bit_quant_storage=torch.float32 if parallel.sharded else torch.uint8,
         llm_int8_skip_modules=whole,  # in spite of its name, for 4 bits too
     )
 

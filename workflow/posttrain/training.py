@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -37,6 +38,7 @@ def arguments(training, checkpoints: Path) -> dict:
         "train_sampling_strategy": "sequential",  # in the order of `in_batches`
         "average_tokens_across_devices": True,
         "ddp_backend": parallel.backend() if parallel.world() > 1 else None,
+        **sharding(),
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.schedule,
         "warmup_steps": warmup(training),
@@ -58,6 +60,32 @@ def arguments(training, checkpoints: Path) -> dict:
         "report_to": wandb_targets(),
         "run_name": os.environ.get("WANDB_NAME"),
     }
+
+
+def sharding() -> dict:
+    """A trainer's arguments for FSDP2 (arXiv 2304.11277), where the weights are to be shared out among processes."""
+    if not parallel.sharded or parallel.world() == 1:
+        return {}
+    refuse_shards()
+    return {"fsdp": True, "fsdp_config": {"version": 2}}
+
+
+def refuse_shards() -> None:
+    """Raise UserError on CPUs, where accelerate leaves sharding out without a word."""
+    if not torch.cuda.is_available():
+        raise UserError("--shard needs GPUs; without it every process holds all weights")
+
+
+def whole(model) -> dict | None:
+    """Trained weights that are shared out, put together again in the first process; None where they are not.
+
+    Every process takes part.
+    """
+    if not parallel.sharded or parallel.world() == 1:
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    state, named = get_model_state_dict(model, options=options), dict(model.named_parameters())
+    return {name: weight for name, weight in state.items() if name in named}  # tied weights once
 
 
 def split(batch_size: int, micro_batch_size: int | None, processes: int) -> tuple[int, int]:

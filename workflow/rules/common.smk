@@ -35,7 +35,8 @@ try:
     if workflow.is_main_process:
         PLAN = campaign.load(FILES[0], dict(workflow.config_settings.config))
         if SITE and SITE.gpu_memory_gb:
-            budget.refuse_too_large(PLAN, SITE.gpu_memory_gb)
+            sharded = {name for name, asked in SITE.stages.items() if asked.shard}
+            budget.refuse_too_large(PLAN, SITE.gpu_memory_gb, sharded=sharded)
     elif (
         FROZEN in os.environ
     ):  # a job on a cluster, which may start long after the config was edited

@@ -57,9 +57,10 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
     before = trainer.evaluate() if test else {}
     training.run(trainer, section, checkpoints)
     after = trainer.evaluate() if test else {}
+    state = training.whole(trainer.model)
     if not parallel.main():
         return {}  # the first process publishes for all
-    adapters.save(trainer.model, work / "model", found.weights)
+    adapters.save(trainer.model, work / "model", found.weights, state=state)
     tokenizer.save_pretrained(work / "model")
     method = "qlora" if found.quantization else "lora"
     policy.save_contract(work / "model", method, tokenizer, model.config, found.weights, found.quantization)

@@ -54,9 +54,10 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     after = trainer.evaluate()["eval_loss"] if test else None
     if after is not None and not math.isfinite(after):
         raise UserError(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
+    state = training.whole(trainer.model)
     if not parallel.main():
         return {}  # the first process publishes for all
-    save(trainer.model, tokenizer, section, base, quantization, work / "model")
+    save(trainer.model, state, tokenizer, section, base, quantization, work / "model")
     summary = {"trainable_parameters": trainable, "eval_loss_before": before, "eval_loss": after}
     return {
         "summary": {key: value for key, value in summary.items() if value is not None},
@@ -155,14 +156,19 @@ def prove_batch(batch: dict) -> None:
         raise UserError("token contract: a packed row is trained to follow from the row before it")
 
 
-def save(model, tokenizer, section: Sft, base: Path, quantization: dict | None, folder: Path) -> None:
-    """Write the trained weights, their tokenizer and their contract; the same bytes for the same weights."""
+def save(
+    model, state: dict | None, tokenizer, section: Sft, base: Path, quantization: dict | None, folder: Path
+) -> None:
+    """Write the trained weights, their tokenizer and their contract; the same bytes for the same weights.
+
+    state: the weights where they are not those of the model (`training.whole`).
+    """
     from posttrain import adapters, policy
 
     if section.method == "full":
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state)
     else:
-        adapters.save(model, folder, base)
+        adapters.save(model, folder, base, state=state)
     tokenizer.save_pretrained(folder)
     method = "weights" if section.method == "full" else section.method
     adapts = base if section.method != "full" else None
