@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from posttrain import architecture, budget, campaign, memory, needs, resources
+from posttrain import architecture, budget, campaign, memory, needs, resources, slurm
 from posttrain.architecture import Architecture, from_config
 from posttrain.config import Scratch
 from posttrain.errors import UserError
@@ -264,6 +264,22 @@ def test_a_run_that_was_out_of_memory_gets_twice_as_much(tmp_path, monkeypatch):
     assert resources.request(plan, "one", "sft")["mem_mb"] == before, "control: half written"
     (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": before}))
     assert resources.request(plan, "one", "sft")["mem_mb"] == 2 * before
+
+
+@pytest.mark.parametrize(
+    ("state", "more"), [("OUT_OF_MEMORY", 2), ("CANCELLED by 1000", 1), ("RUNNING", 1), ("", 1), (None, 1)]
+)
+def test_what_was_killed_with_all_its_processes_is_asked_about(tmp_path, monkeypatch, state, more):
+    """Nothing of it could write why; what SLURM has forgotten without accounts is not known."""
+    plan = plan_of(tmp_path, monkeypatch, sft={})
+    before = resources.request(plan, "one", "sft")["mem_mb"]
+    folder = tmp_path / "results/one/sft/checkpoints/attempt"
+    folder.mkdir(parents=True)
+    (folder / "attempt.json").write_text(json.dumps({"what": "it", "job": "7", "mem_mb": before}))
+    monkeypatch.setattr(slurm, "ask", lambda *asked: f"{state}\n" if asked[0] == "sacct" and state else state)
+    assert resources.request(plan, "one", "sft")["mem_mb"] == more * before
+    monkeypatch.setattr(slurm, "ask", lambda *asked: f"JobId=7\n   JobState={state} Reason=None" if state else None)
+    assert resources.request(plan, "one", "sft")["mem_mb"] == more * before
 
 
 def test_a_model_that_was_not_fetched_is_unknown(tmp_path, monkeypatch):

@@ -42,6 +42,9 @@ def attempt(arguments: list[str], gpus: int) -> int:
     record = home(arguments) / "checkpoints" / "attempt"
     at_scratch(home(arguments) / "checkpoints")
     before = begin(record, arguments)
+    if job:  # which SLURM is asked about, should it be killed with all its processes (`resources.ran_out`)
+        before |= {"job": job, "mem_mb": slurm.memory_mb(job)}
+        write_json(record / "attempt.json", before)
     environment = dict(os.environ)
     if not job and gpus:
         own, _held = cards.take(gpus)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain import architecture, cards, config, memory, needs
+from posttrain import architecture, cards, config, memory, needs, slurm
 from posttrain.architecture import Architecture
 from posttrain.config import Experiment
 from posttrain.identity import record_of
@@ -184,12 +184,17 @@ def folder_of(plan: Plan, experiment: str, stage: str, policy: str) -> str:
 
 
 def ran_out(folder: str) -> int:
-    """MB with which a run of this artifact was killed for want of memory, by `failed.json`; 0 where none was."""
+    """MB with which a run of this artifact was killed for want of memory; 0 where none was.
+
+    By `failed.json`, or by what SLURM says of a job that was killed with all its processes, and could write none.
+    """
     found = [0]
-    for file in Path(folder).glob("checkpoints/*/failed.json"):
+    for file in Path(folder).glob("checkpoints/*/[af]*.json"):
         try:
             said = json.loads(file.read_text(encoding="utf-8"))
-            found += [round(said["mem_mb"])] if said.get("reason") == "out of memory" else []
+            job = said.get("job") if file.name == "attempt.json" else None
+            out = slurm.state(job) == "OUT_OF_MEMORY" if job else said.get("reason") == "out of memory"
+            found += [round(said["mem_mb"])] if out else []
         except (OSError, ValueError, AttributeError, KeyError, TypeError):
             continue
     return max(found)

@@ -29,6 +29,12 @@ def shown(job: str, key: str) -> str:
     return next((field.partition("=")[2] for field in fields if field.startswith(f"{key}=")), "")
 
 
+def state(job: str) -> str:
+    """How a job stands or ended; "" where SLURM has forgotten it and keeps no accounts."""
+    found = shown(job, "JobState") or ask("sacct", "-nXP", "-j", job, "-o", "State") or ""
+    return found.strip().partition(" ")[0]
+
+
 def minutes_of(text: str) -> float:
     """SLURM's `days-hours:minutes:seconds` in minutes; 0 for no limit."""
     days, _, clock = text.rpartition("-")
