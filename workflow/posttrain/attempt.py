@@ -118,8 +118,8 @@ def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, be
     """Start the stage and wait for it; returns its exit code. A signal to stop is handed on once."""
     outcome = record / "outcome.json"  # torchrun has one exit code for all that goes wrong
     outcome.unlink(missing_ok=True)
-    processes = launch.processes(environment)
-    command = launch.command(arguments, processes)
+    command = launch.command(arguments, launch.processes(environment))
+    several = "torch.distributed.run" in command
     if image := site().get("container"):
         command = ["apptainer", "exec", "--nv", image, "python", *command[1:]]
     child = subprocess.Popen(command, env=environment | {"POSTTRAIN_OUTCOME": str(outcome)})
@@ -136,7 +136,7 @@ def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, be
     if not child.returncode or not outcome.is_file():
         return child.returncode
     ended = read_json(outcome)
-    if processes > 1:
+    if several:
         say(f"what ended it: {ended['message']}")  # once more, below all that torchrun says
     return ended["code"]
 
