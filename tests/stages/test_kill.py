@@ -26,9 +26,13 @@ def processes(home):
 def test_killed_at_random_moments(stage, processes, uninterrupted, read_by):
     output, seed = Path(f"results/killed/{stage}/manifest.json"), time.time_ns()
     chance, given = random.Random(seed), (stage, SECTIONS[stage], output, read_by[stage])
-    hits = [killing.kill(*given, aim, chance, seconds=0.3) for aim in ("save", "training", "save")]
-    assert any(hits) and not output.exists(), f"control: it was killed before its end (seed {seed})"
-    assert killing.finish(*given) == read_json(uninterrupted[stage])["files"], f"seed {seed}: {hits}"
+    hits = []
+    for aim in ("save", "training", "save"):
+        if not output.exists():  # on a busy machine it may come to its end before it is killed again
+            hits.append(killing.kill(*given, aim, chance, seconds=0.3))
+    assert any(hits), f"control: it was killed before its end (seed {seed})"
+    found = read_json(output)["files"] if output.exists() else killing.finish(*given)
+    assert found == read_json(uninterrupted[stage])["files"], f"seed {seed}: {hits}"
     assert "continuing" in (output.parent / "said").read_text(), f"control: it had saved (seed {seed})"
 
 

@@ -173,8 +173,8 @@ def test_the_command_that_launch_builds(made, runs, tmp_path, monkeypatch, proce
 def test_the_first_process_says_whether_to_run(runs):
     """What it takes from an earlier artifact, the others do not wait for: one that looks for itself may miss it."""
     stage, section, inputs = runs["dpo"]
-    before = make(stage, section, Path("results/once/dpo/manifest.json"), **inputs, keep_gb=1.0)
-    again = together({"dpo": runs["dpo"]}, 2, Path("results/again"), "unseen")
+    before = make(stage, section, Path("results/kept-before/dpo/manifest.json"), **inputs, keep_gb=1.0)
+    again = together({"dpo": runs["dpo"]}, 2, Path("results/kept-again"), "unseen")
     assert (again / "dpo" / "manifest.json").samefile(before)
 
 
