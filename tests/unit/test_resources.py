@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from posttrain import architecture, budget, campaign, memory, needs, resources, slurm
+from posttrain import architecture, budget, campaign, cluster, memory, needs, resources, slurm
 from posttrain.architecture import Architecture, from_config
 from posttrain.config import Scratch
 from posttrain.errors import UserError
@@ -318,6 +318,20 @@ def test_what_cannot_fit_is_refused_with_what_would(tmp_path, monkeypatch):
             "control: the largest that fits"
         )
     budget.refuse_too_large(plan, 10000.0, True)  # control
+    with pytest.raises(UserError) as others:
+        budget.refuse_too_large(plan, 80.0, True, sharded={"sft"})
+    assert len(others.value.problems) == len(refused.value.problems) - 1, "of several GPUs' share one says nothing"
+
+
+def test_memory_is_asked_for_as_many_processes_as_gpus(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, monkeypatch, sft={})
+    for stage, times in (("sft", 4), ("evaluate", 1)):
+        policy = "sft" if stage == "evaluate" else ""
+        alone = cluster.request(cluster.Site(), plan, "one", stage, policy)["mem_mb"] - cluster.AROUND
+        site = cluster.Site(stages={stage: cluster.Request(gpu=4)})
+        assert cluster.request(site, plan, "one", stage, policy)["mem_mb"] == times * alone + cluster.AROUND
+    asked = cluster.Site(stages={"sft": cluster.Request(gpu=4, mem_mb=1000, shard=True)})
+    assert cluster.request(asked, plan, "one", "sft")["mem_mb"] == 1000, "what the site says comes first"
 
 
 def test_no_setting_is_advised_that_would_be_refused(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument("--base", type=Path, help="manifest of the base that an adapter belongs to")
     for stage in (prepare, base, sft, *aligned, longctx, lengths, evaluate):
         how_to_run(stage)
-    for stage in (sft, dpo):
+    for stage in (sft, dpo):  # launch.SHARDED
         stage.add_argument("--shard", action="store_true", help="share the weights out among the GPUs (FSDP)")
     tools(commands)
     return top
