@@ -86,6 +86,15 @@ def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
     assert asked[1:] == [("7", {"MinMemoryNode": "18000000"})]
 
 
+def test_slurm_can_be_asked_about_a_job_that_could_write_nothing(stage, here, monkeypatch):
+    """What is on disk while the stage runs, should all processes be killed."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    script = "import shutil, sys; shutil.copy('results/x/sft/checkpoints/attempt/attempt.json', 'seen'); sys.exit(2)"
+    stage(script, shown=lambda job, key: {"MinMemoryNode": "1100M"}.get(key, ""))
+    seen = json.loads((here / "seen").read_text())
+    assert (seen["job"], seen["mem_mb"]) == ("7", 1100)
+
+
 def test_memory_that_no_node_has_is_not_waited_for(stage, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     asked = []

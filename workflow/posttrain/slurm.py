@@ -31,8 +31,7 @@ def shown(job: str, key: str) -> str:
 
 def state(job: str) -> str:
     """How a job stands or ended; "" where SLURM has forgotten it and keeps no accounts."""
-    found = shown(job, "JobState") or ask("sacct", "-nXP", "-j", job, "-o", "State") or ""
-    return found.strip().partition(" ")[0]
+    return (shown(job, "JobState") or ask("sacct", "-nXP", "-j", job, "-o", "State") or "").strip()
 
 
 def minutes_of(text: str) -> float:
