@@ -335,6 +335,56 @@ def test_the_doctor_says_what_is_missing_and_what_to_do(small, nodes, tmp_path):
     )
 
 
+SPREAD = "stages: {sft: {gpu: 2, nodes: 2, mem_mb: 1100, runtime: 9}}\n"
+
+
+@pytest.fixture(scope="module")
+def spread(local, tmp_path_factory) -> Path:
+    """A campaign whose only run is on two nodes, after its base was made on this machine."""
+    project = shutil.copytree(local, tmp_path_factory.mktemp("spread") / "project", symlinks=True)
+    (project / "config/config.yaml").write_text("experiments: [spread]\n")
+    settings = "sft: {steps: 100, seed: 3, checkpoint_steps: 10}\ndpo: null\n"
+    (project / "config/experiments/spread.yaml").write_text(f"extends: calm\nquestion: Two nodes?\n{settings}")
+    (project / "slurm/site.yaml").write_text(SPREAD)
+    return project
+
+
+def test_a_stage_on_two_nodes_is_stopped_continues_and_makes_the_bytes_of_two_processes(spread, nodes, tmp_path):
+    target = "results/spread/sft/manifest.json"
+    alone = shutil.copytree(spread, tmp_path / "alone", symlinks=True)
+    first = Controller(spread, nodes, target)
+    until(lambda: saved(spread, "spread"), "checkpoint")
+    (job,) = of(nodes, "sft", "spread")
+    cluster.run(nodes, "scancel", job["JobId"])
+    assert first.end() != 0
+    assert (job["NumNodes"], job["NumCPUs"]) == ("2", "4") and job["TresPerNode"] == "gres:gpu:1"
+    stopped = (spread / "results/logs/spread/sft.log").read_text()
+    assert "what ended it: told to stop (SIGTERM): saved at step" in stopped, stopped[-3000:]
+    again = Controller(spread, nodes, target)
+    assert again.end() == 0, again.said()[-3000:]
+    assert log_of(spread, nodes, "sft", "spread").count("continuing from a checkpoint") == 2, "by two processes"
+
+    local = subprocess.run(  # two processes on this machine, as two GPUs are said to be visible
+        ["snakemake", target, "--cores", "2"], cwd=alone, env=environment(CUDA_VISIBLE_DEVICES="0,1"),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert local.returncode == 0, local.stderr[-3000:]
+    shapes = [
+        json.loads((project / target).with_name("provenance.json").read_text())["shape"] for project in (alone, spread)
+    ]
+    assert shapes[0] == shapes[1] and shapes[0]["processes"] == 2
+    assert (alone / target).read_bytes() == (spread / target).read_bytes()
+
+
+def test_gpus_are_not_taken_from_several_nodes_unasked(spread, nodes):
+    """A job whose processes see the half of what it holds would wait for the rest, or leave it idle."""
+    (spread / "results/spread/sft/manifest.json").unlink(missing_ok=True)
+    together = doctor(spread, nodes, SPREAD.replace("nodes: 2, ", "")).stdout
+    assert re.search(r"^MISSING +sft \(1100 MB, 9 min, 2 GPU\): .*not available", together, re.M), together
+    apart = doctor(spread, nodes, SPREAD).stdout
+    assert re.search(r"^ok +sft \(1100 MB, 9 min, 2 GPU on 2 nodes\)", apart, re.M), apart
+
+
 def test_a_failed_submission_is_told_and_leaves_nothing(small, nodes):
     (small / "slurm/site.yaml").write_text("partition: nowhere\n")
     run = Controller(small, nodes, "results/calm/sft/manifest.json")

@@ -22,7 +22,7 @@ SHAPES = {1: (4, 2), 2: (4, 1), 4: (2, 1)}  # processes -> (micro-batch, accumul
 RUNS = ("base", "lora", "qlora", "full", "packed", "reward", "dpo", "longctx")
 SRUN = """#!/bin/bash
 [ "$1 $2" = "--nodes=2 --ntasks=2" ] || exit 9
-shift 3
+while [[ $1 == --* ]]; do shift; done
 export SLURM_JOB_ID=$$ SLURM_STEP_ID=0 SLURM_LAUNCH_NODE_IPADDR=127.0.0.1
 "$@" & first=$!
 "$@" & wait $! && wait $first

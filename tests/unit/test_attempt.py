@@ -32,7 +32,7 @@ def stage(here, monkeypatch):
     """Lets a script stand for the stage, and runs an attempt at it."""
 
     def run(script: str, section: dict | None = None, name: str = "sft", **patches) -> int:
-        monkeypatch.setattr(launch, "command", lambda arguments, processes: [sys.executable, "-c", script, *arguments])
+        monkeypatch.setattr(launch, "command", lambda arguments, *_: [sys.executable, "-c", script, *arguments])
         for key, value in patches.items():
             monkeypatch.setattr(slurm, key, value)
         kept = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -84,6 +84,12 @@ def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
     assert stage(kill, **known) == 137 and len(asked) == 1, "control: nor what was killed with memory left"
     assert stage(kill, **known | {"kills": lambda: 1}) == 137
     assert asked[1:] == [("7", {"MinMemoryNode": "18000000"})]
+    assert stage("import sys; sys.exit(1)", **known | {"kills": lambda: 1}) == 1, (
+        "torchrun, of which a process was killed"
+    )
+    assert asked[2:] == asked[1:2]
+    assert stage("import sys; sys.exit(75)", **known | {"kills": lambda: 1}) == 75
+    assert asked[3:] == [("7", {})], "what was saved goes on as it was"
 
 
 def test_slurm_can_be_asked_about_a_job_that_could_write_nothing(stage, here, monkeypatch):
@@ -331,6 +337,60 @@ def test_weights_are_shared_out_where_the_site_says_so(here, stage, monkeypatch)
     assert (here / "given").read_text().split()[-1] == "--shard"
     stage(given, name="dpo")
     assert "--shard" not in (here / "given").read_text(), "control: a stage of which it says nothing"
+
+
+SPREAD = "gpu_type: a100\nstages: {sft: {gpu: 4, nodes: 2}, dpo: {gpu: 4}, reward: {gpu: 1}}\n"
+
+
+def test_a_stage_is_spread_over_the_nodes_that_the_site_gives_it(here, monkeypatch):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text(SPREAD)
+    found = cluster.site()
+    assert cluster.resources(found)["nodes"] == 1
+    assert cluster.spread(found) == {
+        "sft": {"cpus_per_task": 4, "nodes": 2, "gpus": 2,
+                "slurm_extra": "'--open-mode=append --gpus-per-node=a100:2'"},
+        "dpo": {"cpus_per_task": 8},
+    }  # fmt: skip
+    monkeypatch.setenv(cluster.TOLD, found.model_dump_json(exclude_none=True))
+    started = []
+    monkeypatch.setattr(launch, "command", lambda *given: started.append(given) or ["true"])
+    for name in ("sft", "dpo"):
+        stop = type("Stop", (), {"told": False})
+        attempt.run([name], {"CUDA_VISIBLE_DEVICES": "0,1", "PATH": os.environ["PATH"]}, stop, None, {}, here)
+    assert [given[1:3] for given in started] == [(2, 2), (2, 1)]
+
+
+def test_nodes_without_as_many_gpus_each_are_refused(here):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text(
+        "stages:\n  sft: {gpu: 3, nodes: 2}\n  ppo: {nodes: 2}\n  dpo: {gpu: 2, nodes: 4}\n"
+        "  evaluate: {gpu: 2, nodes: 2}\n  reward: {gpu: 4, nodes: 4}\n  base: {gpu: 0}\n  longctx: {nodes: 1}\n"
+    )
+    with pytest.raises(UserError) as error:
+        cluster.site()
+    whole = "set stages.{0}.gpu to a multiple of {1}"
+    assert [problem.removeprefix("slurm/site.yaml:") for problem in error.value.problems] == [
+        f"2: stages.sft.nodes: 2 nodes cannot have as many of 3 GPUs each; {whole.format('sft', 2)}",
+        f"3: stages.ppo.nodes: 2 nodes cannot have as many of 0 GPUs each; {whole.format('ppo', 2)}",
+        f"4: stages.dpo.nodes: 4 nodes cannot have as many of 2 GPUs each; {whole.format('dpo', 4)}",
+        "5: stages.evaluate.nodes: only base, sft, reward, ppo, dpo, longctx can share work out among nodes",
+    ]
+
+
+def test_a_container_is_entered_by_each_process_that_starts_others(here, monkeypatch):
+    monkeypatch.setenv(cluster.TOLD, cluster.Site(container="a.sif").model_dump_json(exclude_none=True))
+    started, stop = [], type("Stop", (), {"told": False})
+    monkeypatch.setattr(
+        attempt.subprocess,
+        "Popen",
+        lambda command, **_: started.append(command) or type("Child", (), {"poll": lambda _: 0, "returncode": 0})(),
+    )
+    attempt.run(["sft"], {}, stop, None, {}, here)
+    attempt.run(["sft"], {"CUDA_VISIBLE_DEVICES": "0,1"}, stop, None, {}, here)
+    inside = ["apptainer", "exec", "--nv", "a.sif", "python", "-m"]
+    assert started[0] == [*inside, "posttrain", "sft"]
+    assert started[1][: len(inside) + 1] == [*inside, "torch.distributed.run"]
 
 
 def test_accelerate_shares_nothing_out_on_cpus(monkeypatch):

@@ -36,6 +36,7 @@ def test_nodes_meet_at_a_port_of_the_step(tmp_path, monkeypatch, processes, node
     """What a node's shell makes of the line, inside a step of SLURM; arguments keep their quotes and spaces."""
     made = launch.command(SFT, processes, nodes)
     assert made[:4] == ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    assert made[4:6] == ["--overlap", "--kill-on-bad-exit=1"]
     (tmp_path / "srun").write_text(SRUN)
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -48,6 +49,13 @@ def test_nodes_meet_at_a_port_of_the_step(tmp_path, monkeypatch, processes, node
         "--rdzv-backend=c10d",
         "--rdzv-id=70001.3", f"--rdzv-endpoint=10.0.0.7:{port}", "-m", "posttrain", *SFT,
     ]  # fmt: skip
+
+
+def test_a_step_over_all_nodes_is_told_nothing_of_the_one_that_starts_it():
+    step = {"SLURM_NNODES": "1", "SLURM_STEP_ID": "0", "SRUN_DEBUG": "3", "SLURM_CPUS_PER_TASK": "4"}
+    job = {"PATH": "/bin", "SLURM_JOB_ID": "7", "SLURM_CONF": "a", "CUDA_VISIBLE_DEVICES": "0"}
+    assert launch.outside(step | job) == job | {"SRUN_CPUS_PER_TASK": "4"}
+    assert launch.outside(job) == job
 
 
 @pytest.mark.parametrize(

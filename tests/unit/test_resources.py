@@ -330,6 +330,9 @@ def test_memory_is_asked_for_as_many_processes_as_gpus(tmp_path, monkeypatch):
         alone = cluster.request(cluster.Site(), plan, "one", stage, policy)["mem_mb"] - cluster.AROUND
         site = cluster.Site(stages={stage: cluster.Request(gpu=4)})
         assert cluster.request(site, plan, "one", stage, policy)["mem_mb"] == times * alone + cluster.AROUND
+    two = cluster.Site(stages={"sft": cluster.Request(gpu=4, nodes=2)})
+    on_one = cluster.request(cluster.Site(), plan, "one", "sft")["mem_mb"] - cluster.AROUND
+    assert cluster.request(two, plan, "one", "sft")["mem_mb"] == 2 * on_one + cluster.AROUND, "on each of two nodes"
     asked = cluster.Site(stages={"sft": cluster.Request(gpu=4, mem_mb=1000, shard=True)})
     assert cluster.request(asked, plan, "one", "sft")["mem_mb"] == 1000, "what the site says comes first"
 

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -75,6 +76,11 @@ def site() -> dict:
     return json.loads(os.environ.get("POSTTRAIN_SITE", "{}"))
 
 
+def asked(stage: str) -> dict:
+    """What the site asks for a stage (`cluster.Request`)."""
+    return site().get("stages", {}).get(stage, {})
+
+
 def at_scratch(checkpoints: Path) -> None:
     """Let checkpoints lie in the site's scratch, where it has one and there are none yet."""
     scratch = site().get("scratch")
@@ -118,10 +124,11 @@ def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, be
     """Start the stage and wait for it; returns its exit code. A signal to stop is handed on once."""
     outcome = record / "outcome.json"  # torchrun has one exit code for all that goes wrong
     outcome.unlink(missing_ok=True)
-    command = launch.command(arguments, launch.processes(environment))
+    image, nodes = site().get("container"), asked(arguments[0]).get("nodes", 1)
+    python = ["apptainer", "exec", "--nv", image, "python"] if image else [sys.executable]
+    command = launch.command(arguments, launch.processes(environment), nodes, python)
     several = "torch.distributed.run" in command
-    if image := site().get("container"):
-        command = ["apptainer", "exec", "--nv", image, "python", *command[1:]]
+    environment = launch.outside(environment) if nodes > 1 else environment
     child = subprocess.Popen(command, env=environment | {"POSTTRAIN_OUTCOME": str(outcome)})
     handed = False
     while child.poll() is None:
@@ -145,8 +152,7 @@ def shape(stage: str, before: dict) -> list[str]:
     """How the stage goes through its batch: smaller micro-batches after an attempt without enough GPU memory, weights
     shared out where the site says so."""
     size = before.get("micro_batch_size")
-    shard = site().get("stages", {}).get(stage, {}).get("shard")
-    return (["--micro-batch-size", str(size)] if size else []) + (["--shard"] if shard else [])
+    return (["--micro-batch-size", str(size)] if size else []) + (["--shard"] if asked(stage).get("shard") else [])
 
 
 def smaller(arguments: list[str], before: dict) -> int:
@@ -182,11 +188,12 @@ def longer(job: str, before: dict, record: Path) -> None:
 
 
 def out_of_memory(code: int, job: str) -> bool:
-    """Whether the stage was killed for want of memory: the kernel says so, or it held nearly all that the job has."""
-    if code not in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return False
+    """Whether the stage ended for want of memory: the kernel killed one of its processes, whatever the others said of
+    that, or it was killed and had held nearly all that the job has."""
+    if slurm.kills() > 0:
+        return code != INTERRUPTED
     held = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return slurm.kills() > 0 or held > 0.85 * (slurm.memory_mb(job) or 1e9)
+    return code in (-signal.SIGKILL, 128 + signal.SIGKILL) and held > 0.85 * (slurm.memory_mb(job) or 1e9)
 
 
 def more_memory(job: str, record: Path) -> None:

@@ -28,9 +28,11 @@ class Request(Section):
     """What a stage asks for, where the estimate of `posttrain plan` is not wanted."""
 
     gpu: Annotated[int, Field(ge=0)] | None = None
-    """GPUs."""
+    """GPUs, on all its nodes together."""
+    nodes: Count = 1
+    """Nodes, each with as many of its GPUs: stages that train."""
     mem_mb: Megabytes | None = None
-    """Memory, in MB."""
+    """Memory on each node, in MB."""
     runtime: Count | None = None
     """Time limit, in minutes; a stage that needs longer is continued."""
     shard: bool = False
@@ -79,11 +81,17 @@ def site(file: Path = FILE) -> Site:
         for stage in asked
         if known and stage not in known
     ]
-    problems += [
-        f"{values.places[f'stages.{stage}.shard']}: stages.{stage}.shard: only {' and '.join(launch.SHARDED)} can"
-        for stage, request in (made.stages if made else {}).items()
-        if request.shard and stage not in launch.SHARDED
-    ]
+    for stage, request in (made.stages if made else {}).items():
+        at = {key: f"{values.places.get(f'stages.{stage}.{key}')}: stages.{stage}.{key}" for key in ("shard", "nodes")}
+        if request.shard and stage not in launch.SHARDED:
+            problems.append(f"{at['shard']}: only {' and '.join(launch.SHARDED)} can")
+        if request.nodes > 1 and stage not in launch.TRAINERS:
+            problems.append(f"{at['nodes']}: only {', '.join(launch.TRAINERS)} can share work out among nodes")
+        elif request.nodes > 1 and ((request.gpu or 0) < request.nodes or request.gpu % request.nodes):
+            problems.append(
+                f"{at['nodes']}: {request.nodes} nodes cannot have as many of {request.gpu or 0} GPUs each; "
+                f"set stages.{stage}.gpu to a multiple of {request.nodes}"
+            )
     if problems:
         raise UserError(*problems)
     return made
@@ -126,7 +134,7 @@ def current() -> Site | None:
     return Site.model_validate_json(os.environ[TOLD]) if TOLD in os.environ else None
 
 
-def resources(found: Site) -> dict[str, str]:
+def resources(found: Site) -> dict[str, int | str]:
     """Snakemake's resources of every job at this site, by the executor plugin's names."""
     named = {
         "slurm_partition": found.partition,
@@ -134,9 +142,31 @@ def resources(found: Site) -> dict[str, str]:
         "qos": found.qos,
         "constraint": found.constraint,
         "gpu_model": found.gpu_type,
-        "slurm_extra": "'--open-mode=append'",  # the log of a job that is run again keeps what came before
+        "nodes": 1,  # all GPUs of a job in one place, unless its stage is spread
+        "slurm_extra": extra(),
     }
     return {key: value for key, value in named.items() if value}
+
+
+def spread(found: Site) -> dict[str, dict[str, int | str]]:
+    """Stage -> Snakemake's resources of one with several GPUs: two cores for each, and its nodes.
+
+    `gpu` is what the executor plugin asks of SLURM for the whole job, `gpus` what it gives Snakemake on the first node.
+    """
+    several = {}
+    for stage, asked in found.stages.items():
+        if stage in launch.TRAINERS and (asked.gpu or 0) > 1:
+            each = asked.gpu // asked.nodes
+            several[stage] = {"cpus_per_task": 2 * each}
+            if asked.nodes > 1:
+                evenly = f"--gpus-per-node={found.gpu_type + ':' if found.gpu_type else ''}{each}"
+                several[stage] |= {"nodes": asked.nodes, "gpus": each, "slurm_extra": extra(evenly)}
+    return several
+
+
+def extra(*options: str) -> str:
+    """Options of sbatch, for the executor plugin; the log of a job that is run again keeps what came before."""
+    return f"'{' '.join(['--open-mode=append', *options])}'"
 
 
 def request(found: Site | None, plan, experiment: str, stage: str, policy: str = "") -> dict[str, int]:
@@ -144,9 +174,10 @@ def request(found: Site | None, plan, experiment: str, stage: str, policy: str =
     estimate = estimates.request(plan, experiment, stage, policy)
     if found is None:
         return estimate | {"gpu": min(estimate["gpu"], len(cards.present()))}
-    asked = found.stages.get(stage, Request()).model_dump(exclude_none=True, exclude={"shard"})
-    if stage in launch.TRAINERS:  # each of several processes, one for a GPU, holds what one holds
-        estimate["mem_mb"] *= max(1, asked.get("gpu", 1))
+    own = found.stages.get(stage, Request())
+    asked = own.model_dump(exclude_none=True, exclude={"shard", "nodes"})
+    if stage in launch.TRAINERS:  # each of a node's processes, one for a GPU, holds what one holds
+        estimate["mem_mb"] *= max(1, (own.gpu or 1) // own.nodes)
     estimate["mem_mb"] += AROUND
     return estimate | ({"gpu": 0} if found.cpu_only else {}) | asked
 

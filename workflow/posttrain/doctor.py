@@ -113,10 +113,14 @@ def room(site: Site, plan: Plan) -> list[str]:
     for stage in dict.fromkeys(folder.split("/")[2] for folder in asked):
         most = {key: max(need[key] for at, need in asked.items() if at.split("/")[2] == stage)
                 for key in ("gpu", "mem_mb", "runtime")}  # fmt: skip
-        call = ["sbatch", "--test-only", *options(site), f"--mem={most['mem_mb']}", f"--time={most['runtime']}"]
+        several = cluster.spread(site).get(stage, {})
+        nodes, cores = several.get("nodes", 1), several.get("cpus_per_task", 1)
+        call = ["sbatch", "--test-only", *options(site), f"--nodes={nodes}", f"--cpus-per-task={cores}"]
+        call += [f"--mem={most['mem_mb']}", f"--time={most['runtime']}"]
         call += [f"--gpus={site.gpu_type + ':' if site.gpu_type else ''}{most['gpu']}"] if most["gpu"] else []
         run = subprocess.run([*call, "--wrap", "true"], capture_output=True, text=True)
-        what = f"{stage} ({most['mem_mb']} MB, {most['runtime']} min, {most['gpu']} GPU)"
+        where = f" on {nodes} nodes" if nodes > 1 else ""
+        what = f"{stage} ({most['mem_mb']} MB, {most['runtime']} min, {most['gpu']} GPU{where})"
         if run.returncode:
             reason = run.stderr.strip().splitlines()[-1].removeprefix("allocation failure: ")
             lines += missing(
