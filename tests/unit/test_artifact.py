@@ -1,6 +1,8 @@
 """Artifacts: what they are, that one is never made twice, and that a damaged one is never built on."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,43 @@ def test_what_was_kept_is_forgotten_over_the_limit(folder):
     kept.forget(1500e-9, since=0)
     left = [path for path in kept.KEPT.glob("*") if path.is_dir()]
     assert 1 <= len(left) < 4 and (Path("results/one/reference/data/text")).is_file()
+
+
+KEEPING = """
+import shutil, sys
+from pathlib import Path
+from posttrain import kept
+forget = kept.forget
+kept.forget = lambda limit: forget(limit, since=0)
+for number in range(400):
+    home = Path(f"home-{sys.argv[1]}-{number}")
+    (home / "data").mkdir(parents=True)
+    (home / "data/text").write_text("made")
+    kept.keep(str(number % 3), home, ["data"], 0.0)
+    shutil.rmtree(home)
+"""
+
+
+def test_jobs_keep_and_forget_at_the_same_time(folder):
+    """None fails for what another has just replaced or deleted: its artifact is published, and would be lost."""
+    script = [sys.executable, "-c", KEEPING]
+    jobs = [subprocess.Popen([*script, str(number)], stderr=subprocess.PIPE, text=True) for number in range(3)]
+    assert [(job.communicate()[1], job.returncode) for job in jobs] == [("", 0)] * 3
+    assert not list(kept.KEPT.glob(".making-*"))
+
+
+def test_what_is_forgotten_while_it_is_taken_is_made_anew(folder, monkeypatch):
+    make()
+    link = kept.link
+
+    def forgotten(source, target, parts):
+        if source.parent == kept.KEPT:
+            (source / "data/text").unlink()
+        link(source, target, parts)
+
+    monkeypatch.setattr(kept, "link", forgotten)
+    manifest, calls = make(experiment="two")
+    assert calls and (manifest.parent / "data/text").read_text() == "made"
 
 
 def test_a_damaged_kept_artifact_is_not_taken(folder):

@@ -71,11 +71,8 @@ def make(
             needed(False)
             return say("made by the process that was waited for")
         shutil.rmtree(work, ignore_errors=True)
-        before = kept.find(name, _versions()) if keep_gb else None
-        if needed(before is None):
+        if needed(not (keep_gb and taken(name, work, made_from))):
             make_anew(name, run, section, inputs, work, checkpoints, made_from)
-        else:
-            take(name, before, work, made_from)
         parts = publish(work, home)
         shutil.rmtree(checkpoints, ignore_errors=True)
         if keep_gb:
@@ -92,11 +89,14 @@ def needed(found: bool = False) -> bool:
     return parallel.largest(float(found), parallel.device()) > 0
 
 
-def take(name: str, before: Path, work: Path, made_from: dict) -> None:
-    """Fill the folder `work` with an earlier artifact of the same identity, whose inputs lay elsewhere."""
+def taken(name: str, work: Path, made_from: dict) -> bool:
+    """Fill the folder `work` with an earlier artifact of the same identity, whose inputs lay elsewhere; whether there
+    was one."""
+    if (record := kept.take(name, _versions(), work)) is None:
+        return False
     say(f"made before from the same settings, inputs and code ({name}): taken from there")
-    kept.link(before, work, [part.name for part in before.iterdir()])
-    write_json(work / "provenance.json", read_json(before / "provenance.json") | made_from)
+    write_json(work / "provenance.json", record | made_from)
+    return True
 
 
 def is_made(name: str, output: Path) -> bool:

@@ -6,6 +6,7 @@ Each file is a second name (hard link) of the artifact's own file, so that it co
 replaced. No file of an artifact is ever written in place.
 """
 
+import contextlib
 import os
 import shutil
 import time
@@ -18,18 +19,23 @@ from posttrain.identity import verify
 KEPT = Path("results/.kept")
 
 
-def find(name: str, versions: dict) -> Path | None:
-    """The folder of a whole earlier artifact of this identity and of these versions; None where there is none.
+def take(name: str, versions: dict, work: Path) -> dict | None:
+    """Fill the folder `work` with the earlier artifact of this identity and of these versions; returns its record, None
+    where there is none.
 
-    A damaged one is removed: it would be found again.
+    It is verified as it lies in `work`: other jobs delete earlier ones. A damaged one is removed, to be found no more.
     """
     folder = KEPT / name
     try:
-        verify(folder / "manifest.json")
-        made = read_json(folder / "provenance.json")
-        return folder if made.get("shape", {}).get("versions") == versions else None
-    except UserError:
-        shutil.rmtree(folder, ignore_errors=True)
+        record = read_json(folder / "provenance.json")
+        if record.get("shape", {}).get("versions") != versions:
+            return None
+        link(folder, work, [part.name for part in folder.iterdir()])
+        verify(work / "manifest.json")
+        return record
+    except (OSError, UserError):
+        for damaged in (folder, work):
+            shutil.rmtree(damaged, ignore_errors=True)
         return None
 
 
@@ -57,11 +63,10 @@ def keep(name: str, home: Path, parts: list[str], limit: float) -> None:
     shutil.rmtree(making, ignore_errors=True)
     try:
         link(home, making, parts)
-    except OSError:  # another file system, or one without hard links: then nothing is kept
+        shutil.rmtree(folder, ignore_errors=True)
+        making.replace(folder)
+    except OSError:  # no hard links here, or another job has just kept the same: nothing is lost by not keeping this
         shutil.rmtree(making, ignore_errors=True)
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    making.replace(folder)
     forget(limit)
 
 
@@ -77,9 +82,12 @@ def link(source: Path, target: Path, parts: list[str]) -> None:
 
 def sizes() -> dict[Path, int]:
     """Bytes that each earlier artifact takes by itself, oldest first; what is still in use takes none."""
-    folders = [folder for folder in KEPT.glob("*") if folder.is_dir() and not folder.name.startswith(".")]
-    found = {folder: _alone(folder) for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime)}
-    return {folder: size for folder, size in found.items() if size}
+    found = []
+    for folder in KEPT.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another job has just replaced or deleted it
+            if folder.is_dir() and not folder.name.startswith("."):
+                found.append((folder.stat().st_mtime, folder, _alone(folder)))
+    return {folder: size for _, folder, size in sorted(found) if size}
 
 
 def _alone(folder: Path) -> int:
@@ -92,6 +100,7 @@ def forget(limit: float, since: float = 60) -> None:
     found = sizes()
     over = sum(found.values()) - limit * 1e9
     for folder, size in found.items():
-        if over > 0 and time.time() - folder.stat().st_mtime > since:
-            shutil.rmtree(folder, ignore_errors=True)
-            over -= size
+        with contextlib.suppress(FileNotFoundError):
+            if over > 0 and time.time() - folder.stat().st_mtime > since:
+                shutil.rmtree(folder, ignore_errors=True)
+                over -= size
