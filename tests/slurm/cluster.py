@@ -1,4 +1,4 @@
-"""A private SLURM cluster on this machine: several nodes with pretend GPUs, two partitions of which one preempts.
+"""A private SLURM cluster on this machine: several nodes with pretend GPUs, a partition that preempts two others.
 
 python tests/slurm/cluster.py up FOLDER; eval "$(python tests/slurm/cluster.py env FOLDER)"
 python tests/slurm/cluster.py down FOLDER
@@ -56,6 +56,7 @@ PreemptMode=REQUEUE
 {accounting}
 JobAcctGatherType=jobacct_gather/none
 PartitionName={partition} Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace}
+PartitionName=slack Nodes=ALL Default=NO MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName={urgent} Nodes=ALL Default=NO MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 

@@ -18,6 +18,7 @@ from project import copy_of, environment
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 NODES = 6  # of one pretend GPU each: a job has its node for itself
+AWAY = 20  # seconds without SLURM's controller, in which Snakemake asks for its jobs
 SECRET = "hf_a_secret_of_this_test"
 VICTIMS = ("preempted", "died", "cancelled")
 POLICIES = ("calm", "hungry", *VICTIMS)
@@ -190,6 +191,7 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     until(lambda: of(nodes, "sft", "preempted")[0]["Restarts"] == "1", "preemption")
     cluster.stop(nodes, "slurmctld")  # SLURM's controller is restarted too
     until(lambda: not (nodes / "slurmctld.pid").exists(), "end of slurmctld", 30)
+    time.sleep(AWAY)
     cluster.controller(nodes)
     seen["code"], seen["said"] = third.end(), third.said()
     seen["jobs"] = {name: of(nodes, "sft", name) for name in POLICIES}
@@ -340,9 +342,11 @@ SPREAD = "stages: {sft: {gpu: 2, nodes: 2, mem_mb: 1100, runtime: 9}}\n"
 
 @pytest.fixture(scope="module")
 def spread(local, tmp_path_factory) -> Path:
-    """A campaign whose only run is on two nodes, after its base was made on this machine."""
+    """A campaign with a run for two nodes, after its base was made on this machine."""
     project = shutil.copytree(local, tmp_path_factory.mktemp("spread") / "project", symlinks=True)
-    (project / "config/config.yaml").write_text("experiments: [spread]\n")
+    (project / "config/config.yaml").write_text("experiments: [spread, grace]\n")
+    long = "sft: {steps: 1000, seed: 4, checkpoint_steps: 20}\ndpo: null\n"
+    (project / "config/experiments/grace.yaml").write_text(f"extends: calm\nquestion: A grace time?\n{long}")
     settings = "sft: {steps: 100, seed: 3, checkpoint_steps: 10}\ndpo: null\n"
     (project / "config/experiments/spread.yaml").write_text(f"extends: calm\nquestion: Two nodes?\n{settings}")
     (project / "slurm/site.yaml").write_text(SPREAD)
@@ -352,6 +356,11 @@ def spread(local, tmp_path_factory) -> Path:
 def test_a_stage_on_two_nodes_is_stopped_continues_and_makes_the_bytes_of_two_processes(spread, nodes, tmp_path):
     target = "results/spread/sft/manifest.json"
     alone = shutil.copytree(spread, tmp_path / "alone", symlinks=True)
+    with open(alone / "said", "w") as said:  # two processes on this machine, as two GPUs are said to be visible
+        visible = environment(CUDA_VISIBLE_DEVICES="0,1")
+        local = subprocess.Popen(
+            ["snakemake", target, "--cores", "2"], cwd=alone, env=visible, stdout=said, stderr=said
+        )
     first = Controller(spread, nodes, target)
     until(lambda: saved(spread, "spread"), "checkpoint")
     (job,) = of(nodes, "sft", "spread")
@@ -364,16 +373,28 @@ def test_a_stage_on_two_nodes_is_stopped_continues_and_makes_the_bytes_of_two_pr
     assert again.end() == 0, again.said()[-3000:]
     assert log_of(spread, nodes, "sft", "spread").count("continuing from a checkpoint") == 2, "by two processes"
 
-    local = subprocess.run(  # two processes on this machine, as two GPUs are said to be visible
-        ["snakemake", target, "--cores", "2"], cwd=alone, env=environment(CUDA_VISIBLE_DEVICES="0,1"),
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert local.returncode == 0, local.stderr[-3000:]
+    assert local.wait() == 0, (alone / "said").read_text()[-3000:]
     shapes = [
         json.loads((project / target).with_name("provenance.json").read_text())["shape"] for project in (alone, spread)
     ]
     assert shapes[0] == shapes[1] and shapes[0]["processes"] == 2
     assert (alone / target).read_bytes() == (spread / target).read_bytes()
+
+
+def test_a_job_that_is_preempted_with_a_grace_time_is_run_again(spread, nodes):
+    """It ends by itself in that time, as its stage has saved: SLURM takes that for its end."""
+    (spread / "slurm/site.yaml").write_text("partition: slack\nstages: {sft: {mem_mb: 1100, runtime: 9}}\n")
+    run = Controller(spread, nodes, "results/grace/sft/manifest.json")
+    until(lambda: saved(spread, "grace"), "checkpoint")
+    (job,) = of(nodes, "sft", "grace")
+    urgent = ["-p", "urgent", "-w", job["NodeList"], "--exclusive", "-o", "/dev/null"]
+    cluster.run(nodes, "sbatch", *urgent, "--wrap", "sleep 2")
+    until(lambda: of(nodes, "sft", "grace")[0]["Restarts"] == "1", "second start", 60)
+    assert "told to stop (SIGTERM): saved at step" in (spread / "results/logs/grace/sft.log").read_text()
+    cluster.run(nodes, "scancel", job["JobId"])  # it would wait for two minutes
+    run.process.kill()
+    run.process.wait()
+    (spread / "slurm/site.yaml").write_text(SPREAD)
 
 
 def test_gpus_are_not_taken_from_several_nodes_unasked(spread, nodes):

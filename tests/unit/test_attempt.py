@@ -70,13 +70,14 @@ def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, capsys):
 
 def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(cluster.TOLD, "{}")
     asked = []
 
     def again(job, **changes):
         asked.append((job, changes))
 
     known = {"again": again, "shown": lambda job, key: {"MinMemoryNode": "9000000M"}.get(key, ""), "kills": lambda: 0}
-    known["could_run"] = lambda job, option: option == "--mem=18000000"
+    known["refusal"] = lambda job, **changes: "" if changes == {"mem": "18000000"} else "no such node"
     assert stage("import sys; sys.exit(75)", **known) == 75
     assert asked == [("7", {})]
     assert stage("import sys; sys.exit(2)", **known) == 2 and len(asked) == 1, "control: a failure is not"
@@ -84,9 +85,8 @@ def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
     assert stage(kill, **known) == 137 and len(asked) == 1, "control: nor what was killed with memory left"
     assert stage(kill, **known | {"kills": lambda: 1}) == 137
     assert asked[1:] == [("7", {"MinMemoryNode": "18000000"})]
-    assert stage("import sys; sys.exit(1)", **known | {"kills": lambda: 1}) == 1, (
-        "torchrun, of which a process was killed"
-    )
+    of_torchrun = stage("import sys; sys.exit(1)", name="dpo", **known | {"kills": lambda: 1})
+    assert of_torchrun == 1, "which has one code, also where the kernel killed one of its processes"
     assert asked[2:] == asked[1:2]
     assert stage("import sys; sys.exit(75)", **known | {"kills": lambda: 1}) == 75
     assert asked[3:] == [("7", {})], "what was saved goes on as it was"
@@ -95,24 +95,61 @@ def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
 def test_slurm_can_be_asked_about_a_job_that_could_write_nothing(stage, here, monkeypatch):
     """What is on disk while the stage runs, should all processes be killed."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(cluster.TOLD, "{}")
     script = "import shutil, sys; shutil.copy('results/x/sft/checkpoints/attempt/attempt.json', 'seen'); sys.exit(2)"
     stage(script, shown=lambda job, key: {"MinMemoryNode": "1100M"}.get(key, ""))
     seen = json.loads((here / "seen").read_text())
     assert (seen["job"], seen["mem_mb"]) == ("7", 1100)
 
 
-def test_memory_that_no_node_has_is_not_waited_for(stage, monkeypatch, capsys):
+def test_memory_that_no_node_has_is_not_waited_for(stage, here, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(cluster.TOLD, "{}")
+    asked = []
+    known = {"again": lambda *job, **changes: asked.append(job), "kills": lambda: 1, "refusal": lambda *_, mem: mem}
+    known["shown"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "")
+    assert stage("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", **known) == 137
+    assert not asked and "out of memory with 1100 MB, and no more is to be had (2200)" in capsys.readouterr().err
+    assert not list(here.glob("results/**/failed.json")), "the next call, with smaller batches, asks for no more"
+
+
+def test_memory_that_slurm_does_not_give_is_not_asked_for_again(stage, here, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(cluster.TOLD, "{}")
+    asked = []
+    known = {"again": lambda *job, **changes: asked.append(job), "kills": lambda: 1, "refusal": lambda *_, mem: ""}
+    known["shown"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "")
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert stage(kill, **known) == 137 and asked == [("7",)]
+    assert stage(kill, **known) == 137 and asked == [("7",)], "it ran again with what it had"
+    assert "SLURM did not give this job the twice" in capsys.readouterr().err
+
+
+def test_a_job_of_the_users_own_is_left_alone(stage, monkeypatch):
+    """Plain Snakemake in an interactive job: to run that job again would end all else in it."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     asked = []
-    known = {"again": lambda *job, **changes: asked.append(job), "kills": lambda: 1, "could_run": lambda *_: False}
-    known["shown"] = lambda job, key: {"MinMemoryNode": "1100M", "Partition": "normal"}[key]
-    assert stage("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", **known) == 137
-    assert not asked and "normal has no node with 2200" in capsys.readouterr().err
+    known = {"again": lambda *job: asked.append(job), "shown": lambda *_: ""}
+    assert stage("import sys; sys.exit(75)", **known) == 75 and asked == []
+    monkeypatch.setenv(cluster.TOLD, "{}")
+    assert stage("import sys; sys.exit(75)", **known) == 75 and asked == [("7",)], "control: one of the profile's"
 
 
-def limited(record: Path, *settings: str) -> None:
+@pytest.mark.parametrize(("when", "count"), [("2026-11-26T21:40:19", 1), ("None", 0), ("", 0)])
+def test_a_preempted_job_that_ends_in_its_grace_time_is_run_again(stage, monkeypatch, when, count):
+    """None: cancelled by a person; "": SLURM runs it again by itself, and has forgotten why it did."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(cluster.TOLD, "{}")
+    asked = []
+    known = {"again": lambda *job: asked.append(job), "shown": lambda job, key: {"PreemptTime": when}.get(key, "")}
+    script = "import os, signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); os.kill(os.getppid(), 15); "
+    script += "time.sleep(9)"
+    assert stage(script, **known) == 75 and asked == [("7",)] * count
+
+
+def limited(record: Path, *settings: str, stage: str = "sft") -> None:
     """An attempt that ends at its time limit."""
-    before = attempt.begin(record, ["sft", *settings])
+    before = attempt.begin(record, [stage, *settings])
     (record / "attempt.json").write_text(json.dumps(before | {"limited": True}))
 
 
@@ -120,8 +157,13 @@ def test_limits_that_let_no_step_be_saved_end_it(here):
     record = Path("results/x/sft/checkpoints/attempt")
     for _ in range(attempt.FRUITLESS):
         limited(record)
-    with pytest.raises(UserError, match=r"3 jobs ended at their time limit.*raise stages.sft.runtime"):
+    with pytest.raises(UserError, match=r"3 jobs ended at their time limit.*raise stages.sft.runtime.*, or lower"):
         limited(record)
+    judged = Path("results/x/evaluate/dpo/checkpoints/attempt")
+    for _ in range(attempt.FRUITLESS):
+        limited(judged, stage="evaluate")
+    with pytest.raises(UserError, match=r"raise stages.evaluate.runtime in slurm/site.yaml$"):
+        limited(judged, stage="evaluate")
     for step in range(5):  # control: steps are saved
         limited(record)
         whole = record.parent / "id" / f"checkpoint-{step + 1}/manifest.json"
@@ -299,6 +341,77 @@ def test_on_this_machine_gpus_are_counted(here, monkeypatch):
     assert os.environ["POSTTRAIN_DEVICE"] == "gpu", "whatever the login node has"
 
 
+LEFT = "{:<20}{:<8}{:<200}{}\n".format
+
+
+def test_what_a_dead_snakemake_left_is_told_from_other_jobs(here, monkeypatch):
+    """The job in which this Snakemake itself may run and a notebook would be waited for without an end."""
+    ours = LEFT("7", "R", "rule_sft_wildcards_one", here)
+    said = (
+        ours + LEFT("8", "R", "", here) + LEFT("9", "R", "notebook", here) + LEFT("10", "R", "rule_dpo", "/elsewhere")
+    )
+    monkeypatch.setattr(slurm, "ask", lambda *_: said)
+    assert controller.left_jobs() == [("7", "R", "rule_sft_wildcards_one")]
+
+
+def test_slurm_that_does_not_answer_is_asked_again(here, monkeypatch):
+    """Else the jobs that still run would be started once more."""
+    answers = [None, None, "", None]
+    monkeypatch.setattr(slurm, "ask", lambda *_: answers.pop(0))
+    monkeypatch.setattr(controller, "PAUSES", (0, 0, 0))
+    assert controller.left_jobs() == [] and answers == [None]
+    answers[:] = [None] * 3
+    with pytest.raises(UserError, match=r"does not say which jobs still run here .* try again"):
+        controller.left_jobs()
+
+
+@pytest.mark.parametrize(
+    ("age", "kind", "command"),
+    [
+        ("300 sec", "accounting_storage/slurmdbd", "squeue"),
+        ("60 sec", "accounting_storage/slurmdbd", "sacct"),
+        ("60 sec", "accounting_storage/none", "squeue"),
+        ("60 sec", "(null)", "squeue"),
+    ],
+)
+def test_states_are_asked_of_what_remembers_them(monkeypatch, age, kind, command):
+    said = f"Configuration data\nAccountingStorageType   = {kind}\nMinJobAge               = {age}\nKillWait = 30 sec\n"
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: said)
+    assert cluster.status_command() == command
+
+
+def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch):
+    """What the executor plugin neither reports nor names as running is still waited for."""
+    import asyncio
+
+    from snakemake_executor_plugin_slurm import Executor
+
+    class Lost:
+        def report_job_success(self, job):
+            reported.append(job.external_jobid)
+
+        report_job_error = report_job_success
+
+        async def check_active_jobs(self, active):
+            if answers:
+                self.report_job_success(active[0])
+                self.report_job_error(active[1])
+                yield active[2]
+
+    monkeypatch.setattr(Executor, "check_active_jobs", Lost.check_active_jobs)
+    cluster.keep_asking()
+    Lost.check_active_jobs = Executor.check_active_jobs
+    jobs = [type("Job", (), {"external_jobid": name})() for name in "abc"]
+
+    async def left():
+        return [job.external_jobid async for job in Lost().check_active_jobs(jobs)]
+
+    answers, reported = False, []
+    assert asyncio.run(left()) == ["a", "b", "c"] and reported == []
+    answers = True
+    assert asyncio.run(left()) == ["c"] and reported == ["a", "b"], "control: what ended is not waited for"
+
+
 def test_jobs_are_told_of_the_site_as_it_was_when_their_run_began(here):
     (here / "slurm").mkdir()
     (here / "slurm/site.yaml").write_text("partition: a\nmodules: [cuda/12.6]\nstages: {sft: {gpu: 2}}\n")
@@ -310,6 +423,24 @@ def test_jobs_are_told_of_the_site_as_it_was_when_their_run_began(here):
     assert cluster.begin(Workflow(None)) is None and cluster.current() is None, (
         "control: a run on this machine has none"
     )
+
+
+def test_what_snakemake_would_read_as_python_is_a_text(here):
+    """`all` and `open` are functions of Python's, 12_34 and 1e5 numbers."""
+    odd = {"partition": "all", "account": "12_34", "qos": "1e5", "constraint": "a&b|c", "gpu_type": "3090"}
+    asked = cluster.resources(cluster.Site(**odd))
+    assert [eval(asked[key]) for key in ("slurm_partition", "slurm_account", "qos", "constraint", "gpu_model")] == [
+        *odd.values()
+    ]
+
+
+def test_a_gpu_type_that_cannot_be_asked_for_is_refused(here):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text("gpu_type: nvidia_a100-sxm4-80gb\n")
+    with pytest.raises(UserError, match=r"^slurm/site.yaml:1: gpu_type: .* choose by partition or constraint$"):
+        cluster.site()
+    (here / "slurm/site.yaml").write_text("gpu_type: a100_80.gb\n")
+    assert cluster.site().gpu_type == "a100_80.gb", "control"
 
 
 def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):
@@ -346,7 +477,7 @@ def test_a_stage_is_spread_over_the_nodes_that_the_site_gives_it(here, monkeypat
     (here / "slurm").mkdir()
     (here / "slurm/site.yaml").write_text(SPREAD)
     found = cluster.site()
-    assert cluster.resources(found)["nodes"] == 1
+    assert cluster.resources(found)["nodes"] == 1 and cluster.resources(found)["gpu_model"] == "'a100'"
     assert cluster.spread(found) == {
         "sft": {"cpus_per_task": 4, "nodes": 2, "gpus": 2,
                 "slurm_extra": "'--open-mode=append --gpus-per-node=a100:2'"},

@@ -267,7 +267,15 @@ def test_a_run_that_was_out_of_memory_gets_twice_as_much(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("state", "more"), [("OUT_OF_MEMORY", 2), ("CANCELLED by 1000", 1), ("RUNNING", 1), ("", 1), (None, 1)]
+    ("state", "more"),
+    [
+        ("OUT_OF_MEMORY", 2),
+        ("FAILED\nCOMPLETED\nOUT_OF_MEMORY", 2),
+        ("CANCELLED by 1000", 1),
+        ("RUNNING", 1),
+        ("", 1),
+        (None, 1),
+    ],
 )
 def test_what_was_killed_with_all_its_processes_is_asked_about(tmp_path, monkeypatch, state, more):
     """Nothing of it could write why; what SLURM has forgotten without accounts is not known."""
@@ -333,6 +341,13 @@ def test_memory_is_asked_for_as_many_processes_as_gpus(tmp_path, monkeypatch):
     two = cluster.Site(stages={"sft": cluster.Request(gpu=4, nodes=2)})
     on_one = cluster.request(cluster.Site(), plan, "one", "sft")["mem_mb"] - cluster.AROUND
     assert cluster.request(two, plan, "one", "sft")["mem_mb"] == 2 * on_one + cluster.AROUND, "on each of two nodes"
+    folder = tmp_path / "results/one/sft/checkpoints/attempt"
+    folder.mkdir(parents=True)
+    (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": 8000000}))
+    four = cluster.Site(stages={"sft": cluster.Request(gpu=4)})
+    assert cluster.request(four, plan, "one", "sft")["mem_mb"] == 16000000 + cluster.AROUND, (
+        "what all of them had, twice"
+    )
     asked = cluster.Site(stages={"sft": cluster.Request(gpu=4, mem_mb=1000, shard=True)})
     assert cluster.request(asked, plan, "one", "sft")["mem_mb"] == 1000, "what the site says comes first"
 

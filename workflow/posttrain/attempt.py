@@ -29,7 +29,7 @@ class Stop:
     """Whether this process was told to stop; SIGTERM reaches the stage, which saves and ends."""
 
     def __init__(self):
-        self.told = False
+        self.told = self.preempted = False
         signal.signal(signal.SIGTERM, self.hear)
         signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the stage too, which ends of it
 
@@ -61,7 +61,7 @@ def attempt(arguments: list[str], gpus: int) -> int:
         return 0
     if job and not stop.told and out_of_memory(code, job):
         more_memory(job, record)
-    elif job and not stop.told and code == INTERRUPTED:
+    elif job and code == INTERRUPTED and (stop.preempted or not stop.told):
         slurm.again(job)
     return code if code > 0 else 128 - code
 
@@ -106,7 +106,8 @@ def begin(record: Path, arguments: list[str]) -> dict:
         shutil.rmtree(record)
         raise UserError(
             f"{record.parent.parent}: {fruitless} jobs ended at their time limit without a step that was saved; raise "
-            f"stages.{record.parent.parent.name}.runtime in slurm/site.yaml, or lower checkpoint_minutes"
+            f"stages.{arguments[0]}.runtime in slurm/site.yaml"
+            + (", or lower checkpoint_minutes" if arguments[0] in launch.TRAINERS else "")
         )
     now = known | {"what": what, "saved": saved, "fruitless": fruitless, "limited": False}
     record.mkdir(parents=True, exist_ok=True)
@@ -135,6 +136,8 @@ def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, be
         if stop.told and not handed:
             handed = True
             child.send_signal(signal.SIGTERM)
+            # In a grace time, or where preempted jobs are cancelled, SLURM does not run one again that ends by itself.
+            stop.preempted = bool(job) and slurm.shown(job, "PreemptTime") not in ("", "None")
             if job and slurm.shown(job, "Reason") == "TimeLimit":
                 before["limited"] = True
                 write_json(record / "attempt.json", before)
@@ -179,7 +182,7 @@ def longer(job: str, before: dict, record: Path) -> None:
     """Ended by its time limit: run again; where no step was saved, with twice the time, if the partition has it."""
     minutes = slurm.minutes_of(slurm.shown(job, "TimeLimit"))
     twice = max(1, round(2 * minutes))
-    if newest(record.parent) != before["saved"] or not slurm.could_run(job, f"--time={twice}"):
+    if newest(record.parent) != before["saved"] or slurm.refusal(job, time=str(twice)):
         say(f"the time limit of {minutes:g} min is here: run again")
         slurm.again(job)
     else:
@@ -197,13 +200,15 @@ def out_of_memory(code: int, job: str) -> bool:
 
 
 def more_memory(job: str, record: Path) -> None:
-    """Run again with twice the memory, where a node has it; later runs ask for it at once."""
-    memory = slurm.memory_mb(job)
-    record.mkdir(parents=True, exist_ok=True)
-    write_json(record / "failed.json", {"reason": "out of memory", "mem_mb": memory})
-    if slurm.could_run(job, f"--mem={2 * memory}"):
-        say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")
-        slurm.again(job, MinMemoryNode=str(2 * memory))
+    """Run again with twice the memory, where SLURM would; later runs ask for it at once."""
+    memory, file = slurm.memory_mb(job), record / "failed.json"
+    if file.is_file() and read_json(file)["mem_mb"] == memory:
+        refused = "SLURM did not give this job the twice that it was to get"
     else:
-        partition = slurm.shown(job, "Partition")
-        say(f"error: out of memory with {memory} MB, and {partition} has no node with {2 * memory}: lower batch sizes")
+        refused = slurm.refusal(job, mem=str(2 * memory))
+    if refused:
+        file.unlink(missing_ok=True)
+        return say(f"error: out of memory with {memory} MB, and no more is to be had ({refused}): lower batch sizes")
+    write_json(file, {"reason": "out of memory", "mem_mb": memory})
+    say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")
+    slurm.again(job, MinMemoryNode=str(2 * memory))

@@ -4,6 +4,7 @@ snakemake --profile slurm
 """
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -13,13 +14,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from posttrain import campaign, cards, launch, settings
+from posttrain import campaign, cards, launch, settings, slurm
 from posttrain import resources as estimates
 from posttrain.config import Count, Section, Text
 from posttrain.errors import UserError
 
 FILE = Path("slurm/site.yaml")
 TOLD = "POSTTRAIN_SITE"  # the site as it was when a run began, for its jobs
+LONGEST = 195  # seconds between two times at which Snakemake's plugin asks for all jobs' states, and a margin
 AROUND = 400  # MB that a job needs beside its stage: Snakemake's executor runs itself twice in it
 Megabytes = Annotated[int, Field(ge=100)]
 
@@ -81,6 +83,11 @@ def site(file: Path = FILE) -> Site:
         for stage in asked
         if known and stage not in known
     ]
+    if made and made.gpu_type and not re.fullmatch(r"[A-Za-z0-9_.]+", made.gpu_type):
+        problems.append(
+            f"{values.places['gpu_type']}: gpu_type: Snakemake's SLURM plugin takes letters, digits, _ and . alone, "
+            f"not {made.gpu_type!r}: leave it out, and choose by partition or constraint"
+        )
     for stage, request in (made.stages if made else {}).items():
         at = {key: f"{values.places.get(f'stages.{stage}.{key}')}: stages.{stage}.{key}" for key in ("shard", "nodes")}
         if request.shard and stage not in launch.SHARDED:
@@ -121,6 +128,7 @@ def begin(workflow) -> Site | None:
     found = site()
     os.environ[TOLD] = found.model_dump_json(exclude_none=True)
     expect_device(found)
+    keep_asking()
     return found
 
 
@@ -145,7 +153,45 @@ def resources(found: Site) -> dict[str, int | str]:
         "nodes": 1,  # all GPUs of a job in one place, unless its stage is spread
         "slurm_extra": extra(),
     }
-    return {key: value for key, value in named.items() if value}
+    # Snakemake reads a text as Python: `all`, 12_34 and what has a hyphen would be something else.
+    return {key: repr(value) if isinstance(value, str) else value for key, value in named.items() if value}
+
+
+def status_command() -> str:
+    """What the executor plugin asks for jobs' states: squeue, or sacct where SLURM soon forgets an ended job."""
+    age, accounts = slurm.remembered()
+    return "sacct" if accounts and age < LONGEST else "squeue"
+
+
+def keep_asking() -> None:
+    """Let the executor plugin (2.8.0) lose no job: where a query of all states fails, as while SLURM's controller is
+    restarted, it neither reports a job nor says that it still runs, and Snakemake would wait for ever."""
+    from snakemake_executor_plugin_slurm import Executor
+
+    check = Executor.check_active_jobs
+
+    async def checked(self, active_jobs):
+        open_jobs = {job.external_jobid: job for job in active_jobs}
+        reports = self.report_job_success, self.report_job_error
+
+        def noting(report):
+            def note(job, *arguments, **options):
+                open_jobs.pop(job.external_jobid, None)
+                return report(job, *arguments, **options)
+
+            return note
+
+        self.report_job_success, self.report_job_error = map(noting, reports)
+        try:
+            async for job in check(self, active_jobs):
+                open_jobs.pop(job.external_jobid, None)
+                yield job
+        finally:
+            self.report_job_success, self.report_job_error = reports
+        for job in open_jobs.values():
+            yield job
+
+    Executor.check_active_jobs = checked
 
 
 def spread(found: Site) -> dict[str, dict[str, int | str]]:
@@ -160,24 +206,24 @@ def spread(found: Site) -> dict[str, dict[str, int | str]]:
             several[stage] = {"cpus_per_task": 2 * each}
             if asked.nodes > 1:
                 evenly = f"--gpus-per-node={found.gpu_type + ':' if found.gpu_type else ''}{each}"
-                several[stage] |= {"nodes": asked.nodes, "gpus": each, "slurm_extra": extra(evenly)}
+                several[stage] |= {"nodes": asked.nodes, "gpus": each, "slurm_extra": repr(extra(evenly))}
     return several
 
 
 def extra(*options: str) -> str:
     """Options of sbatch, for the executor plugin; the log of a job that is run again keeps what came before."""
-    return f"'{' '.join(['--open-mode=append', *options])}'"
+    return " ".join(["--open-mode=append", *options])
 
 
 def request(found: Site | None, plan, experiment: str, stage: str, policy: str = "") -> dict[str, int]:
     """What a stage asks for: `gpu`, `mem_mb`, `disk_mb`, and `runtime` in minutes. found: None on this machine."""
-    estimate = estimates.request(plan, experiment, stage, policy)
     if found is None:
+        estimate = estimates.request(plan, experiment, stage, policy)
         return estimate | {"gpu": min(estimate["gpu"], len(cards.present()))}
     own = found.stages.get(stage, Request())
     asked = own.model_dump(exclude_none=True, exclude={"shard", "nodes"})
-    if stage in launch.TRAINERS:  # each of a node's processes, one for a GPU, holds what one holds
-        estimate["mem_mb"] *= max(1, (own.gpu or 1) // own.nodes)
+    processes = max(1, (own.gpu or 1) // own.nodes) if stage in launch.TRAINERS else 1
+    estimate = estimates.request(plan, experiment, stage, policy, processes)
     estimate["mem_mb"] += AROUND
     return estimate | ({"gpu": 0} if found.cpu_only else {}) | asked
 

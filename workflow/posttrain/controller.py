@@ -22,6 +22,7 @@ HOLDER = Path(".snakemake/controller.json")
 LOOKS = re.compile(
     r"-[a-zA-Z]*n[a-zA-Z]*|--(dry-?run|unlock|report|d3dag|dag|\w+graph|lint|.*summary|list-.*|archive)(=.*)?"
 )
+PAUSES = (1, 5, 20, 60)  # seconds before SLURM is asked again that has not answered
 LOCKS = Path(".snakemake/locks")  # Snakemake's own
 
 
@@ -36,6 +37,7 @@ def begin(site: cluster.Site | None, command: list[str]) -> None:
     clear()
     if site is not None:
         wait_for_left_jobs()
+        clear()  # of one that came while this one waited
 
 
 def hold() -> None:
@@ -84,12 +86,22 @@ def alive() -> bool:
 
 
 def left_jobs() -> list[tuple[str, str, str]]:
-    """The (number, state, comment) of this user's SLURM jobs that were submitted from this directory."""
-    said = slurm.ask("squeue", "--me", "-h", "-O", "JobID:.20,StateCompact:.8,Comment:.200,WorkDir:.1000") or ""
+    """The (number, state, comment) of this user's SLURM jobs that a Snakemake in this directory has submitted.
+
+    Raises UserError where SLURM does not say: what it may be running would be started again.
+    """
+    asked = ("squeue", "--me", "-h", "-O", "JobID:.20,StateCompact:.8,Comment:.200,WorkDir:.1000")
+    for pause in PAUSES:
+        if (said := slurm.ask(*asked)) is not None:
+            break
+        time.sleep(pause)
+    else:
+        raise UserError("SLURM does not say which jobs still run here (squeue failed): try again when it answers")
     jobs = [
         (line[:20].strip(), line[20:28].strip(), line[28:228].strip(), line[228:].strip()) for line in said.splitlines()
     ]
-    return [job[:3] for job in jobs if job[3] and os.path.realpath(job[3]) == os.path.realpath(os.getcwd())]
+    here = os.path.realpath(os.getcwd())
+    return [job[:3] for job in jobs if job[2].startswith("rule_") and job[3] and os.path.realpath(job[3]) == here]
 
 
 def wait_for_left_jobs(seconds: float = 10) -> None:

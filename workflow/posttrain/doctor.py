@@ -16,7 +16,6 @@ from posttrain.cluster import FILE, Site
 from posttrain.errors import UserError
 from posttrain.plan import LOCK, Plan
 
-SHORTEST = 60  # seconds for which SLURM must remember an ended job: Snakemake asks every 20, and three times
 PROBE = """
 import importlib.metadata, json, sys
 import torch, transformers, trl, peft, bitsandbytes, datasets, lm_eval, posttrain
@@ -67,13 +66,11 @@ def reachable(site: Site, plan: Plan) -> list[str]:
 
 def remembers(site: Site, plan: Plan) -> list[str]:
     """The controller remembers ended jobs long enough, and lets jobs be run again."""
-    config = slurm.ask("scontrol", "show", "config") or ""
-    fields = dict(map(str.strip, line.partition("=")[::2]) for line in config.splitlines() if "=" in line)
-    age = int((fields.get("MinJobAge") or "0").split()[0])
-    if age < SHORTEST and not shutil.which("sacct"):
-        todo = f"ask for MinJobAge >= {SHORTEST}, or for accounting"
+    age, accounts = slurm.remembered()
+    if age < cluster.LONGEST and not accounts:
+        todo = f"ask for MinJobAge >= {cluster.LONGEST}, or for accounting"
         return missing("memory of jobs", f"MinJobAge is {age} s and there is no accounting", todo)
-    wait = fields.get("KillWait", "30 sec")
+    wait = slurm.configured().get("KillWait", "30 sec")
     return ok("interruptions", f"a stage has {wait} to save after SIGTERM; ended jobs are remembered for {age} s")
 
 

@@ -40,8 +40,8 @@ class Need(NamedTuple):
     trained: int  # parameters
 
 
-def request(plan: Plan, experiment: str, stage: str, policy: str = "") -> dict[str, int]:
-    """`mem_mb`, `runtime` (minutes), `disk_mb` and `gpu` to ask for.
+def request(plan: Plan, experiment: str, stage: str, policy: str = "", processes: int = 1) -> dict[str, int]:
+    """`mem_mb`, `runtime` (minutes), `disk_mb` and `gpu` to ask for. processes: on a node, of which each holds as much.
 
     Reads the data card, headers and past records, each once, and no weight.
     """
@@ -52,7 +52,7 @@ def request(plan: Plan, experiment: str, stage: str, policy: str = "") -> dict[s
         asked["disk_mb"] = round(need.disk / MB)
     if known := seconds(plan, experiment, stage, policy, need):
         asked["runtime"] = 10 + round(2 * known / 60)
-    asked["mem_mb"] = max(asked["mem_mb"], 2 * ran_out(folder_of(plan, experiment, stage, policy)))
+    asked["mem_mb"] = max(processes * asked["mem_mb"], 2 * ran_out(folder_of(plan, experiment, stage, policy)))
     return asked
 
 
@@ -193,7 +193,7 @@ def ran_out(folder: str) -> int:
         try:
             said = json.loads(file.read_text(encoding="utf-8"))
             job = said.get("job") if file.name == "attempt.json" else None
-            out = slurm.state(job) == "OUT_OF_MEMORY" if job else said.get("reason") == "out of memory"
+            out = slurm.ran_out(job) if job else said.get("reason") == "out of memory"
             found += [round(said["mem_mb"])] if out else []
         except (OSError, ValueError, AttributeError, KeyError, TypeError):
             continue

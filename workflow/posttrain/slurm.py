@@ -19,8 +19,8 @@ def ask(*command: str, seconds: float = 60) -> str | None:
 
 
 def job_id() -> str | None:
-    """The job that this process runs in."""
-    return os.environ.get("SLURM_JOB_ID")
+    """The job of `snakemake --profile slurm` that this process runs in; one of the user's own is left alone."""
+    return os.environ.get("SLURM_JOB_ID") if "POSTTRAIN_SITE" in os.environ else None
 
 
 def shown(job: str, key: str) -> str:
@@ -29,9 +29,23 @@ def shown(job: str, key: str) -> str:
     return next((field.partition("=")[2] for field in fields if field.startswith(f"{key}=")), "")
 
 
-def state(job: str) -> str:
-    """How a job stands or ended; "" where SLURM has forgotten it and keeps no accounts."""
-    return (shown(job, "JobState") or ask("sacct", "-nXP", "-j", job, "-o", "State") or "").strip()
+def ran_out(job: str) -> bool:
+    """Whether a job or a step of it ended for want of memory; of steps, only a site that keeps accounts knows."""
+    said = [shown(job, "JobState"), *(ask("sacct", "-nP", "-j", job, "-o", "State") or "").split()]
+    return "OUT_OF_MEMORY" in said
+
+
+def configured() -> dict[str, str]:
+    """How the site has set up SLURM; nothing where it does not say."""
+    config = ask("scontrol", "show", "config", seconds=10) or ""
+    return dict(map(str.strip, line.partition("=")[::2]) for line in config.splitlines() if "=" in line)
+
+
+def remembered() -> tuple[int, bool]:
+    """The seconds for which the controller remembers an ended job, and whether the site keeps accounts (`sacct`)."""
+    fields = configured()
+    accounts = fields.get("AccountingStorageType", "(null)") not in ("(null)", "accounting_storage/none")
+    return int((fields.get("MinJobAge") or "0").split()[0]), accounts
 
 
 def minutes_of(text: str) -> float:
@@ -64,19 +78,38 @@ def kills() -> int:
     return found
 
 
-def could_run(job: str, option: str) -> bool:
-    """Whether a job with another option of sbatch could run in this one's partition: what never can, waits for ever."""
-    partition = shown(job, "Partition")
-    return ask("sbatch", "--test-only", f"--partition={partition}", option, "--wrap", "true") is not None
+def refusal(job: str, **changes: str) -> str:
+    """Why SLURM would never run a job like this one with other limits; "" where it would. One that can never run would
+    wait for ever. changes: options of sbatch."""
+    known = {
+        "partition": "Partition",
+        "account": "Account",
+        "qos": "QOS",
+        "constraint": "Features",
+        "time": "TimeLimit",
+    }
+    asked = {option: shown(job, field) for option, field in known.items()}
+    asked |= {"nodes": shown(job, "NumNodes"), "gpus": shown(job, "TresPerJob").removeprefix("gres:gpu:")}
+    options = [f"--{key}={value}" for key, value in (asked | changes).items() if value not in ("", "(null)")]
+    run = subprocess.run(["sbatch", "--test-only", *options, "--wrap", "true"], capture_output=True, text=True)
+    said = run.stderr.strip().splitlines() or [f"sbatch ended with {run.returncode}"]
+    return said[-1].removeprefix("allocation failure: ") if run.returncode else ""
 
 
 def again(job: str, **changes: str) -> None:
     """Let SLURM run this job again, with other limits."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if ask("scontrol", "requeue", job) is None:
+    for pause in (1, 5, 15, 0):  # its controller may be away for a moment
+        if ask("scontrol", "requeue", job) is not None:
+            break
+        time.sleep(pause)
+    else:
         say("SLURM does not run this job again by itself (requeue is off): snakemake --profile slurm continues it")
         return
-    for _ in range(50 if changes else 0):  # until the job counts as waiting
-        if ask("scontrol", "update", f"JobId={job}", *(f"{key}={value}" for key, value in changes.items())) is not None:
-            break
+    other = [f"{key}={value}" for key, value in changes.items()]
+    for _ in range(50 if other else 0):  # until the job counts as waiting
+        if ask("scontrol", "update", f"JobId={job}", *other) is not None:
+            return
         time.sleep(0.1)
+    if other:
+        say(f"SLURM refused {' '.join(other)}: the job is run again as it was")
