@@ -125,6 +125,29 @@ def test_memory_that_slurm_does_not_give_is_not_asked_for_again(stage, here, mon
     assert "SLURM did not give this job the twice" in capsys.readouterr().err
 
 
+SBATCH = """#!/bin/sh
+echo "$@" > asked
+case "$*" in *--mem=2200*) echo "sbatch: error: lines" >&2; echo "allocation failure: no such node" >&2; exit 1;; esac
+"""
+
+
+@pytest.mark.parametrize("gpus", ["gres:gpu:a100:1", "gres/gpu:a100:1"])
+def test_whether_it_would_run_is_asked_of_the_same_job(here, monkeypatch, gpus):
+    """Else another node of the partition has the memory, and the job waits without an end."""
+    fields = {"Partition": "a", "Account": "lab", "QOS": "(null)", "TimeLimit": "01:00:00", "NumNodes": "1"}
+    monkeypatch.setattr(slurm, "shown", lambda job, key: (fields | {"TresPerJob": gpus}).get(key, ""))
+    monkeypatch.setenv("PATH", str(here))
+    assert slurm.refusal("7", mem="2200") == "there is no sbatch to ask"
+    (here / "sbatch").write_text(SBATCH)
+    (here / "sbatch").chmod(0o755)
+    assert slurm.refusal("7", mem="2200") == "no such node"
+    expected = (
+        "--test-only --partition=a --account=lab --time=01:00:00 --nodes=1 --gpus=a100:1 --mem=2200 --wrap true\n"
+    )
+    assert (here / "asked").read_text() == expected
+    assert slurm.refusal("7", time="120") == "" and "--time=120 " in (here / "asked").read_text()
+
+
 def test_a_job_of_the_users_own_is_left_alone(stage, monkeypatch):
     """Plain Snakemake in an interactive job: to run that job again would end all else in it."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")

@@ -1,6 +1,7 @@
 """What SLURM says of a job, and asking it to run one again. Imports nothing heavy."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -89,9 +90,13 @@ def refusal(job: str, **changes: str) -> str:
         "time": "TimeLimit",
     }
     asked = {option: shown(job, field) for option, field in known.items()}
-    asked |= {"nodes": shown(job, "NumNodes"), "gpus": shown(job, "TresPerJob").removeprefix("gres:gpu:")}
-    options = [f"--{key}={value}" for key, value in (asked | changes).items() if value not in ("", "(null)")]
-    run = subprocess.run(["sbatch", "--test-only", *options, "--wrap", "true"], capture_output=True, text=True)
+    gpus = re.sub(r"^gres[:/]gpu:", "", shown(job, "TresPerJob"))  # versions of SLURM write it in two ways
+    asked |= {"nodes": shown(job, "NumNodes"), "gpus": gpus} | changes
+    options = [f"--{key}={value}" for key, value in asked.items() if value not in ("", "(null)")]
+    try:
+        run = subprocess.run(["sbatch", "--test-only", *options, "--wrap", "true"], capture_output=True, text=True)
+    except OSError:
+        return "there is no sbatch to ask"
     said = run.stderr.strip().splitlines() or [f"sbatch ended with {run.returncode}"]
     return said[-1].removeprefix("allocation failure: ") if run.returncode else ""
 
