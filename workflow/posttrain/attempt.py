@@ -29,7 +29,7 @@ class Stop:
     """Whether this process was told to stop; SIGTERM reaches the stage, which saves and ends."""
 
     def __init__(self):
-        self.told = self.preempted = False
+        self.told = False
         signal.signal(signal.SIGTERM, self.hear)
         signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the stage too, which ends of it
 
@@ -61,7 +61,7 @@ def attempt(arguments: list[str], gpus: int) -> int:
         return 0
     if job and not stop.told and out_of_memory(code, job):
         more_memory(job, record)
-    elif job and code == INTERRUPTED and (stop.preempted or not stop.told):
+    elif job and code == INTERRUPTED and (not stop.told or slurm.preempted(job)):
         slurm.again(job)
     return code if code > 0 else 128 - code
 
@@ -136,8 +136,6 @@ def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, be
         if stop.told and not handed:
             handed = True
             child.send_signal(signal.SIGTERM)
-            # In a grace time, or where preempted jobs are cancelled, SLURM does not run one again that ends by itself.
-            stop.preempted = bool(job) and slurm.shown(job, "PreemptTime") not in ("", "None")
             if job and slurm.shown(job, "Reason") == "TimeLimit":
                 before["limited"] = True
                 write_json(record / "attempt.json", before)

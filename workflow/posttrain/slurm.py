@@ -30,6 +30,12 @@ def shown(job: str, key: str) -> str:
     return next((field.partition("=")[2] for field in fields if field.startswith(f"{key}=")), "")
 
 
+def preempted(job: str) -> bool:
+    """Whether a job ends for another one and is not to be run again: in a grace time, in which it ends by itself, and
+    where the site cancels what it preempts. One that SLURM runs again by itself has no such time any more."""
+    return shown(job, "PreemptTime") not in ("", "None")
+
+
 def ran_out(job: str) -> bool:
     """Whether a job or a step of it ended for want of memory; of steps, only a site that keeps accounts knows."""
     said = [shown(job, "JobState"), *(ask("sacct", "-nP", "-j", job, "-o", "State") or "").split()]
