@@ -284,7 +284,8 @@ def test_what_was_killed_with_all_its_processes_is_asked_about(tmp_path, monkeyp
     folder = tmp_path / "results/one/sft/checkpoints/attempt"
     folder.mkdir(parents=True)
     (folder / "attempt.json").write_text(json.dumps({"what": "it", "job": "7", "mem_mb": before}))
-    monkeypatch.setattr(slurm, "ask", lambda *asked: f"{state}\n" if asked[0] == "sacct" and state else state)
+    kept = {"-nP": state, "-nXP": (state or "").partition("\n")[0]}  # -X leaves out the steps
+    monkeypatch.setattr(slurm, "ask", lambda *asked: kept[asked[1]] if asked[0] == "sacct" else "JobState=FAILED")
     assert resources.request(plan, "one", "sft")["mem_mb"] == more * before
     monkeypatch.setattr(slurm, "ask", lambda *asked: f"JobId=7\n   JobState={state} Reason=None" if state else None)
     assert resources.request(plan, "one", "sft")["mem_mb"] == more * before

@@ -33,10 +33,12 @@ def take(name: str, versions: dict, work: Path) -> dict | None:
         link(folder, work, [part.name for part in folder.iterdir()])
         verify(work / "manifest.json")
         return record
-    except (OSError, UserError):
+    except OSError:  # no hard links here
+        shutil.rmtree(work, ignore_errors=True)
+    except UserError:
         for damaged in (folder, work):
             shutil.rmtree(damaged, ignore_errors=True)
-        return None
+    return None
 
 
 def differs(name: str, shape: dict, digest: str) -> str | None:
