@@ -1,0 +1,39 @@
+"""What several unit tests start from: an empty directory outside of any job, and a script for a stage."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from posttrain import attempt, cluster, credentials, launch, slurm
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory, outside of any job."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("SLURM_JOB_ID", "POSTTRAIN_DEVICE", cluster.TOLD, credentials.PLACE):
+        monkeypatch.setenv(name, "")  # so that what a test sets is undone
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+@pytest.fixture
+def stage(here, monkeypatch):
+    """Lets a script stand for the stage, and runs an attempt at it."""
+
+    def run(script: str, section: dict | None = None, name: str = "sft", **patches) -> int:
+        monkeypatch.setattr(launch, "command", lambda arguments, *_: [sys.executable, "-c", script, *arguments])
+        for key, value in patches.items():
+            monkeypatch.setattr(slurm, key, value)
+        kept = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+        try:
+            section = json.dumps(section or {"batch_size": 8})
+            return attempt.attempt([name, "--config", section, "--output", f"results/x/{name}/manifest.json"], 0)
+        finally:
+            signal.signal(signal.SIGTERM, kept[0])
+            signal.signal(signal.SIGINT, kept[1])
+
+    return run

@@ -1,0 +1,175 @@
+"""A site's settings: what they ask of SLURM, how jobs are told of them, and what is refused in them."""
+
+import os
+
+import pytest
+
+from posttrain import attempt, cards, cluster, launch, slurm
+from posttrain.errors import UserError
+
+
+class Workflow:
+    """As much of Snakemake's as `cluster.begin` looks at."""
+
+    def __init__(self, nodes: int | None, main: bool = True, given: dict | None = None):
+        self.is_main_process, self.global_resources = main, given or {}
+        self.resource_settings = type("Settings", (), {"nodes": nodes})
+
+    def register_resource(self, name: str, value: int) -> None:
+        self.global_resources[name] = value
+
+
+def test_on_this_machine_gpus_are_counted(here, monkeypatch):
+    monkeypatch.setattr(cards, "present", lambda: ["0", "1"])
+    workflow = Workflow(None)
+    assert cluster.begin(workflow) is None and workflow.global_resources == {"gpu": 2}
+    given = Workflow(None, given={"gpu": 1})
+    cluster.begin(given)
+    assert given.global_resources == {"gpu": 1}, "what the user says comes first"
+    queue = Workflow(32)
+    assert cluster.begin(queue) == cluster.Site() and queue.global_resources == {}, "a queue counts for itself"
+    assert os.environ["POSTTRAIN_DEVICE"] == "gpu", "whatever the login node has"
+
+
+@pytest.mark.parametrize(
+    ("age", "kind", "command"),
+    [
+        ("300 sec", "accounting_storage/slurmdbd", "squeue"),
+        ("60 sec", "accounting_storage/slurmdbd", "sacct"),
+        ("60 sec", "accounting_storage/none", "squeue"),
+        ("60 sec", "(null)", "squeue"),
+    ],
+)
+def test_states_are_asked_of_what_remembers_them(monkeypatch, age, kind, command):
+    said = f"Configuration data\nAccountingStorageType   = {kind}\nMinJobAge               = {age}\nKillWait = 30 sec\n"
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: said)
+    assert cluster.status_command() == command
+
+
+def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch):
+    """What the executor plugin neither reports nor names as running is still waited for."""
+    import asyncio
+
+    from snakemake_executor_plugin_slurm import Executor
+
+    class Lost:
+        def report_job_success(self, job):
+            reported.append(job.external_jobid)
+
+        report_job_error = report_job_success
+
+        async def check_active_jobs(self, active):
+            if answers:
+                self.report_job_success(active[0])
+                self.report_job_error(active[1])
+                yield active[2]
+
+    monkeypatch.setattr(Executor, "check_active_jobs", Lost.check_active_jobs)
+    cluster.keep_asking()
+    Lost.check_active_jobs = Executor.check_active_jobs
+    jobs = [type("Job", (), {"external_jobid": name})() for name in "abc"]
+
+    async def left():
+        return [job.external_jobid async for job in Lost().check_active_jobs(jobs)]
+
+    answers, reported = False, []
+    assert asyncio.run(left()) == ["a", "b", "c"] and reported == []
+    answers = True
+    assert asyncio.run(left()) == ["c"] and reported == ["a", "b"], "control: what ended is not waited for"
+
+
+def test_jobs_are_told_of_the_site_as_it_was_when_their_run_began(here):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text("partition: a\nmodules: [cuda/12.6]\nstages: {sft: {gpu: 2}}\n")
+    found = cluster.begin(Workflow(32))
+    (here / "slurm/site.yaml").write_text("partition: b\n")
+    assert cluster.begin(Workflow(None, main=False)) == found and found.partition == "a"
+    assert cluster.prefix(found).endswith("module load cuda/12.6; ")
+    assert cluster.prefix(found).startswith("set -euo pipefail; trap '' TERM; ")
+    assert cluster.begin(Workflow(None)) is None and cluster.current() is None, (
+        "control: a run on this machine has none"
+    )
+
+
+def test_what_snakemake_would_read_as_python_is_a_text(here):
+    """`all` and `open` are functions of Python's, 12_34 and 1e5 numbers."""
+    odd = {"partition": "all", "account": "12_34", "qos": "1e5", "constraint": "a&b|c", "gpu_type": "3090"}
+    asked = cluster.resources(cluster.Site(**odd))
+    assert [eval(asked[key]) for key in ("slurm_partition", "slurm_account", "qos", "constraint", "gpu_model")] == [
+        *odd.values()
+    ]
+
+
+def test_a_gpu_type_that_cannot_be_asked_for_is_refused(here):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text("gpu_type: nvidia_a100-sxm4-80gb\n")
+    with pytest.raises(UserError, match=r"^slurm/site.yaml:1: gpu_type: .* choose by partition or constraint$"):
+        cluster.site()
+    (here / "slurm/site.yaml").write_text("gpu_type: a100_80.gb\n")
+    assert cluster.site().gpu_type == "a100_80.gb", "control"
+
+
+def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):
+    (here / "slurm").mkdir()
+    (here / "workflow/rules").mkdir(parents=True)
+    (here / "workflow/rules/sft.smk").write_text("")
+    (here / "slurm/site.yaml").write_text("partitoin: a\njobs: none\nstages: {sft: {gpu: -1}, sftt: {gpu: 1}}\n")
+    with pytest.raises(UserError) as error:
+        cluster.site()
+    assert [problem.split(": ")[:2] for problem in sorted(error.value.problems)] == [
+        ["slurm/site.yaml:1", "partitoin"], ["slurm/site.yaml:2", "jobs"], ["slurm/site.yaml:3", "stages.sft.gpu"],
+        ["slurm/site.yaml:3", "stages.sftt"]
+    ]  # fmt: skip
+
+
+def test_weights_are_shared_out_where_the_site_says_so(here, stage, monkeypatch):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text("stages: {sft: {gpu: 2, shard: true}, ppo: {shard: true}}\n")
+    with pytest.raises(UserError, match=r"^slurm/site.yaml:1: stages.ppo.shard: only sft and dpo can$"):
+        cluster.site()
+    (here / "slurm/site.yaml").write_text("stages: {sft: {gpu: 2, shard: true}}\n")
+    monkeypatch.setenv(cluster.TOLD, cluster.site().model_dump_json(exclude_none=True))
+    given = "import sys; print(*sys.argv, file=open('given', 'w'))"
+    stage(given)
+    assert (here / "given").read_text().split()[-1] == "--shard"
+    stage(given, name="dpo")
+    assert "--shard" not in (here / "given").read_text(), "control: a stage of which it says nothing"
+
+
+SPREAD = "gpu_type: a100\nstages: {sft: {gpu: 4, nodes: 2}, dpo: {gpu: 4}, reward: {gpu: 1}}\n"
+
+
+def test_a_stage_is_spread_over_the_nodes_that_the_site_gives_it(here, monkeypatch):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text(SPREAD)
+    found = cluster.site()
+    assert cluster.resources(found)["nodes"] == 1 and cluster.resources(found)["gpu_model"] == "'a100'"
+    assert cluster.spread(found) == {
+        "sft": {"cpus_per_task": 4, "nodes": 2, "gpus": 2,
+                "slurm_extra": "'--open-mode=append --gpus-per-node=a100:2'"},
+        "dpo": {"cpus_per_task": 8},
+    }  # fmt: skip
+    monkeypatch.setenv(cluster.TOLD, found.model_dump_json(exclude_none=True))
+    started = []
+    monkeypatch.setattr(launch, "command", lambda *given: started.append(given) or ["true"])
+    for name in ("sft", "dpo"):
+        stop = type("Stop", (), {"told": False})
+        attempt.run([name], {"CUDA_VISIBLE_DEVICES": "0,1", "PATH": os.environ["PATH"]}, stop, None, {}, here)
+    assert [given[1:3] for given in started] == [(2, 2), (2, 1)]
+
+
+def test_nodes_without_as_many_gpus_each_are_refused(here):
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text(
+        "stages:\n  sft: {gpu: 3, nodes: 2}\n  ppo: {nodes: 2}\n  dpo: {gpu: 2, nodes: 4}\n"
+        "  evaluate: {gpu: 2, nodes: 2}\n  reward: {gpu: 4, nodes: 4}\n  base: {gpu: 0}\n  longctx: {nodes: 1}\n"
+    )
+    with pytest.raises(UserError) as error:
+        cluster.site()
+    whole = "set stages.{0}.gpu to a multiple of {1}"
+    assert [problem.removeprefix("slurm/site.yaml:") for problem in error.value.problems] == [
+        f"2: stages.sft.nodes: 2 nodes cannot have as many of 3 GPUs each; {whole.format('sft', 2)}",
+        f"3: stages.ppo.nodes: 2 nodes cannot have as many of 0 GPUs each; {whole.format('ppo', 2)}",
+        f"4: stages.dpo.nodes: 4 nodes cannot have as many of 2 GPUs each; {whole.format('dpo', 4)}",
+        "5: stages.evaluate.nodes: only base, sft, reward, ppo, dpo, longctx can share work out among nodes",
+    ]

@@ -1,0 +1,93 @@
+"""One Snakemake to a directory: locks of dead ones, and the jobs that these have left."""
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from posttrain import controller, interruption, slurm
+from posttrain.errors import UserError
+
+
+def locked(here: Path, **who) -> None:
+    """A directory as a Snakemake leaves it that has died."""
+    (here / ".snakemake/locks").mkdir(parents=True)
+    (here / ".snakemake/locks/0.input.lock").write_text("")
+    (here / ".snakemake/controller.json").write_text(json.dumps(who))
+
+
+def test_a_dead_controllers_lock_is_cleared(here, capsys):
+    locked(here, host=socket.gethostname(), process=123, started="2026-01-01T00:00:00+00:00")
+    controller.clear()
+    assert not list((here / ".snakemake/locks").iterdir())
+    assert "process 123 on" in capsys.readouterr().err
+
+
+def test_a_living_controller_and_one_elsewhere_are_left_alone(here):
+    locked(here, host="elsewhere", process=123, started="2026-01-01T00:00:00+00:00")
+    with pytest.raises(UserError, match=r"on elsewhere.*snakemake --unlock"):
+        controller.clear()
+    script = "from posttrain import controller; controller.hold(); print('held', flush=True); input()"
+    living = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert living.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=rf"another Snakemake works here: process {living.pid} on"):
+        controller.clear()
+    living.kill()
+    living.wait()
+    controller.clear()
+    assert not list((here / ".snakemake/locks").iterdir()), "control: once it is dead"
+
+
+LEFT = "{:<20}{:<8}{:<200}{}\n".format
+
+
+def test_what_a_dead_snakemake_left_is_told_from_other_jobs(here, monkeypatch):
+    """The job in which this Snakemake itself may run and a notebook would be waited for without an end."""
+    ours = LEFT("7", "R", "rule_sft_wildcards_one", here)
+    said = (
+        ours + LEFT("8", "R", "", here) + LEFT("9", "R", "notebook", here) + LEFT("10", "R", "rule_dpo", "/elsewhere")
+    )
+    monkeypatch.setattr(slurm, "ask", lambda *_: said)
+    assert controller.left_jobs() == [("7", "R", "rule_sft_wildcards_one")]
+
+
+def test_slurm_that_does_not_answer_is_asked_again(here, monkeypatch):
+    """Else the jobs that still run would be started once more."""
+    answers = [None, None, "", None]
+    monkeypatch.setattr(slurm, "ask", lambda *_: answers.pop(0))
+    monkeypatch.setattr(controller, "PAUSES", (0, 0, 0))
+    assert controller.left_jobs() == [] and answers == [None]
+    answers[:] = [None] * 3
+    with pytest.raises(UserError, match=r"does not say which jobs still run here .* try again"):
+        controller.left_jobs()
+
+
+def test_who_only_looks_is_let_in(here):
+    locked(here, host="elsewhere", process=123, started="2026-01-01T00:00:00+00:00")
+    for looks in ("-n", "-np", "--dry-run", "--dryrun", "--report", "--rulegraph", "--unlock", "--list-rules"):
+        controller.begin(None, ["snakemake", looks])
+    for works in ("--cores=2", "-j2", "-k", "--profile", "--keep-going", "results/main/sft/manifest.json"):
+        with pytest.raises(UserError):
+            controller.begin(None, ["snakemake", works])
+
+
+def test_a_file_system_without_locks_is_lived_with(here, monkeypatch):
+    """Lustre mounted without them: who holds a directory is told by its process."""
+
+    def unknown(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with interruption.alone(here / "lock") as waited:
+        assert not waited
+    locked(here, host=socket.gethostname(), process=os.getpid(), started="2026-01-01T00:00:00+00:00")
+    with pytest.raises(UserError, match="another Snakemake works here"):
+        controller.clear()
+    (here / ".snakemake/controller.json").write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 1}))
+    controller.clear()
+    assert not list((here / ".snakemake/locks").iterdir())
