@@ -91,6 +91,9 @@ def test_memory_that_slurm_does_not_give_is_not_asked_for_again(stage, here, mon
     assert stage(kill, **known) == 137 and asked == [("7",)]
     assert stage(kill, **known) == 137 and asked == [("7",)], "it ran again with what it had"
     assert "SLURM did not give this job the twice" in capsys.readouterr().err
+    assert stage(kill, **known) == 137 and len(asked) == 2
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert stage(kill, **known) == 137 and asked[2:] == [("8",)], "control: another job with as little is to get more"
 
 
 SBATCH = """#!/bin/sh

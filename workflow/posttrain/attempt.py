@@ -200,13 +200,14 @@ def out_of_memory(code: int, job: str) -> bool:
 def more_memory(job: str, record: Path) -> None:
     """Run again with twice the memory, where SLURM would; later runs ask for it at once."""
     memory, file = slurm.memory_mb(job), record / "failed.json"
-    if file.is_file() and read_json(file)["mem_mb"] == memory:
+    now = {"reason": "out of memory", "mem_mb": memory, "job": job}
+    if file.is_file() and read_json(file) == now:
         refused = "SLURM did not give this job the twice that it was to get"
     else:
         refused = slurm.refusal(job, mem=str(2 * memory))
     if refused:
         file.unlink(missing_ok=True)
         return say(f"error: out of memory with {memory} MB, and no more is to be had ({refused}): lower batch sizes")
-    write_json(file, {"reason": "out of memory", "mem_mb": memory})
+    write_json(file, now)
     say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")
     slurm.again(job, MinMemoryNode=str(2 * memory))
