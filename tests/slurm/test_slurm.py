@@ -20,8 +20,7 @@ HERE = Path(__file__).parent
 NODES = 6  # of one pretend GPU each: a job has its node for itself
 AWAY = 20  # seconds without SLURM's controller, in which Snakemake asks for its jobs
 SECRET = "hf_a_secret_of_this_test"
-VICTIMS = ("preempted", "died", "cancelled")
-POLICIES = ("calm", "hungry", *VICTIMS)
+POLICIES = ("calm", "hungry", "preempted", "died", "cancelled")
 TARGETS = [
     *(f"results/{name}/sft/manifest.json" for name in POLICIES),
     "results/calm/dpo/manifest.json",
@@ -85,7 +84,7 @@ class Controller:
         self.log = project / f"controller-{time.monotonic_ns()}.log"
         path = f"{Path(sys.executable).parent}:{cluster.environment(folder)['PATH']}"
         variables = cluster.environment(folder) | more | {"PATH": path, "HF_TOKEN": SECRET}
-        command = ["snakemake", *targets, "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "6"]
+        command = ["snakemake", *targets, "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "3"]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 command, cwd=project, env=os.environ | variables, stdout=log, stderr=subprocess.STDOUT
@@ -136,8 +135,20 @@ def log_of(project: Path, folder: Path, stage: str, name: str) -> str:
     return "".join(Path(fields["StdOut"]).read_text(errors="replace") for fields in of(folder, stage, name))
 
 
-def kill_node(folder: Path, node: str) -> None:
-    """A node dies: its daemon, and everything that runs on it without a word."""
+def cancel(folder: Path, job: dict[str, str]) -> None:
+    """The user cancels a job."""
+    cluster.run(folder, "scancel", job["JobId"])
+
+
+def preempt(folder: Path, job: dict[str, str]) -> None:
+    """An urgent job takes a job's node."""
+    urgent = ["-p", "urgent", "-w", job["NodeList"], "--exclusive", "-o", "/dev/null"]
+    cluster.run(folder, "sbatch", *urgent, "--wrap", "sleep 2")
+
+
+def kill_node(folder: Path, job: dict[str, str]) -> None:
+    """A job's node dies: its daemon, and everything that runs on it without a word."""
+    node = job["NodeList"]
     there = [
         pid for pid in filter(str.isdecimal, os.listdir("/proc")) if f"SLURMD_NODENAME={node}" in read(pid, "environ")
     ]
@@ -181,13 +192,11 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     first.process.wait()
 
     third = Controller(project, nodes, *TARGETS, **watched)
-    until(lambda: all(saved(project, name) for name in VICTIMS), f"checkpoints of {VICTIMS}")
-    seen["environments"] = environments(project)
-    running = {name: of(nodes, "sft", name)[0] for name in VICTIMS}
-    cluster.run(nodes, "scancel", running["cancelled"]["JobId"])
-    kill_node(nodes, running["died"]["NodeList"])
-    urgent = ["-p", "urgent", "-w", running["preempted"]["NodeList"], "--exclusive", "-o", "/dev/null"]
-    cluster.run(nodes, "sbatch", *urgent, "--wrap", "sleep 2")
+    left = {"preempted": preempt, "died": kill_node, "cancelled": cancel}
+    while left:  # each as soon as it has a checkpoint
+        name = until(lambda: next((name for name in left if saved(project, name)), None), f"checkpoint of {[*left]}")
+        seen.setdefault("environments", environments(project))
+        left.pop(name)(nodes, of(nodes, "sft", name)[0])
     until(lambda: of(nodes, "sft", "preempted")[0]["Restarts"] == "1", "preemption")
     cluster.stop(nodes, "slurmctld")  # SLURM's controller is restarted too
     until(lambda: not (nodes / "slurmctld.pid").exists(), "end of slurmctld", 30)
@@ -364,7 +373,7 @@ def test_a_stage_on_two_nodes_is_stopped_continues_and_makes_the_bytes_of_two_pr
     first = Controller(spread, nodes, target)
     until(lambda: saved(spread, "spread"), "checkpoint")
     (job,) = of(nodes, "sft", "spread")
-    cluster.run(nodes, "scancel", job["JobId"])
+    cancel(nodes, job)
     assert first.end() != 0
     assert (job["NumNodes"], job["NumCPUs"]) == ("2", "4") and job["TresPerNode"] == "gres:gpu:1"
     stopped = (spread / "results/logs/spread/sft.log").read_text()
@@ -387,11 +396,10 @@ def test_a_job_that_is_preempted_with_a_grace_time_is_run_again(spread, nodes):
     run = Controller(spread, nodes, "results/grace/sft/manifest.json")
     until(lambda: saved(spread, "grace"), "checkpoint")
     (job,) = of(nodes, "sft", "grace")
-    urgent = ["-p", "urgent", "-w", job["NodeList"], "--exclusive", "-o", "/dev/null"]
-    cluster.run(nodes, "sbatch", *urgent, "--wrap", "sleep 2")
+    preempt(nodes, job)
     until(lambda: of(nodes, "sft", "grace")[0]["Restarts"] == "1", "second start", 60)
     assert "told to stop (SIGTERM): saved at step" in (spread / "results/logs/grace/sft.log").read_text()
-    cluster.run(nodes, "scancel", job["JobId"])  # it would wait for two minutes
+    cancel(nodes, job)  # it would wait for two minutes
     run.process.kill()
     run.process.wait()
     (spread / "slurm/site.yaml").write_text(SPREAD)

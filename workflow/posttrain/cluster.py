@@ -21,7 +21,7 @@ from posttrain.errors import UserError
 
 FILE = Path("slurm/site.yaml")
 TOLD = "POSTTRAIN_SITE"  # the site as it was when a run began, for its jobs
-LONGEST = 195  # seconds between two times at which Snakemake's plugin asks for all jobs' states, and a margin
+LONGEST = 75  # seconds between two times at which Snakemake asks for all jobs' states, by the profile, and a margin
 AROUND = 400  # MB that a job needs beside its stage: Snakemake's executor runs itself twice in it
 Megabytes = Annotated[int, Field(ge=100)]
 
@@ -165,7 +165,9 @@ def status_command() -> str:
 
 def keep_asking() -> None:
     """Let the executor plugin (2.8.0) lose no job: where a query of all states fails, as while SLURM's controller is
-    restarted, it neither reports a job nor says that it still runs, and Snakemake would wait for ever."""
+    restarted, it neither reports a job nor says that it still runs, and Snakemake would wait for ever. The pauses
+    between two queries grow to three times the first one; by the plugin to three minutes, which a chain of short stages
+    waits for at each of them."""
     from snakemake_executor_plugin_slurm import Executor
 
     check = Executor.check_active_jobs
@@ -190,6 +192,8 @@ def keep_asking() -> None:
             self.report_job_success, self.report_job_error = reports
         for job in open_jobs.values():
             yield job
+        longest = 3 * self.workflow.executor_settings.init_seconds_before_status_checks
+        self.next_seconds_between_status_checks = min(self.next_seconds_between_status_checks, longest)
 
     Executor.check_active_jobs = checked
 
