@@ -18,7 +18,7 @@ from project import copy_of, environment
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 NODES = 6  # of one pretend GPU each: a job has its node for itself
-AWAY = 20  # seconds without SLURM's controller, in which Snakemake asks for its jobs
+AWAY = 10  # seconds without SLURM's controller, at least
 SECRET = "hf_a_secret_of_this_test"
 POLICIES = ("calm", "hungry", "preempted", "died", "cancelled")
 TARGETS = [
@@ -66,15 +66,11 @@ def watched(tmp_path_factory) -> dict[str, str]:
     return {"PYTHONPATH": str(folder), "TEST_CONNECTIONS": str(folder / "connections")}
 
 
-@pytest.fixture(scope="module")
-def local(root, tmp_path_factory) -> Path:
-    """The campaign, on this machine."""
-    project = mini(root, tmp_path_factory.mktemp("local"))
-    run = subprocess.run(
-        ["snakemake", *TARGETS, "--cores", "2"], cwd=project, env=environment(), capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    return project
+def here(project: Path, *targets: str, **more: str) -> subprocess.Popen:
+    """Snakemake on this machine, in the background; what it says is in `said`."""
+    command = ["snakemake", *targets, "--cores", "3"]  # one that sleeps and two that work
+    with open(project / "said", "w") as said:
+        return subprocess.Popen(command, cwd=project, env=environment(**more), stdout=said, stderr=said)
 
 
 class Controller:
@@ -201,7 +197,11 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     cluster.stop(nodes, "slurmctld")  # SLURM's controller is restarted too
     until(lambda: not (nodes / "slurmctld.pid").exists(), "end of slurmctld", 30)
     time.sleep(AWAY)
+    until(lambda: "(MinJobAge=None" in third.said(), "query of states that fails", 60)
     cluster.controller(nodes)
+    until(lambda: any(job["Restarts"] != "0" for job in of(nodes, "ppo", "limited")), "time limit", 400)
+    local = mini(root, tmp_path_factory.mktemp("local"))  # while little else is done: it is slow to start
+    seen["local"] = local, here(local, *TARGETS)
     seen["code"], seen["said"] = third.end(), third.said()
     seen["jobs"] = {name: of(nodes, "sft", name) for name in POLICIES}
     seen["limited"], seen["logs"] = of(nodes, "ppo", "limited"), {"limited": log_of(project, nodes, "ppo", "limited")}
@@ -215,6 +215,14 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     return seen
 
 
+@pytest.fixture(scope="module")
+def local(story) -> Path:
+    """The campaign, on this machine."""
+    project, run = story["local"]
+    assert run.wait() == 0, (project / "said").read_text()[-3000:]
+    return project
+
+
 def digests(project: Path) -> dict[str, dict]:
     """Every artifact's manifest."""
     found = [project / target for target in TARGETS]
@@ -223,9 +231,9 @@ def digests(project: Path) -> dict[str, dict]:
 
 def test_the_bytes_are_those_of_a_local_run(story, local):
     assert story["last"][0] == 0, story["last"][1][-3000:]
-    here, there = digests(local), digests(story["project"])
-    assert here == there
-    kinds = {json.dumps(here[f"results/{name}/sft/manifest.json"]) for name in POLICIES}
+    made = digests(local)
+    assert made == digests(story["project"])
+    kinds = {json.dumps(made[f"results/{name}/sft/manifest.json"]) for name in POLICIES}
     assert len(kinds) == len(POLICIES), "control: every experiment makes bytes of its own"
 
 
@@ -346,7 +354,10 @@ def test_the_doctor_says_what_is_missing_and_what_to_do(small, nodes, tmp_path):
     )
 
 
-SPREAD = "stages: {sft: {gpu: 2, nodes: 2, mem_mb: 1100, runtime: 9}}\n"
+SPREAD = """stages:
+  sft: {gpu: 2, nodes: 2, mem_mb: 1100, runtime: 9}
+  dpo: {gpu: 2, mem_mb: 1100, runtime: 9}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +365,7 @@ def spread(local, tmp_path_factory) -> Path:
     """A campaign with a run for two nodes, after its base was made on this machine."""
     project = shutil.copytree(local, tmp_path_factory.mktemp("spread") / "project", symlinks=True)
     (project / "config/config.yaml").write_text("experiments: [spread, grace]\n")
-    long = "sft: {steps: 1000, seed: 4, checkpoint_steps: 20}\ndpo: null\n"
+    long = "sft: {steps: 1000, seed: 4, checkpoint_steps: 20}\n"
     (project / "config/experiments/grace.yaml").write_text(f"extends: calm\nquestion: A grace time?\n{long}")
     settings = "sft: {steps: 100, seed: 3, checkpoint_steps: 10}\ndpo: null\n"
     (project / "config/experiments/spread.yaml").write_text(f"extends: calm\nquestion: Two nodes?\n{settings}")
@@ -365,11 +376,7 @@ def spread(local, tmp_path_factory) -> Path:
 def test_a_stage_on_two_nodes_is_stopped_continues_and_makes_the_bytes_of_two_processes(spread, nodes, tmp_path):
     target = "results/spread/sft/manifest.json"
     alone = shutil.copytree(spread, tmp_path / "alone", symlinks=True)
-    with open(alone / "said", "w") as said:  # two processes on this machine, as two GPUs are said to be visible
-        visible = environment(CUDA_VISIBLE_DEVICES="0,1")
-        local = subprocess.Popen(
-            ["snakemake", target, "--cores", "2"], cwd=alone, env=visible, stdout=said, stderr=said
-        )
+    run = here(alone, target, CUDA_VISIBLE_DEVICES="0,1")  # two processes, as two GPUs are said to be visible
     first = Controller(spread, nodes, target)
     until(lambda: saved(spread, "spread"), "checkpoint")
     (job,) = of(nodes, "sft", "spread")
@@ -382,7 +389,7 @@ def test_a_stage_on_two_nodes_is_stopped_continues_and_makes_the_bytes_of_two_pr
     assert again.end() == 0, again.said()[-3000:]
     assert log_of(spread, nodes, "sft", "spread").count("continuing from a checkpoint") == 2, "by two processes"
 
-    assert local.wait() == 0, (alone / "said").read_text()[-3000:]
+    assert run.wait() == 0, (alone / "said").read_text()[-3000:]
     shapes = [
         json.loads((project / target).with_name("provenance.json").read_text())["shape"] for project in (alone, spread)
     ]
@@ -408,10 +415,9 @@ def test_a_job_that_is_preempted_with_a_grace_time_is_run_again(spread, nodes):
 def test_gpus_are_not_taken_from_several_nodes_unasked(spread, nodes):
     """A job whose processes see the half of what it holds would wait for the rest, or leave it idle."""
     (spread / "results/spread/sft/manifest.json").unlink(missing_ok=True)
-    together = doctor(spread, nodes, SPREAD.replace("nodes: 2, ", "")).stdout
-    assert re.search(r"^MISSING +sft \(1100 MB, 9 min, 2 GPU\): .*not available", together, re.M), together
-    apart = doctor(spread, nodes, SPREAD).stdout
-    assert re.search(r"^ok +sft \(1100 MB, 9 min, 2 GPU on 2 nodes\)", apart, re.M), apart
+    said = doctor(spread, nodes, SPREAD).stdout
+    assert re.search(r"^MISSING +dpo \(1100 MB, 9 min, 2 GPU\): .*not available", said, re.M), said
+    assert re.search(r"^ok +sft \(1100 MB, 9 min, 2 GPU on 2 nodes\)", said, re.M), said
 
 
 def test_a_failed_submission_is_told_and_leaves_nothing(small, nodes):
