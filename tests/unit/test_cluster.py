@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from posttrain import attempt, cards, cluster, launch, slurm
+from posttrain import attempt, cards, cluster, launch
 from posttrain.errors import UserError
 
 
@@ -29,62 +29,6 @@ def test_on_this_machine_gpus_are_counted(here, monkeypatch):
     queue = Workflow(32)
     assert cluster.begin(queue) == cluster.Site() and queue.global_resources == {}, "a queue counts for itself"
     assert os.environ["POSTTRAIN_DEVICE"] == "gpu", "whatever the login node has"
-
-
-@pytest.mark.parametrize(
-    ("age", "kind", "command"),
-    [
-        ("300 sec", "accounting_storage/slurmdbd", "squeue"),
-        ("60 sec", "accounting_storage/slurmdbd", "sacct"),
-        ("60 sec", "accounting_storage/none", "squeue"),
-        ("60 sec", "(null)", "squeue"),
-    ],
-)
-def test_states_are_asked_of_what_remembers_them(monkeypatch, age, kind, command):
-    said = f"Configuration data\nAccountingStorageType   = {kind}\nMinJobAge               = {age}\nKillWait = 30 sec\n"
-    monkeypatch.setattr(slurm, "ask", lambda *_, **__: said)
-    assert cluster.status_command() == command
-
-
-def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch):
-    """What the executor plugin neither reports nor names as running is still waited for."""
-    import asyncio
-
-    from snakemake_executor_plugin_slurm import Executor
-
-    settings = type("Settings", (), {"init_seconds_before_status_checks": 20})
-
-    class Lost:
-        def report_job_success(self, job):
-            reported.append(job.external_jobid)
-
-        report_job_error = report_job_success
-        next_seconds_between_status_checks = 20
-        workflow = type("Workflow", (), {"executor_settings": settings})
-
-        async def check_active_jobs(self, active):
-            if answers:
-                self.report_job_success(active[0])
-                self.report_job_error(active[1])
-                yield active[2]
-            self.next_seconds_between_status_checks += 10
-
-    monkeypatch.setattr(Executor, "check_active_jobs", Lost.check_active_jobs)
-    cluster.keep_asking()
-    Lost.check_active_jobs = Executor.check_active_jobs
-    jobs = [type("Job", (), {"external_jobid": name})() for name in "abc"]
-
-    lost = Lost()
-
-    async def left():
-        return [job.external_jobid async for job in lost.check_active_jobs(jobs)]
-
-    answers, reported = False, []
-    assert asyncio.run(left()) == ["a", "b", "c"] and reported == []
-    answers = True
-    assert asyncio.run(left()) == ["c"] and reported == ["a", "b"], "control: what ended is not waited for"
-    pauses = [lost.next_seconds_between_status_checks for _ in range(4) if asyncio.run(left())]
-    assert pauses == [50, 60, 60, 60], "each is 10 s longer, at most three times the first"
 
 
 def test_jobs_are_told_of_the_site_as_it_was_when_their_run_began(here):

@@ -14,14 +14,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from posttrain import campaign, cards, launch, settings, slurm
+from posttrain import campaign, cards, launch, settings, states
 from posttrain import resources as estimates
 from posttrain.config import Count, Section, Text
 from posttrain.errors import UserError
 
 FILE = Path("slurm/site.yaml")
 TOLD = "POSTTRAIN_SITE"  # the site as it was when a run began, for its jobs
-LONGEST = 75  # seconds between two times at which Snakemake asks for all jobs' states, by the profile, and a margin
 AROUND = 400  # MB that a job needs beside its stage: Snakemake's executor runs itself twice in it
 Megabytes = Annotated[int, Field(ge=100)]
 
@@ -128,7 +127,7 @@ def begin(workflow) -> Site | None:
     found = site()
     os.environ[TOLD] = found.model_dump_json(exclude_none=True)
     expect_device(found)
-    keep_asking()
+    states.watch()
     return found
 
 
@@ -155,47 +154,6 @@ def resources(found: Site) -> dict[str, int | str]:
     }
     # Snakemake reads a text as Python: `all`, 12_34 and what has a hyphen would be something else.
     return {key: repr(value) if isinstance(value, str) else value for key, value in named.items() if value}
-
-
-def status_command() -> str:
-    """What the executor plugin asks for jobs' states: squeue, or sacct where SLURM soon forgets an ended job."""
-    age, accounts = slurm.remembered()
-    return "sacct" if accounts and age < LONGEST else "squeue"
-
-
-def keep_asking() -> None:
-    """Let the executor plugin (2.8.0) lose no job: where a query of all states fails, as while SLURM's controller is
-    restarted, it neither reports a job nor says that it still runs, and Snakemake would wait for ever. The pauses
-    between two queries grow to three times the first one; by the plugin to three minutes, which a chain of short stages
-    waits for at each of them."""
-    from snakemake_executor_plugin_slurm import Executor
-
-    check = Executor.check_active_jobs
-
-    async def checked(self, active_jobs):
-        open_jobs = {job.external_jobid: job for job in active_jobs}
-        reports = self.report_job_success, self.report_job_error
-
-        def noting(report):
-            def note(job, *arguments, **options):
-                open_jobs.pop(job.external_jobid, None)
-                return report(job, *arguments, **options)
-
-            return note
-
-        self.report_job_success, self.report_job_error = map(noting, reports)
-        try:
-            async for job in check(self, active_jobs):
-                open_jobs.pop(job.external_jobid, None)
-                yield job
-        finally:
-            self.report_job_success, self.report_job_error = reports
-        for job in open_jobs.values():
-            yield job
-        longest = 3 * self.workflow.executor_settings.init_seconds_before_status_checks
-        self.next_seconds_between_status_checks = min(self.next_seconds_between_status_checks, longest)
-
-    Executor.check_active_jobs = checked
 
 
 def spread(found: Site) -> dict[str, dict[str, int | str]]:

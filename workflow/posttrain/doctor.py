@@ -34,7 +34,7 @@ def doctor(plan: Plan) -> tuple[list[str], bool]:
         return [f"MISSING  site: {problem}" for problem in error.problems], False
     cluster.expect_device(site)
     lines.append(f"ok       site: {FILE if FILE.is_file() else f'no {FILE}: the default partition and account'}")
-    for check in (reachable, remembers, partition, room, environment):
+    for check in (reachable, interruptions, partition, room, environment):
         lines += (said := check(site, plan))
         if check in (reachable, partition) and said[0].startswith("MISSING"):
             lines.append("         what depends on it was not looked at")
@@ -64,14 +64,12 @@ def reachable(site: Site, plan: Plan) -> list[str]:
     return ok("SLURM", version.strip())
 
 
-def remembers(site: Site, plan: Plan) -> list[str]:
-    """The controller remembers ended jobs long enough, and lets jobs be run again."""
-    age, accounts = slurm.remembered()
-    if age < cluster.LONGEST and not accounts:
-        todo = f"ask for MinJobAge >= {cluster.LONGEST}, or for accounting"
-        return missing("memory of jobs", f"MinJobAge is {age} s and there is no accounting", todo)
-    wait = slurm.configured().get("KillWait", "30 sec")
-    return ok("interruptions", f"a stage has {wait} to save after SIGTERM; ended jobs are remembered for {age} s")
+def interruptions(site: Site, plan: Plan) -> list[str]:
+    """What a job has to save, and for how long the controller remembers one that has ended."""
+    fields, (age, accounts) = slurm.configured(), slurm.remembered()
+    memory = "jobs that ended are never forgotten" if age > 10**6 else f"ended jobs are remembered for {age} s"
+    after = "" if accounts or age > 10**6 else ", and by their files after that"
+    return ok("interruptions", f"a stage has {fields.get('KillWait', '30 sec')} to save after SIGTERM; {memory}{after}")
 
 
 def partition(site: Site, plan: Plan) -> list[str]:

@@ -30,6 +30,17 @@ def shown(job: str, key: str) -> str:
     return next((field.partition("=")[2] for field in fields if field.startswith(f"{key}=")), "")
 
 
+def state(job: str) -> str:
+    """The state of a job, by the controller, else by accounts; UNKNOWN where neither remembers it, RUNNING where nobody
+    can be asked now."""
+    if said := shown(job, "JobState"):
+        return said
+    if ask("squeue", "-h", "--me") is None:
+        return "RUNNING"
+    accounted = (ask("sacct", "-nPX", "-j", job, "-o", "State") or "").split()
+    return accounted[0] if accounted else "UNKNOWN"
+
+
 def preempted(job: str) -> bool:
     """Whether a job ends for another one and is not to be run again: in a grace time, in which it ends by itself, and
     where the site cancels what it preempts. One that SLURM runs again by itself has no such time any more."""
@@ -52,7 +63,8 @@ def remembered() -> tuple[int, bool]:
     """The seconds for which the controller remembers an ended job, and whether the site keeps accounts (`sacct`)."""
     fields = configured()
     accounts = fields.get("AccountingStorageType", "(null)") not in ("(null)", "accounting_storage/none")
-    return int((fields.get("MinJobAge") or "0").split()[0]), accounts
+    age = int((fields.get("MinJobAge") or "1").split()[0])
+    return age or 10**9, accounts  # 0: it forgets none
 
 
 def minutes_of(text: str) -> float:

@@ -1,0 +1,102 @@
+"""States of jobs: none is lost while SLURM does not answer, and none is waited for that has ended."""
+
+import asyncio
+
+import pytest
+
+from posttrain import slurm, states
+
+
+@pytest.mark.parametrize(
+    ("age", "kind", "command"),
+    [
+        ("300 sec", "accounting_storage/slurmdbd", "squeue"),
+        ("60 sec", "accounting_storage/slurmdbd", "sacct"),
+        ("60 sec", "accounting_storage/none", "squeue"),
+        ("60 sec", "(null)", "squeue"),
+        ("0 sec", "accounting_storage/slurmdbd", "squeue"),
+    ],
+)
+def test_states_are_asked_of_what_remembers_them(monkeypatch, age, kind, command):
+    said = f"Configuration data\nAccountingStorageType   = {kind}\nMinJobAge               = {age}\nKillWait = 30 sec\n"
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: said)
+    assert states.command() == command
+
+
+def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch):
+    """What the executor plugin neither reports nor names as running is still waited for."""
+    import snakemake_executor_plugin_slurm as plugin
+
+    settings = type("Settings", (), {"init_seconds_before_status_checks": 20})
+
+    class Lost:
+        def report_job_success(self, job):
+            reported.append(job.external_jobid)
+
+        report_job_error = report_job_success
+        next_seconds_between_status_checks = 20
+        workflow = type("Workflow", (), {"executor_settings": settings})
+
+        async def check_active_jobs(self, active):
+            if answers:
+                self.report_job_success(active[0])
+                self.report_job_error(active[1])
+                yield active[2]
+            self.next_seconds_between_status_checks += 10
+
+    monkeypatch.setattr(plugin.Executor, "check_active_jobs", Lost.check_active_jobs)
+
+    async def query(command, logger):
+        return {"b": "CANCELLED by 1000", "z": "RUNNING"}, 0.1
+
+    monkeypatch.setattr(plugin, "query_job_status", query)
+    monkeypatch.setattr(plugin, "get_min_job_age", None)
+    states.watch()
+    assert plugin.get_min_job_age() > 10**9, "it never asks accounts by itself"
+    Lost.check_active_jobs = plugin.Executor.check_active_jobs
+    jobs = [type("Job", (), {"external_jobid": name})() for name in "abc"]
+
+    lost = Lost()
+
+    async def left():
+        return [job.external_jobid async for job in lost.check_active_jobs(jobs)]
+
+    answers, reported = False, []
+    assert asyncio.run(left()) == ["a", "b", "c"] and reported == []
+    listed, _ = asyncio.run(plugin.query_job_status("", None))
+    assert listed == {"a": "RUNNING", "b": "CANCELLED", "c": "RUNNING"}
+    answers = True
+    assert asyncio.run(left()) == ["c"] and reported == ["a", "b"], "control: what ended is not waited for"
+    pauses = [lost.next_seconds_between_status_checks for _ in range(4) if asyncio.run(left())]
+    assert pauses == [50, 60, 60, 60], "each is 10 s longer, at most three times the first"
+
+
+ASKED = {"1": "RUNNING", "2": "CANCELLED by 1000", "3": "PREEMPTED", "4": "TIMEOUT", "5": "COMPLETED"}
+
+
+def test_what_may_yet_change_is_believed_the_second_time(monkeypatch):
+    """3 is preempted for good, 4 had to be run again by itself, 6 and 7 are not listed, as one is forgotten."""
+    monkeypatch.setattr(slurm, "state", {"6": "PENDING", "7": "UNKNOWN"}.get)
+    doubts: dict[str, str] = {}
+    first = states.certain(ASKED, {*"1234567"}, doubts)
+    assert first == dict.fromkeys("13467", "RUNNING") | {"2": "CANCELLED", "5": "COMPLETED"}
+    second = states.certain(ASKED, {*"34567"}, doubts)
+    assert second == {"3": "CANCELLED", "4": "TIMEOUT", "5": "COMPLETED", "6": "PENDING", "7": "UNKNOWN"}
+    assert states.certain({"3": "PENDING", "4": "RUNNING"}, {*"34"}, doubts) == {"3": "PENDING", "4": "RUNNING"}
+    again = states.certain(ASKED, {*"34"}, doubts)
+    assert again == {"3": "RUNNING", "4": "RUNNING"}, "control: one that was run again is believed no sooner"
+
+
+@pytest.mark.parametrize(
+    ("controller", "queue", "accounts", "found"),
+    [
+        ("JobId=7 JobState=PENDING Reason=None", "", "", "PENDING"),
+        (None, None, "COMPLETED", "RUNNING"),  # nobody can be asked now
+        (None, "", "CANCELLED by 1000", "CANCELLED"),
+        (None, "", None, "UNKNOWN"),
+    ],
+)
+def test_a_jobs_own_state(monkeypatch, controller, queue, accounts, found):
+    said = {"scontrol": controller, "squeue": queue, "sacct": accounts}
+    monkeypatch.setattr(slurm, "ask", lambda command, *_: said[command])
+    assert slurm.state("7") == found
