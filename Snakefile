@@ -38,7 +38,6 @@ rule all:
 # Jobs that wait in a queue must not read a later edit of the config: they are told of the plan by the name of its content.
 onstart:
     gc.enable()
-    controller.hold()
     os.environ[FROZEN] = write_named(PLAN.freeze())
     write_named(SUMMARY)
 

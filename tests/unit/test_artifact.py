@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import artifact, code, kept
-from posttrain.config import Reference
-from posttrain.errors import UserError
+from posttrain import artifact, code, kept, parallel, training
+from posttrain.config import Reference, Sft
+from posttrain.errors import Interrupted, UserError
 from posttrain.files import read_json, write_json
 
 
@@ -191,6 +191,32 @@ def test_identity_is_what_goes_in_and_not_where_it_lies(folder):
         {"read": {"base": {"x/manifest.json": "d1"}}},
     ):
         assert name() != name(**change), change
+
+
+def test_the_record_counts_the_time_of_every_attempt(folder):
+    def stopped(section, work, checkpoints, **inputs):
+        begun = training.Heartbeat(checkpoints, 10)
+        begun.begun -= 7200
+        begun.beat(3, "loss 1")
+        again = training.Heartbeat(checkpoints, 10, 3)
+        again.begun -= 3600
+        again.beat(5, "loss 1")
+        raise Interrupted("saved")
+
+    output = Path("results/one/reference/manifest.json")
+    with pytest.raises(Interrupted):
+        artifact.make("reference", stopped, Reference(), {}, output, keep_gb=1.0)
+    make()
+    assert read_json(output.with_name("provenance.json"))["seconds"] == pytest.approx(10800, abs=60)
+    make("control", section=Reference(batch_size=2))
+    assert read_json(output.with_name("provenance.json"))["seconds"] < 60
+
+
+def test_the_shape_is_that_of_the_micro_batches_that_fitted(monkeypatch):
+    section = Sft(batch_size=8)
+    assert artifact.parts_of(section) == {"micro_batch": 8, "accumulation": 1}
+    monkeypatch.setattr(parallel, "fits", 2)  # after a GPU had not the memory for more
+    assert artifact.parts_of(section) == {"micro_batch": 2, "accumulation": 4}
 
 
 def test_the_record_says_what_it_was_made_from(folder):

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from posttrain import attempt, status
 from posttrain.errors import UserError
 from posttrain.identity import verify
 
@@ -59,6 +61,21 @@ def test_a_section_may_be_given_as_json(tmp_path):
 def test_status_says_what_waits(root, tmp_path):
     done = posttrain("status", str(root / "config/config.yaml"), cwd=tmp_path)
     assert done.returncode == 0 and "tiny/base" in done.stdout and "waiting" in done.stdout
+
+
+def test_status_tells_what_goes_on_from_what_failed(here):
+    """After an attempt without enough GPU memory a stage goes on in the same job, and in the same log."""
+    folder, log = Path("results/one/sft"), Path("results/logs/one/sft.log")
+    (folder / "checkpoints/0123").mkdir(parents=True)
+    beat = {"step": 5, "steps": 9, "loss": "loss 1.0", "left": 60}
+    (folder / "checkpoints/0123/progress.json").write_text(json.dumps(beat))
+    log.parent.mkdir(parents=True)
+    log.write_text("error: out of GPU memory: 2 GB\n")
+    assert status.where(folder) == f"failed (see {log})", "control"
+    log.write_text(log.read_text() + f"[one/sft] {attempt.SMALLER} 4 at the same global batch\n")
+    assert status.where(folder) == "running, step 5/9, loss 1.0, 1:00 left"
+    log.write_text(log.read_text() + "error: the loss is nan\n")
+    assert status.where(folder) == f"failed (see {log})"
 
 
 def test_a_wrong_section_and_a_wrong_manifest_are_told_in_words(tmp_path):

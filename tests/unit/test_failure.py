@@ -3,15 +3,14 @@
 import pytest
 
 from posttrain import failure
-from posttrain.errors import Interrupted, UserError
+from posttrain.errors import Diverged, Interrupted, UserError
 
 
 def test_a_mistake_that_training_found_is_final(here):
     checkpoints = here / "checkpoints"
     checkpoints.mkdir()
-    (checkpoints / "progress.json").write_text("{}")
     with pytest.raises(UserError), failure.remembered(checkpoints):
-        raise UserError("the loss is nan at step 7")
+        raise Diverged("the loss is nan at step 7")
     with (
         pytest.raises(UserError, match=r"the loss is nan at step 7\n.*rm .*failed.json"),
         failure.remembered(checkpoints),
@@ -22,7 +21,10 @@ def test_a_mistake_that_training_found_is_final(here):
         pass
 
 
-@pytest.mark.parametrize("error", [Interrupted("saved"), OSError(5, "Input/output error"), RuntimeError("CUDA error")])
+SITES = UserError("batch_size 64 cannot be shared evenly by 3 processes")  # what slurm/site.yaml mends
+
+
+@pytest.mark.parametrize("error", [Interrupted("saved"), OSError(5, "Input/output error"), RuntimeError("CUDA"), SITES])
 def test_what_may_go_well_another_time_is_tried_again(here, error):
     checkpoints = here / "checkpoints"
     checkpoints.mkdir()

@@ -233,6 +233,18 @@ def test_time_is_in_proportion_to_the_work(tmp_path, monkeypatch):
     assert resources.seconds(plan, "one", "sft", "", need) == pytest.approx(3 * 3600)
 
 
+def test_a_long_training_asks_for_the_time_of_one_of_its_jobs(tmp_path, monkeypatch):
+    """A request over the partition's limit is refused, and a job that is run again costs two minutes."""
+    monkeypatch.setattr(resources, "on_gpu", lambda: False)
+    plan = plan_of(tmp_path, monkeypatch, sft={})
+    keep_section(plan, tmp_path)
+    for hours, minutes in ((1, 10 + 2 * 60), (24, 720)):
+        record(tmp_path, seconds=3600.0 * hours)
+        forget()
+        assert resources.request(plan, "one", "sft")["runtime"] == minutes
+    assert resources.seconds(plan, "one", "sft", "", resources.predicted(plan, "one", "sft")) == 24 * 3600
+
+
 def test_the_run_nearest_in_work_tells_the_time(tmp_path, monkeypatch):
     """Ten steps that took an hour, most of it to start, say nothing of ten thousand where others took as many."""
     monkeypatch.setattr(resources, "on_gpu", lambda: False)
@@ -351,6 +363,9 @@ def test_memory_is_asked_for_as_many_processes_as_gpus(tmp_path, monkeypatch):
     )
     asked = cluster.Site(stages={"sft": cluster.Request(gpu=4, mem_mb=1000, shard=True)})
     assert cluster.request(asked, plan, "one", "sft")["mem_mb"] == 1000, "what the site says comes first"
+    for had in (1000, 2000):
+        (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": had}))
+        assert cluster.request(asked, plan, "one", "sft")["mem_mb"] == 2 * had, "but for what was not enough"
 
 
 def test_no_setting_is_advised_that_would_be_refused(tmp_path, monkeypatch):
@@ -376,6 +391,16 @@ def test_the_host_of_a_gpu_holds_weights_alone(tmp_path, monkeypatch):
     record(tmp_path, shape={"device": "H100"})
     forget()
     assert resources.request(plan, "one", "sft")["mem_mb"] == with_gpu
+
+
+def test_a_continued_run_reads_its_optimiser_into_the_process(tmp_path, monkeypatch):
+    """Eight bytes of a trained number, where the weights on their way are four."""
+    monkeypatch.setenv("POSTTRAIN_DEVICE", "gpu")
+    adapter, whole = (
+        resources.predicted(plan_of(tmp_path, monkeypatch, sft={"method": method}), "one", "sft").host
+        for method in ("lora", "full")
+    )
+    assert whole - adapter == pytest.approx(4 * PARAMETERS_7B)
 
 
 def test_the_sum_is_told_term_by_term(tmp_path, monkeypatch):

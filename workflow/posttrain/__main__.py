@@ -270,6 +270,7 @@ def run_doctor(arguments) -> int:
     """Print what is missing; exit code 1 where something is."""
     from posttrain import campaign, doctor
 
+    credentials.taken()  # what it starts on a compute node needs none
     lines, whole = doctor.doctor(campaign.load(arguments.campaign))
     print("\n".join(lines))
     return 0 if whole else 1

@@ -20,7 +20,7 @@ from posttrain.errors import UserError
 from posttrain.files import read_json, sha256, write_json
 from posttrain.identity import DAMAGED, canonical, identity, manifest_of, verify
 from posttrain.plan import flat
-from posttrain.progress import say
+from posttrain.progress import say, spent
 from posttrain.sources import own_files
 
 # Hold times, hosts and what the artifact was made from: they lie beside its bytes, not among them.
@@ -111,7 +111,7 @@ def is_made(name: str, output: Path) -> bool:
 def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, checkpoints: Path, made_from: dict) -> None:
     """Fill the folder `work`: what `run` makes, its metrics, its settings, its manifest and its record."""
     work.mkdir(parents=True)
-    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic() - spent(checkpoints)
     asked: set[str] = set()
     with failure.remembered(checkpoints):
         metrics = run(audit.Watched(section, asked), **inputs, work=work, checkpoints=checkpoints)
@@ -181,7 +181,8 @@ def parts_of(section) -> dict[str, int]:
     if isinstance(section, Training):
         from posttrain import parallel, training
 
-        micro, accumulation = training.split(section.batch_size, section.micro_batch_size, parallel.world())
+        fits = parallel.at_once(section, section.batch_size)
+        micro, accumulation = training.split(section.batch_size, fits, parallel.world())
         return {"micro_batch": micro, "accumulation": accumulation} | ({"sharded": True} if parallel.sharded else {})
     return {}
 

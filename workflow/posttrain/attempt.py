@@ -22,6 +22,7 @@ from posttrain.errors import INTERRUPTED, TOO_LARGE, UserError
 from posttrain.files import read_json, write_json
 from posttrain.progress import say
 
+SMALLER = "out of GPU memory: goes on with micro-batches of"
 FRUITLESS = 3  # attempts that end at a time limit without a step
 
 
@@ -165,7 +166,7 @@ def smaller(arguments: list[str], before: dict) -> int:
         raise UserError(
             f"{home(arguments)}: out of GPU memory with one sequence at a time; `posttrain plan` says what fits"
         )
-    say(f"out of GPU memory: goes on with micro-batches of {size // 2} at the same global batch: another shape")
+    say(f"{SMALLER} {size // 2} at the same global batch: another shape")
     return size // 2
 
 

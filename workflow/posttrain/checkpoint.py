@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from posttrain import parallel
-from posttrain.errors import UserError
+from posttrain.errors import Unreadable, UserError
 from posttrain.files import write_json
 from posttrain.identity import manifest_of, verify
 from posttrain.progress import say
@@ -40,11 +40,16 @@ def seal(folder: Path) -> None:
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """The newest whole checkpoint; None where there is none. Newer ones are deleted: half written, or damaged since."""
+    """The newest whole checkpoint; None where there is none. Newer ones are deleted: half written, or damaged since.
+
+    Raises Unreadable and OSError where a file system does not give its bytes now: to delete it would be to lose it.
+    """
     for folder in reversed(found(checkpoints)) if parallel.main() else ():
         try:
             verify(folder / "manifest.json")
             break
+        except Unreadable:
+            raise
         except UserError as error:
             say(f"{folder.name} is not whole and deleted: {error.problems[0]}")
             shutil.rmtree(folder)

@@ -187,6 +187,9 @@ def request(found: Site | None, plan, experiment: str, stage: str, policy: str =
     processes = max(1, (own.gpu or 1) // own.nodes) if stage in launch.TRAINERS else 1
     estimate = estimates.request(plan, experiment, stage, policy, processes)
     estimate["mem_mb"] += AROUND
+    out = estimates.ran_out(estimates.folder_of(plan, experiment, stage, policy))
+    if out and out / asked.get("mem_mb", 1) in (1, 2, 4, 8):  # a run was out of just that, or of what it was raised to
+        asked["mem_mb"] = 2 * out
     return estimate | ({"gpu": 0} if found.cpu_only else {}) | asked
 
 

@@ -15,6 +15,14 @@ class UserError(Exception):
         self.problems = problems
 
 
+class Diverged(UserError):
+    """What training came to, and would come to again with the same settings, inputs and code."""
+
+
+class Unreadable(UserError):
+    """A file is there and could not be read now; another time it may be."""
+
+
 class Interrupted(UserError):
     """No mistake: a stage has saved and stopped before its end; run again, it continues. Exit code 75."""
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from posttrain.errors import Interrupted, TooLarge, UserError
+from posttrain.errors import Diverged, Interrupted, TooLarge, UserError
 from posttrain.files import read_json, write_json
 
 NAME = "failed.json"
@@ -17,8 +17,8 @@ LEFT = 1e6  # bytes under which a disk counts as full
 
 @contextlib.contextmanager
 def remembered(checkpoints: Path) -> Iterator[None]:
-    """Run a stage's training under this. A mistake that training itself found is final: the same settings, inputs and
-    code come to it again. Whatever else ends a stage is noted, and tried again.
+    """Run a stage's training under this. What training itself came to (`Diverged`) is final: the same settings, inputs
+    and code come to it again. Whatever else ends a stage is noted, and tried again.
 
     Raises UserError where an attempt before this one has found such a mistake.
     """
@@ -29,7 +29,7 @@ def remembered(checkpoints: Path) -> Iterator[None]:
         raise
     except Exception as error:
         full = on_full_disk(error, checkpoints)
-        final = isinstance(error, UserError) and (checkpoints / "progress.json").is_file()
+        final = isinstance(error, Diverged)
         with contextlib.suppress(OSError):
             note(checkpoints, str(full or error) or type(error).__name__, final and not full)
         if full:

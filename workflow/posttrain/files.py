@@ -5,7 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from posttrain.errors import UserError
+from posttrain.errors import Unreadable, UserError
 
 
 def sha256(path: Path) -> str:
@@ -27,11 +27,12 @@ def lock(file: int) -> bool | None:
 
 
 def read_json(path: Path):
-    """The content of a JSON file. Raises UserError when it is absent or not JSON."""
+    """The content of a JSON file. Raises UserError when it is absent or not JSON, Unreadable when nobody can tell."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        kind = UserError if isinstance(error, FileNotFoundError) else Unreadable
+        raise kind(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON: {error}") from None
 

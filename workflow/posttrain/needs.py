@@ -48,13 +48,14 @@ def host(shape: Architecture, stage: str, terms: Terms, trained: int, gpu: bool)
     """Bytes of the process: the libraries, and on a CPU all that a GPU would hold; on a GPU the weights on their way.
 
     Of quantised weights the file stays mapped, since embeddings are read from it. Unless MALLOC_MMAP_THRESHOLD_ is set,
-    glibc keeps freed blocks between those in use, as many times the activations.
+    glibc keeps freed blocks between those in use, as many times the activations. A run that is continued reads the
+    optimiser's two moments into the process before they go to the GPU.
     """
     if not terms:  # a base that is copied
         return GIVEN * MB
     libraries = LIBRARIES[stage] * MB
     if gpu:
-        return libraries + CUDA * MB + FULL * shape.parameters
+        return libraries + CUDA * MB + max(FULL * shape.parameters, 2 * FULL * trained)
     mapped = FULL * memory.linear(shape) if "quantisation constants" in terms else 0
     kind = "whole" if trained >= shape.parameters else "adapter"
     heap = HEAP[kind] if trained and "MALLOC_MMAP_THRESHOLD_" not in os.environ else 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from posttrain import answers, world
 from posttrain.config import Ppo
-from posttrain.errors import UserError
+from posttrain.errors import Diverged
 from posttrain.maths import ppo as maths
 
 
@@ -29,7 +29,7 @@ def summary(made, asked: list[dict], tokenizer) -> dict:
 
 
 def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Path) -> None:
-    """Raise UserError, naming the reason and the last good checkpoint, for answers past the limits (`Rails`).
+    """Raise Diverged, naming the reason and the last good checkpoint, for answers past the limits (`Rails`).
 
     The answers are those of the policy after `step - 1` updates, so that its checkpoint is not a good one.
     """
@@ -50,12 +50,12 @@ def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Pa
         written = sorted(checkpoints.glob("checkpoint-*"))
         good = next((folder for folder in reversed(written) if int(folder.name[11:]) < health["step"] - 1), None)
         where = f"the last good checkpoint is {good}" if good else "there is no good checkpoint"
-        raise UserError(f"ppo: stopped at iteration {health['step']}: {'; '.join(broken)}; {where}")
+        raise Diverged(f"ppo: stopped at iteration {health['step']}: {'; '.join(broken)}; {where}")
 
 
 def check_ratio(section: Ppo, health: dict) -> None:
-    """Raise UserError where the first minibatch's ratio is not 1: the update does not see the policy that answered."""
+    """Raise Diverged where the first minibatch's ratio is not 1: the update does not see the policy that answered."""
     off = health["first_ratio_error"]
     if off > section.rails.max_ratio_error:
         limit = f"ppo.rails.max_ratio_error is {section.rails.max_ratio_error}"
-        raise UserError(f"ppo: stopped at iteration {health['step']}: the first ratio is off 1 by {off:.2g}, {limit}")
+        raise Diverged(f"ppo: stopped at iteration {health['step']}: the first ratio is off 1 by {off:.2g}, {limit}")

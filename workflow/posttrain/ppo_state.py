@@ -7,7 +7,7 @@ import torch
 
 from posttrain import adapters, checkpoint, parallel, training
 from posttrain.config import Ppo
-from posttrain.errors import UserError
+from posttrain.errors import Diverged
 from posttrain.progress import say
 
 
@@ -40,7 +40,7 @@ class Optimizers:
             norm = torch.nn.utils.clip_grad_norm_(weights, longest)
             norms[f"{name}_grad_norm"] = norm.item()
         if not all(map(math.isfinite, norms.values())):
-            raise UserError(f"ppo: a gradient is no number ({norms}): lower learning_rate")
+            raise Diverged(f"ppo: a gradient is no number ({norms}): lower learning_rate")
         self.adamw.step()
         self.step_count += 1
         return {"policy_grad_norm": 0.0} | norms

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain import architecture, cards, config, memory, needs, slurm
+from posttrain import architecture, cards, config, launch, memory, needs, slurm
 from posttrain.architecture import Architecture
 from posttrain.config import Experiment
 from posttrain.identity import record_of
@@ -52,6 +52,8 @@ def request(plan: Plan, experiment: str, stage: str, policy: str = "", processes
         asked["disk_mb"] = round(need.disk / MB)
     if known := seconds(plan, experiment, stage, policy, need):
         asked["runtime"] = 10 + round(2 * known / 60)
+        if stage in launch.TRAINERS:  # a longer one goes on in further jobs, which a partition lets in sooner
+            asked["runtime"] = min(asked["runtime"], UNKNOWN["runtime"])
     asked["mem_mb"] = max(processes * asked["mem_mb"], 2 * ran_out(folder_of(plan, experiment, stage, policy)))
     return asked
 

@@ -6,7 +6,7 @@ posttrain status [CAMPAIGN]
 import time
 from pathlib import Path
 
-from posttrain import why
+from posttrain import attempt, why
 from posttrain.errors import UserError
 from posttrain.files import read_json
 from posttrain.plan import Plan
@@ -39,7 +39,7 @@ def where(folder: Path) -> str:
     newest = max((file.stat().st_mtime for file in [*beats, log] if file.is_file()), default=0)
     if not newest:
         return "waiting"
-    if log.is_file() and "error:" in log.read_text(errors="replace"):
+    if log.is_file() and "error:" in log.read_text(errors="replace").rpartition(attempt.SMALLER)[2]:
         return f"failed (see {log})"
     if time.time() - newest > ALIVE:
         return "stopped; the next run continues"

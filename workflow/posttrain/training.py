@@ -13,9 +13,9 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from posttrain import checkpoint, interruption, parallel
-from posttrain.errors import UserError
+from posttrain.errors import Diverged, UserError
 from posttrain.files import write_json
-from posttrain.progress import say
+from posttrain.progress import say, spent
 
 
 def arguments(training, checkpoints: Path) -> dict:
@@ -158,7 +158,7 @@ def wandb_targets() -> list[str]:
 def run(trainer, section, checkpoints: Path) -> None:
     """Train to the last step, continuing from the newest whole checkpoint. section: `config.Training`.
 
-    Raises Interrupted when it was to stop before, and UserError when it ended before or the loss is no number.
+    Raises Interrupted when it was to stop before, Diverged where the loss is no number, UserError when it ended before.
     """
     trainer.remove_callback(PrinterCallback)
     progress = Progress(section, checkpoints)
@@ -179,7 +179,7 @@ class Heartbeat:
 
     def __init__(self, checkpoints: Path, steps: int, first: int = 0):
         self.file, self.steps, self.first = checkpoints / "progress.json", steps, first
-        self.begun, self.spoken = time.monotonic(), 0.0
+        self.begun, self.spoken, self.before = time.monotonic(), 0.0, spent(checkpoints)
         checkpoints.mkdir(parents=True, exist_ok=True)
 
     def beat(self, step: int, how: str) -> None:
@@ -190,7 +190,8 @@ class Heartbeat:
         self.spoken = now
         left = round((now - self.begun) / max(1, step - self.first) * (self.steps - step))
         say(f"step {step}/{self.steps}  {how}  {left // 60}:{left % 60:02d} left")
-        write_json(self.file, {"step": step, "steps": self.steps, "loss": how, "left": left})
+        seconds = round(self.before + now - self.begun, 1)
+        write_json(self.file, {"step": step, "steps": self.steps, "loss": how, "left": left, "seconds": seconds})
 
 
 class Progress(TrainerCallback):
@@ -206,7 +207,7 @@ class Progress(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **_):
         self.loss = float((logs or {}).get("loss", self.loss))
         if not math.isfinite(self.loss) and "loss" in (logs or {}):
-            raise UserError(
+            raise Diverged(
                 f"the loss is {self.loss} at step {state.global_step}: lower learning_rate or raise warmup_steps"
             )
 

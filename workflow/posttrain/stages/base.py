@@ -11,7 +11,7 @@ from pathlib import Path
 
 from posttrain import parallel, tokens
 from posttrain.config import Base, Scratch
-from posttrain.errors import UserError
+from posttrain.errors import Diverged, UserError
 from posttrain.files import read_jsonl
 from posttrain.policy import save_contract
 from posttrain.progress import say
@@ -121,7 +121,7 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
     perplexity = math.exp(loss)
     say(f"held-out perplexity {perplexity:.2f} (unigram {unigram:.2f})")
     if not perplexity < section.learned * unigram:
-        raise UserError(
+        raise Diverged(
             f"base: did not learn: held-out perplexity {perplexity:.1f} is not under base.scratch.learned "
             f"({section.learned}) x the unigram's ({unigram:.1f}); train longer or with another learning_rate"
         )

@@ -15,7 +15,7 @@ from posttrain import parallel, positions, tokens
 from posttrain import policy as policies
 from posttrain.adapters import NF4
 from posttrain.config import Longctx
-from posttrain.errors import UserError
+from posttrain.errors import Diverged, UserError
 from posttrain.files import read_jsonl
 from posttrain.progress import say
 
@@ -39,7 +39,7 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
         training.run(trainer, section, checkpoints)
     after = trainer.evaluate()["eval_loss"]
     if not math.isfinite(after):
-        raise UserError(f"longctx: the held-out loss is {after} after tuning ({before} before): lower learning_rate")
+        raise Diverged(f"longctx: the held-out loss is {after} after tuning ({before} before): lower learning_rate")
     if not parallel.main():
         return {}  # the first process publishes for all
     merged, difference = whole(section, adapted, checkpoints / "rescaled", work / ".adapter")

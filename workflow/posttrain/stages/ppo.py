@@ -33,7 +33,7 @@ from posttrain import (
 )
 from posttrain.answers import Answers, adapter
 from posttrain.config import Ppo
-from posttrain.errors import UserError
+from posttrain.errors import Diverged, UserError
 from posttrain.files import read_json, read_jsonl, write_json
 from posttrain.maths import ppo as maths
 
@@ -314,7 +314,7 @@ def minibatch(
     sums = parallel.summed_numbers(sums, models.peft.device)
     ratio_error = parallel.largest(ratio_error, models.peft.device)
     if not all(map(math.isfinite, sums.values())):
-        raise UserError(f"ppo: a loss is no number ({sums}): lower learning_rate")
+        raise Diverged(f"ppo: a loss is no number ({sums}): lower learning_rate")
     norms = optimizer.step(section.max_grad_norm, policy=not warming)
     return sums | norms | {"ratio_error": ratio_error}
 

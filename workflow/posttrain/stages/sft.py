@@ -9,7 +9,7 @@ from pathlib import Path
 
 from posttrain import parallel, tokens
 from posttrain.config import Sft
-from posttrain.errors import UserError
+from posttrain.errors import Diverged, UserError
 from posttrain.files import read_jsonl
 from posttrain.progress import say
 
@@ -53,7 +53,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     training.run(trainer, section, checkpoints)
     after = trainer.evaluate()["eval_loss"] if test else None
     if after is not None and not math.isfinite(after):
-        raise UserError(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
+        raise Diverged(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
     state = training.whole(trainer.model)
     if not parallel.main():
         return {}  # the first process publishes for all
