@@ -122,8 +122,8 @@ def of(folder: Path, stage: str, name: str) -> list[dict[str, str]]:
     return sorted(wanted, key=lambda fields: int(fields["JobId"]))
 
 
-def saved(project: Path, name: str) -> bool:
-    return any(project.glob(f"results/{name}/sft/checkpoints/*/checkpoint-*/manifest.json"))
+def saved(project: Path, name: str, stage: str = "sft") -> bool:
+    return any(project.glob(f"results/{name}/{stage}/checkpoints/*/checkpoint-*/manifest.json"))
 
 
 def log_of(project: Path, folder: Path, stage: str, name: str) -> str:
@@ -354,7 +354,7 @@ def test_the_doctor_says_what_is_missing_and_what_to_do(small, nodes, tmp_path):
 
 
 SPREAD = """stages:
-  sft: {gpu: 2, nodes: 2, mem_mb: 1100, runtime: 9}
+  ppo: {gpu: 2, nodes: 2, mem_mb: 1100, runtime: 9}
   dpo: {gpu: 2, mem_mb: 1100, runtime: 9}
 """
 
@@ -366,27 +366,27 @@ def spread(local, tmp_path_factory) -> Path:
     (project / "config/config.yaml").write_text("experiments: [spread, grace]\n")
     long = "sft: {steps: 1000, seed: 4, checkpoint_steps: 20}\n"
     (project / "config/experiments/grace.yaml").write_text(f"extends: calm\nquestion: A grace time?\n{long}")
-    settings = "sft: {steps: 100, seed: 3, checkpoint_steps: 10}\ndpo: null\n"
-    (project / "config/experiments/spread.yaml").write_text(f"extends: calm\nquestion: Two nodes?\n{settings}")
+    settings = "ppo: {steps: 8, seed: 3, checkpoint_steps: 2}\n"  # of seconds each, which a killed process does not end
+    (project / "config/experiments/spread.yaml").write_text(f"extends: limited\nquestion: Two nodes?\n{settings}")
     (project / "slurm/site.yaml").write_text(SPREAD)
     return project
 
 
 def test_a_stage_on_two_nodes_is_stopped_continues_and_makes_the_bytes_of_two_processes(spread, nodes, tmp_path):
-    target = "results/spread/sft/manifest.json"
+    target = "results/spread/ppo/manifest.json"
     alone = shutil.copytree(spread, tmp_path / "alone", symlinks=True)
     run = here(alone, target, CUDA_VISIBLE_DEVICES="0,1")  # two processes, as two GPUs are said to be visible
     first = Controller(spread, nodes, target)
-    until(lambda: saved(spread, "spread"), "checkpoint")
-    (job,) = of(nodes, "sft", "spread")
+    until(lambda: saved(spread, "spread", "ppo"), "checkpoint")
+    (job,) = of(nodes, "ppo", "spread")
     cancel(nodes, job)
     assert first.end() != 0
     assert (job["NumNodes"], job["NumCPUs"]) == ("2", "4") and job["TresPerNode"] == "gres:gpu:1"
-    stopped = (spread / "results/logs/spread/sft.log").read_text()
+    stopped = (spread / "results/logs/spread/ppo.log").read_text()
     assert "what ended it: told to stop (SIGTERM): saved at step" in stopped, stopped[-3000:]
     again = Controller(spread, nodes, target)
     assert again.end() == 0, again.said()[-3000:]
-    assert log_of(spread, nodes, "sft", "spread").count("continuing from a checkpoint") == 2, "by two processes"
+    assert log_of(spread, nodes, "ppo", "spread").count("continuing from a checkpoint") == 2, "by two processes"
 
     assert run.wait() == 0, (alone / "said").read_text()[-3000:]
     shapes = [
@@ -413,10 +413,10 @@ def test_a_job_that_is_preempted_with_a_grace_time_is_run_again(spread, nodes):
 
 def test_gpus_are_not_taken_from_several_nodes_unasked(spread, nodes):
     """A job whose processes see the half of what it holds would wait for the rest, or leave it idle."""
-    (spread / "results/spread/sft/manifest.json").unlink(missing_ok=True)
+    (spread / "results/spread/ppo/manifest.json").unlink(missing_ok=True)
     said = doctor(spread, nodes, SPREAD).stdout
     assert re.search(r"^MISSING +dpo \(1100 MB, 9 min, 2 GPU\): .*not available", said, re.M), said
-    assert re.search(r"^ok +sft \(1100 MB, 9 min, 2 GPU on 2 nodes\)", said, re.M), said
+    assert re.search(r"^ok +ppo \(1100 MB, 9 min, 2 GPU on 2 nodes\)", said, re.M), said
 
 
 def test_a_failed_submission_is_told_and_leaves_nothing(small, nodes):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import attempt, cards, cluster, credentials, slurm
+from posttrain import attempt, cards, cluster, credentials, launch, slurm
 from posttrain.errors import UserError
 
 
@@ -141,6 +142,38 @@ def test_a_preempted_job_that_ends_in_its_grace_time_is_run_again(stage, monkeyp
     assert stage(script, **known) == 75 and asked == [("7",)] * count
 
 
+@pytest.mark.parametrize(("state", "count"), [("COMPLETING", 1), ("RUNNING", 0)])
+def test_a_job_that_is_preempted_for_good_is_run_again_before_it_is_killed(stage, monkeypatch, state, count):
+    """The site's KillWait may be shorter than a step. RUNNING: in a grace time, which being run again would end."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(cluster.TOLD, "{}")
+    asked, fields = [], {"PreemptTime": "2026-11-26T21:40:19", "JobState": state}
+    known = {"again": lambda *job: asked.append(job), "shown": lambda job, key: fields.get(key, "")}
+    script = "import os, signal, time; signal.signal(15, lambda *_: time.sleep(3) or os.kill(os.getpid(), 9)); "
+    script += "os.kill(os.getppid(), 15); time.sleep(9)"
+    assert stage(script, **known) == 137 and asked == [("7",)] * count
+
+
+@pytest.mark.parametrize(("job", "several", "heard"), [("7", True, 0), ("7", False, 1), ("", True, 1)])
+def test_torchrun_in_a_job_hears_of_it_from_slurm(here, stage, monkeypatch, job, several, heard):
+    """Else it hears three times, which ends it before its processes have saved; and an srun kills its step."""
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    if job:
+        monkeypatch.setenv(cluster.TOLD, "{}")
+    script = "import os, signal, time; signal.signal(15, lambda *_: print('heard', file=open('heard', 'a'))); "
+    script += "os.kill(os.getppid(), 15); time.sleep(1.5)"
+    name = [sys.executable, "-c", script] + ["torch.distributed.run"] * several
+    monkeypatch.setattr(launch, "command", lambda *_: name)
+    kept = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        stop = attempt.Stop()
+        attempt.run(["sft"], dict(os.environ), stop, job or None, {}, here)
+    finally:
+        signal.signal(signal.SIGTERM, kept[0])
+        signal.signal(signal.SIGINT, kept[1])
+    assert stop.told and (here / "heard").is_file() == bool(heard)
+
+
 def limited(record: Path, *settings: str, stage: str = "sft") -> None:
     """An attempt that ends at its time limit."""
     before = attempt.begin(record, [stage, *settings])
@@ -246,7 +279,7 @@ def test_credentials_are_hidden_from_jobs_and_shown_to_fetch(here, monkeypatch):
 
 def test_a_container_is_entered_by_each_process_that_starts_others(here, monkeypatch):
     monkeypatch.setenv(cluster.TOLD, cluster.Site(container="a.sif").model_dump_json(exclude_none=True))
-    started, stop = [], type("Stop", (), {"told": False})
+    started, stop = [], type("Stop", (), {"told": False, "again": False})
     monkeypatch.setattr(
         attempt.subprocess,
         "Popen",

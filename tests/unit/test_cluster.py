@@ -106,7 +106,7 @@ def test_a_stage_is_spread_over_the_nodes_that_the_site_gives_it(here, monkeypat
     started = []
     monkeypatch.setattr(launch, "command", lambda *given: started.append(given) or ["true"])
     for name in ("sft", "dpo"):
-        stop = type("Stop", (), {"told": False})
+        stop = type("Stop", (), {"told": False, "again": False})
         attempt.run([name], {"CUDA_VISIBLE_DEVICES": "0,1", "PATH": os.environ["PATH"]}, stop, None, {}, here)
     assert [given[1:3] for given in started] == [(2, 2), (2, 1)]
 

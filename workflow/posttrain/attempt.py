@@ -27,10 +27,11 @@ FRUITLESS = 3  # attempts that end at a time limit without a step
 
 
 class Stop:
-    """Whether this process was told to stop; SIGTERM reaches the stage, which saves and ends."""
+    """Whether this process was told to stop, and whether its job is to be run again for that; SIGTERM reaches the
+    stage, which saves and ends."""
 
     def __init__(self):
-        self.told = False
+        self.told = self.again = False
         signal.signal(signal.SIGTERM, self.hear)
         signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the stage too, which ends of it
 
@@ -62,7 +63,7 @@ def attempt(arguments: list[str], gpus: int) -> int:
         return 0
     if job and not stop.told and out_of_memory(code, job):
         more_memory(job, record)
-    elif job and code == INTERRUPTED and (not stop.told or slurm.preempted(job)):
+    elif job and code == INTERRUPTED and not stop.again and (not stop.told or slurm.preempted(job)):
         slurm.again(job)
     return code if code > 0 else 128 - code
 
@@ -131,17 +132,23 @@ def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, be
     command = launch.command(arguments, launch.processes(environment), nodes, python)
     several = "torch.distributed.run" in command
     environment = launch.outside(environment) if nodes > 1 else environment
-    child = subprocess.Popen(command, env=environment | {"POSTTRAIN_OUTCOME": str(outcome)})
-    handed = False
-    while child.poll() is None:
-        if stop.told and not handed:
-            handed = True
-            child.send_signal(signal.SIGTERM)
-            if job and slurm.shown(job, "Reason") == "TimeLimit":
-                before["limited"] = True
-                write_json(record / "attempt.json", before)
-                longer(job, before, record)
+    # SLURM itself signals each of a job's steps. An srun that heard of it too would kill its step at once, and a
+    # torchrun that hears a third time, after `cluster.pass_on_sigterm`, ends before its processes have saved.
+    group = {"start_new_session": True} if nodes > 1 else {}
+    child = subprocess.Popen(command, env=environment | {"POSTTRAIN_OUTCOME": str(outcome)}, **group)
+    while child.poll() is None and not stop.told:
         time.sleep(0.1)
+    if stop.told and not (job and several):
+        child.send_signal(signal.SIGTERM)
+    if stop.told and job and slurm.shown(job, "Reason") == "TimeLimit":
+        before["limited"] = True
+        write_json(record / "attempt.json", before)
+        longer(job, before, record)
+    while child.poll() is None:
+        time.sleep(0.1 if not job or stop.again else 1.0)
+        if job and not stop.again and slurm.ended_by_preemption(job):  # it may be killed before its stage has saved
+            stop.again = True
+            slurm.again(job)
     if not child.returncode or not outcome.is_file():
         return child.returncode
     ended = read_json(outcome)

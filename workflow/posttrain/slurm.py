@@ -47,6 +47,11 @@ def preempted(job: str) -> bool:
     return shown(job, "PreemptTime") not in ("", "None")
 
 
+def ended_by_preemption(job: str) -> bool:
+    """Whether a site that cancels what it preempts has ended a job, whose processes have `KillWait` left."""
+    return shown(job, "JobState") == "COMPLETING" and preempted(job)
+
+
 def ran_out(job: str) -> bool:
     """Whether a job or a step of it ended for want of memory; of steps, only a site that keeps accounts knows."""
     said = [shown(job, "JobState"), *(ask("sacct", "-nP", "-j", job, "-o", "State") or "").split()]
