@@ -386,7 +386,7 @@ def test_a_stage_on_two_nodes_is_stopped_continues_and_makes_the_bytes_of_two_pr
     assert "what ended it: told to stop (SIGTERM): saved at step" in stopped, stopped[-3000:]
     again = Controller(spread, nodes, target)
     assert again.end() == 0, again.said()[-3000:]
-    assert log_of(spread, nodes, "ppo", "spread").count("continuing from a checkpoint") == 2, "by two processes"
+    assert log_of(spread, nodes, "ppo", "spread").count("continuing after iteration") == 2, "by two processes"
 
     assert run.wait() == 0, (alone / "said").read_text()[-3000:]
     shapes = [
