@@ -154,6 +154,29 @@ def test_a_job_that_is_preempted_for_good_is_run_again_before_it_is_killed(stage
     assert stage(script, **known) == 137 and asked == [("7",)] * count
 
 
+def test_a_limit_that_comes_before_the_stage_can_hear_of_it_is_a_limit(stage, here, monkeypatch):
+    """Python that is still loading dies of the signal at once."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(cluster.TOLD, "{}")
+    asked, fields = [], {"Reason": "TimeLimit", "TimeLimit": "00:01:00"}
+    known = {"again": lambda *job, **changes: asked.append(changes), "refusal": lambda *_, **__: ""}
+    known["shown"] = lambda job, key: fields.get(key, "")
+    script = "import os, signal; signal.signal(15, 0); os.kill(os.getppid(), 15); os.kill(os.getpid(), 15)"
+    assert stage(script, **known) == 143 and asked == [{"TimeLimit": "2"}]
+    known["refusal"] = lambda *_, **__: "its partition allows 1 min"
+    for _ in range(attempt.FRUITLESS - 1):
+        assert stage(script, **known) == 143 and asked.pop() == {}
+    with pytest.raises(UserError, match=r"raise stages\.sft\.runtime"):
+        stage(script, **known)
+
+
+def test_what_was_killed_is_told(stage, capsys):
+    assert stage("import os; os.kill(os.getpid(), 9)") == 137
+    assert "error: the stage was killed (kill -9) when it held" in capsys.readouterr().err
+    assert stage("import sys; sys.exit(2)") == 2
+    assert "killed" not in capsys.readouterr().err, "control"
+
+
 @pytest.mark.parametrize(("job", "several", "heard"), [("7", True, 0), ("7", False, 1), ("", True, 1)])
 def test_torchrun_in_a_job_hears_of_it_from_slurm(here, stage, monkeypatch, job, several, heard):
     """Else it hears three times, which ends it before its processes have saved; and an srun kills its step."""

@@ -71,11 +71,12 @@ def test_status_tells_what_goes_on_from_what_failed(here):
     (folder / "checkpoints/0123/progress.json").write_text(json.dumps(beat))
     log.parent.mkdir(parents=True)
     log.write_text("error: out of GPU memory: 2 GB\n")
-    assert status.where(folder) == f"failed (see {log})", "control"
+    assert status.where(folder, {}) == f"failed (see {log})", "control"
     log.write_text(log.read_text() + f"[one/sft] {attempt.SMALLER} 4 at the same global batch\n")
-    assert status.where(folder) == "running, step 5/9, loss 1.0, 1:00 left"
+    assert status.where(folder, {}) == "running, step 5/9, loss 1.0, 1:00 left"
+    assert status.where(folder, {"rule_sft_wildcards_one": "PD, Priority"}) == "in SLURM's queue (Priority)"
     log.write_text(log.read_text() + "error: the loss is nan\n")
-    assert status.where(folder) == f"failed (see {log})"
+    assert status.where(folder, {}) == f"failed (see {log})"
 
 
 def test_a_wrong_section_and_a_wrong_manifest_are_told_in_words(tmp_path):

@@ -1,10 +1,13 @@
 """A site's settings: what they ask of SLURM, how jobs are told of them, and what is refused in them."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
-from posttrain import attempt, cards, cluster, launch
+from posttrain import attempt, cards, cluster, launch, slurm
+from posttrain import resources as estimates
 from posttrain.errors import UserError
 
 
@@ -60,6 +63,49 @@ def test_a_gpu_type_that_cannot_be_asked_for_is_refused(here):
         cluster.site()
     (here / "slurm/site.yaml").write_text("gpu_type: a100_80.gb\n")
     assert cluster.site().gpu_type == "a100_80.gb", "control"
+
+
+def test_no_estimate_is_over_the_partitions_limit(here, monkeypatch):
+    """SLURM would let such a job wait for ever; where the site's file says more, the doctor says so."""
+    said = "debug*|30:00\nlong|7-00:00:00\nopen|infinite\n"
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: said)
+    known = {None: 30, "debug": 30, "long": 10080, "debug,long": 10080, "open": 0, "debug,open": 0, "none": 0}
+    assert {partition: slurm.longest(partition) for partition in known} == known
+    monkeypatch.setattr(estimates, "request", lambda *_: {"gpu": 1, "mem_mb": 1000, "runtime": 720, "disk_mb": 1})
+    site = cluster.Site(stages={"sft": cluster.Request(runtime=50)})
+    assert cluster.request(cluster.limited(site), None, "one", "dpo")["runtime"] == 30
+    assert cluster.request(cluster.limited(site), None, "one", "sft")["runtime"] == 50, "control: what the site says"
+    mine = cluster.limited(cluster.Site(partition="open", max_runtime=60))
+    assert cluster.request(mine, None, "one", "dpo")["runtime"] == 60
+    assert cluster.request(cluster.limited(cluster.Site(partition="open")), None, "one", "dpo")["runtime"] == 720
+    monkeypatch.setattr(slurm, "shown", lambda job, key: {"Partition": "debug"}.get(key, ""))
+    assert slurm.refusal("7", time="60") == "its partition allows 30 min"
+
+
+@pytest.mark.parametrize(("scratch", "is_"), [("scr", "scr"), ("$GONE/a", "$GONE/a"), ("~/a", ""), ("/a/$USER", "")])
+def test_scratch_is_a_place_that_every_node_finds(here, monkeypatch, scratch, is_):
+    monkeypatch.setenv("USER", "me")
+    monkeypatch.delenv("GONE", raising=False)
+    (here / "slurm").mkdir()
+    (here / "slurm/site.yaml").write_text(f"scratch: {scratch}\n")
+    if is_:
+        with pytest.raises(
+            UserError, match=f"^slurm/site.yaml:1: scratch: '{re.escape(scratch)}' is .*: give a folder"
+        ):
+            cluster.site()
+    else:
+        assert attempt.scratch(cluster.site().scratch) == Path(
+            scratch.replace("~", os.environ["HOME"]).replace("$USER", "me")
+        )
+
+
+def test_the_users_own_filters_of_slurm_are_not_for_this_run(here, monkeypatch):
+    """SQUEUE_STATES=RUNNING hides jobs that wait, which would be started again; SBATCH_SIGNAL ends them."""
+    own = {"SQUEUE_STATES": "RUNNING", "SBATCH_SIGNAL": "USR1@60", "SBATCH_WAIT": "1", "SBATCH_ACCOUNT": "lab"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    cluster.begin(Workflow(32))
+    assert own.keys() & os.environ.keys() == {"SBATCH_ACCOUNT"}, "control: what a site needs is kept"
 
 
 def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):

@@ -56,17 +56,24 @@ def test_a_living_controller_and_one_elsewhere_are_left_alone(here):
     assert not list((here / ".snakemake/locks").iterdir()), "control: once it is dead"
 
 
-LEFT = "{:<20}{:<8}{:<200}{}\n".format
+LEFT = "{:<20}{:<8}{:<60}{:<200}{}\n".format
 
 
 def test_what_a_dead_snakemake_left_is_told_from_other_jobs(here, monkeypatch):
     """The job in which this Snakemake itself may run and a notebook would be waited for without an end."""
-    ours = LEFT("7", "R", "rule_sft_wildcards_one", here)
+    ours = LEFT("7", "R", "None", "rule_sft_wildcards_one", here)
+    ours += LEFT("6", "PD", "PartitionTimeLimit", "rule_base_wildcards_one", here)
     said = (
-        ours + LEFT("8", "R", "", here) + LEFT("9", "R", "notebook", here) + LEFT("10", "R", "rule_dpo", "/elsewhere")
+        ours
+        + LEFT("8", "R", "None", "", here)
+        + LEFT("9", "R", "None", "notebook", here)
+        + LEFT("10", "R", "None", "rule_dpo", "/elsewhere")
     )
     monkeypatch.setattr(slurm, "ask", lambda *_: said)
-    assert controller.left_jobs() == [("7", "R", "rule_sft_wildcards_one")]
+    assert controller.left_jobs() == [
+        ("7", "R", "rule_sft_wildcards_one"),
+        ("6", "PD, PartitionTimeLimit", "rule_base_wildcards_one"),
+    ]
 
 
 def test_slurm_that_does_not_answer_is_asked_again(here, monkeypatch):

@@ -63,6 +63,8 @@ def attempt(arguments: list[str], gpus: int) -> int:
         return 0
     if job and not stop.told and out_of_memory(code, job):
         more_memory(job, record)
+    elif code == -signal.SIGKILL and not stop.told:
+        say(f"error: the stage was killed (kill -9) when it held {held():.0f} MB at most; the next call continues it")
     elif job and code == INTERRUPTED and not stop.again and (not stop.told or slurm.preempted(job)):
         slurm.again(job)
     return code if code > 0 else 128 - code
@@ -83,12 +85,22 @@ def asked(stage: str) -> dict:
     return site().get("stages", {}).get(stage, {})
 
 
+def scratch(text: str | None) -> Path | None:
+    """The site's folder for checkpoints, with ~ and variables filled in. Raises UserError where it is none then."""
+    if text is None:
+        return None
+    folder = os.path.expandvars(os.path.expanduser(text))
+    if "$" in folder or not os.path.isabs(folder):
+        raise UserError(f"{text!r} is {folder!r}: give a folder from / on, with variables that are set")
+    return Path(folder)
+
+
 def at_scratch(checkpoints: Path) -> None:
     """Let checkpoints lie in the site's scratch, where it has one and there are none yet."""
-    scratch = site().get("scratch")
-    if scratch and (checkpoints.is_symlink() or not checkpoints.exists()):
+    folder = scratch(site().get("scratch"))
+    if folder and (checkpoints.is_symlink() or not checkpoints.exists()):
         project = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:8]
-        there = Path(os.path.expandvars(scratch), f"posttrain-{project}", *checkpoints.parts[1:-1])
+        there = Path(folder, f"posttrain-{project}", *checkpoints.parts[1:-1])
         there.mkdir(parents=True, exist_ok=True)
         checkpoints.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.unlink(missing_ok=True)
@@ -132,7 +144,7 @@ def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, be
     command = launch.command(arguments, launch.processes(environment), nodes, python)
     several = "torch.distributed.run" in command
     environment = launch.outside(environment) if nodes > 1 else environment
-    # SLURM itself signals each of a job's steps. An srun that heard of it too would kill its step at once, and a
+    # SLURM itself signals each of a job's steps. An srun that hears of it from here too forces its step to end, and a
     # torchrun that hears a third time, after `cluster.pass_on_sigterm`, ends before its processes have saved.
     group = {"start_new_session": True} if nodes > 1 else {}
     child = subprocess.Popen(command, env=environment | {"POSTTRAIN_OUTCOME": str(outcome)}, **group)
@@ -201,8 +213,12 @@ def out_of_memory(code: int, job: str) -> bool:
     that, or it was killed and had held nearly all that the job has."""
     if slurm.kills() > 0:
         return code != INTERRUPTED
-    held = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return code in (-signal.SIGKILL, 128 + signal.SIGKILL) and held > 0.85 * (slurm.memory_mb(job) or 1e9)
+    return code in (-signal.SIGKILL, 128 + signal.SIGKILL) and held() > 0.85 * (slurm.memory_mb(job) or 1e9)
+
+
+def held() -> float:
+    """MB that the largest of this process's children had at most."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
 def more_memory(job: str, record: Path) -> None:

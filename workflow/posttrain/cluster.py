@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from posttrain import campaign, cards, launch, settings, states
+from posttrain import attempt, campaign, cards, launch, settings, slurm, states
 from posttrain import resources as estimates
 from posttrain.config import Count, Section, Text
 from posttrain.errors import UserError
@@ -61,6 +61,8 @@ class Site(Section):
     """Apptainer image in which stages run; it holds this environment (`envs/posttrain.def`)."""
     scratch: Text | None = None
     """Folder for checkpoints, which every node sees; beside the results where it is left out."""
+    max_runtime: Count | None = None
+    """Most minutes that an estimate asks for; the partition's own limit where it is left out."""
     jobs: Count = 32
     """Most jobs in the queue at once."""
     cpu_only: bool = False
@@ -87,6 +89,10 @@ def site(file: Path = FILE) -> Site:
             f"{values.places['gpu_type']}: gpu_type: Snakemake's SLURM plugin takes letters, digits, _ and . alone, "
             f"not {made.gpu_type!r}: leave it out, and choose by partition or constraint"
         )
+    try:
+        attempt.scratch(made.scratch if made else None)
+    except UserError as error:
+        problems.append(f"{values.places['scratch']}: scratch: {error}")
     for stage, request in (made.stages if made else {}).items():
         at = {key: f"{values.places.get(f'stages.{stage}.{key}')}: stages.{stage}.{key}" for key in ("shard", "nodes")}
         if request.shard and stage not in launch.SHARDED:
@@ -124,11 +130,19 @@ def begin(workflow) -> Site | None:
         if "gpu" not in workflow.global_resources:
             workflow.register_resource("gpu", len(cards.present()))
         return None
-    found = site()
+    for name in [name for name in os.environ if name.startswith("SQUEUE_") or name in ("SBATCH_WAIT", "SBATCH_SIGNAL")]:
+        del os.environ[name]  # the user's own, which would hide jobs, or end them
+    found = limited(site())
     os.environ[TOLD] = found.model_dump_json(exclude_none=True)
     expect_device(found)
     states.watch()
     return found
+
+
+def limited(found: Site) -> Site:
+    """A site with its partition's time limit: SLURM lets a job over it wait for ever."""
+    limit = found.max_runtime or slurm.longest(found.partition)
+    return found.model_copy(update={"max_runtime": limit}) if limit else found
 
 
 def expect_device(found: Site) -> None:
@@ -187,8 +201,9 @@ def request(found: Site | None, plan, experiment: str, stage: str, policy: str =
     processes = max(1, (own.gpu or 1) // own.nodes) if stage in launch.TRAINERS else 1
     estimate = estimates.request(plan, experiment, stage, policy, processes)
     estimate["mem_mb"] += AROUND
-    out = estimates.ran_out(estimates.folder_of(plan, experiment, stage, policy))
-    if out and out / asked.get("mem_mb", 1) in (1, 2, 4, 8):  # a run was out of just that, or of what it was raised to
+    estimate["runtime"] = min(estimate["runtime"], found.max_runtime or estimate["runtime"])
+    out = estimates.ran_out(estimates.folder_of(plan, experiment, stage, policy)) if "mem_mb" in asked else 0
+    if out and out / asked["mem_mb"] in (1, 2, 4, 8):  # a run was out of just that, or of what it was raised to
         asked["mem_mb"] = 2 * out
     return estimate | ({"gpu": 0} if found.cpu_only else {}) | asked
 

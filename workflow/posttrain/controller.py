@@ -24,6 +24,7 @@ LOOKS = re.compile(
 )
 PAUSES = (1, 5, 20, 60)  # seconds before SLURM is asked again that has not answered
 UNKNOWN = "unknown"
+COLUMNS = 0, 20, 28, 88, 288  # where each of what squeue is asked for begins
 LOCKS = Path(".snakemake/locks")  # Snakemake's own
 
 
@@ -37,7 +38,10 @@ def begin(site: cluster.Site | None, command: list[str]) -> None:
         return
     hold()
     if site is not None:
-        wait_for_left_jobs()
+        try:
+            wait_for_left_jobs()
+        except KeyboardInterrupt:
+            raise UserError("interrupted; the jobs that an earlier Snakemake left go on") from None
 
 
 def hold() -> None:
@@ -94,18 +98,26 @@ def left_jobs() -> list[tuple[str, str, str]]:
 
     Raises UserError where SLURM does not say: what it may be running would be started again.
     """
-    asked = ("squeue", "--me", "-h", "-O", "JobID:.20,StateCompact:.8,Comment:.200,WorkDir:.1000")
     for pause in PAUSES:
-        if (said := slurm.ask(*asked)) is not None:
-            break
+        if (jobs := queued()) is not None:
+            return jobs
         time.sleep(pause)
-    else:
-        raise UserError("SLURM does not say which jobs still run here (squeue failed): try again when it answers")
-    jobs = [
-        (line[:20].strip(), line[20:28].strip(), line[28:228].strip(), line[228:].strip()) for line in said.splitlines()
-    ]
-    here = os.path.realpath(os.getcwd())
-    return [job[:3] for job in jobs if job[2].startswith("rule_") and job[3] and os.path.realpath(job[3]) == here]
+    raise UserError("SLURM does not say which jobs still run here (squeue failed): try again when it answers")
+
+
+def queued() -> list[tuple[str, str, str]] | None:
+    """Such jobs, with the reason of one that waits in its state; None where SLURM does not say."""
+    said = slurm.ask("squeue", "--me", "-h", "-O", "JobID:.20,StateCompact:.8,Reason:.60,Comment:.200,WorkDir:.1000")
+    if said is None:
+        return None
+    jobs, here = [], os.path.realpath(os.getcwd())
+    for line in said.splitlines():
+        number, state, reason, comment, folder = (
+            line[start:end].strip() for start, end in zip(COLUMNS, [*COLUMNS[1:], None], strict=True)
+        )
+        if comment.startswith("rule_") and folder and os.path.realpath(folder) == here:
+            jobs.append((number, f"{state}, {reason}" if state == "PD" else state, comment))
+    return jobs
 
 
 def wait_for_left_jobs(seconds: float = 10) -> None:

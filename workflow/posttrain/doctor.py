@@ -4,14 +4,14 @@ posttrain doctor [CAMPAIGN]
 """
 
 import json
-import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from posttrain import cluster, slurm, why
+from posttrain import attempt, cluster, slurm, why
 from posttrain.cluster import FILE, Site
 from posttrain.errors import UserError
 from posttrain.plan import LOCK, Plan
@@ -29,7 +29,7 @@ def doctor(plan: Plan) -> tuple[list[str], bool]:
     """A line for each check, and whether all of them hold. A check that needs another waits for it."""
     lines: list[str] = []
     try:
-        site = cluster.site()
+        site = cluster.limited(cluster.site())
     except UserError as error:
         return [f"MISSING  site: {problem}" for problem in error.problems], False
     cluster.expect_device(site)
@@ -78,14 +78,16 @@ def partition(site: Site, plan: Plan) -> list[str]:
     there = {line.split("|")[0].rstrip("*"): line.split("|")[1] for line in said}
     default = [line.split("|")[0].rstrip("*") for line in said if "*" in line.split("|")[0]]
     name = site.partition or next(iter(default), None)
+    names = (name or "").split(",")
     known = ", ".join(sorted(there)) or "none"
     if name is None:
         return missing("partition", "none is the default", f"set partition in {FILE}: {known}")
-    if name not in there:
-        return missing("partition", f"there is no {name}", f"set partition in {FILE} to one of: {known}")
-    if there[name] != "up":
-        return missing("partition", f"{name} is {there[name]}", f"wait, or choose another of: {known}")
-    types = {line.split("|")[2] for line in said if line.split("|")[0].rstrip("*") == name}
+    for one in names:
+        if one not in there:
+            return missing("partition", f"there is no {one}", f"set partition in {FILE} to one of: {known}")
+        if there[one] != "up":
+            return missing("partition", f"{one} is {there[one]}", f"wait, or choose another of: {known}")
+    types = {line.split("|")[2] for line in said if line.split("|")[0].rstrip("*") in names}
     found = sorted({part.split(":")[1] for text in types for part in text.split(",") if part.count(":") >= 2})
     if site.cpu_only:
         return ok("partition", f"{name}, without GPUs")
@@ -116,7 +118,12 @@ def room(site: Site, plan: Plan) -> list[str]:
         run = subprocess.run([*call, "--wrap", "true"], capture_output=True, text=True)
         where = f" on {nodes} nodes" if nodes > 1 else ""
         what = f"{stage} ({most['mem_mb']} MB, {most['runtime']} min, {most['gpu']} GPU{where})"
-        if run.returncode:
+        limit = slurm.longest(site.partition)
+        if 0 < limit < most["runtime"]:  # which would wait for ever
+            lines += missing(
+                what, f"the partition lets a job run {limit} min", f"lower stages.{stage}.runtime in {FILE}"
+            )
+        elif run.returncode:
             reason = run.stderr.strip().splitlines()[-1].removeprefix("allocation failure: ")
             lines += missing(
                 what, reason, f"set stages.{stage} in {FILE}; `sinfo -o '%P %l %m %G'` shows what there is"
@@ -149,7 +156,7 @@ def scratch(site: Site, plan: Plan) -> list[str]:
     need = sum(wanted(site, plan, folder)["disk_mb"] for folder in to_submit(plan))
     for what, folder in {
         "results": Path("results"),
-        **({"scratch": Path(os.path.expandvars(site.scratch))} if site.scratch else {}),
+        **({"scratch": attempt.scratch(site.scratch)} if site.scratch else {}),
     }.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -193,13 +200,13 @@ def environment(site: Site, plan: Plan) -> list[str]:
     with tempfile.NamedTemporaryFile("w", suffix=".py", dir=".", prefix=".doctor-") as probe:
         probe.write(PROBE)
         probe.flush()
-        script = f"{cluster.prefix(site)}exec {' '.join([*inside, probe.name])}"
+        script = f"{cluster.prefix(site)}exec {shlex.join([*inside, probe.name])}"
         try:
             run = subprocess.run([*call, "bash", "-c", script], capture_output=True, text=True, timeout=300)
         except subprocess.TimeoutExpired:
             return missing("compute node", "no job of 5 minutes began in 300 s", "the queue is full: try again later")
     if run.returncode:
-        said = (run.stderr.strip().splitlines() or ["nothing was said"])[-1]
+        said = " | ".join(run.stderr.strip().splitlines()[-3:]) or "nothing was said"
         todo = "this folder and its .venv must be seen by every node (make setup here), or set container"
         return missing("compute node", said, todo)
     found = json.loads(run.stdout.strip().splitlines()[-1])

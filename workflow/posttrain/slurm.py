@@ -72,6 +72,17 @@ def remembered() -> tuple[int, bool]:
     return age or 10**9, accounts  # 0: it forgets none
 
 
+def longest(partition: str | None) -> int:
+    """The most minutes that a partition (or the longest of several, the default one for None) lets a job run; 0 for no
+    limit, and where SLURM does not say."""
+    named, limits = (partition or "").split(","), []
+    for line in (ask("sinfo", "-h", "-o", "%P|%l", seconds=10) or "").splitlines():
+        name, _, limit = line.strip().partition("|")
+        if name.rstrip("*") in named or (not partition and name.endswith("*")):
+            limits.append(int(minutes_of(limit)))
+    return max(limits) if limits and all(limits) else 0
+
+
 def minutes_of(text: str) -> float:
     """SLURM's `days-hours:minutes:seconds` in minutes; 0 for no limit."""
     days, _, clock = text.rpartition("-")
@@ -116,6 +127,8 @@ def refusal(job: str, **changes: str) -> str:
     gpus = re.sub(r"^gres[:/]gpu:", "", shown(job, "TresPerJob"))  # versions of SLURM write it in two ways
     asked |= {"nodes": shown(job, "NumNodes"), "gpus": gpus} | changes
     options = [f"--{key}={value}" for key, value in asked.items() if value not in ("", "(null)")]
+    if "time" in changes and 0 < (limit := longest(asked["partition"])) < int(changes["time"]):
+        return f"its partition allows {limit} min"  # which --test-only does not say where the job would only wait
     try:
         run = subprocess.run(["sbatch", "--test-only", *options, "--wrap", "true"], capture_output=True, text=True)
     except OSError:

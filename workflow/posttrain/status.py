@@ -6,7 +6,7 @@ posttrain status [CAMPAIGN]
 import time
 from pathlib import Path
 
-from posttrain import attempt, why
+from posttrain import attempt, controller, why
 from posttrain.errors import UserError
 from posttrain.files import read_json
 from posttrain.plan import Plan
@@ -18,18 +18,23 @@ def table(plan: Plan) -> str:
     """One line for each artifact that the campaign uses."""
     artifacts = why.survey(plan)
     again = why.to_run(artifacts)
-    lines = []
+    lines, jobs = [], {comment: state for _, state, comment in controller.queued() or []}
     for folder in artifacts:
         stale = folder in again and artifacts[folder]["whole"]
-        found = f"stale (posttrain why {folder.removeprefix('results/')})" if stale else where(Path(folder))
+        found = f"stale (posttrain why {folder.removeprefix('results/')})" if stale else where(Path(folder), jobs)
         lines.append(f"{folder.removeprefix('results/'):40} {found}")
     return "\n".join(lines)
 
 
-def where(folder: Path) -> str:
-    """done, running (with step and time left), failed or waiting."""
+def where(folder: Path, jobs: dict[str, str]) -> str:
+    """done, in SLURM's queue, running (with step and time left), failed or waiting. jobs: comment -> state (squeue)."""
     if (folder / "manifest.json").is_file():
         return "done"
+    experiment, stage, policy = [*folder.parts[1:], "", ""][:3]
+    comment = f"rule_{stage}_wildcards_{'_'.join(filter(None, [experiment, policy]))}"
+    state, _, reason = jobs.get(comment, "").partition(", ")
+    if state == "PD":
+        return f"in SLURM's queue ({reason})"
     log = Path("results/logs", *folder.parts[1:]).with_suffix(".log")
     beats = sorted(folder.glob("checkpoints/*/progress.json"), key=lambda file: file.stat().st_mtime)
     for file in folder.glob("checkpoints/*/failed.json"):
@@ -42,7 +47,7 @@ def where(folder: Path) -> str:
     if log.is_file() and "error:" in log.read_text(errors="replace").rpartition(attempt.SMALLER)[2]:
         return f"failed (see {log})"
     if time.time() - newest > ALIVE:
-        return "stopped; the next run continues"
+        return "running" if state else "stopped; the next run continues"
     try:
         beat = read_json(beats[-1])
         left = f"{beat['left'] // 60}:{beat['left'] % 60:02d} left"
