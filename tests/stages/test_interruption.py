@@ -1,6 +1,7 @@
 """Interrupted and continued: SIGTERM, a time limit, damaged checkpoints, a survivor; the bytes of the whole run."""
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -64,6 +65,25 @@ def test_a_damaged_checkpoint_is_not_continued_from(damage, uninterrupted, read_
     said = capsys.readouterr().err
     assert f"{newest.name} is not whole and deleted" in said and f"from a checkpoint of step {older.name[11:]}" in said
     assert files(made) == files(uninterrupted["sft"])
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_kept(tmp_path, monkeypatch):
+    """A file system's hiccup is no damage: with the newest two gone, all would begin anew."""
+    checkpoint.write(tmp_path / "checkpoint-3", {}, {"iteration": 3})
+    read_text = Path.read_text
+
+    def stale(self, **options):
+        if self.name == "manifest.json":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read_text(self, **options)
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    with pytest.raises(UserError, match="cannot be read: Stale file handle"):
+        checkpoint.read(tmp_path)
+    monkeypatch.undo()
+    assert checkpoint.read(tmp_path)[1] == {"iteration": 3}
+    (tmp_path / "checkpoint-3/manifest.json").unlink()
+    assert checkpoint.read(tmp_path) is None, "control: half written"
 
 
 def test_without_verification_a_flipped_bit_is_trained_on(uninterrupted, read_by, monkeypatch):
