@@ -171,10 +171,11 @@ def test_a_limit_that_comes_before_the_stage_can_hear_of_it_is_a_limit(stage, he
 
 
 def test_what_was_killed_is_told(stage, capsys):
-    assert stage("import os; os.kill(os.getpid(), 9)") == 137
-    assert "error: the stage was killed (kill -9) when it held" in capsys.readouterr().err
+    for number, name in ((9, "SIGKILL"), (11, "SIGSEGV")):
+        assert stage(f"import os; os.kill(os.getpid(), {number})") == 128 + number
+        assert f"error: {name} ended the stage, which had held" in capsys.readouterr().err
     assert stage("import sys; sys.exit(2)") == 2
-    assert "killed" not in capsys.readouterr().err, "control"
+    assert "ended the stage" not in capsys.readouterr().err, "control"
 
 
 @pytest.mark.parametrize(("job", "several", "heard"), [("7", True, 0), ("7", False, 1), ("", True, 1)])

@@ -63,8 +63,9 @@ def attempt(arguments: list[str], gpus: int) -> int:
         return 0
     if job and not stop.told and out_of_memory(code, job):
         more_memory(job, record)
-    elif code == -signal.SIGKILL and not stop.told:
-        say(f"error: the stage was killed (kill -9) when it held {held():.0f} MB at most; the next call continues it")
+    elif code < 0 and not stop.told:
+        ended = signal.Signals(-code).name
+        say(f"error: {ended} ended the stage, which had held {held():.0f} MB at most; the next call continues it")
     elif job and code == INTERRUPTED and not stop.again and (not stop.told or slurm.preempted(job)):
         slurm.again(job)
     return code if code > 0 else 128 - code

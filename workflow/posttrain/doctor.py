@@ -106,7 +106,7 @@ def room(site: Site, plan: Plan) -> list[str]:
     asked = {folder: wanted(site, plan, folder) for folder in to_submit(plan)}
     if not asked:
         return ok("jobs", "nothing is to be made")
-    lines = []
+    lines, limit = [], slurm.longest(site.partition)
     for stage in dict.fromkeys(folder.split("/")[2] for folder in asked):
         most = {key: max(need[key] for at, need in asked.items() if at.split("/")[2] == stage)
                 for key in ("gpu", "mem_mb", "runtime")}  # fmt: skip
@@ -118,7 +118,6 @@ def room(site: Site, plan: Plan) -> list[str]:
         run = subprocess.run([*call, "--wrap", "true"], capture_output=True, text=True)
         where = f" on {nodes} nodes" if nodes > 1 else ""
         what = f"{stage} ({most['mem_mb']} MB, {most['runtime']} min, {most['gpu']} GPU{where})"
-        limit = slurm.longest(site.partition)
         if 0 < limit < most["runtime"]:  # which would wait for ever
             lines += missing(
                 what, f"the partition lets a job run {limit} min", f"lower stages.{stage}.runtime in {FILE}"
