@@ -38,6 +38,11 @@ rule all:
 # Jobs that wait in a queue must not read a later edit of the config: they are told of the plan by the name of its content.
 onstart:
     gc.enable()
+    try:
+        controller.hold()
+    except UserError as mistake:
+        print(mistake, file=sys.stderr)
+        sys.exit(2)
     os.environ[FROZEN] = write_named(PLAN.freeze())
     write_named(SUMMARY)
 

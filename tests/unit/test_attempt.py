@@ -152,6 +152,10 @@ def test_a_job_that_is_preempted_for_good_is_run_again_before_it_is_killed(stage
     script = "import os, signal, time; signal.signal(15, lambda *_: time.sleep(3) or os.kill(os.getpid(), 9)); "
     script += "os.kill(os.getppid(), 15); time.sleep(9)"
     assert stage(script, **known) == 137 and asked == [("7",)] * count
+    asked.clear()
+    saved = "import os, signal, sys, time; signal.signal(15, lambda *_: time.sleep(3) or sys.exit(75)); "
+    assert stage(saved + "os.kill(os.getppid(), 15); time.sleep(9)", **known) == 75
+    assert asked == [("7",)], "once: while its stage saved, or, in a grace time, when it had"
 
 
 def test_a_limit_that_comes_before_the_stage_can_hear_of_it_is_a_limit(stage, here, monkeypatch):

@@ -82,7 +82,7 @@ def test_no_estimate_is_over_the_partitions_limit(here, monkeypatch):
     assert slurm.refusal("7", time="60") == "its partition allows 30 min"
 
 
-@pytest.mark.parametrize(("scratch", "is_"), [("scr", "scr"), ("$GONE/a", "$GONE/a"), ("~/a", ""), ("/a/$USER", "")])
+@pytest.mark.parametrize(("scratch", "is_"), [("scr", "scr"), ("/$GONE/a", "/$GONE/a"), ("~/a", ""), ("/a/$USER", "")])
 def test_scratch_is_a_place_that_every_node_finds(here, monkeypatch, scratch, is_):
     monkeypatch.setenv("USER", "me")
     monkeypatch.delenv("GONE", raising=False)
@@ -104,7 +104,10 @@ def test_the_users_own_filters_of_slurm_are_not_for_this_run(here, monkeypatch):
     own = {"SQUEUE_STATES": "RUNNING", "SBATCH_SIGNAL": "USR1@60", "SBATCH_WAIT": "1", "SBATCH_ACCOUNT": "lab"}
     for name, value in own.items():
         monkeypatch.setenv(name, value)
+    watched = []
+    monkeypatch.setattr(cluster.states, "watch", lambda: watched.append(True))
     cluster.begin(Workflow(32))
+    assert watched, "and the plugin takes states from us"
     assert own.keys() & os.environ.keys() == {"SBATCH_ACCOUNT"}, "control: what a site needs is kept"
 
 

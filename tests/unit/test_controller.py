@@ -23,37 +23,31 @@ def locked(here: Path, **who) -> None:
 
 def test_a_dead_controllers_lock_is_cleared(here, capsys):
     locked(here, host=socket.gethostname(), process=123, started="2026-01-01T00:00:00+00:00")
-    controller.hold()
+    controller.clear()
     assert not list((here / ".snakemake/locks").iterdir())
     assert "process 123 on" in capsys.readouterr().err
-
-
-def test_a_lock_of_an_unknown_one_is_left_to_snakemake(here):
-    (here / ".snakemake/locks").mkdir(parents=True)
-    (here / ".snakemake/locks/0.input.lock").write_text("")
-    controller.hold()
-    assert list((here / ".snakemake/locks").iterdir())
 
 
 def test_a_living_controller_and_one_elsewhere_are_left_alone(here):
     locked(here, host="elsewhere", process=123, started="2026-01-01T00:00:00+00:00")
     with pytest.raises(UserError, match=r"on elsewhere.*snakemake --unlock"):
-        controller.hold()
-    (here / ".snakemake/controller.json").write_text("{}")
-    script = "from posttrain import controller; controller.begin(None, []); print('held', flush=True); input()"
+        controller.clear()
+    script = "from posttrain import controller; controller.hold(); print('held', flush=True); input()"
     living = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert living.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=rf"another Snakemake works here: process {living.pid} on"):
-        controller.hold()
+        controller.clear()
     for file in (here / ".snakemake/locks").iterdir():
         file.unlink()
+    controller.clear()
     with pytest.raises(UserError, match=rf"another Snakemake works here: process {living.pid} on"):
-        controller.hold()  # Snakemake takes its own lock only once it has planned
+        controller.hold()  # it began before this one saw who it is
     (here / ".snakemake/locks/0.input.lock").write_text("")
     living.kill()
     living.wait()
-    controller.hold()
+    controller.clear()
     assert not list((here / ".snakemake/locks").iterdir()), "control: once it is dead"
+    controller.hold()
 
 
 LEFT = "{:<20}{:<8}{:<60}{:<200}{}\n".format
@@ -107,7 +101,7 @@ def test_a_file_system_without_locks_is_lived_with(here, monkeypatch):
         assert not waited
     locked(here, host=socket.gethostname(), process=os.getpid(), started="2026-01-01T00:00:00+00:00")
     with pytest.raises(UserError, match="another Snakemake works here"):
-        controller.hold()
+        controller.clear()
     (here / ".snakemake/controller.json").write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 1}))
-    controller.hold()
+    controller.clear()
     assert not list((here / ".snakemake/locks").iterdir())

@@ -23,7 +23,6 @@ LOOKS = re.compile(
     r"-[a-zA-Z]*n[a-zA-Z]*|--(dry-?run|unlock|report|d3dag|dag|\w+graph|lint|.*summary|list-.*|archive)(=.*)?"
 )
 PAUSES = (1, 5, 20, 60)  # seconds before SLURM is asked again that has not answered
-UNKNOWN = "unknown"
 COLUMNS = 0, 20, 28, 88, 288  # where each of what squeue is asked for begins
 LOCKS = Path(".snakemake/locks")  # Snakemake's own
 
@@ -36,61 +35,71 @@ def begin(site: cluster.Site | None, command: list[str]) -> None:
     """
     if any(LOOKS.fullmatch(part) for part in command):
         return
-    hold()
+    clear()
     if site is not None:
         try:
             wait_for_left_jobs()
         except KeyboardInterrupt:
             raise UserError("interrupted; the jobs that an earlier Snakemake left go on") from None
+        clear()  # of one that came while this one waited
 
 
 def hold() -> None:
-    """Have this directory for this process until it ends, and say so. Raises UserError where another one has it."""
-    try:
-        HOLDER.parent.mkdir(exist_ok=True)
-        file = os.open(HOLDER, os.O_RDWR | os.O_CREAT, 0o644)  # open until this process ends
-    except OSError as error:
-        raise UserError(f"{Path.cwd() / HOLDER}: cannot be written: {error.strerror}") from None
-    try:
-        clear(lock(file))
-    except UserError:
+    """Say that this process runs the workflow here, from now on until it ends. Raises UserError where another one does
+    that began to plan before this one said so, and whose lock it may have taken for a dead one's."""
+    HOLDER.parent.mkdir(exist_ok=True)
+    file = os.open(HOLDER, os.O_RDWR | os.O_CREAT, 0o644)  # open until this process ends
+    if lock(file) is False:
         os.close(file)
-        raise
+        raise UserError(works_here(holder()))
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     os.ftruncate(file, 0)
     os.write(file, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": started}).encode())
 
 
-def clear(held: bool | None) -> None:
-    """Remove Snakemake's lock where the one that had it has died. Raises UserError where one is alive, or may be.
-
-    held: whether this process has the directory now; None where the file system knows no locks.
-    """
+def clear() -> None:
+    """Remove the lock of a Snakemake that has died. Raises UserError where one is alive, or may be."""
     locks = [file for file in LOCKS.glob("*") if file.is_file()]
-    who = holder()
-    said = f"process {who['process']} on {who['host']}, started {who['started']}"
-    alive = held is None and who["host"] == socket.gethostname() and Path(f"/proc/{who['process']}").exists()
-    if held is False or (locks and alive):
-        raise UserError(f"{Path.cwd()}: another Snakemake works here: {said}. Wait for it, or stop it first")
-    if not locks or who["process"] == UNKNOWN:  # to Snakemake a lock of unknown holder is one of a living
+    if not locks or not HOLDER.is_file():
         return
+    who = holder()
+    said = described(who)
     if who["host"] != socket.gethostname():
         raise UserError(
             f"{Path.cwd()}: another Snakemake works here: {said}. Whether it lives cannot be seen from "
             f"{socket.gethostname()}: look there, or if it has died: rm {HOLDER} && snakemake --unlock"
         )
+    if alive():
+        raise UserError(works_here(who))
     for file in locks:
         file.unlink(missing_ok=True)
     say(f"cleared the lock of a Snakemake that died: {said}")
 
 
+def described(who: dict) -> str:
+    """A Snakemake, in words."""
+    return f"process {who['process']} on {who['host']}, started {who['started']}"
+
+
+def works_here(who: dict) -> str:
+    """That it is alive."""
+    return f"{Path.cwd()}: another Snakemake works here: {described(who)}. Wait for it, or stop it first"
+
+
 def holder() -> dict:
     """Who ran the workflow here last."""
-    unknown = {"host": socket.gethostname(), "process": UNKNOWN, "started": "at an unknown time"}
+    unknown = {"host": socket.gethostname(), "process": "unknown", "started": "at an unknown time"}
     try:
         return unknown | json.loads(HOLDER.read_text())
     except (OSError, ValueError, TypeError):
         return unknown
+
+
+def alive() -> bool:
+    """Whether that process still runs, on this machine."""
+    with open(HOLDER, "r+") as file:
+        locked = lock(file.fileno())
+    return Path(f"/proc/{holder()['process']}").exists() if locked is None else not locked
 
 
 def left_jobs() -> list[tuple[str, str, str]]:
