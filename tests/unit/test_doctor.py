@@ -1,0 +1,83 @@
+"""What the doctor says of a cluster, by what SLURM would answer there."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from posttrain import __main__ as command
+from posttrain import campaign, doctor, slurm
+from posttrain.cluster import Request, Site
+
+SINFO = "normal*|up|gpu:a100:4(S:0-1)\nlow|up|gpu:v100:2,gpu:a40:1\nold|down|gpu:k80:8\ncores|up|(null)\n"
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        ({}, "ok       partition: normal, GPUs: a100"),
+        ({"partition": "normal,low", "gpu_type": "a40"}, "ok       partition: normal,low, GPUs: a100, a40, v100"),
+        ({"partition": "normal", "gpu_type": "a40"}, "MISSING  GPU type: normal has no a40"),
+        ({"partition": "normal,gone"}, "MISSING  partition: there is no gone"),
+        ({"partition": "normal,old"}, "MISSING  partition: old is down"),
+        ({"partition": "cores"}, "MISSING  GPUs: cores has none"),
+        ({"partition": "cores", "cpu_only": True}, "ok       partition: cores, without GPUs"),
+    ],
+)
+def test_each_of_a_list_of_partitions_is_looked_at(monkeypatch, site, said):
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: SINFO)
+    assert doctor.partition(Site(**site), None)[0] == said
+
+
+def test_what_is_over_a_partitions_limit_is_missing_though_sbatch_takes_it(monkeypatch):
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: "debug*|30:00\n")
+    monkeypatch.setattr(doctor, "to_submit", lambda plan: ["results/one/sft", "results/one/dpo"])
+    needs = {"results/one/sft": 50, "results/one/dpo": 30}
+    monkeypatch.setattr(
+        doctor, "wanted", lambda site, plan, folder: {"gpu": 1, "mem_mb": 1000, "runtime": needs[folder]}
+    )
+    accepted = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: accepted)
+    lines = doctor.room(Site(stages={"sft": Request(runtime=50)}), None)
+    assert lines == [
+        "MISSING  sft (1000 MB, 50 min, 1 GPU): the partition lets a job run 30 min",
+        "         -> lower stages.sft.runtime in slurm/site.yaml",
+        "ok       dpo (1000 MB, 30 min, 1 GPU): would be accepted",
+    ]
+
+
+PROBE = """
+import json
+print(json.dumps({"versions": {"lm_eval": "0.4.9", "torch": "2.1+cpu"}, "gpus": 0, "python": "here"}))
+"""
+
+
+@pytest.mark.parametrize("name", ["a folder's place", "plain"])
+def test_the_probe_is_found_whatever_the_folder_is_called(here, monkeypatch, name):
+    """What `srun` would start on a node is run here, by the same shell."""
+    (here / name / "envs").mkdir(parents=True)
+    monkeypatch.chdir(here / name)
+    (here / name / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(here / name / "python"))
+    monkeypatch.setattr(doctor, "PROBE", PROBE)
+    pins = here / name / "envs/requirements.txt"
+    pins.write_text("# pins\ntorch==2.1\nlm-eval==0.4.9\n")
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda call, **given: run(call[call.index("bash") :], **given))
+    assert doctor.environment(Site(cpu_only=True), None) == ["ok       compute node: here, all pins, 0 GPU seen"]
+    assert doctor.environment(Site(), None)[0] == "MISSING  compute node: torch sees no GPU", "control"
+    pins.write_text("torch==2.2\nlm-eval==0.4.8\n")
+    found = doctor.environment(Site(cpu_only=True), None)[0]
+    assert found.endswith("other versions than the pins: lm_eval 0.4.9 for 0.4.8, torch 2.1+cpu for 2.2"), "control"
+    assert not list((here / name).glob(".doctor-*")), "nothing is left"
+
+
+def test_what_the_doctor_starts_on_a_node_knows_no_token(here, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(command, "quiet_libraries", lambda _: None)
+    monkeypatch.setattr(campaign, "load", lambda _: None)
+    known = {}
+    monkeypatch.setattr(doctor, "doctor", lambda plan: (known.update(os.environ) or ["ok"], True))
+    assert command.main(["doctor"]) == 0
+    assert "PATH" in known and "hf_secret" not in known.values()
