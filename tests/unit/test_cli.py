@@ -1,6 +1,7 @@
 """The command line: exit codes, and words instead of tracebacks."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,16 @@ def test_a_section_may_be_given_as_json(tmp_path):
 def test_status_says_what_waits(root, tmp_path):
     done = posttrain("status", str(root / "config/config.yaml"), cwd=tmp_path)
     assert done.returncode == 0 and "tiny/base" in done.stdout and "waiting" in done.stdout
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_status_says_where_slurm_does_not_answer(root, tmp_path, monkeypatch, code):
+    """What it knows of SLURM's queue is not there then, and a job in it looks like one that stopped."""
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    done = posttrain("status", str(root / "config/config.yaml"), cwd=tmp_path)
+    assert done.returncode == 0 and ("SLURM does not answer" in done.stdout) == bool(code), done.stdout
 
 
 def test_status_tells_what_goes_on_from_what_failed(here):

@@ -63,7 +63,7 @@ def test_what_a_dead_snakemake_left_is_told_from_other_jobs(here, monkeypatch):
         + LEFT("9", "R", "None", "notebook", here)
         + LEFT("10", "R", "None", "rule_dpo", "/elsewhere")
     )
-    monkeypatch.setattr(slurm, "ask", lambda *_: said)
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: said)
     assert controller.left_jobs() == [
         ("7", "R", "rule_sft_wildcards_one"),
         ("6", "PD, PartitionTimeLimit", "rule_base_wildcards_one"),
@@ -73,7 +73,7 @@ def test_what_a_dead_snakemake_left_is_told_from_other_jobs(here, monkeypatch):
 def test_slurm_that_does_not_answer_is_asked_again(here, monkeypatch):
     """Else the jobs that still run would be started once more."""
     answers = [None, None, "", None]
-    monkeypatch.setattr(slurm, "ask", lambda *_: answers.pop(0))
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: answers.pop(0))
     monkeypatch.setattr(controller, "PAUSES", (0, 0, 0))
     assert controller.left_jobs() == [] and answers == [None]
     answers[:] = [None] * 3

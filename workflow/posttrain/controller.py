@@ -114,9 +114,10 @@ def left_jobs() -> list[tuple[str, str, str]]:
     raise UserError("SLURM does not say which jobs still run here (squeue failed): try again when it answers")
 
 
-def queued() -> list[tuple[str, str, str]] | None:
-    """Such jobs, with the reason of one that waits in its state; None where SLURM does not say."""
-    said = slurm.ask("squeue", "--me", "-h", "-O", "JobID:.20,StateCompact:.8,Reason:.60,Comment:.200,WorkDir:.1000")
+def queued(seconds: float = 60) -> list[tuple[str, str, str]] | None:
+    """Such jobs, with the reason of one that waits in its state; None where SLURM does not say in so many seconds."""
+    columns = "JobID:.20,StateCompact:.8,Reason:.60,Comment:.200,WorkDir:.1000"
+    said = slurm.ask("squeue", "--me", "-h", "-O", columns, seconds=seconds)
     if said is None:
         return None
     jobs, here = [], os.path.realpath(os.getcwd())

@@ -66,7 +66,8 @@ def reachable(site: Site, plan: Plan) -> list[str]:
 
 def interruptions(site: Site, plan: Plan) -> list[str]:
     """What a job has to save, and for how long the controller remembers one that has ended."""
-    fields, (age, accounts) = slurm.configured(), slurm.remembered()
+    fields = slurm.configured()
+    age, accounts = slurm.remembered(fields)
     memory = "jobs that ended are never forgotten" if age > 10**6 else f"ended jobs are remembered for {age} s"
     after = "" if accounts or age > 10**6 else ", and by their files after that"
     return ok("interruptions", f"a stage has {fields.get('KillWait', '30 sec')} to save after SIGTERM; {memory}{after}")

@@ -64,9 +64,11 @@ def configured() -> dict[str, str]:
     return dict(map(str.strip, line.partition("=")[::2]) for line in config.splitlines() if "=" in line)
 
 
-def remembered() -> tuple[int, bool]:
-    """The seconds for which the controller remembers an ended job, and whether the site keeps accounts (`sacct`)."""
-    fields = configured()
+def remembered(fields: dict[str, str]) -> tuple[int, bool]:
+    """The seconds for which the controller remembers an ended job, and whether the site keeps accounts (`sacct`).
+
+    fields: what `configured` says.
+    """
     accounts = fields.get("AccountingStorageType", "(null)") not in ("(null)", "accounting_storage/none")
     age = int((fields.get("MinJobAge") or "1").split()[0])
     return age or 10**9, accounts  # 0: it forgets none

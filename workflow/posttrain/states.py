@@ -12,7 +12,7 @@ UNSURE = {"PREEMPTED": "CANCELLED", "TIMEOUT": "TIMEOUT"}
 
 def command() -> str:
     """What the executor plugin asks for jobs' states: squeue, or sacct where SLURM soon forgets an ended job."""
-    age, accounts = slurm.remembered()
+    age, accounts = slurm.remembered(slurm.configured())
     return "sacct" if accounts and age < LONGEST else "squeue"
 
 

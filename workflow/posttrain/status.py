@@ -3,6 +3,7 @@
 posttrain status [CAMPAIGN]
 """
 
+import shutil
 import time
 from pathlib import Path
 
@@ -18,11 +19,14 @@ def table(plan: Plan) -> str:
     """One line for each artifact that the campaign uses."""
     artifacts = why.survey(plan)
     again = why.to_run(artifacts)
-    lines, jobs = [], {comment: state for _, state, comment in controller.queued() or []}
+    queued = controller.queued(seconds=10)
+    lines, jobs = [], {comment: state for _, state, comment in queued or []}
     for folder in artifacts:
         stale = folder in again and artifacts[folder]["whole"]
         found = f"stale (posttrain why {folder.removeprefix('results/')})" if stale else where(Path(folder), jobs)
         lines.append(f"{folder.removeprefix('results/'):40} {found}")
+    if queued is None and shutil.which("squeue"):
+        lines.append("SLURM does not answer: what is in its queue now is shown as waiting or stopped")
     return "\n".join(lines)
 
 
