@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ def test_the_exit_code_is_the_stages(stage, here):
     assert stage("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == 137
 
 
-def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, capsys):
+def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, monkeypatch, capsys):
     script = (
         "import sys; at = sys.argv.index('--micro-batch-size') if '--micro-batch-size' in sys.argv else 0; "
         "size = int(sys.argv[at + 1]) if at else 8; "
@@ -30,6 +31,11 @@ def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, capsys):
     assert stage(script) == 0
     assert (here / "sizes").read_text().split() == ["8", "4", "2"]
     assert "at the same global batch: another shape" in capsys.readouterr().err
+    (here / "sizes").unlink()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert stage(script.replace("size > 2", "size > 1")) == 0
+    assert (here / "sizes").read_text().split() == ["8", "1"], "of several processes each has a part of the batch"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with pytest.raises(UserError, match="out of GPU memory with one sequence at a time"):
         stage("import sys; sys.exit(77)", {"batch_size": 1})
     (here / "sizes").unlink()
@@ -79,7 +85,9 @@ def test_memory_that_no_node_has_is_not_waited_for(stage, here, monkeypatch, cap
     known["shown"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "")
     assert stage("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", **known) == 137
     assert not asked and "out of memory with 1100 MB, and no more is to be had (2200)" in capsys.readouterr().err
-    assert not list(here.glob("results/**/failed.json")), "the next call, with smaller batches, asks for no more"
+    assert not list(here.glob("results/**/failed.json")), "the next call asks for no more"
+    (known_then,) = here.glob("results/x/sft/checkpoints/attempt/attempt.json")
+    assert "job" not in json.loads(known_then.read_text()), "nor is SLURM asked about this one"
 
 
 def test_memory_that_slurm_does_not_give_is_not_asked_for_again(stage, here, monkeypatch, capsys):
@@ -95,6 +103,9 @@ def test_memory_that_slurm_does_not_give_is_not_asked_for_again(stage, here, mon
     assert stage(kill, **known) == 137 and len(asked) == 2
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert stage(kill, **known) == 137 and asked[2:] == [("8",)], "control: another job with as little is to get more"
+    (failed,) = here.glob("results/x/sft/checkpoints/attempt/failed.json")
+    stage("import sys; sys.exit(2)", {"batch_size": 4}, **known | {"kills": lambda: 0})
+    assert not failed.exists(), "other settings may need no more"
 
 
 SBATCH = """#!/bin/sh
@@ -130,28 +141,32 @@ def test_a_job_of_the_users_own_is_left_alone(stage, monkeypatch):
     assert stage("import sys; sys.exit(75)", **known) == 75 and asked == [("7",)], "control: one of the profile's"
 
 
+@pytest.mark.parametrize("ends", [75, 1, -15])
 @pytest.mark.parametrize(("when", "count"), [("2026-11-26T21:40:19", 1), ("None", 0), ("", 0)])
-def test_a_preempted_job_that_ends_in_its_grace_time_is_run_again(stage, monkeypatch, when, count):
-    """None: cancelled by a person; "": SLURM runs it again by itself, and has forgotten why it did."""
+def test_a_preempted_job_that_ends_in_its_grace_time_is_run_again(stage, monkeypatch, when, count, ends):
+    """None: cancelled by a person; "": SLURM runs it again by itself, and has forgotten why it did. It ends otherwise
+    than in words where it was still loading: torchrun with 1, one process of the signal."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv(cluster.TOLD, "{}")
     asked = []
     known = {"again": lambda *job: asked.append(job), "shown": lambda job, key: {"PreemptTime": when}.get(key, "")}
-    script = "import os, signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); os.kill(os.getppid(), 15); "
-    script += "time.sleep(9)"
-    assert stage(script, **known) == 75 and asked == [("7",)] * count
+    heard = f"lambda *_: sys.exit({ends})" if ends > 0 else "signal.SIG_DFL"
+    script = f"import os, signal, sys, time; signal.signal(15, {heard}); os.kill(os.getppid(), 15); time.sleep(9)"
+    assert stage(script, **known) == (ends if ends > 0 else 143) and asked == [("7",)] * count
 
 
-@pytest.mark.parametrize(("state", "count"), [("COMPLETING", 1), ("RUNNING", 0)])
-def test_a_job_that_is_preempted_for_good_is_run_again_before_it_is_killed(stage, monkeypatch, state, count):
+@pytest.mark.parametrize(("state", "over"), [("COMPLETING", False), ("RUNNING", True)])
+def test_a_job_that_is_preempted_for_good_is_run_again_before_it_is_killed(stage, monkeypatch, state, over):
     """The site's KillWait may be shorter than a step. RUNNING: in a grace time, which being run again would end."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv(cluster.TOLD, "{}")
     asked, fields = [], {"PreemptTime": "2026-11-26T21:40:19", "JobState": state}
-    known = {"again": lambda *job: asked.append(job), "shown": lambda job, key: fields.get(key, "")}
-    script = "import os, signal, time; signal.signal(15, lambda *_: time.sleep(3) or os.kill(os.getpid(), 9)); "
-    script += "os.kill(os.getppid(), 15); time.sleep(9)"
-    assert stage(script, **known) == 137 and asked == [("7",)] * count
+    known = {"again": lambda *job: asked.append((*job, Path("over").exists()))}
+    known["shown"] = lambda job, key: fields.get(key, "")
+    script = "import os, signal, time; signal.signal(15, lambda *_: time.sleep(3) or open('over', 'w') and "
+    script += "os.kill(os.getpid(), 9)); os.kill(os.getppid(), 15); time.sleep(9)"
+    assert stage(script, **known) == 137 and asked == [("7", over)]
+    known["again"] = lambda *job: asked.append(job)
     asked.clear()
     saved = "import os, signal, sys, time; signal.signal(15, lambda *_: time.sleep(3) or sys.exit(75)); "
     assert stage(saved + "os.kill(os.getppid(), 15); time.sleep(9)", **known) == 75
@@ -202,9 +217,9 @@ def test_torchrun_in_a_job_hears_of_it_from_slurm(here, stage, monkeypatch, job,
     assert stop.told and (here / "heard").is_file() == bool(heard)
 
 
-def limited(record: Path, *settings: str, stage: str = "sft") -> None:
+def limited(record: Path, settings: str = "{}", stage: str = "sft") -> None:
     """An attempt that ends at its time limit."""
-    before = attempt.begin(record, [stage, *settings])
+    before = attempt.begin(record, [stage, "--config", settings])
     (record / "attempt.json").write_text(json.dumps(before | {"limited": True}))
 
 
@@ -242,7 +257,9 @@ def test_other_settings_are_another_attempt(here):
     own.write_text("{}")
     for _ in range(attempt.FRUITLESS - 1):
         limited(record, "newer")
-    assert attempt.begin(record, ["sft", "newer"])["fruitless"] == attempt.FRUITLESS - 1, "control: its own limits do"
+    assert attempt.begin(record, ["sft", "--config", "newer"])["fruitless"] == attempt.FRUITLESS - 1, (
+        "control: its own limits do"
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,7 +274,14 @@ def test_checkpoints_lie_in_scratch(stage, here, monkeypatch):
     monkeypatch.setenv(cluster.TOLD, json.dumps({"scratch": str(here / "scratch")}))
     stage("import sys; sys.exit(2)")
     link = here / "results/x/sft/checkpoints"
-    assert link.is_symlink() and link.resolve().is_relative_to(here / "scratch")
+    there = link.resolve()
+    assert link.is_symlink() and there.is_relative_to(here / "scratch")
+    monkeypatch.setenv(cluster.TOLD, json.dumps({"scratch": str(here / "other")}))
+    stage("import sys; sys.exit(2)")
+    assert link.resolve() == there, "checkpoints are not left behind where another scratch is set"
+    shutil.rmtree(there)
+    stage("import sys; sys.exit(2)")
+    assert link.resolve().is_relative_to(here / "other"), "control: where they are gone"
 
 
 def holder(folder: str, pipe) -> None:
@@ -315,6 +339,11 @@ def test_a_container_is_entered_by_each_process_that_starts_others(here, monkeyp
     )
     attempt.run(["sft"], {}, stop, None, {}, here)
     attempt.run(["sft"], {"CUDA_VISIBLE_DEVICES": "0,1"}, stop, None, {}, here)
+    with_scratch = cluster.Site(container="a.sif", scratch="/$SCRATCH_OF/me")
+    monkeypatch.setenv("SCRATCH_OF", "fast")
+    monkeypatch.setenv(cluster.TOLD, with_scratch.model_dump_json(exclude_none=True))
+    attempt.run(["sft"], {}, stop, None, {}, here)
+    assert started[2][:6] == ["apptainer", "exec", "--nv", "--bind", "/fast/me", "a.sif"], "else its link leads nowhere"
     inside = ["apptainer", "exec", "--nv", "a.sif", "python", "-m"]
     assert started[0] == [*inside, "posttrain", "sft"]
     assert started[1][: len(inside) + 1] == [*inside, "torch.distributed.run"]

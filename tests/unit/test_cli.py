@@ -86,7 +86,13 @@ def test_status_tells_what_goes_on_from_what_failed(here):
     log.write_text(log.read_text() + f"[one/sft] {attempt.SMALLER} 4 at the same global batch\n")
     assert status.where(folder, {}) == "running, step 5/9, loss 1.0, 1:00 left"
     assert status.where(folder, {"rule_sft_wildcards_one": "PD, Priority"}) == "in SLURM's queue (Priority)"
-    log.write_text(log.read_text() + "error: the loss is nan\n")
+    (folder / "checkpoints/earlier").mkdir()
+    known = {"reason": "the loss is nan\nmore", "final": True}
+    (folder / "checkpoints/earlier/failed.json").write_text(json.dumps(known))
+    assert status.where(folder, {}).startswith("running"), "with other settings it failed; with these it has not"
+    log.write_text(log.read_text() + "[one/sft] error: the loss is nan\n")
+    assert status.where(folder, {}) == "failed: the loss is nan"
+    log.write_text("[one/sft] error: the disk is full\n")
     assert status.where(folder, {}) == f"failed (see {log})"
 
 

@@ -1,12 +1,14 @@
 """What `posttrain plan` says a stage needs: terms against numbers made by hand, past use, refusals."""
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from posttrain import architecture, budget, campaign, cluster, memory, needs, resources, slurm
+from posttrain import architecture, attempt, budget, campaign, cluster, memory, needs, resources, slurm
 from posttrain.architecture import Architecture, from_config
 from posttrain.config import Scratch
 from posttrain.errors import UserError
@@ -43,6 +45,15 @@ def record(folder, stage="sft", **more):
     home = folder / f"results/one/{stage}"
     home.mkdir(parents=True, exist_ok=True)
     (home / "provenance.json").write_text(json.dumps(made | {"shape": {"device": "cpu"}} | more))
+
+
+def attempted(plan, folder, stage="sft", **more):
+    """What an attempt at a stage of `one` leaves beside its checkpoints; returns where."""
+    record = folder / f"results/one/{stage}/checkpoints/attempt"
+    record.mkdir(parents=True, exist_ok=True)
+    known = {"what": attempt.what(shlex.split(plan.arguments("one", stage)))} | more
+    (record / "attempt.json").write_text(json.dumps(known))
+    return record
 
 
 def keep_section(plan, folder, stage="sft"):
@@ -268,14 +279,19 @@ def test_the_run_nearest_in_work_tells_the_time(tmp_path, monkeypatch):
 def test_a_run_that_was_out_of_memory_gets_twice_as_much(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     before = resources.request(plan, "one", "sft")["mem_mb"]
-    folder = tmp_path / "results/one/sft/checkpoints/0123"
-    folder.mkdir(parents=True)
+    folder = attempted(plan, tmp_path)
     (folder / "failed.json").write_text(json.dumps({"reason": "time limit", "mem_mb": 10**6}))
     assert resources.request(plan, "one", "sft")["mem_mb"] == before, "control: another reason"
     (folder / "failed.json").write_text("{")
     assert resources.request(plan, "one", "sft")["mem_mb"] == before, "control: half written"
     (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": before}))
     assert resources.request(plan, "one", "sft")["mem_mb"] == 2 * before
+    for smaller in ({"sft": {"batch_size": 2}}, {"sft": {}, "base": {"path": "smaller"}}):
+        shutil.copytree(tmp_path / "model", tmp_path / "smaller", dirs_exist_ok=True)
+        other = plan_of(tmp_path, monkeypatch, **smaller)
+        assert resources.request(other, "one", "sft")["mem_mb"] <= before, "control: of other settings or another base"
+    (folder / "attempt.json").write_text("[]")
+    assert resources.request(plan, "one", "sft")["mem_mb"] == before, "control: whose it was is not known"
 
 
 @pytest.mark.parametrize(
@@ -293,9 +309,7 @@ def test_what_was_killed_with_all_its_processes_is_asked_about(tmp_path, monkeyp
     """Nothing of it could write why; what SLURM has forgotten without accounts is not known."""
     plan = plan_of(tmp_path, monkeypatch, sft={})
     before = resources.request(plan, "one", "sft")["mem_mb"]
-    folder = tmp_path / "results/one/sft/checkpoints/attempt"
-    folder.mkdir(parents=True)
-    (folder / "attempt.json").write_text(json.dumps({"what": "it", "job": "7", "mem_mb": before}))
+    attempted(plan, tmp_path, job="7", mem_mb=before)
     kept = {"-nP": state, "-nXP": (state or "").partition("\n")[0]}  # -X leaves out the steps
     monkeypatch.setattr(slurm, "ask", lambda *asked: kept[asked[1]] if asked[0] == "sacct" else "JobState=FAILED")
     assert resources.request(plan, "one", "sft")["mem_mb"] == more * before
@@ -344,6 +358,25 @@ def test_what_cannot_fit_is_refused_with_what_would(tmp_path, monkeypatch):
     assert len(others.value.problems) == len(refused.value.problems) - 1, "of several GPUs' share one says nothing"
 
 
+@pytest.mark.parametrize(("stage", "gpus", "there"), [("sft", 8, True), ("sft", 1, False), ("evaluate", 8, False)])
+def test_what_fits_with_its_part_of_the_batch_is_not_refused(tmp_path, monkeypatch, stage, gpus, there):
+    """16 GPUs hold as many rows as one with a sixteenth of the batch; a stage that does not train has no parts."""
+    plan = plan_of(tmp_path, monkeypatch, sft={"batch_size": 64}, dpo=None, evaluate={"batch_size": 64})
+    where = {"sft": ("sft", ""), "evaluate": ("evaluate", "sft")}[stage]
+    small = budget.changed(plan.experiments["one"], ((stage, "batch_size", 64 // gpus),))
+    needs = [
+        budget.size(resources.predicted(plan, "one", *where, settings, gpu=True))
+        for settings in (small, plan.experiments["one"])
+    ]
+    between = sum(needs) / 2 if gpus > 1 else needs[1] - 0.1
+    said = ""
+    try:
+        budget.refuse_too_large(plan, between, True, gpus={stage: gpus})
+    except UserError as refused:
+        said = str(refused)
+    assert (f"one/{'/'.join(filter(None, where))}: needs" not in said) == there, said
+
+
 def test_memory_is_asked_for_as_many_processes_as_gpus(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     for stage, times in (("sft", 4), ("evaluate", 1)):
@@ -354,8 +387,7 @@ def test_memory_is_asked_for_as_many_processes_as_gpus(tmp_path, monkeypatch):
     two = cluster.Site(stages={"sft": cluster.Request(gpu=4, nodes=2)})
     on_one = cluster.request(cluster.Site(), plan, "one", "sft")["mem_mb"] - cluster.AROUND
     assert cluster.request(two, plan, "one", "sft")["mem_mb"] == 2 * on_one + cluster.AROUND, "on each of two nodes"
-    folder = tmp_path / "results/one/sft/checkpoints/attempt"
-    folder.mkdir(parents=True)
+    folder = attempted(plan, tmp_path)
     (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": 8000000}))
     four = cluster.Site(stages={"sft": cluster.Request(gpu=4)})
     assert cluster.request(four, plan, "one", "sft")["mem_mb"] == 16000000 + cluster.AROUND, (

@@ -1,6 +1,7 @@
 """States of jobs: none is lost while SLURM does not answer, and none is waited for that has ended."""
 
 import asyncio
+import os
 
 import pytest
 
@@ -23,7 +24,7 @@ def test_states_are_asked_of_what_remembers_them(monkeypatch, age, kind, command
     assert states.command() == command
 
 
-def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch):
+def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch, tmp_path):
     """What the executor plugin neither reports nor names as running is still waited for."""
     import snakemake_executor_plugin_slurm as plugin
 
@@ -54,7 +55,8 @@ def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch):
     states.watch()
     assert plugin.get_min_job_age() > 10**9, "it never asks accounts by itself"
     Lost.check_active_jobs = plugin.Executor.check_active_jobs
-    jobs = [type("Job", (), {"external_jobid": name})() for name in "abc"]
+    own = type("Own", (), {"output": [str(tmp_path / "manifest.json")]})
+    jobs = [type("Job", (), {"external_jobid": name, "job": own})() for name in "abc"]
 
     lost = Lost()
 
@@ -65,23 +67,34 @@ def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch):
     assert asyncio.run(left()) == ["a", "b", "c"] and reported == []
     listed, _ = asyncio.run(plugin.query_job_status("", None))
     assert listed == {"a": "RUNNING", "b": "CANCELLED", "c": "RUNNING"}
+    monkeypatch.setattr(slurm, "state", lambda _: "UNKNOWN")
+    listed, _ = asyncio.run(plugin.query_job_status("", None))
+    assert listed == {"a": "FAILED", "b": "CANCELLED", "c": "FAILED"}, "forgotten, and nothing was made"
     answers = True
     assert asyncio.run(left()) == ["c"] and reported == ["a", "b"], "control: what ended is not waited for"
     pauses = [lost.next_seconds_between_status_checks for _ in range(4) if asyncio.run(left())]
     assert pauses == [50, 60, 60, 60], "each is 10 s longer, at most three times the first"
 
 
-ASKED = {"1": "RUNNING", "2": "CANCELLED by 1000", "3": "PREEMPTED", "4": "TIMEOUT", "5": "COMPLETED"}
+ASKED = {"1": "RUNNING", "2": "CANCELLED by 1000", "3": "PREEMPTED", "4": "TIMEOUT", "5": "COMPLETED", "8": "NODE_FAIL"}
 
 
 def test_what_may_yet_change_is_believed_the_second_time(monkeypatch):
-    """3 is preempted for good, 4 had to be run again by itself, 6 and 7 are not listed, as one is forgotten."""
-    monkeypatch.setattr(slurm, "state", {"6": "PENDING", "7": "UNKNOWN"}.get)
+    """3 is preempted for good, 4 had to be run again by itself, 6, 7 and 9 are not listed, as one is forgotten."""
+    own = {"3": "PREEMPTED", "4": "TIMEOUT", "6": "PENDING", "7": "UNKNOWN", "8": "NODE_FAIL", "9": "PREEMPTED"}
+    monkeypatch.setattr(slurm, "state", own.get)
     doubts: dict[str, str] = {}
-    first = states.certain(ASKED, {*"1234567"}, doubts)
-    assert first == dict.fromkeys("13467", "RUNNING") | {"2": "CANCELLED", "5": "COMPLETED"}
-    second = states.certain(ASKED, {*"34567"}, doubts)
-    assert second == {"3": "CANCELLED", "4": "TIMEOUT", "5": "COMPLETED", "6": "PENDING", "7": "UNKNOWN"}
+    first = states.certain(ASKED, {*"123456789"}, doubts)
+    known_of_failed_nodes = {"8": "NODE_FAIL"}
+    assert first == dict.fromkeys("134679", "RUNNING") | {"2": "CANCELLED", "5": "COMPLETED"} | known_of_failed_nodes
+    second = states.certain(ASKED, {*"3456789"}, doubts)
+    assert second == {
+        "3": "CANCELLED", "4": "TIMEOUT", "5": "COMPLETED", "6": "PENDING", "7": "UNKNOWN", "8": "FAILED",
+        "9": "CANCELLED",
+    }  # fmt: skip
+    own |= {"3": "PENDING", "8": "PENDING"}
+    accounts = states.certain(ASKED, {*"38"}, doubts)
+    assert accounts == {"3": "PENDING", "8": "PENDING"}, "accounts do not know yet what the controller runs again"
     assert states.certain({"3": "PENDING", "4": "RUNNING"}, {*"34"}, doubts) == {"3": "PENDING", "4": "RUNNING"}
     again = states.certain(ASKED, {*"34"}, doubts)
     assert again == {"3": "RUNNING", "4": "RUNNING"}, "control: one that was run again is believed no sooner"
@@ -98,5 +111,26 @@ def test_what_may_yet_change_is_believed_the_second_time(monkeypatch):
 )
 def test_a_jobs_own_state(monkeypatch, controller, queue, accounts, found):
     said = {"scontrol": controller, "squeue": queue, "sacct": accounts}
-    monkeypatch.setattr(slurm, "ask", lambda command, *_: said[command])
+    monkeypatch.setattr(slurm, "ask", lambda command, *_, **__: said[command])
     assert slurm.state("7") == found
+
+
+def test_a_site_whose_accounts_do_not_answer_knows_more_later(monkeypatch):
+    kept = "AccountingStorageType = accounting_storage/slurmdbd\nMinJobAge = 60 sec\n"
+    answers = {"scontrol show config": kept, "scontrol show job": None, "squeue -h --me": "", "sacct -nPX -j": None}
+    monkeypatch.setattr(slurm, "ask", lambda *asked, **_: answers[" ".join(asked[:3])])
+    assert slurm.state("7") == "RUNNING"
+    answers["scontrol show config"] = kept.replace("slurmdbd", "none")
+    assert slurm.state("7") == "UNKNOWN", "control: there are none"
+
+
+def test_an_earlier_artifact_is_not_what_a_forgotten_job_made(tmp_path):
+    began, record = tmp_path / "controller.json", tmp_path / "provenance.json"
+    manifest = str(tmp_path / "manifest.json")
+    assert not states.made(manifest, began), "nothing is there"
+    for file, moment in ((began, 100), (record, 90)):
+        file.write_text("{}")
+        os.utime(file, (moment, moment))
+    assert not states.made(manifest, began)
+    os.utime(record, (110, 110))
+    assert states.made(manifest, began), "control"

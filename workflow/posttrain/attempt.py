@@ -56,18 +56,19 @@ def attempt(arguments: list[str], gpus: int) -> int:
         code = run(arguments + shape(arguments[0], before) + limit(job), environment, stop, job, before, record)
         if code != TOO_LARGE or arguments[0] not in launch.TRAINERS:
             break
-        before["micro_batch_size"] = smaller(arguments, before)
+        world = launch.processes(environment) * asked(arguments[0]).get("nodes", 1)
+        before["micro_batch_size"] = smaller(arguments, before, world)
         write_json(record / "attempt.json", before)
     if code == 0:
         shutil.rmtree(record, ignore_errors=True)
         return 0
     if job and not stop.told and out_of_memory(code, job):
-        more_memory(job, record)
+        more_memory(job, before, record)
     elif code < 0 and not stop.told:
         ended = signal.Signals(-code).name
         say(f"error: {ended} ended the stage, which had held {held():.0f} MB at most; the next call continues it")
-    elif job and code == INTERRUPTED and not stop.again and (not stop.told or slurm.preempted(job)):
-        slurm.again(job)
+    elif job and not stop.again and (slurm.preempted(job) if stop.told else code == INTERRUPTED):
+        slurm.again(job)  # preempted before it could say that it stopped for that, too
     return code if code > 0 else 128 - code
 
 
@@ -96,10 +97,18 @@ def scratch(text: str | None) -> Path | None:
     return Path(folder)
 
 
+def python(container: str | None, folder: str | None) -> list[str]:
+    """How Python is started on a compute node: in the site's container where it has one, which sees its scratch."""
+    if container is None:
+        return [sys.executable]
+    return ["apptainer", "exec", "--nv", *(["--bind", str(scratch(folder))] if folder else []), container, "python"]
+
+
 def at_scratch(checkpoints: Path) -> None:
-    """Let checkpoints lie in the site's scratch, where it has one and there are none yet."""
+    """Let checkpoints lie in the site's scratch, where it has one and there are none yet: not in an earlier scratch
+    either, nor in that of the folder where this one was before."""
     folder = scratch(site().get("scratch"))
-    if folder and (checkpoints.is_symlink() or not checkpoints.exists()):
+    if folder and not checkpoints.exists():
         project = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:8]
         there = Path(folder, f"posttrain-{project}", *checkpoints.parts[1:-1])
         there.mkdir(parents=True, exist_ok=True)
@@ -108,13 +117,21 @@ def at_scratch(checkpoints: Path) -> None:
         checkpoints.symlink_to(there)
 
 
+def what(arguments: list[str]) -> str:
+    """Digest of all that a stage is made from, by its arguments: settings, code and inputs, not how it is run."""
+    said = arguments[arguments.index("--config") :]
+    said = said[: said.index("--output")] if "--output" in said else said
+    return hashlib.sha256("\0".join(said).encode()).hexdigest()
+
+
 def begin(record: Path, arguments: list[str]) -> dict:
     """What is known of earlier attempts at just this, with this one counted. Raises UserError where the time limit is
     too short."""
-    file, what = record / "attempt.json", hashlib.sha256("\0".join(arguments).encode()).hexdigest()
+    file = record / "attempt.json"
     known = read_json(file) if file.is_file() else {}
-    if known.get("what") != what:  # other settings, inputs or code
+    if known.get("what") != what(arguments):  # other settings, inputs or code
         known = {}
+        (record / "failed.json").unlink(missing_ok=True)
     saved = newest(record.parent)
     fruitless = known.get("fruitless", 0) + 1 if known.get("limited") and known.get("saved") == saved else 0
     if fruitless >= FRUITLESS:
@@ -124,7 +141,7 @@ def begin(record: Path, arguments: list[str]) -> dict:
             f"stages.{arguments[0]}.runtime in slurm/site.yaml"
             + (", or lower checkpoint_minutes" if arguments[0] in launch.TRAINERS else "")
         )
-    now = known | {"what": what, "saved": saved, "fruitless": fruitless, "limited": False}
+    now = known | {"what": what(arguments), "saved": saved, "fruitless": fruitless, "limited": False}
     record.mkdir(parents=True, exist_ok=True)
     write_json(file, now)
     return now
@@ -140,9 +157,8 @@ def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, be
     """Start the stage and wait for it; returns its exit code. A signal to stop is handed on once."""
     outcome = record / "outcome.json"  # torchrun has one exit code for all that goes wrong
     outcome.unlink(missing_ok=True)
-    image, nodes = site().get("container"), asked(arguments[0]).get("nodes", 1)
-    python = ["apptainer", "exec", "--nv", image, "python"] if image else [sys.executable]
-    command = launch.command(arguments, launch.processes(environment), nodes, python)
+    nodes, inside = asked(arguments[0]).get("nodes", 1), python(site().get("container"), site().get("scratch"))
+    command = launch.command(arguments, launch.processes(environment), nodes, inside)
     several = "torch.distributed.run" in command
     environment = launch.outside(environment) if nodes > 1 else environment
     # SLURM itself signals each of a job's steps. An srun that hears of it from here too forces its step to end, and a
@@ -177,11 +193,12 @@ def shape(stage: str, before: dict) -> list[str]:
     return (["--micro-batch-size", str(size)] if size else []) + (["--shard"] if asked(stage).get("shard") else [])
 
 
-def smaller(arguments: list[str], before: dict) -> int:
-    """Half of the micro-batch that was too large. Raises UserError where it was 1."""
+def smaller(arguments: list[str], before: dict, world: int) -> int:
+    """Half of the micro-batch that was too large for one of `world` processes. Raises UserError where it was 1."""
     section = json.loads(arguments[arguments.index("--config") + 1])
     section = section.get("scratch") or section
     size = before.get("micro_batch_size") or section.get("micro_batch_size") or section.get("batch_size", 1)
+    size = min(size, max(1, section.get("batch_size", 1) // world))
     if size == 1:
         raise UserError(
             f"{home(arguments)}: out of GPU memory with one sequence at a time; `posttrain plan` says what fits"
@@ -222,8 +239,8 @@ def held() -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
-def more_memory(job: str, record: Path) -> None:
-    """Run again with twice the memory, where SLURM would; later runs ask for it at once."""
+def more_memory(job: str, before: dict, record: Path) -> None:
+    """Run again with twice the memory, where SLURM would; later runs ask for it at once, else for as much as before."""
     memory, file = slurm.memory_mb(job), record / "failed.json"
     now = {"reason": "out of memory", "mem_mb": memory, "job": job}
     if file.is_file() and read_json(file) == now:
@@ -232,6 +249,7 @@ def more_memory(job: str, record: Path) -> None:
         refused = slurm.refusal(job, mem=str(2 * memory))
     if refused:
         file.unlink(missing_ok=True)
+        write_json(record / "attempt.json", {key: value for key, value in before.items() if key != "job"})
         return say(f"error: out of memory with {memory} MB, and no more is to be had ({refused}): lower batch sizes")
     write_json(file, now)
     say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")

@@ -4,18 +4,21 @@ posttrain plan [CAMPAIGN] [--all] [--terms] [--gpu-memory-gb N]
 """
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from posttrain import resources, why
 from posttrain.checks import contradictions
 from posttrain.config import Experiment
 from posttrain.errors import UserError
+from posttrain.launch import TRAINERS
 from posttrain.memory import MB
 from posttrain.plan import Plan
 from posttrain.resources import Need
 
 GB = 1e9
 RESERVE = 0.6  # GB of a GPU that CUDA's context and the allocator's rounding take
+NONE: Mapping = MappingProxyType({})
 UNTIL = "unknown until fetched"
 COLUMNS = f"{'stage':32} {'trained':>8} {'peak GB':>8}  {'most of it':22} {'host GB':>7} {'hours':>8} {'disk GB':>7}"
 
@@ -111,15 +114,18 @@ def one(plan: Plan, wanted: str) -> str:
     return "\n".join(lines)
 
 
-def refuse_too_large(plan: Plan, gb: float, every: bool = False, sharded: Collection[str] = ()) -> None:
+def refuse_too_large(
+    plan: Plan, gb: float, every: bool = False, gpus: Mapping[str, int] = NONE, sharded: Collection[str] = ()
+) -> None:
     """Raise UserError for the stages whose peak is over a GPU's memory, each with settings that would make it fit.
 
-    sharded: stages that several GPUs share, of which one GPU's memory says nothing.
+    gpus: stage -> GPUs that share its batch. sharded: those that share its weights too, of which one says nothing.
     """
     problems = []
     for folder in stages(plan, every):
         experiment, stage, policy = place(folder)
-        need = resources.predicted(plan, experiment, stage, policy, gpu=True)
+        settings = shared(plan.experiments[experiment], stage, gpus.get(stage, 1))
+        need = resources.predicted(plan, experiment, stage, policy, settings, gpu=True)
         used = resources.ratio(plan, experiment, stage, policy, gpu=True)
         if need and size(need, used) > gb and stage not in sharded:
             ways = list(remedies(plan, experiment, stage, policy, (gb - RESERVE) / used + RESERVE))
@@ -132,6 +138,22 @@ def refuse_too_large(plan: Plan, gb: float, every: bool = False, sharded: Collec
             problems.append(f"{name}: needs {size(need, used):.1f} GB of GPU memory, there are {gb:g}; {advice}")
     if problems:
         raise UserError(*problems)
+
+
+def shared(settings: Experiment, stage: str, gpus: int) -> Experiment:
+    """An experiment as one of several GPUs goes through it: with its part of the batch of a stage that trains."""
+    where = "base.scratch" if stage == "base" else stage
+    section = section_of(settings, stage)
+    if gpus == 1 or stage not in TRAINERS or section is None:
+        return settings
+    part = max(1, section.batch_size // gpus)
+    micro = section.micro_batch_size and min(section.micro_batch_size, part)
+    return changed(settings, ((where, "batch_size", part), (where, "micro_batch_size", micro)))
+
+
+def section_of(settings: Experiment, stage: str):
+    """The settings with which a stage goes through its rows; None for a base that is not trained."""
+    return settings.base.scratch if stage == "base" else getattr(settings, stage)
 
 
 def size(need: Need, used: float = 1.0) -> float:
@@ -156,8 +178,7 @@ def remedies(plan: Plan, experiment: str, stage: str, policy: str, gb: float) ->
 
 def changes(settings: Experiment, stage: str) -> list[list[tuple[str, str, object]]]:
     """What can be changed of a stage, in the order to try: for each, (section, key, value), the mildest value first."""
-    section = settings.base.scratch if stage == "base" else getattr(settings, stage)
-    where = "base.scratch" if stage == "base" else stage
+    section, where = section_of(settings, stage), "base.scratch" if stage == "base" else stage
     if not hasattr(section, "micro_batch_size"):
         return [[(where, "batch_size", size) for size in divisors(section.batch_size, section.batch_size)]]
     now = section.micro_batch_size or section.batch_size

@@ -202,7 +202,7 @@ def request(found: Site | None, plan, experiment: str, stage: str, policy: str =
     estimate = estimates.request(plan, experiment, stage, policy, processes)
     estimate["mem_mb"] += AROUND
     estimate["runtime"] = min(estimate["runtime"], found.max_runtime or estimate["runtime"])
-    out = estimates.ran_out(estimates.folder_of(plan, experiment, stage, policy)) if "mem_mb" in asked else 0
+    out = estimates.ran_out(plan, experiment, stage, policy) if "mem_mb" in asked else 0
     if out and out / asked["mem_mb"] in (1, 2, 4, 8):  # a run was out of just that, or of what it was raised to
         asked["mem_mb"] = 2 * out
     return estimate | ({"gpu": 0} if found.cpu_only else {}) | asked

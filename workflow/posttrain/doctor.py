@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -196,7 +195,7 @@ def environment(site: Site, plan: Plan) -> list[str]:
     """On a compute node: this folder, the pinned packages, a GPU."""
     gpus = 0 if site.cpu_only else 1
     call = ["srun", *options(site), "--time=5", "--mem=2000", "--ntasks=1", *([f"--gpus={gpus}"] if gpus else [])]
-    inside = ["apptainer", "exec", "--nv", site.container, "python"] if site.container else [sys.executable]
+    inside = attempt.python(site.container, site.scratch)
     with tempfile.NamedTemporaryFile("w", suffix=".py", dir=".", prefix=".doctor-") as probe:
         probe.write(PROBE)
         probe.flush()

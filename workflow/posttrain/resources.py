@@ -6,12 +6,13 @@ posttrain plan [CAMPAIGN]
 import json
 import math
 import os
+import shlex
 import statistics
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain import architecture, cards, config, launch, memory, needs, slurm
+from posttrain import architecture, attempt, cards, config, launch, memory, needs, slurm
 from posttrain.architecture import Architecture
 from posttrain.config import Experiment
 from posttrain.identity import record_of
@@ -54,7 +55,7 @@ def request(plan: Plan, experiment: str, stage: str, policy: str = "", processes
         asked["runtime"] = 10 + round(2 * known / 60)
         if stage in launch.TRAINERS:  # a longer one goes on in further jobs, which a partition lets in sooner
             asked["runtime"] = min(asked["runtime"], UNKNOWN["runtime"])
-    asked["mem_mb"] = max(processes * asked["mem_mb"], 2 * ran_out(folder_of(plan, experiment, stage, policy)))
+    asked["mem_mb"] = max(processes * asked["mem_mb"], 2 * ran_out(plan, experiment, stage, policy))
     return asked
 
 
@@ -185,18 +186,25 @@ def folder_of(plan: Plan, experiment: str, stage: str, policy: str) -> str:
     return plan.judgement(experiment, stage, policy) if policy else plan.folder(experiment, stage)
 
 
-def ran_out(folder: str) -> int:
-    """MB with which a run of this artifact was killed for want of memory; 0 where none was.
+def ran_out(plan: Plan, experiment: str, stage: str, policy: str) -> int:
+    """MB with which a run of just this, with these settings, inputs and code, was killed for want of memory; 0 where
+    none was.
 
     By `failed.json`, or by what SLURM says of a job that was killed with all its processes, and could write none.
     """
-    found = [0]
-    for file in Path(folder).glob("checkpoints/*/[af]*.json"):
-        try:
-            said = json.loads(file.read_text(encoding="utf-8"))
-            job = said.get("job") if file.name == "attempt.json" else None
-            out = slurm.ran_out(job) if job else said.get("reason") == "out of memory"
-            found += [round(said["mem_mb"])] if out else []
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            continue
-    return max(found)
+    record = Path(folder_of(plan, experiment, stage, policy), "checkpoints", "attempt")
+    began, failed = noted(record / "attempt.json"), noted(record / "failed.json")
+    if not began or began.get("what") != attempt.what(shlex.split(plan.arguments(experiment, stage, policy))):
+        return 0
+    out = [failed.get("mem_mb")] if failed.get("reason") == "out of memory" else []
+    out += [began.get("mem_mb")] if began.get("job") and slurm.ran_out(began["job"]) else []
+    return max((round(had) for had in out if isinstance(had, int | float)), default=0)
+
+
+def noted(file: Path) -> dict:
+    """What an attempt left; nothing where it left none, or no whole one."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

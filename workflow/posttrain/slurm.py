@@ -37,8 +37,10 @@ def state(job: str) -> str:
         return said
     if ask("squeue", "-h", "--me") is None:
         return "RUNNING"
-    accounted = (ask("sacct", "-nPX", "-j", job, "-o", "State") or "").split()
-    return accounted[0] if accounted else "UNKNOWN"
+    accounted = ask("sacct", "-nPX", "-j", job, "-o", "State")
+    if accounted is None and remembered(configured())[1]:
+        return "RUNNING"
+    return next(iter((accounted or "").split()), "UNKNOWN")
 
 
 def preempted(job: str) -> bool:

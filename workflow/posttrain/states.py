@@ -3,11 +3,13 @@
 snakemake --profile slurm
 """
 
+from pathlib import Path
+
 from posttrain import slurm
 
 LONGEST = 75  # seconds between two times at which Snakemake asks for all jobs' states, by the profile, and a margin
 # What SLURM may yet run again, by itself or asked by the job (`attempt`), and how it ends where it does not.
-UNSURE = {"PREEMPTED": "CANCELLED", "TIMEOUT": "TIMEOUT"}
+UNSURE = {"PREEMPTED": "CANCELLED", "TIMEOUT": "TIMEOUT", "NODE_FAIL": "FAILED"}
 
 
 def command() -> str:
@@ -27,17 +29,29 @@ def certain(listed: dict[str, str], active: set[str], doubts: dict[str, str]) ->
         state = (listed.get(job, "").split() or [""])[0]
         if state and state not in UNSURE:
             doubts.pop(job, None)
-        elif doubts.get(job) != state:
-            doubts[job], state = state, "RUNNING"
+        elif doubts.get(job) != state:  # of a node that fails the plugin wants to know at once: it avoids it
+            doubts[job], state = state, state if state == "NODE_FAIL" else "RUNNING"
         else:
-            state = UNSURE.get(state) or slurm.state(job)
+            state = slurm.state(job)
+            state = UNSURE.get(state, state)
         sure[job] = state
     return sure
 
 
+def made(manifest: str, began: Path) -> bool:
+    """Whether an artifact appeared after this Snakemake began to work, when it wrote the file `began`. What was made
+    from other settings may lie in its place; the record beside it is written anew with each, also with one taken again.
+    """
+    try:
+        return Path(manifest).with_name("provenance.json").stat().st_mtime >= began.stat().st_mtime
+    except OSError:
+        return False
+
+
 def watch() -> None:
     """Let the executor plugin (2.8.0) take states from `certain`, which it would wait for without an end: of a job that
-    SLURM has forgotten, of one that was preempted for good, and of a cancelled one where accounts are asked.
+    SLURM has forgotten, of one that was preempted for good, and of a cancelled one where accounts are asked. One that
+    nobody remembers counts as done by what it has `made`, not by an earlier artifact in its place.
 
     Where a query of all states fails, as while SLURM's controller is restarted, the plugin neither reports a job nor
     says that it still runs: it does now. It asks accounts in place of a controller with a short memory, or none: it
@@ -46,18 +60,24 @@ def watch() -> None:
     """
     import snakemake_executor_plugin_slurm as plugin
 
+    from posttrain.controller import HOLDER
+
     check, query = plugin.Executor.check_active_jobs, plugin.query_job_status
-    active: set[str] = set()
+    active: dict[str, list[str]] = {}  # number of the job -> what it is to make
     doubts: dict[str, str] = {}
 
     async def asked(command, logger):
         listed, seconds = await query(command, logger)
-        return (listed if listed is None else certain(listed, active, doubts)), seconds
+        if listed is not None:
+            listed = certain(listed, set(active), doubts)
+            lost = [job for job, state in listed.items() if state == "UNKNOWN" and not made(active[job][0], HOLDER)]
+            listed |= dict.fromkeys(lost, "FAILED")
+        return listed, seconds
 
     async def checked(self, active_jobs):
         open_jobs = {job.external_jobid: job for job in active_jobs}
         active.clear()
-        active.update(open_jobs)
+        active.update((number, list(job.job.output)) for number, job in open_jobs.items())
         reports = self.report_job_success, self.report_job_error
 
         def noting(report):

@@ -41,15 +41,14 @@ def where(folder: Path, jobs: dict[str, str]) -> str:
         return f"in SLURM's queue ({reason})"
     log = Path("results/logs", *folder.parts[1:]).with_suffix(".log")
     beats = sorted(folder.glob("checkpoints/*/progress.json"), key=lambda file: file.stat().st_mtime)
-    for file in folder.glob("checkpoints/*/failed.json"):
-        known = read_json(file)
-        if known.get("final"):
-            return f"failed: {known['reason'].splitlines()[0]}"
     newest = max((file.stat().st_mtime for file in [*beats, log] if file.is_file()), default=0)
     if not newest:
         return "waiting"
-    if log.is_file() and "error:" in log.read_text(errors="replace").rpartition(attempt.SMALLER)[2]:
-        return f"failed (see {log})"
+    said = log.read_text(errors="replace").rpartition(attempt.SMALLER)[2] if log.is_file() else ""
+    if "error:" in said:  # and not only in what earlier settings have left
+        known = [read_json(file).get("reason", "") for file in folder.glob("checkpoints/*/failed.json")]
+        reasons = [reason.splitlines()[0] for reason in known if reason]
+        return next((f"failed: {reason}" for reason in reasons if reason in said), f"failed (see {log})")
     if time.time() - newest > ALIVE:
         return "running" if state else "stopped; the next run continues"
     try:

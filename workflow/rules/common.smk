@@ -35,8 +35,11 @@ try:
     if workflow.is_main_process:
         PLAN = campaign.load(FILES[0], dict(workflow.config_settings.config))
         if SITE and SITE.gpu_memory_gb:
+            gpus = {name: asked.gpu or 1 for name, asked in SITE.stages.items()}
             sharded = {name for name, asked in SITE.stages.items() if asked.shard}
-            budget.refuse_too_large(PLAN, SITE.gpu_memory_gb, sharded=sharded)
+            budget.refuse_too_large(
+                PLAN, SITE.gpu_memory_gb, gpus=gpus, sharded=sharded
+            )
     elif (
         FROZEN in os.environ
     ):  # a job on a cluster, which may start long after the config was edited
