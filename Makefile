@@ -10,7 +10,7 @@ run: setup
 
 test: setup
 	tests/slurm/install.sh
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder  # long files first (testpaths), so that none is left at the end
 
 # The part of `test` that needs a cluster: Debian's SLURM, installed where it is missing (as root).
 test-slurm: setup
