@@ -8,9 +8,10 @@ run: setup
 	POSTTRAIN_SUMMARY=later snakemake --cores all
 	@posttrain summary  # here, so that it is printed too where nothing was to be done
 
+# The longest files first, in the order of `testpaths`, so that no core is idle at the end.
 test: setup
 	tests/slurm/install.sh
-	pytest -n 2 --dist loadfile --no-loadscope-reorder  # long files first (testpaths), so that none is left at the end
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The part of `test` that needs a cluster: Debian's SLURM, installed where it is missing (as root).
 test-slurm: setup
