@@ -360,7 +360,7 @@ def test_what_cannot_fit_is_refused_with_what_would(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("stage", "gpus", "there"), [("sft", 8, True), ("sft", 1, False), ("evaluate", 8, False)])
 def test_what_fits_with_its_part_of_the_batch_is_not_refused(tmp_path, monkeypatch, stage, gpus, there):
-    """16 GPUs hold as many rows as one with a sixteenth of the batch; a stage that does not train has no parts."""
+    """8 GPUs each hold as many rows as one with an eighth of the batch; a stage that does not train has no parts."""
     plan = plan_of(tmp_path, monkeypatch, sft={"batch_size": 64}, dpo=None, evaluate={"batch_size": 64})
     where = {"sft": ("sft", ""), "evaluate": ("evaluate", "sft")}[stage]
     small = budget.changed(plan.experiments["one"], ((stage, "batch_size", 64 // gpus),))

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from posttrain import slurm, states
+from posttrain import controller, slurm, states
 
 
 @pytest.mark.parametrize(
@@ -84,19 +84,23 @@ def test_what_may_yet_change_is_believed_the_second_time(monkeypatch):
     own = {"3": "PREEMPTED", "4": "TIMEOUT", "6": "PENDING", "7": "UNKNOWN", "8": "NODE_FAIL", "9": "PREEMPTED"}
     monkeypatch.setattr(slurm, "state", own.get)
     doubts: dict[str, str] = {}
-    first = states.certain(ASKED, {*"123456789"}, doubts)
+    monkeypatch.setattr(states, "made", "7".__eq__)
+    jobs = dict(zip("123456789", "123456789", strict=True))  # each makes what is called like it
+    first = states.certain(ASKED, jobs, doubts)
     known_of_failed_nodes = {"8": "NODE_FAIL"}
     assert first == dict.fromkeys("134679", "RUNNING") | {"2": "CANCELLED", "5": "COMPLETED"} | known_of_failed_nodes
-    second = states.certain(ASKED, {*"3456789"}, doubts)
+    del jobs["1"], jobs["2"]
+    second = states.certain(ASKED, jobs, doubts)
     assert second == {
         "3": "CANCELLED", "4": "TIMEOUT", "5": "COMPLETED", "6": "PENDING", "7": "UNKNOWN", "8": "FAILED",
         "9": "CANCELLED",
     }  # fmt: skip
     own |= {"3": "PENDING", "8": "PENDING"}
-    accounts = states.certain(ASKED, {*"38"}, doubts)
+    accounts = states.certain(ASKED, {"3": "3", "8": "8"}, doubts)
     assert accounts == {"3": "PENDING", "8": "PENDING"}, "accounts do not know yet what the controller runs again"
-    assert states.certain({"3": "PENDING", "4": "RUNNING"}, {*"34"}, doubts) == {"3": "PENDING", "4": "RUNNING"}
-    again = states.certain(ASKED, {*"34"}, doubts)
+    two = {"3": "3", "4": "4"}
+    assert states.certain({"3": "PENDING", "4": "RUNNING"}, two, doubts) == {"3": "PENDING", "4": "RUNNING"}
+    again = states.certain(ASKED, two, doubts)
     assert again == {"3": "RUNNING", "4": "RUNNING"}, "control: one that was run again is believed no sooner"
 
 
@@ -124,13 +128,14 @@ def test_a_site_whose_accounts_do_not_answer_knows_more_later(monkeypatch):
     assert slurm.state("7") == "UNKNOWN", "control: there are none"
 
 
-def test_an_earlier_artifact_is_not_what_a_forgotten_job_made(tmp_path):
-    began, record = tmp_path / "controller.json", tmp_path / "provenance.json"
-    manifest = str(tmp_path / "manifest.json")
-    assert not states.made(manifest, began), "nothing is there"
+def test_an_earlier_artifact_is_not_what_a_forgotten_job_made(here):
+    began, record = here / controller.HOLDER, here / "provenance.json"
+    began.parent.mkdir()
+    manifest = str(here / "manifest.json")
+    assert not states.made(manifest), "nothing is there"
     for file, moment in ((began, 100), (record, 90)):
         file.write_text("{}")
         os.utime(file, (moment, moment))
-    assert not states.made(manifest, began)
+    assert not states.made(manifest)
     os.utime(record, (110, 110))
-    assert states.made(manifest, began), "control"
+    assert states.made(manifest), "control"

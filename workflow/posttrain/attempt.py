@@ -127,9 +127,9 @@ def what(arguments: list[str]) -> str:
 def begin(record: Path, arguments: list[str]) -> dict:
     """What is known of earlier attempts at just this, with this one counted. Raises UserError where the time limit is
     too short."""
-    file = record / "attempt.json"
+    file, digest = record / "attempt.json", what(arguments)
     known = read_json(file) if file.is_file() else {}
-    if known.get("what") != what(arguments):  # other settings, inputs or code
+    if known.get("what") != digest:  # other settings, inputs or code
         known = {}
         (record / "failed.json").unlink(missing_ok=True)
     saved = newest(record.parent)
@@ -141,7 +141,7 @@ def begin(record: Path, arguments: list[str]) -> dict:
             f"stages.{arguments[0]}.runtime in slurm/site.yaml"
             + (", or lower checkpoint_minutes" if arguments[0] in launch.TRAINERS else "")
         )
-    now = known | {"what": what(arguments), "saved": saved, "fruitless": fruitless, "limited": False}
+    now = known | {"what": digest, "saved": saved, "fruitless": fruitless, "limited": False}
     record.mkdir(parents=True, exist_ok=True)
     write_json(file, now)
     return now

@@ -5,7 +5,6 @@ posttrain plan [CAMPAIGN] [--all] [--terms] [--gpu-memory-gb N]
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping
-from types import MappingProxyType
 
 from posttrain import resources, why
 from posttrain.checks import contradictions
@@ -18,7 +17,6 @@ from posttrain.resources import Need
 
 GB = 1e9
 RESERVE = 0.6  # GB of a GPU that CUDA's context and the allocator's rounding take
-NONE: Mapping = MappingProxyType({})
 UNTIL = "unknown until fetched"
 COLUMNS = f"{'stage':32} {'trained':>8} {'peak GB':>8}  {'most of it':22} {'host GB':>7} {'hours':>8} {'disk GB':>7}"
 
@@ -115,7 +113,7 @@ def one(plan: Plan, wanted: str) -> str:
 
 
 def refuse_too_large(
-    plan: Plan, gb: float, every: bool = False, gpus: Mapping[str, int] = NONE, sharded: Collection[str] = ()
+    plan: Plan, gb: float, every: bool = False, gpus: Mapping[str, int] | None = None, sharded: Collection[str] = ()
 ) -> None:
     """Raise UserError for the stages whose peak is over a GPU's memory, each with settings that would make it fit.
 
@@ -124,7 +122,7 @@ def refuse_too_large(
     problems = []
     for folder in stages(plan, every):
         experiment, stage, policy = place(folder)
-        settings = shared(plan.experiments[experiment], stage, gpus.get(stage, 1))
+        settings = shared(plan.experiments[experiment], stage, (gpus or {}).get(stage, 1))
         need = resources.predicted(plan, experiment, stage, policy, settings, gpu=True)
         used = resources.ratio(plan, experiment, stage, policy, gpu=True)
         if need and size(need, used) > gb and stage not in sharded:

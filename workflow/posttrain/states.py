@@ -18,11 +18,12 @@ def command() -> str:
     return "sacct" if accounts and age < LONGEST else "squeue"
 
 
-def certain(listed: dict[str, str], active: set[str], doubts: dict[str, str]) -> dict[str, str]:
+def certain(listed: dict[str, str], active: dict[str, str], doubts: dict[str, str]) -> dict[str, str]:
     """The state of each active job as the plugin can take it. What may yet change is believed when it is said twice.
 
-    listed: what SLURM said, `CANCELLED by 1000` where sacct did. doubts: what it said of some the time before. A job
-    that it does not list, since it has forgotten it or not written it down yet, is asked for by itself the second time.
+    listed: what SLURM said, `CANCELLED by 1000` where sacct did. active: job -> the manifest that it is to make.
+    doubts: what it said of some the time before. A job that it does not list, since it has forgotten it or not written
+    it down yet, is asked for by itself the second time.
     """
     sure = {}
     for job in active:
@@ -34,16 +35,19 @@ def certain(listed: dict[str, str], active: set[str], doubts: dict[str, str]) ->
         else:
             state = slurm.state(job)
             state = UNSURE.get(state, state)
+            if state == "UNKNOWN" and not made(active[job]):  # which the plugin would take for done
+                state = "FAILED"
         sure[job] = state
     return sure
 
 
-def made(manifest: str, began: Path) -> bool:
-    """Whether an artifact appeared after this Snakemake began to work, when it wrote the file `began`. What was made
-    from other settings may lie in its place; the record beside it is written anew with each, also with one taken again.
-    """
+def made(manifest: str) -> bool:
+    """Whether an artifact appeared after this Snakemake began to work (`controller.hold`). What was made from other
+    settings may lie in its place; the record beside it is written anew with each, also with one taken again."""
+    from posttrain.controller import HOLDER  # which imports this module
+
     try:
-        return Path(manifest).with_name("provenance.json").stat().st_mtime >= began.stat().st_mtime
+        return Path(manifest).with_name("provenance.json").stat().st_mtime >= HOLDER.stat().st_mtime
     except OSError:
         return False
 
@@ -60,24 +64,18 @@ def watch() -> None:
     """
     import snakemake_executor_plugin_slurm as plugin
 
-    from posttrain.controller import HOLDER
-
     check, query = plugin.Executor.check_active_jobs, plugin.query_job_status
-    active: dict[str, list[str]] = {}  # number of the job -> what it is to make
+    active: dict[str, str] = {}
     doubts: dict[str, str] = {}
 
     async def asked(command, logger):
         listed, seconds = await query(command, logger)
-        if listed is not None:
-            listed = certain(listed, set(active), doubts)
-            lost = [job for job, state in listed.items() if state == "UNKNOWN" and not made(active[job][0], HOLDER)]
-            listed |= dict.fromkeys(lost, "FAILED")
-        return listed, seconds
+        return (listed if listed is None else certain(listed, active, doubts)), seconds
 
     async def checked(self, active_jobs):
         open_jobs = {job.external_jobid: job for job in active_jobs}
         active.clear()
-        active.update((number, list(job.job.output)) for number, job in open_jobs.items())
+        active.update((number, str(job.job.output[0])) for number, job in open_jobs.items())
         reports = self.report_job_success, self.report_job_error
 
         def noting(report):
