@@ -70,6 +70,9 @@ def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch, tmp_path
     monkeypatch.setattr(slurm, "state", lambda _: "UNKNOWN")
     listed, _ = asyncio.run(plugin.query_job_status("", None))
     assert listed == {"a": "FAILED", "b": "CANCELLED", "c": "FAILED"}, "forgotten, and nothing was made"
+    monkeypatch.setattr(states, "made", own.output[0].__eq__)
+    listed, _ = asyncio.run(plugin.query_job_status("", None))
+    assert listed == {"a": "UNKNOWN", "b": "CANCELLED", "c": "UNKNOWN"}, "control: what they were to make is there"
     answers = True
     assert asyncio.run(left()) == ["c"] and reported == ["a", "b"], "control: what ended is not waited for"
     pauses = [lost.next_seconds_between_status_checks for _ in range(4) if asyncio.run(left())]
