@@ -208,6 +208,10 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     seen["bases"] = of(nodes, "base", "calm")
 
     fourth = Controller(project, nodes, *TARGETS, **watched)
+    until(lambda: "Building DAG of jobs" in fourth.said(), "plan")
+    cluster.stop(nodes, "slurmctld", signal.SIGKILL)  # away just when a job is to be submitted
+    until(lambda: "SLURM does not answer: a job waits to be submitted" in fourth.said(), "wait")
+    cluster.controller(nodes)
     seen["last"] = (fourth.end(), fourth.said())
     seen["cancelled"] = of(nodes, "sft", "cancelled")
     seen["logs"] |= {name: log_of(project, nodes, "sft", name) for name in POLICIES}
@@ -276,7 +280,15 @@ def test_a_cancelled_job_is_not_submitted_again_but_by_the_next_call(story):
     assert job["JobState"] == "CANCELLED" and story["code"] != 0
     assert "told to stop (SIGTERM): saved at step" in story["stopped"]
     assert len(story["cancelled"]) == 2 and "continuing from a checkpoint" in story["logs"]["cancelled"]
-    assert "1 of 1 steps" in story["last"][1], "the next call runs what was cancelled, and nothing else"
+    failed = re.findall(r"^Error in rule .*?^    output: (\S+),", story["said"], re.M | re.S)
+    assert failed == ["results/cancelled/sft/manifest.json"]
+
+
+def test_the_next_call_runs_what_was_cancelled_also_where_slurms_controller_is_away_just_then(story):
+    code, said = story["last"]
+    assert code == 0 and re.findall(r"^rule (\w+):", said, re.M) == ["sft"], said[-3000:]
+    waits, submitted, done = map(said.index, ("a job waits to be submitted", "has been submitted with", "1 of 1 steps"))
+    assert waits < submitted < done
 
 
 def test_jobs_know_no_secret(story):

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from posttrain import attempt, campaign, cards, launch, settings, slurm, states
+from posttrain import attempt, campaign, cards, launch, settings, slurm, states, submission
 from posttrain import resources as estimates
 from posttrain.config import Count, Section, Text
 from posttrain.errors import UserError
@@ -136,6 +136,7 @@ def begin(workflow) -> Site | None:
     os.environ[TOLD] = found.model_dump_json(exclude_none=True)
     expect_device(found)
     states.watch()
+    submission.wait()
     return found
 
 
