@@ -1,10 +1,11 @@
-"""Short runs of trainers, in as many processes as torchrun starts: `processes.py RUNS.json FOLDER [WRONG]`."""
+"""Short runs of trainers, in as many processes as torchrun starts: `processes.py RUNS.json FOLDER [sharded]`."""
 
 import json
 import os
 import sys
 from pathlib import Path
 
+import pytest
 from accelerate.state import AcceleratorState, DistributedType
 from tiny import make
 
@@ -12,37 +13,44 @@ from posttrain import config, interruption, kept, parallel, training
 from posttrain.errors import Interrupted
 
 
-def main(runs: dict, folder: Path, wrong: str = "") -> None:
-    """Make each run's artifact in a folder of its own. runs: name -> stage, its section, its inputs."""
-    spoil(wrong)
-    for name, (stage, section, inputs) in runs.items():
+def main(runs: dict, folder: Path, sharded: str = "") -> None:
+    """Make each run's artifact in a folder of its own. runs: name -> stage, its section, its inputs and `twist`."""
+    if sharded:
+        share_out()
+    for name, (stage, section, inputs, how) in runs.items():
         schema = getattr(config, stage.capitalize())
         inputs = {role: Path(path) for role, path in inputs.items()}
-        output, keep_gb = folder / name / "manifest.json", float(wrong == "unseen")
-        try:
-            make(stage, schema.model_validate(section), output, **inputs, keep_gb=keep_gb)
-        except Interrupted:
-            make(stage, schema.model_validate(section), output, **inputs, keep_gb=keep_gb)
+        output, keep_gb = folder / name / "manifest.json", float(how == "unseen")
+        with pytest.MonkeyPatch.context() as patch:
+            twist(how, patch)
+            try:
+                make(stage, schema.model_validate(section), output, **inputs, keep_gb=keep_gb)
+            except Interrupted:
+                make(stage, schema.model_validate(section), output, **inputs, keep_gb=keep_gb)
 
 
-def spoil(wrong: str) -> None:
-    """Go through the batch in a way that is wrong: controls that must be seen. Or see other files than the first."""
-    if wrong == "unseen" and os.environ["RANK"] != "0":
-        kept.find = lambda *_: None
-    split, arguments = training.split, training.arguments
-    if wrong.startswith("sharded"):
-        share_out(wrong)
-    if wrong == "accumulation":  # as if there were one process
-        training.split = lambda batch, micro, processes: split(batch, micro, 1)
-    if wrong == "average":  # each process over its own tokens
-        training.arguments = lambda *given: arguments(*given) | {"average_tokens_across_devices": False}
-    if wrong == "evaluation":  # shared as accelerate shares it
-        training.evaluate_whole = lambda trainer, *given, **named: type(trainer).evaluation_loop(
-            trainer, *given, **named
-        )
+def twist(how: str, patch: pytest.MonkeyPatch) -> None:
+    """Go through the batch in a way that is wrong: controls that must be seen. Or see other files than the first
+    process, or be told to stop."""
+    split, arguments, due = training.split, training.arguments, interruption.due
+    if how == "unseen" and os.environ["RANK"] != "0":
+        patch.setattr(kept, "take", lambda *_: None)
+    if how == "accumulation":  # as if there were one process
+        patch.setattr(training, "split", lambda batch, micro, processes: split(batch, micro, 1))
+    if how == "average":  # each process over its own tokens
+        own = {"average_tokens_across_devices": False}
+        patch.setattr(training, "arguments", lambda *given: arguments(*given) | own)
+    if how == "evaluation":  # shared as accelerate shares it
+        patch.setattr(
+            training, "evaluate_whole",
+            lambda trainer, *given, **named: type(trainer).evaluation_loop(trainer, *given, **named),
+        )  # fmt: skip
+    if how == "stopped":  # after the second step, once
+        calls = iter([False, False, True])
+        patch.setattr(interruption, "due", lambda *given: interruption.TOLD if next(calls, False) else due(*given))
 
 
-def share_out(how: str) -> None:
+def share_out() -> None:
     """FSDP on CPUs, where accelerate leaves it out: what a machine with several GPUs would do, but for its messages."""
     begin, known = AcceleratorState.__init__, {}
 
@@ -52,7 +60,7 @@ def share_out(how: str) -> None:
             known["plugin"] = plugin
             state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
 
-    run, due = training.run, interruption.due
+    run = training.run
 
     def halves(trainer, *given) -> None:
         run(trainer, *given)
@@ -61,9 +69,6 @@ def share_out(how: str) -> None:
 
     AcceleratorState.__init__, training.run, training.refuse_shards = with_plugin, halves, lambda: None
     parallel.sharded = True
-    if how == "sharded-stopped":  # after the second step, once
-        calls = iter([False, False, True])
-        interruption.due = lambda *given: interruption.TOLD if next(calls, False) else due(*given)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,12 @@ pytestmark = pytest.mark.slow
 SHORT = dict(batch_size=8, micro_batch_size=4, steps=4, log_steps=1, eval_steps=2)
 SHAPES = {1: (4, 2), 2: (4, 1), 4: (2, 1)}  # processes -> (micro-batch, accumulation)
 RUNS = ("base", "lora", "qlora", "full", "packed", "reward", "dpo", "longctx")
+WRONG = {  # how the batch is gone through -> run -> what differs
+    "accumulation": {"lora": "loss"},  # each process goes through a global batch of its own
+    "average": {"lora": "loss"},  # a mean of the processes' means
+    # transformers' evaluation: rows count twice; and after one before training (lora) gradients are not added up
+    "evaluation": {"base": "eval_loss", "lora": "grad_norm"},
+}
 SRUN = """#!/bin/bash
 [ "$1 $2" = "--nodes=2 --ntasks=2" ] || exit 9
 while [[ $1 == --* ]]; do shift; done
@@ -58,16 +64,16 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'workflow'}:{ROOT / 'tests'}"}
 
 
-def together(runs: dict, count: int, folder: Path, wrong: str = "") -> Path:
+def together(runs: dict, count: int, folder: Path, sharded: str = "") -> Path:
     """Make the runs' artifacts in `count` processes under a folder, which is returned."""
     folder.mkdir(parents=True)
     stated = {
-        name: (stage, section.model_dump(exclude_none=True), {role: str(path) for role, path in inputs.items()})
-        for name, (stage, section, inputs) in runs.items()
+        name: (stage, section.model_dump(exclude_none=True), {role: str(path) for role, path in inputs.items()}, how)
+        for name, (stage, section, inputs, how) in runs.items()
     }
     (folder / "runs.json").write_text(json.dumps(stated))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    script = [str(Path(__file__).with_name("processes.py")), str(folder / "runs.json"), str(folder), wrong]
+    script = [str(Path(__file__).with_name("processes.py")), str(folder / "runs.json"), str(folder), sharded]
     done = subprocess.run([*torchrun, *script], capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -75,11 +81,22 @@ def together(runs: dict, count: int, folder: Path, wrong: str = "") -> Path:
 
 @pytest.fixture(scope="module")
 def made(runs) -> dict[int, Path]:
-    """Number of processes -> the folder of all runs."""
-    alone = Path("results/processes-1")
+    """Number of processes -> the folder of all runs; with two, also of those that are made in some other way."""
+    alone, right = Path("results/processes-1"), {name: (*run, "") for name, run in runs.items()}
     for name, (stage, section, inputs) in runs.items():
         make(stage, section, alone / name / "manifest.json", **inputs)
-    return {1: alone} | {count: together(runs, count, Path(f"results/processes-{count}")) for count in (2, 4)}
+    stage, section, inputs = runs["dpo"]
+    make(stage, section, Path("results/kept-before/dpo/manifest.json"), **inputs, keep_gb=1.0)
+    other = {f"{how}-{name}": (*runs[name], how) for how, seen in WRONG.items() for name in seen}
+    other |= {"unseen-dpo": (*runs["dpo"], "unseen"), "untold": (*long(runs), "")}
+    two, four = Path("results/processes-2"), Path("results/processes-4")
+    return {1: alone, 2: together(right | other, 2, two), 4: together(right, 4, four)}
+
+
+def long(runs: dict) -> tuple:
+    """A run that is not over before it is told to stop."""
+    stage, section, inputs = runs["lora"]
+    return stage, section.model_copy(update={"steps": 60, "eval_steps": None}), inputs
 
 
 def furthest(one: Path, other: Path, keys=("loss", "grad_norm", "eval_loss")) -> dict[str, float]:
@@ -122,35 +139,30 @@ def test_only_the_first_process_leaves_something(made):
             assert not list((folder / name).glob("checkpoints/*")) and not list((folder / name).glob(".*"))
 
 
-@pytest.mark.parametrize(
-    ("wrong", "seen"),
-    [
-        ("accumulation", {"lora": "loss"}),  # each process goes through a global batch of its own
-        ("average", {"lora": "loss"}),  # a mean of the processes' means
-        # transformers' evaluation: rows count twice; and after one before training (lora) gradients are not added up
-        ("evaluation", {"base": "eval_loss", "lora": "grad_norm"}),
-    ],
-)
-def test_a_wrong_split_is_seen(made, runs, wrong, seen):
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_split_is_seen(made, wrong):
     """Control."""
-    folder = together({name: runs[name] for name in seen}, 2, Path(f"results/wrong-{wrong}"), wrong)
-    for name, key in seen.items():
-        assert furthest(made[1] / name, folder / name)[key] > 1e-5
+    for name, key in WRONG[wrong].items():
+        assert furthest(made[1] / name, made[2] / f"{wrong}-{name}")[key] > 1e-5
 
 
-@pytest.mark.parametrize("how", ["sharded", "sharded-stopped"])
-def test_shared_out_weights_learn_the_same(made, runs, how):
+@pytest.fixture(scope="module")
+def sharded(made, runs) -> Path:
     """FSDP on CPUs: each process holds half of every weight, 4-bit ones too; a run that is stopped continues."""
+    shared = {name: (*runs[name], "") for name in ("qlora", "full", "dpo")}
+    return together(shared | {"stopped": (*runs["qlora"], "stopped")}, 2, Path("results/sharded"), "sharded")
+
+
+@pytest.mark.parametrize("name", ["qlora", "full", "dpo", "stopped"])
+def test_shared_out_weights_learn_the_same(made, sharded, name):
     from safetensors.torch import load_file
 
-    known = {name: runs[name] for name in ("qlora", "full", "dpo")[: 3 if how == "sharded" else 1]}
-    folder = together(known, 2, Path(f"results/{how}"), how)
-    for name in known:
-        assert max(furthest(made[1] / name, folder / name).values()) < 1e-5
-        file = next((made[1] / name / "model").glob("*.safetensors")).relative_to(made[1])
-        weights, others = load_file(made[1] / file), load_file(folder / file)
-        assert weights.keys() == others.keys()
-        assert max((weights[key] - others[key]).abs().max() for key in weights) < 1e-5
+    one, other = made[1] / name.replace("stopped", "qlora"), sharded / name
+    assert max(furthest(one, other).values()) < 1e-5
+    file = next((one / "model").glob("*.safetensors")).relative_to(one)
+    weights, others = load_file(one / file), load_file(other / file)
+    assert weights.keys() == others.keys()
+    assert max((weights[key] - others[key]).abs().max() for key in weights) < 1e-5
 
 
 @pytest.mark.parametrize(("processes", "nodes"), [(2, 1), (1, 2)])
@@ -168,12 +180,9 @@ def test_the_command_that_launch_builds(made, runs, tmp_path, monkeypatch, proce
     assert read_json(output.parent / "provenance.json")["shape"]["processes"] == 2
 
 
-def test_the_first_process_says_whether_to_run(runs):
+def test_the_first_process_says_whether_to_run(made):
     """What it takes from an earlier artifact, the others do not wait for: one that looks for itself may miss it."""
-    stage, section, inputs = runs["dpo"]
-    before = make(stage, section, Path("results/kept-before/dpo/manifest.json"), **inputs, keep_gb=1.0)
-    again = together({"dpo": runs["dpo"]}, 2, Path("results/kept-again"), "unseen")
-    assert (again / "dpo" / "manifest.json").samefile(before)
+    assert (made[2] / "unseen-dpo/manifest.json").samefile("results/kept-before/dpo/manifest.json")
 
 
 def attempted(section, output: Path, inputs: dict) -> subprocess.Popen:
@@ -183,10 +192,8 @@ def attempted(section, output: Path, inputs: dict) -> subprocess.Popen:
     return subprocess.Popen(whole, stderr=subprocess.PIPE, text=True, env=visible)
 
 
-def test_several_processes_told_to_stop_save_and_continue(runs):
-    stage, section, inputs = runs["lora"]
-    section = section.model_copy(update={"steps": 150, "eval_steps": None})
-    whole = together({"lora": (stage, section, inputs)}, 2, Path("results/untold"))
+def test_several_processes_told_to_stop_save_and_continue(made, runs):
+    _, section, inputs = long(runs)
     output = Path("results/told-together/sft/manifest.json")
     process = attempted(section, output, inputs)
     while not list(output.parent.glob("checkpoints/*/progress.json")) and process.poll() is None:
@@ -198,7 +205,7 @@ def test_several_processes_told_to_stop_save_and_continue(runs):
     process = attempted(section, output, inputs)
     said = process.communicate()[1]
     assert process.returncode == 0 and "continuing from a checkpoint of step" in said, said
-    assert read_json(output)["files"] == read_json(whole / "lora" / "manifest.json")["files"]
+    assert read_json(output)["files"] == read_json(made[2] / "untold/manifest.json")["files"]
 
 
 def test_the_last_line_says_what_ended_several_processes(runs):

@@ -29,27 +29,42 @@ def run(*command: str, ok: bool = True, **environment) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture
-def repository(root, tmp_path, monkeypatch):
+def lay_out(root: Path, folder: Path) -> None:
     """A git repository with the project's rules, and no config yet, which becomes the working directory."""
-    folder = tmp_path / "project"
     folder.mkdir()
-    monkeypatch.chdir(folder)
-    for who in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{who}_NAME", "tester")
-        monkeypatch.setenv(f"GIT_{who}_EMAIL", "tester@example.org")
+    os.chdir(folder)
     ours = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
     for name in ("Snakefile", "workflow", "envs", "profiles", *ours):
         (folder / name).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         copy(root / name, folder / name)
     run("git", "init", "-q")
-    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def author():
+    """Who commits, and where the tests are afterwards."""
+    previous = Path.cwd()
+    with pytest.MonkeyPatch.context() as patch:
+        for who in ("AUTHOR", "COMMITTER"):
+            patch.setenv(f"GIT_{who}_NAME", "tester")
+            patch.setenv(f"GIT_{who}_EMAIL", "tester@example.org")
+        yield
+    os.chdir(previous)
 
 
 @pytest.fixture
-def project(repository):
-    """The campaign of every stage, done, and its ledger committed."""
+def repository(root, tmp_path, monkeypatch) -> None:
+    """A git repository of the project, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    lay_out(root, tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def stored(root, tmp_path_factory) -> Path:
+    """A folder with a project, of which the campaign of every stage is done and its ledger committed, and its store."""
+    folder = tmp_path_factory.mktemp("stored")
+    lay_out(root, folder / "project")
     shutil.copytree(HERE / "whole", "config")
     plan = campaign.load("config/config.yaml")
     Path("dvc.yaml").write_text(ledger.ledger(plan))
@@ -57,7 +72,28 @@ def project(repository):
     run("dvc", "commit", "-q", "-f", "campaign")
     run("git", "add", "-A")
     run("git", "commit", "-qm", "done")
-    return repository
+    shutil.copytree("../project", "../pushed", symlinks=True)
+    os.chdir("../pushed")
+    remote("../store")
+    run("dvc", "push", "-q")
+    return folder
+
+
+@pytest.fixture
+def project(stored, tmp_path, monkeypatch) -> Path:
+    """A copy of that project, which nothing was pushed from yet, as the working directory."""
+    shutil.copytree(stored / "project", tmp_path / "project", symlinks=True)
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def pushed(stored, tmp_path, monkeypatch) -> Path:
+    """A copy of that project after it was pushed, as the working directory."""
+    for name in ("store", "pushed"):
+        shutil.copytree(stored / name, tmp_path / name, symlinks=True)
+    monkeypatch.chdir(tmp_path / "pushed")
+    return tmp_path / "pushed"
 
 
 def clone(project: Path, folder: Path, monkeypatch) -> None:
@@ -110,18 +146,15 @@ DPO = {f"whole/{name}" for name in ("dpo", "evaluate/dpo", "compare/dpo", "lengt
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_a_clone_that_pulls_needs_nothing_and_reruns_exactly_what_changed(
-    project, tmp_path, monkeypatch, where, request
-):
+def test_a_clone_that_pulls_needs_nothing_and_reruns_exactly_what_changed(tmp_path, monkeypatch, where, request):
+    pushed = request.getfixturevalue("project" if where == "s3" else "pushed")
     if where == "s3":
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         for key, value in S3.items():
             monkeypatch.setenv(key, value)
         remote("s3://artifacts/store", request.getfixturevalue("bucket"))
-    else:
-        remote(str(tmp_path / "store"))
-    run("dvc", "push", "-q")
-    clone(project, tmp_path / "clone", monkeypatch)
+        run("dvc", "push", "-q")
+    clone(pushed, tmp_path / "clone", monkeypatch)
     assert "whole/prepare" in rerun(), "control: nothing is there yet"
     run("dvc", "pull", "-q")
     assert rerun() == {}
@@ -132,10 +165,8 @@ def test_a_clone_that_pulls_needs_nothing_and_reruns_exactly_what_changed(
 
 
 @pytest.mark.parametrize("link", ["hardlink", "symlink", "copy"])
-def test_links_into_the_cache_are_never_written_through(project, tmp_path, monkeypatch, link):
-    remote(str(tmp_path / "store"))
-    run("dvc", "push", "-q")
-    clone(project, tmp_path / "clone", monkeypatch)
+def test_links_into_the_cache_are_never_written_through(pushed, tmp_path, monkeypatch, link):
+    clone(pushed, tmp_path / "clone", monkeypatch)
     run("dvc", "config", "cache.type", link)
     run("dvc", "pull", "-q")
     assert rerun() == {}
@@ -167,17 +198,15 @@ def test_links_into_the_cache_are_never_written_through(project, tmp_path, monke
     assert rerun() == {}
 
 
-def test_a_part_can_be_pulled_alone(project, tmp_path, monkeypatch):
-    remote(str(tmp_path / "store"))
-    run("dvc", "push", "-q")
-    clone(project, tmp_path / "clone", monkeypatch)
+def test_a_part_can_be_pulled_alone(pushed, tmp_path, monkeypatch):
+    clone(pushed, tmp_path / "clone", monkeypatch)
     run("dvc", "pull", "-q", "results/whole/sft", "results/whole/base", "results/whole/prepare")
     assert sorted(path.name for path in Path("results/whole").iterdir()) == ["base", "prepare", "sft"]
     found = rerun()
     assert not {"whole/sft", "whole/base", "whole/prepare"} & set(found) and "whole/dpo" in found
 
 
-def test_entering_what_was_pulled_in_part_is_refused(project, tmp_path, monkeypatch):
+def test_entering_what_was_pulled_in_part_is_refused(pushed, tmp_path, monkeypatch):
     """Why each artifact is an out of its own: one out for all is entered with the pulled files alone, in silence."""
 
     def entered() -> int:
@@ -185,20 +214,18 @@ def test_entering_what_was_pulled_in_part_is_refused(project, tmp_path, monkeypa
         return sum(out.get("nfiles", 1) for out in outs)
 
     part = [f"results/whole/{stage}" for stage in ("sft", "base", "prepare")]
-    remote(str(tmp_path / "store"))
-    run("dvc", "push", "-q")
-    clone(project, tmp_path / "clone", monkeypatch)
+    clone(pushed, tmp_path / "clone", monkeypatch)
     run("dvc", "pull", "-q", *part)
     before = entered()
     assert "does not exist" in run("dvc", "commit", "-f", "campaign", ok=False) and entered() == before
-    monkeypatch.chdir(project)
+    monkeypatch.chdir(pushed)
     one = {"cmd": "snakemake", "deps": ["Snakefile"], "outs": [{"results": {"persist": True}}]}
     Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"campaign": one}}))
     Path("dvc.lock").unlink()
     run("dvc", "commit", "-q", "-f", "campaign")
     run("git", "commit", "-qam", "one")
     run("dvc", "push", "-q")
-    clone(project, tmp_path / "other", monkeypatch)
+    clone(pushed, tmp_path / "other", monkeypatch)
     run("dvc", "pull", "-q", *part)
     before = entered()
     run("dvc", "commit", "-q", "-f", "campaign")
@@ -206,10 +233,8 @@ def test_entering_what_was_pulled_in_part_is_refused(project, tmp_path, monkeypa
     print(f"one out for all: entered with {entered()} files in place of {before}")
 
 
-def test_an_interrupted_pull_is_nothing_half_believed(project, tmp_path, monkeypatch):
-    remote(str(tmp_path / "store"))
-    run("dvc", "push", "-q")
-    clone(project, tmp_path / "clone", monkeypatch)
+def test_an_interrupted_pull_is_nothing_half_believed(pushed, tmp_path, monkeypatch):
+    clone(pushed, tmp_path / "clone", monkeypatch)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     pull = subprocess.Popen(["dvc", "pull", "-q"], env=os.environ | {"PATH": path})
     while pull.poll() is None and not list(Path(".").glob("results/*/*")):
@@ -250,12 +275,10 @@ def test_an_interrupted_push_is_finished_by_the_next(project, tmp_path, monkeypa
     assert rerun() == {}
 
 
-def test_what_gc_left_is_what_is_pulled(project, tmp_path, monkeypatch):
-    remote(str(tmp_path / "store"))
-    run("dvc", "push", "-q")
+def test_what_gc_left_is_what_is_pulled(pushed, tmp_path, monkeypatch):
     run("dvc", "gc", "-q", "-f", "-w", "-c")
     run("dvc", "push", "-q")
-    clone(project, tmp_path / "clone", monkeypatch)
+    clone(pushed, tmp_path / "clone", monkeypatch)
     run("dvc", "pull", "-q")
     assert rerun() == {}
 
