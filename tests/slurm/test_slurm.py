@@ -194,7 +194,8 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
         seen.setdefault("environments", environments(project))
         left.pop(name)(nodes, of(nodes, "sft", name)[0])
     until(lambda: of(nodes, "sft", "preempted")[0]["Restarts"] == "1", "preemption")
-    cluster.stop(nodes, "slurmctld")  # SLURM's controller is restarted too
+    until(lambda: any("results/limited/ppo/" in found for found in environments(project)), "PPO")
+    cluster.stop(nodes, "slurmctld")  # SLURM's controller is restarted too, after PPO has asked it for its limit
     until(lambda: not (nodes / "slurmctld.pid").exists(), "end of slurmctld", 30)
     time.sleep(AWAY)
     cluster.controller(nodes)

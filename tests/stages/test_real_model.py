@@ -13,12 +13,20 @@ from posttrain.policy import load_contract
 pytestmark = pytest.mark.slow
 
 
+def first(rows: int, file: Path, folder: Path) -> str:
+    """A file of a real file's first rows."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
+    (folder / file.name).write_text("".join(lines), encoding="utf-8")
+    return str(folder / file.name)
+
+
 @pytest.fixture(scope="module")
-def stories(shared, home) -> dict[str, Path]:
+def stories(shared, home, tmp_path_factory) -> dict[str, Path]:
     """prepare and base of the real model."""
     model = str(shared / "data/models/stories260K")
-    source = Source(path=str(shared / "data/sft-tinystories-2k.completion.jsonl"), separator=" ")
-    section = Prepare(sft=[source], tokenizer=Tokenizer(path=model), max_tokens=512, long_rows="cut")
+    rows = first(800, shared / "data/sft-tinystories-2k.completion.jsonl", tmp_path_factory.mktemp("stories"))
+    source = Source(path=rows, separator=" ")
+    section = Prepare(sft=[source], tokenizer=Tokenizer(path=model), max_tokens=256, long_rows="cut")
     data = make("prepare", section, Path("results/stories/prepare/manifest.json"))
     base = make("base", Base(path=model), Path("results/stories/base/manifest.json"), data=data)
     return {"data": data, "base": base}
@@ -45,7 +53,7 @@ def test_its_bytes_are_taken_as_they_are(stories, shared):
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_it_is_fine_tuned_and_evaluated(stories, base_bits, method):
     """Held-out loss falls, and lm-eval sees the policy that was trained; control: the base's own likelihood."""
-    section = sft(method=method, steps=30, batch_size=8, learning_rate=2e-3, max_length=512, log_steps=10)
+    section = sft(method=method, steps=40, batch_size=8, learning_rate=2e-3, max_length=256, log_steps=10)
     policy = make("sft", section, Path(f"results/stories-{method}/sft/manifest.json"), **stories)
     summary = read_json(policy.parent / "metrics.json")["summary"]
     assert summary["eval_loss"] < summary["eval_loss_before"] - 0.01
@@ -70,13 +78,12 @@ def test_it_is_aligned_with_real_preferences(shared, home, file, tmp_path):
 
     from posttrain.config import Compare, Reference
 
-    lines = (shared / "data" / file).read_text(encoding="utf-8").splitlines(keepends=True)[:300]
-    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
     name, model = file.split("-")[1], str(shared / "data/models/stories260K")
     # Both are conversations, or both plain text, so that policy and pairs speak one format.
     told = {"hh": "sft-multiturn-500.chat.jsonl", "tinystories": "sft-tinystories-2k.completion.jsonl"}[name]
     section = Prepare(
-        preference=[Source(path=str(tmp_path / "pairs.jsonl"))], sft=[Source(path=str(shared / "data" / told))],
+        preference=[Source(path=first(300, shared / "data" / file, tmp_path))],
+        sft=[Source(path=first(300, shared / "data" / told, tmp_path))],
         tokenizer=Tokenizer(path=model), max_tokens=384,
     )  # fmt: skip
     data = make("prepare", section, Path(f"results/{name}/prepare/manifest.json"))
@@ -108,7 +115,7 @@ def test_its_context_is_made_four_times_as_long(shared, home):
 
     model = str(shared / "data/models/stories260K")
     texts = [Source(path=str(shared / "data/text-tinystories-1k.jsonl"))]
-    section = Prepare(long=texts, tokenizer=Tokenizer(path=model), max_tokens=512, test_fraction=0.2)
+    section = Prepare(long=texts, tokenizer=Tokenizer(path=model), max_tokens=512, test_fraction=0.06)
     data = make("prepare", section, Path("results/stories-long/prepare/manifest.json"))
     base = make("base", Base(path=model), Path("results/stories-long/base/manifest.json"), data=data)
     section = Longctx(
