@@ -138,17 +138,19 @@ def test_sigterm_saves_and_the_next_run_continues(uninterrupted, read_by, capsys
 
 
 def test_a_time_limit_that_takes_several_runs(uninterrupted, read_by, monkeypatch):
-    """A third of a second of training a run, saved every 50 ms; in this process, whose start is not counted."""
+    """A third of a second of training, and a tenth more each run, saved every 50 ms; in this process, whose start is
+    not counted."""
+    stops, made = 0, None
 
     class Limited(Heartbeat):
         def __init__(self, *rest):
             super().__init__(*rest)
-            monkeypatch.setattr(interruption, "deadline", time.monotonic() + 0.3)
+            monkeypatch.setattr(interruption, "deadline", time.monotonic() + 0.3 + 0.1 * stops)
 
     monkeypatch.setattr(interruption, "SAVING", 0.0)
     monkeypatch.setattr(interruption, "limit", 0.5)
     monkeypatch.setattr(training, "Heartbeat", Limited)
-    section, stops, made = trainers(checkpoint_minutes=0.05 / 60)["dpo"], 0, None
+    section = trainers(checkpoint_minutes=0.05 / 60)["dpo"]
     while made is None:
         try:
             made = made_of("dpo", read_by, "limited", section)
