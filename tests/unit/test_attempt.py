@@ -108,6 +108,23 @@ def test_memory_that_slurm_does_not_give_is_not_asked_for_again(stage, here, mon
     assert not failed.exists(), "other settings may need no more"
 
 
+def test_what_ended_a_stage_is_judged_when_slurm_answers(stage, here, monkeypatch):
+    """Else its job has no memory, and was not preempted."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(cluster.TOLD, "{}")
+    asked, there = [], []
+    known = {"again": lambda *job, **changes: asked.append(changes), "kills": lambda: 1, "refusal": lambda *_, mem: ""}
+    known["shown"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "") if there else ""
+    known["wait"] = lambda *_, longest: there.append(longest)
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert stage(kill, **known) == 137 and asked == [{"MinMemoryNode": "2200"}] and there == [5]
+    assert stage("", **known) == 0 and there == [5], "control: nothing is to be judged"
+    memory = iter([1300, 0])
+    shutil.rmtree(here / "results")
+    assert stage(kill, **known | {"memory_mb": lambda _: next(memory)}) == 137
+    assert asked[-1] == {"MinMemoryNode": "2600"}, "what it said at first"
+
+
 SBATCH = """#!/bin/sh
 echo "$@" > asked
 case "$*" in *--mem=2200*) echo "sbatch: error: lines" >&2; echo "allocation failure: no such node" >&2; exit 1;; esac
@@ -182,7 +199,12 @@ def test_a_limit_that_comes_before_the_stage_can_hear_of_it_is_a_limit(stage, he
     known["shown"] = lambda job, key: fields.get(key, "")
     script = "import os, signal; signal.signal(15, 0); os.kill(os.getppid(), 15); os.kill(os.getpid(), 15)"
     assert stage(script, **known) == 143 and asked == [{"TimeLimit": "2"}]
+    del fields["TimeLimit"]
+    assert stage(script, **known) == 143 and asked.pop() == {}, "SLURM did not say what it was"
+    shutil.rmtree(here / "results")
+    fields["TimeLimit"] = "00:01:00"
     known["refusal"] = lambda *_, **__: "its partition allows 1 min"
+    assert stage(script, **known) == 143 and asked.pop() == {}
     for _ in range(attempt.FRUITLESS - 1):
         assert stage(script, **known) == 143 and asked.pop() == {}
     with pytest.raises(UserError, match=r"raise stages\.sft\.runtime"):

@@ -74,11 +74,19 @@ def test_slurm_that_does_not_answer_is_asked_again(here, monkeypatch):
     """Else the jobs that still run would be started once more."""
     answers = [None, None, "", None]
     monkeypatch.setattr(slurm, "ask", lambda *_, **__: answers.pop(0))
-    monkeypatch.setattr(controller, "PAUSES", (0, 0, 0))
+    monkeypatch.setattr(controller, "PAUSES", (0, 0))
     assert controller.left_jobs() == [] and answers == [None]
     answers[:] = [None] * 3
     with pytest.raises(UserError, match=r"does not say which jobs still run here .* try again"):
         controller.left_jobs()
+
+
+def test_jobs_that_are_waited_for_still_run_while_slurm_does_not_answer(here, monkeypatch):
+    job = LEFT("7", "R", "None", "rule_sft_wildcards_one", here)
+    answers = [job, None, None, job, ""]
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: answers.pop(0))
+    controller.wait_for_left_jobs(0)
+    assert answers == []
 
 
 def test_who_only_looks_is_let_in(here):

@@ -1,4 +1,4 @@
-"""Submission of jobs: none fails for a controller of SLURM that is away, and none is waited for after Ctrl-C."""
+"""Submission of jobs: none fails for a controller of SLURM that is away, and after Ctrl-C none is left."""
 
 import threading
 import time
@@ -6,26 +6,6 @@ import time
 import pytest
 
 from posttrain import slurm, submission
-
-
-class Pauses:
-    """An event that never comes, and notes how long it was waited for."""
-
-    def __init__(self):
-        self.noted = []
-
-    def wait(self, seconds: float) -> bool:
-        self.noted.append(seconds)
-        return False
-
-
-def test_slurm_is_asked_again_until_it_answers(monkeypatch, capsys):
-    answers = [None] * 8 + [""]
-    monkeypatch.setattr(slurm, "ask", lambda *_: answers.pop(0))
-    over = Pauses()
-    assert submission.answered(over) and not answers
-    assert over.noted == [0, 1, 3, 7, 15, 31, 60, 60, 60]
-    assert capsys.readouterr().err == "[posttrain] SLURM does not answer: a job waits to be submitted\n", "once"
 
 
 @pytest.fixture
@@ -36,8 +16,11 @@ def executor(monkeypatch):
     done = []
     monkeypatch.setattr(plugin.Executor, "run_job", lambda self, job: done.append(job))
     monkeypatch.setattr(plugin.Executor, "shutdown", lambda self: done.append("shutdown"))
+    monkeypatch.setattr(plugin.Executor, "cancel", None)
     submission.wait()
-    return object.__new__(plugin.Executor), done
+    own = object.__new__(plugin.Executor)
+    own.run_uuid = "uuid"
+    return own, done
 
 
 def test_a_job_is_submitted_when_slurm_answers(executor, monkeypatch):
@@ -48,13 +31,25 @@ def test_a_job_is_submitted_when_slurm_answers(executor, monkeypatch):
     assert done == ["asked", "asked", "job"]
 
 
-def test_what_waits_to_be_submitted_ends_with_snakemake(executor, monkeypatch):
+@pytest.mark.parametrize("how", ["shutdown", "cancel"])
+def test_what_waits_to_be_submitted_ends_with_snakemake(executor, monkeypatch, how):
     own, done = executor
     monkeypatch.setattr(slurm, "ask", lambda *_: None)
     waiting = threading.Thread(target=own.run_job, args=("job",), daemon=True)
     waiting.start()
     time.sleep(0.2)
     assert waiting.is_alive()
-    own.shutdown()
+    getattr(own, how)()
     waiting.join(30)
     assert not waiting.is_alive() and done == ["shutdown"]
+
+
+def test_ctrl_c_cancels_also_what_was_just_being_submitted(executor, monkeypatch, capsys):
+    own, done = executor
+    monkeypatch.setattr(slurm, "ask", lambda *command: done.append(command) or "")
+    own.cancel()
+    cancel = ("scancel", "--name", "uuid")
+    assert done[:3] == [cancel, "shutdown", cancel] and capsys.readouterr().err == ""
+    monkeypatch.setattr(slurm, "ask", lambda *command: None)
+    own.cancel()
+    assert "jobs go on, and the next call waits for them; to end them: scancel --name uuid" in capsys.readouterr().err

@@ -62,6 +62,8 @@ def attempt(arguments: list[str], gpus: int) -> int:
     if code == 0:
         shutil.rmtree(record, ignore_errors=True)
         return 0
+    if job:
+        slurm.wait("the job asks to be run again, if it is to be, when it does", longest=5)
     if job and not stop.told and out_of_memory(code, job):
         more_memory(job, before, record)
     elif code < 0 and not stop.told:
@@ -218,7 +220,7 @@ def longer(job: str, before: dict, record: Path) -> None:
     """Ended by its time limit: run again; where no step was saved, with twice the time, if the partition has it."""
     minutes = slurm.minutes_of(slurm.shown(job, "TimeLimit"))
     twice = max(1, round(2 * minutes))
-    if newest(record.parent) != before["saved"] or slurm.refusal(job, time=str(twice)):
+    if not minutes or newest(record.parent) != before["saved"] or slurm.refusal(job, time=str(twice)):
         say(f"the time limit of {minutes:g} min is here: run again")
         slurm.again(job)
     else:
@@ -241,7 +243,7 @@ def held() -> float:
 
 def more_memory(job: str, before: dict, record: Path) -> None:
     """Run again with twice the memory, where SLURM would; later runs ask for it at once, else for as much as before."""
-    memory, file = slurm.memory_mb(job), record / "failed.json"
+    memory, file = slurm.memory_mb(job) or before["mem_mb"], record / "failed.json"
     now = {"reason": "out of memory", "mem_mb": memory, "job": job}
     if file.is_file() and read_json(file) == now:
         refused = "SLURM did not give this job the twice that it was to get"

@@ -107,10 +107,10 @@ def left_jobs() -> list[tuple[str, str, str]]:
 
     Raises UserError where SLURM does not say: what it may be running would be started again.
     """
-    for pause in PAUSES:
+    for pause in (0, *PAUSES):
+        time.sleep(pause)
         if (jobs := queued()) is not None:
             return jobs
-        time.sleep(pause)
     raise UserError("SLURM does not say which jobs still run here (squeue failed): try again when it answers")
 
 
@@ -132,10 +132,12 @@ def queued(seconds: float = 60) -> list[tuple[str, str, str]] | None:
 
 def wait_for_left_jobs(seconds: float = 10) -> None:
     """Wait for the jobs that a dead Snakemake left running: to start them again would be to race them."""
-    spoken = 0.0
-    while jobs := left_jobs():
+    spoken, jobs = 0.0, left_jobs()
+    while jobs:
         if time.monotonic() - spoken > 600 or not spoken:
             spoken = time.monotonic()
             names = ", ".join(f"{number} ({comment or 'job'}: {state})" for number, state, comment in jobs)
             say(f"an earlier Snakemake left {len(jobs)} jobs; waiting for them: {names}. Stop them: scancel NUMBER")
         time.sleep(seconds)
+        if (now := queued()) is not None:  # while SLURM does not answer, they may still run
+            jobs = now

@@ -4,10 +4,13 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 from posttrain.progress import say
+
+PAUSE = 2.0  # seconds before a job asks again, which has little time left
 
 
 def ask(*command: str, seconds: float = 60) -> str | None:
@@ -17,6 +20,26 @@ def ask(*command: str, seconds: float = 60) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout if found.returncode == 0 else None
+
+
+def answers() -> bool:
+    """Whether its controller answers now."""
+    return ask("squeue", "-h", "--me") is not None
+
+
+def wait(why: str, longest: float = 60, over: threading.Event | None = None) -> bool:
+    """Wait until SLURM answers, asking at least every `longest` seconds; False where it is `over` before.
+
+    why: what waits, in words.
+    """
+    over, pause = over or threading.Event(), 0.0
+    while not over.wait(pause):
+        if answers():
+            return True
+        if not pause:
+            say(f"SLURM does not answer: {why}")
+        pause = min(2 * pause + 1, longest)
+    return False
 
 
 def job_id() -> str | None:
@@ -35,7 +58,7 @@ def state(job: str) -> str:
     can be asked now."""
     if said := shown(job, "JobState"):
         return said
-    if ask("squeue", "-h", "--me") is None:
+    if not answers():
         return "RUNNING"
     accounted = ask("sacct", "-nPX", "-j", job, "-o", "State")
     if accounted is None and remembered(configured())[1]:
@@ -142,15 +165,15 @@ def refusal(job: str, **changes: str) -> str:
 
 
 def again(job: str, **changes: str) -> None:
-    """Let SLURM run this job again, with other limits."""
+    """Let SLURM run this job again, with other limits. While its controller is away, it is asked again."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for pause in (1, 5, 15, 0):  # its controller may be away for a moment
-        if ask("scontrol", "requeue", job) is not None:
-            break
-        time.sleep(pause)
-    else:
-        say("SLURM does not run this job again by itself (requeue is off): snakemake --profile slurm continues it")
-        return
+    refused = 0
+    while ask("scontrol", "requeue", job) is None and shown(job, "JobState") != "PENDING":  # accepted, but not said so
+        refused = refused + 1 if answers() else 0
+        if refused == 3:  # it came back between two questions at most once
+            say("SLURM does not run this job again by itself (requeue is off): snakemake --profile slurm continues it")
+            return
+        time.sleep(PAUSE)
     other = [f"{key}={value}" for key, value in changes.items()]
     for _ in range(50 if other else 0):  # until the job counts as waiting
         if ask("scontrol", "update", f"JobId={job}", *other) is not None:

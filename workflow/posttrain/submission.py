@@ -1,4 +1,4 @@
-"""Jobs are submitted when SLURM answers: while its controller is away they wait, as those that run already do.
+"""Jobs are submitted when SLURM answers, as those that run already do without it; after Ctrl-C none is, and all end.
 
 snakemake --profile slurm
 """
@@ -11,30 +11,31 @@ from posttrain.progress import say
 
 def wait() -> None:
     """Let the executor plugin (2.8.0) submit a job only once SLURM answers. It asks sbatch once, which gives up after
-    seconds, and takes the job for failed, so that all that follows from it is not done either."""
+    seconds, and takes the job for failed, so that all that follows from it is not done either.
+
+    On Ctrl-C it cancels the jobs that it knows of just then: none while it asks for their states, nor one that is being
+    submitted; and where scancel fails it leaves those that wait to be submitted later. Here all go by their run's name.
+    """
     import snakemake_executor_plugin_slurm as plugin
 
     submit, shutdown = plugin.Executor.run_job, plugin.Executor.shutdown
     over = threading.Event()
 
     def submitted(self, job):
-        if answered(over):
+        if slurm.wait("a job waits to be submitted", over=over):
             submit(self, job)
 
-    def ended(self):  # which waits for what still is to be submitted, after Ctrl-C too
+    def ended(self):  # which waits for what still is to be submitted
         over.set()
         shutdown(self)
 
-    plugin.Executor.run_job, plugin.Executor.shutdown = submitted, ended
+    def cancelled(self):
+        over.set()
+        slurm.ask("scancel", "--name", self.run_uuid)
+        shutdown(self)
+        slurm.ask("scancel", "--name", self.run_uuid)  # what was being submitted
+        if not slurm.answers():
+            end = f"scancel --name {self.run_uuid}"
+            say(f"SLURM does not answer: jobs go on, and the next call waits for them; to end them: {end}")
 
-
-def answered(over: threading.Event) -> bool:
-    """Wait until SLURM answers; False where it is over before."""
-    pause = 0
-    while not over.wait(pause):
-        if slurm.ask("squeue", "-h", "--me") is not None:
-            return True
-        if not pause:
-            say("SLURM does not answer: a job waits to be submitted")
-        pause = min(2 * pause + 1, 60)
-    return False
+    plugin.Executor.run_job, plugin.Executor.shutdown, plugin.Executor.cancel = submitted, ended, cancelled
