@@ -21,6 +21,12 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def installed(monkeypatch):
+    """A machine with SLURM's commands, as far as is looked."""
+    monkeypatch.setattr("shutil.which", lambda name, **_: name)
+
+
+@pytest.fixture
 def stage(here, monkeypatch):
     """Lets a script stand for the stage, and runs an attempt at it."""
 

@@ -19,7 +19,7 @@ class Pauses:
 
 
 @pytest.mark.parametrize(("longest", "last"), [(60, [15, 31, 60, 60, 60]), (5, [5, 5, 5, 5, 5])])
-def test_slurm_is_asked_again_until_it_answers(monkeypatch, capsys, longest, last):
+def test_slurm_is_asked_again_until_it_answers(installed, monkeypatch, capsys, longest, last):
     answers = [None] * 8 + [""]
     monkeypatch.setattr(slurm, "ask", lambda *_: answers.pop(0))
     over = Pauses()
@@ -28,8 +28,16 @@ def test_slurm_is_asked_again_until_it_answers(monkeypatch, capsys, longest, las
     assert capsys.readouterr().err == "[posttrain] SLURM does not answer: a job waits\n", "once"
 
 
+def test_nothing_is_waited_for_where_it_cannot_be_asked(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm.wait("a job waits")
+    (tmp_path / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "squeue").chmod(0o755)
+    assert not slurm.answers(), "control"
+
+
 @pytest.fixture
-def asked(monkeypatch):
+def asked(installed, monkeypatch):
     """What is asked of a SLURM that is away at first, for some questions, and refuses."""
     known = {"away": 0, "refused": 0, "state": "RUNNING", "asked": []}
 

@@ -116,7 +116,7 @@ def test_what_may_yet_change_is_believed_the_second_time(monkeypatch):
         (None, "", None, "UNKNOWN"),
     ],
 )
-def test_a_jobs_own_state(monkeypatch, controller, queue, accounts, found):
+def test_a_jobs_own_state(installed, monkeypatch, controller, queue, accounts, found):
     said = {"scontrol": controller, "squeue": queue, "sacct": accounts}
     monkeypatch.setattr(slurm, "ask", lambda command, *_, **__: said[command])
     assert slurm.state("7") == found

@@ -9,7 +9,7 @@ from posttrain import slurm, submission
 
 
 @pytest.fixture
-def executor(monkeypatch):
+def executor(installed, monkeypatch):
     """The plugin's executor, of which only that is left which is waited for, and what it did."""
     import snakemake_executor_plugin_slurm as plugin
 
