@@ -169,8 +169,10 @@ def again(job: str, **changes: str) -> None:
     """Let SLURM run this job again, with other limits. While its controller is away, it is asked again."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     refused = 0
-    while ask("scontrol", "requeue", job) is None and shown(job, "JobState") != "PENDING":  # accepted, but not said so
+    while ask("scontrol", "requeue", job) is None:
         refused = refused + 1 if answers() else 0
+        if refused and shown(job, "JobState") == "PENDING":  # it was accepted without a word
+            break
         if refused == 3:  # it came back between two questions at most once
             say("SLURM does not run this job again by itself (requeue is off): snakemake --profile slurm continues it")
             return
