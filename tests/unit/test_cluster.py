@@ -111,6 +111,22 @@ def test_the_users_own_filters_of_slurm_are_not_for_this_run(here, monkeypatch):
     assert own.keys() & os.environ.keys() == {"SBATCH_ACCOUNT"}, "control: what a site needs is kept"
 
 
+def test_a_run_is_planned_when_slurm_answers(here, monkeypatch, capsys):
+    """A job that asks for more time than its partition allows is taken, and waits for ever."""
+    waited = []
+    monkeypatch.setattr(slurm, "wait", waited.append)
+    assert cluster.profile(works=False) == cluster.Site() and not waited, "who only looks does not wait"
+    assert cluster.profile(works=True) == cluster.Site() and len(waited) == 1
+
+    def interrupted(why):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(slurm, "wait", interrupted)
+    with pytest.raises(SystemExit, match="2"):
+        cluster.profile(works=True)
+    assert "nothing was started" in capsys.readouterr().err
+
+
 def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):
     (here / "slurm").mkdir()
     (here / "workflow/rules").mkdir(parents=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import controller, interruption, slurm
+from posttrain import cluster, controller, interruption, slurm
 from posttrain.errors import UserError
 
 
@@ -87,6 +87,30 @@ def test_jobs_that_are_waited_for_still_run_while_slurm_does_not_answer(here, mo
     monkeypatch.setattr(slurm, "ask", lambda *_, **__: answers.pop(0))
     controller.wait_for_left_jobs(0)
     assert answers == []
+
+
+WAITS = """
+import sys
+from posttrain import cluster, controller, slurm
+slurm.ask = lambda *_, **__: sys.argv[1]
+controller.begin(cluster.Site(), ["snakemake"])
+"""
+
+
+def test_the_second_of_two_that_would_wait_is_refused(here, monkeypatch):
+    """Both would begin to work when the jobs have ended, and one of them end with Snakemake's words on locks."""
+    job = LEFT("7", "R", "None", "rule_sft_wildcards_one", here)
+    first = subprocess.Popen([sys.executable, "-c", WAITS, job], stderr=subprocess.PIPE, text=True)
+    assert "waiting for them: 7" in first.stderr.readline()
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: "")
+    with pytest.raises(UserError, match=rf"another Snakemake works here: process {first.pid} on"):
+        controller.begin(cluster.Site(), ["snakemake"])
+    with pytest.raises(UserError, match=rf"another Snakemake works here: process {first.pid} on"):
+        controller.hold()  # as one on this machine does when it begins to work
+    first.kill()
+    first.wait()
+    controller.begin(cluster.Site(), ["snakemake"])
+    controller.hold()  # control: the wait is over, and this process may begin to work
 
 
 def test_who_only_looks_is_let_in(here):

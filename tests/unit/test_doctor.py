@@ -47,6 +47,30 @@ def test_what_is_over_a_partitions_limit_is_missing_though_sbatch_takes_it(monke
     ]
 
 
+@pytest.mark.parametrize(
+    ("site", "todo"),
+    [({}, "set stages.sft in"), ({"constraint": "ib", "qos": "q"}, "set qos, constraint, stages.sft in")],
+)
+def test_what_is_to_be_set_is_what_sbatch_was_given(monkeypatch, site, todo):
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: "")
+    monkeypatch.setattr(doctor, "to_submit", lambda plan: ["results/one/sft"])
+    monkeypatch.setattr(doctor, "wanted", lambda *_: {"gpu": 1, "mem_mb": 1000, "runtime": 9})
+    refused = subprocess.CompletedProcess([], 1, "", "allocation failure: Invalid feature specification\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
+    said, what = doctor.room(Site(**site), None)
+    assert said.endswith(": Invalid feature specification") and f"-> {todo} slurm/site.yaml" in what
+
+
+@pytest.mark.parametrize(
+    ("site", "todo"),
+    [({}, ", or set container"), ({"container": "a.sif"}, "; container in slurm/site.yaml must be what they have")],
+)
+def test_a_container_that_does_not_start_is_named(here, monkeypatch, site, todo):
+    refused = subprocess.CompletedProcess([], 1, "", "apptainer: not found\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
+    assert doctor.environment(Site(**site), None)[1].endswith(f"(make setup here){todo}")
+
+
 PROBE = """
 import json
 print(json.dumps({"versions": {"lm_eval": "0.4.9", "torch": "2.1+cpu"}, "gpus": 0, "python": "here"}))

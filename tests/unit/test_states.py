@@ -79,6 +79,23 @@ def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch, tmp_path
     assert pauses == [50, 60, 60, 60], "each is 10 s longer, at most three times the first"
 
 
+def test_it_is_said_once_that_states_are_not_known_and_once_that_they_are(monkeypatch, capsys):
+    import snakemake_executor_plugin_slurm as plugin
+
+    answers = [{}, None, None, None, {}, {}, None]
+
+    async def query(command, logger):
+        return answers.pop(0), None
+
+    monkeypatch.setattr(plugin, "query_job_status", query)
+    for name in ("get_min_job_age", "Executor"):
+        monkeypatch.setattr(plugin, name, type("Executor", (), {"check_active_jobs": None}))
+    states.watch()
+    said = [capsys.readouterr().err for _ in list(answers) if asyncio.run(plugin.query_job_status("", None))]
+    away = "[posttrain] SLURM does not say how its jobs are: they go on, and it is asked again\n"
+    assert said == ["", away, "", "", "[posttrain] SLURM answers\n", "", away]
+
+
 ASKED = {"1": "RUNNING", "2": "CANCELLED by 1000", "3": "PREEMPTED", "4": "TIMEOUT", "5": "COMPLETED", "8": "NODE_FAIL"}
 
 

@@ -49,7 +49,10 @@ def test_ctrl_c_cancels_also_what_was_just_being_submitted(executor, monkeypatch
     monkeypatch.setattr(slurm, "ask", lambda *command: done.append(command) or "")
     own.cancel()
     cancel = ("scancel", "--name", "uuid")
-    assert done[:3] == [cancel, "shutdown", cancel] and capsys.readouterr().err == ""
+    assert done[:3] == [cancel, "shutdown", cancel]
+    assert capsys.readouterr().err.endswith("the jobs of this run are cancelled; the next call continues them\n")
     monkeypatch.setattr(slurm, "ask", lambda *command: None)
     own.cancel()
-    assert "jobs go on, and the next call waits for them; to end them: scancel --name uuid" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "jobs go on, and the next call waits for them; to end them: scancel --name uuid" in said
+    assert "are cancelled" not in said

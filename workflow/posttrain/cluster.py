@@ -18,6 +18,7 @@ from posttrain import attempt, campaign, cards, launch, settings, slurm, states,
 from posttrain import resources as estimates
 from posttrain.config import Count, Section, Text
 from posttrain.errors import UserError
+from posttrain.progress import say
 
 FILE = Path("slurm/site.yaml")
 TOLD = "POSTTRAIN_SITE"  # the site as it was when a run began, for its jobs
@@ -109,13 +110,22 @@ def site(file: Path = FILE) -> Site:
     return made
 
 
-def profile() -> Site:
-    """`site`, for the profile: a mistake is told in words and ends Snakemake."""
+def profile(works: bool) -> Site:
+    """`site`, for the profile: a mistake is told in words and ends Snakemake. SLURM is asked next what remembers jobs,
+    and how long a partition lets one run: one that asks for more time waits for ever. So this waits until it answers.
+
+    works: whether Snakemake will run jobs, and does not only look.
+    """
     try:
-        return site()
+        found = site()
+        if works:
+            slurm.wait("nothing is planned until it does")
+        return found
     except UserError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
-        sys.exit(2)
+    except KeyboardInterrupt:
+        say("interrupted; nothing was started")
+    sys.exit(2)
 
 
 def begin(workflow) -> Site | None:

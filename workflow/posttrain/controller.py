@@ -31,22 +31,30 @@ def begin(site: cluster.Site | None, command: list[str]) -> None:
     """Before anything is planned: clear the lock of a Snakemake that died, and wait for the jobs that it left.
 
     site: where jobs run; None on this machine. command: Snakemake's, of which some only look. Raises UserError where
-    another Snakemake works here.
+    another Snakemake works here, or waits for such jobs.
     """
-    if any(LOOKS.fullmatch(part) for part in command):
+    if looks(command):
         return
     clear()
     if site is not None:
+        held = hold()  # of two that wait, both would begin to work at once
         try:
             wait_for_left_jobs()
         except KeyboardInterrupt:
             raise UserError("interrupted; the jobs that an earlier Snakemake left go on") from None
-        clear()  # of one that came while this one waited
+        finally:
+            os.close(held)
 
 
-def hold() -> None:
-    """Say that this process runs the workflow here, from now on until it ends. Raises UserError where another one does
-    that began to plan before this one said so, and whose lock it may have taken for a dead one's."""
+def looks(command: list[str]) -> bool:
+    """Whether Snakemake runs nothing. command: its own."""
+    return any(LOOKS.fullmatch(part) for part in command)
+
+
+def hold() -> int:
+    """Say that this process runs the workflow here, from now on until it ends or closes the file descriptor that this
+    gives back. Raises UserError where another one does that began to plan before this one said so, and whose lock it
+    may have taken for a dead one's."""
     HOLDER.parent.mkdir(exist_ok=True)
     file = os.open(HOLDER, os.O_RDWR | os.O_CREAT, 0o644)  # open until this process ends
     if lock(file) is False:
@@ -55,6 +63,7 @@ def hold() -> None:
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     os.ftruncate(file, 0)
     os.write(file, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": started}).encode())
+    return file
 
 
 def clear() -> None:

@@ -124,12 +124,17 @@ def room(site: Site, plan: Plan) -> list[str]:
             )
         elif run.returncode:
             reason = run.stderr.strip().splitlines()[-1].removeprefix("allocation failure: ")
-            lines += missing(
-                what, reason, f"set stages.{stage} in {FILE}; `sinfo -o '%P %l %m %G'` shows what there is"
-            )
+            keys = [*given(site, "account", "qos", "constraint"), f"stages.{stage}"]
+            todo = f"set {', '.join(keys)} in {FILE}; `sinfo -o '%P %l %m %G %f'` shows what there is"
+            lines += missing(what, reason, todo)
         else:
             lines += ok(what, "would be accepted")
     return lines
+
+
+def given(site: Site, *keys: str) -> list[str]:
+    """Those of the keys that the site's file sets."""
+    return [key for key in keys if getattr(site, key)]
 
 
 def options(site: Site) -> list[str]:
@@ -206,7 +211,9 @@ def environment(site: Site, plan: Plan) -> list[str]:
             return missing("compute node", "no job of 5 minutes began in 300 s", "the queue is full: try again later")
     if run.returncode:
         said = " | ".join(run.stderr.strip().splitlines()[-3:]) or "nothing was said"
-        todo = "this folder and its .venv must be seen by every node (make setup here), or set container"
+        keys = " and ".join(given(site, "modules", "container"))
+        other = f"; {keys} in {FILE} must be what they have" if keys else ", or set container"
+        todo = f"this folder and its .venv must be seen by every node (make setup here){other}"
         return missing("compute node", said, todo)
     found = json.loads(run.stdout.strip().splitlines()[-1])
     other = other_versions(found["versions"])

@@ -6,6 +6,7 @@ snakemake --profile slurm
 from pathlib import Path
 
 from posttrain import slurm
+from posttrain.progress import say
 
 LONGEST = 75  # seconds between two times at which Snakemake asks for all jobs' states, by the profile, and a margin
 # What SLURM may yet run again, by itself or asked by the job (`attempt`), and how it ends where it does not.
@@ -68,8 +69,14 @@ def watch() -> None:
     active: dict[str, str] = {}
     doubts: dict[str, str] = {}
 
+    silent = False
+
     async def asked(command, logger):
+        nonlocal silent
         listed, seconds = await query(command, logger)
+        if silent is not (listed is None):
+            silent = not silent
+            say("SLURM does not say how its jobs are: they go on, and it is asked again" if silent else "SLURM answers")
         return (listed if listed is None else certain(listed, active, doubts)), seconds
 
     async def checked(self, active_jobs):

@@ -34,7 +34,9 @@ def wait() -> None:
         slurm.ask("scancel", "--name", self.run_uuid)
         shutdown(self)
         slurm.ask("scancel", "--name", self.run_uuid)  # what was being submitted
-        if not slurm.answers():
+        if slurm.answers():
+            say("interrupted: the jobs of this run are cancelled; the next call continues them")
+        else:
             end = f"scancel --name {self.run_uuid}"
             say(f"SLURM does not answer: jobs go on, and the next call waits for them; to end them: {end}")
 
