@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yte
 
 from posttrain import attempt, cards, cluster, launch, slurm
 from posttrain import resources as estimates
@@ -125,6 +126,16 @@ def test_a_run_is_planned_when_slurm_answers(here, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         cluster.profile(works=True)
     assert "nothing was started" in capsys.readouterr().err
+
+
+def test_the_profile_tells_who_works_from_who_looks(here, monkeypatch):
+    profile, given = Path(__file__).parents[2] / "slurm/profile.yaml", []
+    monkeypatch.setattr(slurm, "ask", lambda *_, **__: "")
+    monkeypatch.setattr(cluster, "profile", lambda works: given.append(works) or cluster.Site())
+    for call in (["snakemake", "--profile", "slurm", "-n"], ["snakemake", "--profile", "slurm"]):
+        monkeypatch.setattr("sys.argv", call)
+        assert yte.process_yaml(profile.read_text(), require_use_yte=True)["executor"] == "slurm"
+    assert given == [False, True]
 
 
 def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):
