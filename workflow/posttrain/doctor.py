@@ -212,8 +212,8 @@ def environment(site: Site, plan: Plan) -> list[str]:
     if run.returncode:
         said = " | ".join(run.stderr.strip().splitlines()[-3:]) or "nothing was said"
         keys = " and ".join(given(site, "modules", "container"))
-        other = f"; {keys} in {FILE} must be what they have" if keys else ", or set container"
-        todo = f"this folder and its .venv must be seen by every node (make setup here){other}"
+        todo = "this folder and its .venv must be seen by every node (make setup here)"
+        todo += f"; {keys} in {FILE} must be what they have" if keys else ", or set container"
         return missing("compute node", said, todo)
     found = json.loads(run.stdout.strip().splitlines()[-1])
     other = other_versions(found["versions"])

@@ -68,7 +68,6 @@ def watch() -> None:
     check, query = plugin.Executor.check_active_jobs, plugin.query_job_status
     active: dict[str, str] = {}
     doubts: dict[str, str] = {}
-
     silent = False
 
     async def asked(command, logger):

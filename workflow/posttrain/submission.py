@@ -33,8 +33,7 @@ def wait() -> None:
         over.set()
         slurm.ask("scancel", "--name", self.run_uuid)
         shutdown(self)
-        slurm.ask("scancel", "--name", self.run_uuid)  # what was being submitted
-        if slurm.answers():
+        if slurm.ask("scancel", "--name", self.run_uuid) is not None:  # also what was being submitted
             say("interrupted: the jobs of this run are cancelled; the next call continues them")
         else:
             end = f"scancel --name {self.run_uuid}"
