@@ -27,6 +27,8 @@ TARGETS = [
     "results/limited/ppo/manifest.json",
 ]
 SITE = "jobs: 20\nstages: {sft: {mem_mb: 1100, runtime: 9}, ppo: {mem_mb: 1100, runtime: 1}}\n"
+# Planned, and nothing submitted, until a file is gone: a submission is a fraction of a second later.
+HELD = 'onstart:\n    shell("touch planned; while [ -e held ]; do sleep 0.1; done")\n'
 WATCH = """
 import os, sys
 def seen(event, values):
@@ -88,6 +90,13 @@ class Controller:
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def until(self, true, what: str) -> None:
+        """Wait until something is so, of which it should tell."""
+        try:
+            until(true, what)
+        except AssertionError as error:
+            pytest.fail(f"{error}: {self.said()[-3000:]}")
 
     def end(self, seconds: float = 420) -> int:
         try:
@@ -208,10 +217,14 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     seen["stopped"] = (project / "results/logs/cancelled/sft.log").read_text()
     seen["bases"] = of(nodes, "base", "calm")
 
+    snakefile = project / "Snakefile"
+    snakefile.write_text(snakefile.read_text().replace("onstart:\n", HELD))
+    (project / "held").touch()
     fourth = Controller(project, nodes, *TARGETS, **watched)
-    until(lambda: "Building DAG of jobs" in fourth.said(), "plan")
+    fourth.until(lambda: (project / "planned").exists(), "plan")
     cluster.stop(nodes, "slurmctld", signal.SIGKILL)  # away just when a job is to be submitted
-    until(lambda: "SLURM does not answer: a job waits to be submitted" in fourth.said(), "wait")
+    (project / "held").unlink()
+    fourth.until(lambda: "SLURM does not answer: a job waits to be submitted" in fourth.said(), "wait")
     cluster.controller(nodes)
     seen["last"] = (fourth.end(), fourth.said())
     seen["cancelled"] = of(nodes, "sft", "cancelled")
