@@ -61,3 +61,5 @@ onerror:
         "posttrain report --partial --campaign {CAMPAIGN} --output results/report/manifest.json; "
         "posttrain summary results/report"
     )
+    if ended := status.ended(log, controller.HOLDER.stat().st_mtime):
+        print(ended, file=sys.stderr)

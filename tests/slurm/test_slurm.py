@@ -296,6 +296,7 @@ def test_a_cancelled_job_is_not_submitted_again_but_by_the_next_call(story):
     assert len(story["cancelled"]) == 2 and "continuing from a checkpoint" in story["logs"]["cancelled"]
     failed = re.findall(r"^Error in rule .*?^    output: (\S+),", story["said"], re.M | re.S)
     assert failed == ["results/cancelled/sft/manifest.json"]
+    assert "  cancelled/sft: told to stop (SIGTERM): saved at step" in story["said"].rpartition("failed or were")[2]
 
 
 def test_the_next_call_runs_what_was_cancelled_also_where_slurms_controller_is_away_just_then(story):
@@ -450,6 +451,7 @@ def test_a_failed_submission_is_told_and_leaves_nothing(small, nodes):
     run = Controller(small, nodes, "results/calm/sft/manifest.json")
     assert run.end(120) != 0
     assert "nowhere" in run.said() and "Traceback" not in run.said(), run.said()[-3000:]
+    assert "calm/sft: SLURM refused the job (sbatch: error: invalid partition specified: nowhere)" in run.said()
     assert not (small / "results/calm/sft/manifest.json").exists()
 
 
@@ -464,6 +466,7 @@ def test_a_full_disk_is_told_and_what_follows_continues(small, nodes, tmp_path):
         assert first.end() != 0
         log = log_of(small, nodes, "sft", "calm")
         assert re.search(r"error: .*: the disk is full \([\d.]+ MB are left\): make room", log), log[-3000:]
+        assert log.count("error: results") == 1, "what is not written for want of room is no second error"
         assert "Traceback" not in log and not (small / "results/calm/sft/manifest.json").exists()
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
         again = Controller(small, nodes, "results/calm/sft/manifest.json")

@@ -1,14 +1,11 @@
 """The command line: exit codes, and words instead of tracebacks."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from posttrain import attempt, status
 from posttrain.errors import UserError
 from posttrain.identity import verify
 
@@ -57,43 +54,6 @@ def test_a_section_may_be_given_as_json(tmp_path):
     assert made.returncode == 2 and "--config: seed: found 'x'" in made.stderr and "Traceback" not in made.stderr
     wrong = posttrain("prepare", "--config", "{", "--output", "results/a/prepare/manifest.json", cwd=tmp_path)
     assert wrong.returncode == 2 and "--config: is neither a file nor JSON" in wrong.stderr
-
-
-def test_status_says_what_waits(root, tmp_path):
-    done = posttrain("status", str(root / "config/config.yaml"), cwd=tmp_path)
-    assert done.returncode == 0 and "tiny/base" in done.stdout and "waiting" in done.stdout
-
-
-@pytest.mark.parametrize("code", [0, 1])
-def test_status_says_where_slurm_does_not_answer(root, tmp_path, monkeypatch, code):
-    """What it knows of SLURM's queue is not there then, and a job in it looks like one that stopped."""
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\nexit {code}\n")
-    (tmp_path / "squeue").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    done = posttrain("status", str(root / "config/config.yaml"), cwd=tmp_path)
-    assert done.returncode == 0 and ("SLURM does not answer" in done.stdout) == bool(code), done.stdout
-
-
-def test_status_tells_what_goes_on_from_what_failed(here):
-    """After an attempt without enough GPU memory a stage goes on in the same job, and in the same log."""
-    folder, log = Path("results/one/sft"), Path("results/logs/one/sft.log")
-    (folder / "checkpoints/0123").mkdir(parents=True)
-    beat = {"step": 5, "steps": 9, "loss": "loss 1.0", "left": 60}
-    (folder / "checkpoints/0123/progress.json").write_text(json.dumps(beat))
-    log.parent.mkdir(parents=True)
-    log.write_text("error: out of GPU memory: 2 GB\n")
-    assert status.where(folder, {}) == f"failed (see {log})", "control"
-    log.write_text(log.read_text() + f"[one/sft] {attempt.SMALLER} 4 at the same global batch\n")
-    assert status.where(folder, {}) == "running, step 5/9, loss 1.0, 1:00 left"
-    assert status.where(folder, {"rule_sft_wildcards_one": "PD, Priority"}) == "in SLURM's queue (Priority)"
-    (folder / "checkpoints/earlier").mkdir()
-    known = {"reason": "the loss is nan\nmore", "final": True}
-    (folder / "checkpoints/earlier/failed.json").write_text(json.dumps(known))
-    assert status.where(folder, {}).startswith("running"), "with other settings it failed; with these it has not"
-    log.write_text(log.read_text() + "[one/sft] error: the loss is nan\n")
-    assert status.where(folder, {}) == "failed: the loss is nan"
-    log.write_text("[one/sft] error: the disk is full\n")
-    assert status.where(folder, {}) == f"failed (see {log})"
 
 
 def test_a_wrong_section_and_a_wrong_manifest_are_told_in_words(tmp_path):

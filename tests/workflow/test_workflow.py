@@ -65,10 +65,15 @@ def test_its_text_is_inert_in_the_page(project, failed):
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page
 
 
-def test_the_failure_is_told_without_a_traceback(failed):
+def test_the_failure_is_told_without_a_traceback(failed, finished):
     said = failed.stdout + failed.stderr
     assert "error: base: did not learn" in said
     assert "Traceback" not in said
+    end = said.rpartition("report: results/report/index.html")[2]
+    assert "1 failed or were stopped; " in end and "mini-broken/base: base: did not learn" in end, (
+        "said once more, last"
+    )
+    assert "failed or were stopped" not in finished.stdout + finished.stderr, "control"
 
 
 def test_progress_is_visible(failed):

@@ -1,18 +1,25 @@
-"""Which stages of a campaign are done, stale, running, failed or waiting.
+"""Which stages of a campaign are done, stale, running, failed or waiting, and what those that failed came to.
 
 posttrain status [CAMPAIGN]
 """
 
+import re
 import shutil
 import time
 from pathlib import Path
 
 from posttrain import attempt, controller, why
 from posttrain.errors import UserError
-from posttrain.files import read_json
+from posttrain.files import lock, read_json
 from posttrain.plan import Plan
 
 ALIVE = 120  # seconds without a word after which a stage no longer counts as running
+STOPPED = "the next run continues"  # what a stage says last that was told to stop, or has no time left
+# What Snakemake (9.27.1) says of a job that failed.
+FAILED = re.compile(
+    r"^Error in rule \w+:\n(?:    message: (.*?)^)?    jobid: .*?^    output: ([^,\n]+).*?^    log: (.*?) \(check log",
+    re.M | re.S,
+)
 
 
 def table(plan: Plan) -> str:
@@ -39,21 +46,80 @@ def where(folder: Path, jobs: dict[str, str]) -> str:
     state, _, reason = jobs.get(comment, "").partition(", ")
     if state == "PD":
         return f"in SLURM's queue ({reason})"
-    log = Path("results/logs", *folder.parts[1:]).with_suffix(".log")
+    log = log_of(folder)
     beats = sorted(folder.glob("checkpoints/*/progress.json"), key=lambda file: file.stat().st_mtime)
     newest = max((file.stat().st_mtime for file in [*beats, log] if file.is_file()), default=0)
     if not newest:
         return "waiting"
-    said = log.read_text(errors="replace").rpartition(attempt.SMALLER)[2] if log.is_file() else ""
+    said = last_said(log)
     if "error:" in said:  # and not only in what earlier settings have left
         known = [read_json(file).get("reason", "") for file in folder.glob("checkpoints/*/failed.json")]
         reasons = [reason.splitlines()[0] for reason in known if reason]
         return next((f"failed: {reason}" for reason in reasons if reason in said), f"failed (see {log})")
-    if time.time() - newest > ALIVE:
-        return "running" if state else "stopped; the next run continues"
+    silent = time.time() - newest > ALIVE
+    if not state and (silent or STOPPED in said or (said and is_left(folder))):
+        return f"stopped; {STOPPED}"
+    if silent:
+        return "running"
     try:
         beat = read_json(beats[-1])
         left = f"{beat['left'] // 60}:{beat['left'] % 60:02d} left"
         return f"running, step {beat['step']}/{beat['steps']}, {beat['loss']}, {left}"
     except (IndexError, KeyError, TypeError, UserError):
         return "running"
+
+
+def log_of(folder: Path) -> Path:
+    """Where a stage says how it goes."""
+    return Path("results/logs", *folder.parts[1:]).with_suffix(".log")
+
+
+def last_said(log: Path) -> str:
+    """What a stage has said since its last attempt began; nothing where it has not begun."""
+    return log.read_text(errors="replace").rpartition(attempt.SMALLER)[2] if log.is_file() else ""
+
+
+def is_left(folder: Path) -> bool:
+    """Whether the processes that made an artifact have died: their lock file lies there, and nobody holds it."""
+    files = [*folder.glob(".lock-*")]
+    for file in files:
+        try:
+            with open(file, "r+") as held:
+                if lock(held.fileno()) is not True:
+                    return False
+        except OSError:  # just deleted, or another user's
+            return False
+    return bool(files)
+
+
+def ended(logs: list[str], since: float) -> str:
+    """What each job came to that failed in a run of Snakemake, and where it says more, below all that was printed
+    since; "" where none did.
+
+    logs: Snakemake's. since: when it began to work, in seconds since 1970.
+    """
+    lines = {}
+    for file in logs:
+        for message, manifest, said in FAILED.findall(Path(file).read_text(errors="replace")):
+            folder = Path(manifest).parent
+            name = "/".join(folder.parts[1:])
+            written = [log for log in said.split(", ") if Path(log).is_file() and Path(log).stat().st_mtime >= since]
+            more = "".join(f"\n      {log.removeprefix(f'{Path.cwd()}/')}" for log in written)
+            lines[name] = f"  {name}: {cause(folder, message, since)}{more}"
+    if not lines:
+        return ""
+    return "\n".join([f"{len(lines)} failed or were stopped; what follows from them was not made:", *lines.values()])
+
+
+def cause(folder: Path, message: str, since: float) -> str:
+    """Why a job failed: what its stage said, else what Snakemake says of the job."""
+    log = log_of(folder)
+    if log.is_file() and log.stat().st_mtime >= since and (said := last_said(log).strip()):
+        words = re.findall(r"^(?:\[[^\]]*\] )?(?:what ended it|error): (?:error: )?(.*)", said, re.M)
+        stopped = re.findall(rf"\] (.*{STOPPED})", said)
+        told = dict.fromkeys(words or stopped or said.splitlines()[-1:])  # several processes say the same
+        return "\n      ".join(told)
+    if refused := re.search(r"sbatch failed\. The error message was '(.*?)'?\.?$", message, re.M):
+        return f"SLURM refused the job ({refused[1]}): `posttrain doctor` says what it would take"
+    known = message.partition(" Detailed failure")[0].strip().removeprefix("None")
+    return f"its stage said nothing. {known}".strip()

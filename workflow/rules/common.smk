@@ -11,6 +11,7 @@ from posttrain import (
     controller,
     credentials,
     snakemake_records,
+    status,
 )
 from posttrain.code import remember
 from posttrain.errors import UserError
