@@ -126,10 +126,13 @@ def test_the_end_of_a_failed_run_says_what_each_job_came_to(running):
     job, other = Path("results/logs/slurm/3.log").absolute(), Path("results/logs/one/evaluate/sft.log")
     for file in (job, other):
         file.parent.mkdir(parents=True)
-        file.write_text("")
+        file.write_text("srun\n")
     log.write_text(f"[one/sft] step 5/9\n[one/sft] {STOPPED}\nsrun: error: gpu1: task 0: Exited with exit code 75\n")
     other.write_text("[one/evaluate/sft] error: the model is damaged\nerror: make it anew\nsrun: error: task 0\n")
-    Path("snakemake.log").write_text(CANCELLED.format(job=job) + REFUSED + LOCAL + LOCAL)
+    Path("results/logs/two").mkdir()
+    Path("results/logs/two/base.log").touch()  # by Snakemake
+    again = LOCAL.replace("None", "a job's log, printed by Snakemake")
+    Path("snakemake.log").write_text(CANCELLED.format(job=job) + REFUSED + LOCAL + again)
     assert status.ended(["snakemake.log"], 0).splitlines() == [
         "3 failed or were stopped; what follows from them was not made:",
         f"  one/sft: {STOPPED}",

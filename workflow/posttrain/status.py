@@ -103,18 +103,23 @@ def ended(logs: list[str], since: float) -> str:
         for message, manifest, said in FAILED.findall(Path(file).read_text(errors="replace")):
             folder = Path(manifest).parent
             name = "/".join(folder.parts[1:])
-            written = [log for log in said.split(", ") if Path(log).is_file() and Path(log).stat().st_mtime >= since]
+            written = [log for log in said.split(", ") if wrote(Path(log), since)]
             more = "".join(f"\n      {log.removeprefix(f'{Path.cwd()}/')}" for log in written)
-            lines[name] = f"  {name}: {cause(folder, message, since)}{more}"
+            lines.setdefault(name, f"  {name}: {cause(folder, message, since)}{more}")  # a job's log may say it again
     if not lines:
         return ""
     return "\n".join([f"{len(lines)} failed or were stopped; what follows from them was not made:", *lines.values()])
 
 
+def wrote(log: Path, since: float) -> bool:
+    """Whether something was written to a log since then: Snakemake itself makes an empty one."""
+    return log.is_file() and log.stat().st_size > 0 and log.stat().st_mtime >= since
+
+
 def cause(folder: Path, message: str, since: float) -> str:
     """Why a job failed: what its stage said, else what Snakemake says of the job."""
     log = log_of(folder)
-    if log.is_file() and log.stat().st_mtime >= since and (said := last_said(log).strip()):
+    if wrote(log, since) and (said := last_said(log).strip()):
         words = re.findall(r"^(?:\[[^\]]*\] )?(?:what ended it|error): (?:error: )?(.*)", said, re.M)
         stopped = re.findall(rf"\] (.*{STOPPED})", said)
         told = dict.fromkeys(words or stopped or said.splitlines()[-1:])  # several processes say the same
