@@ -20,6 +20,8 @@ def test_the_exit_code_is_the_stages(stage, here):
     assert stage("") == 0 and not (here / "results/x/sft/checkpoints/attempt").exists()
     assert stage("import sys; sys.exit(2)") == 2
     assert stage("import os, signal; os.kill(os.getpid(), signal.SIGKILL)") == 137
+    unwritten = "import os, sys; open(os.environ['POSTTRAIN_OUTCOME'], 'w').close(); sys.exit(3)"
+    assert stage(unwritten) == 3, "on a full disk"
 
 
 def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, monkeypatch, capsys):

@@ -107,6 +107,9 @@ def test_a_stage_that_was_killed_is_not_running(running):
     assert status.where(folder, {}) == "running"
     os.close(held)
     assert status.where(folder, {}) == "stopped; the next run continues"
+    (folder / ".lock-unreadable").mkdir()
+    assert status.where(folder, {}) == "running", "which cannot be told"
+    (folder / ".lock-unreadable").rmdir()
     log.write_text("")
     assert status.where(folder, {}) == "running", "it is run again, and has not come to its lock"
 
@@ -116,7 +119,11 @@ def test_without_locks_a_stage_counts_as_running_for_a_while(running, monkeypatc
     (folder / ".lock-0123").touch()
     monkeypatch.setattr(status, "lock", lambda file: None)
     assert status.where(folder, {}) == "running"
-    os.utime(log, (0, time.time() - status.ALIVE - 1))
+    before = time.time() - status.ALIVE - 1
+    os.utime(log, (0, before))
+    beat = folder / "checkpoints/0123/progress.json"
+    beat.write_text(json.dumps({"step": 5, "steps": 9, "loss": "loss 1.0", "left": 60}))
+    os.utime(beat, (0, before))
     assert status.where(folder, {}) == "stopped; the next run continues"
     assert status.where(folder, {"rule_sft_wildcards_one": "R"}) == "running"
 
@@ -131,8 +138,8 @@ def test_the_end_of_a_failed_run_says_what_each_job_came_to(running):
     other.write_text("[one/evaluate/sft] error: the model is damaged\nerror: make it anew\nsrun: error: task 0\n")
     Path("results/logs/two").mkdir()
     Path("results/logs/two/base.log").touch()  # by Snakemake
-    again = LOCAL.replace("None", "a job's log, printed by Snakemake")
-    Path("snakemake.log").write_text(CANCELLED.format(job=job) + REFUSED + LOCAL + again)
+    printed = CANCELLED.format(job="gone")  # a job's log, in which Snakemake said so too
+    Path("snakemake.log").write_text(CANCELLED.format(job=job) + REFUSED + LOCAL + printed)
     assert status.ended(["snakemake.log"], 0).splitlines() == [
         "3 failed or were stopped; what follows from them was not made:",
         f"  one/sft: {STOPPED}",
@@ -157,6 +164,9 @@ def test_the_end_does_not_take_an_earlier_log_for_this_run(running):
     assert said.splitlines()[1:] == [
         "  one/sft: its stage said nothing. SLURM-job '3' failed, SLURM status is: 'CANCELLED'."
     ]
+    Path("snakemake.log").write_text(LOCAL)
+    assert status.ended(["snakemake.log"], 0).splitlines()[1:] == ["  one/evaluate/sft: its stage said nothing."]
+    Path("snakemake.log").write_text(CANCELLED.format(job="gone"))
     assert "one/sft: [one/sft] done" in status.ended(["snakemake.log"], 0), "control: the last line, for want of better"
 
 
@@ -166,5 +176,10 @@ def test_the_end_says_once_what_several_processes_said(running):
     Path("snakemake.log").write_text(CANCELLED.format(job="gone"))
     assert status.ended(["snakemake.log"], 0).splitlines()[1:] == [
         "  one/sft: the loss is nan",
+        "      results/logs/one/sft.log",
+    ]
+    log.write_text(f"[one/sft] {STOPPED}\n[one/sft] what ended it: {STOPPED}\n")
+    assert status.ended(["snakemake.log"], 0).splitlines()[1:] == [
+        f"  one/sft: {STOPPED}",
         "      results/logs/one/sft.log",
     ]

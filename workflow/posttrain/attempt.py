@@ -180,13 +180,14 @@ def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, be
         if job and not stop.again and slurm.ended_by_preemption(job):  # it may be killed before its stage has saved
             stop.again = True
             slurm.again(job)
-    if not child.returncode or not several or not outcome.is_file():
+    if not child.returncode or not outcome.is_file():
         return child.returncode
     try:
         ended = read_json(outcome)
     except UserError:  # nothing could be written: the disk is full
         return child.returncode
-    say(f"what ended it: {ended['message']}")  # once more, below all that torchrun says
+    if several:
+        say(f"what ended it: {ended['message']}")  # once more, below all that torchrun says
     return ended["code"]
 
 
