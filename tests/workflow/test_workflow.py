@@ -2,14 +2,17 @@
 
 import csv
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from project import copy_of, snakemake
+from project import copy_of, environment, snakemake
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -269,3 +272,28 @@ def test_make_prints_the_table_even_where_nothing_is_to_be_done(project, finishe
     assert later.returncode == 0 and "report: results/report/index.html" not in later.stdout
     recipe = (root / "Makefile").read_text().split("\nrun:")[1].split("\n\n")[0]
     assert "POSTTRAIN_SUMMARY=later snakemake" in recipe and "posttrain summary" in recipe
+
+
+def test_a_stage_on_which_ctrl_c_was_typed_says_so(project, finished, tmp_path):
+    here = shutil.copytree(project, tmp_path / "project", symlinks=True)
+    shutil.copytree(HERE / "mini", tmp_path / "mini")
+    (tmp_path / "mini/config.yaml").write_text("experiments: [endless]\n")
+    endless = "extends: mini\nquestion: Ctrl-C?\nsft: {steps: 100000}\n"
+    (tmp_path / "mini/experiments/endless.yaml").write_text(endless)
+    command = ["snakemake", "--cores", "2", "results/endless/sft/manifest.json"]
+    options = {"cwd": here, "env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    typed = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    run = subprocess.Popen([*command, "--configfile", str(tmp_path / "mini/config.yaml")], **options, **typed)
+    log, end = here / "results/logs/endless/sft.log", time.monotonic() + 120
+    while not (log.is_file() and "step 1/" in log.read_text()):
+        assert time.monotonic() < end and run.poll() is None
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    said = run.communicate(timeout=120)[0]
+    assert run.returncode and "Traceback" not in said, said[-3000:]
+    assert log.read_text().rstrip().endswith("[endless/sft] interrupted; the next run continues"), log.read_text()[
+        -900:
+    ]
+    assert "  endless/sft: interrupted; the next run continues" in said.rpartition("failed or were stopped")[2]
+    found = subprocess.run(["posttrain", "status", str(tmp_path / "mini/config.yaml")], **options | {"cwd": here})
+    assert re.search(r"^endless/sft +stopped; the next run continues", found.stdout, re.M), found.stdout

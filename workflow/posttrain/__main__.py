@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             raise  # some library's own, not the file system's
         return told(f"error: {error.filename2 or error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
-        progress.say("interrupted; run it again to continue")
+        progress.say("interrupted; the next run continues")
         return 130
 
 

@@ -25,4 +25,4 @@ rule base:
     params:
         arguments=arguments("base"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} base --threads 2 {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} base --threads 2 {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"

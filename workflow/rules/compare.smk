@@ -25,4 +25,4 @@ rule compare:
     params:
         arguments=arguments("compare"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} compare {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} compare {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"

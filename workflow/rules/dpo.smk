@@ -25,4 +25,4 @@ rule dpo:
     params:
         arguments=arguments("dpo"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} dpo {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} dpo {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"

@@ -25,4 +25,4 @@ rule evaluate:
     params:
         arguments=arguments("evaluate"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} evaluate {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} evaluate {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"

@@ -21,4 +21,4 @@ rule fetch:
     params:
         section=lambda wildcards: canonical(PLAN.fetch_section(wildcards.item)),
     shell:
-        "posttrain fetch --config {params.section:q} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain fetch --config {params.section:q} --output {output.manifest} 2>&1 | tee -i {log}"

@@ -25,4 +25,4 @@ rule lengths:
     params:
         arguments=arguments("lengths"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} lengths {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} lengths {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"

@@ -25,4 +25,4 @@ rule longctx:
     params:
         arguments=arguments("longctx"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} longctx {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} longctx {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"

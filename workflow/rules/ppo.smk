@@ -25,4 +25,4 @@ rule ppo:
     params:
         arguments=arguments("ppo"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} ppo {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} ppo {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"

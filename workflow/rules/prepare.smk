@@ -25,4 +25,4 @@ rule prepare:
     params:
         arguments=arguments("prepare"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} prepare {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} prepare {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"

@@ -25,4 +25,4 @@ rule reference:
     params:
         arguments=arguments("reference"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} reference {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} reference {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"

@@ -36,4 +36,4 @@ rule report:
         code=PLAN.code["report"],
         lineage=PLAN.lineage("", "report"),
     shell:
-        "posttrain report --campaign {params.campaign} --code {params.code} --lineage {params.lineage} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain report --campaign {params.campaign} --code {params.code} --lineage {params.lineage} --output {output.manifest} 2>&1 | tee -i {log}"

@@ -25,4 +25,4 @@ rule reward:
     params:
         arguments=arguments("reward"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} reward {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} reward {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"

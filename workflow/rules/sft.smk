@@ -25,4 +25,4 @@ rule sft:
     params:
         arguments=arguments("sft"),
     shell:
-        "posttrain attempt --gpus {resources.gpu} sft {params.arguments} --output {output.manifest} 2>&1 | tee {log}"
+        "posttrain attempt --gpus {resources.gpu} sft {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"
