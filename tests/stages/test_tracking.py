@@ -1,6 +1,7 @@
 """wandb: nothing by default; offline files under an id that follows from what is run."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,9 @@ def test_ppo_is_tracked_too(data, base, tuned_policy, rewarded, offline):
     inputs = {"data": data, "base": base, "sft": tuned_policy, "reward": rewarded}
     make("ppo", ppo(steps=2, snapshot_steps=1), Path("results/tracked/ppo/manifest.json"), **inputs)
     wandb.finish()
-    folder = next(Path("results/wandb/wandb").glob("offline-run-*-ppo-*"))
-    written = b"".join(file.read_bytes() for file in folder.glob("*.wandb"))
+    folder, end = next(Path("results/wandb/wandb").glob("offline-run-*-ppo-*")), time.monotonic() + 30
+    written = b""
+    while b"train/explained_variance" not in written and time.monotonic() < end:  # wandb's own process writes it
+        time.sleep(0.1)
+        written = b"".join(file.read_bytes() for file in folder.glob("*.wandb"))
     assert b"train/explained_variance" in written and b"train/no_such_figure" not in written

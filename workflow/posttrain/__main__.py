@@ -260,7 +260,7 @@ def run_stage(arguments) -> None:
 def leave() -> None:
     """End at once: tearing down torch and its friends takes a second and does nothing for us."""
     if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
-        sys.modules["wandb"].finish()
+        sys.modules["wandb"].teardown()  # also waits until all is on the disk, which `finish` does not
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
