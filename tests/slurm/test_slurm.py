@@ -91,13 +91,6 @@ class Controller:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def until(self, true, what: str) -> None:
-        """Wait until something is so, of which it should tell."""
-        try:
-            until(true, what)
-        except AssertionError as error:
-            pytest.fail(f"{error}: {self.said()[-3000:]}")
-
     def end(self, seconds: float = 420) -> int:
         try:
             return self.process.wait(seconds)
@@ -106,11 +99,11 @@ class Controller:
             pytest.fail(f"not over after {seconds} s: {self.said()[-3000:]}")
 
 
-def until(true, what: str, seconds: float = 240):
-    """The first true value of a function that is asked again and again."""
+def until(true, what: str, seconds: float = 240, said=lambda: ""):
+    """The first true value of a function that is asked again and again. said: what to tell where there is none."""
     end = time.monotonic() + seconds
     while not (found := true()):
-        assert time.monotonic() < end, f"no {what} after {seconds} s"
+        assert time.monotonic() < end, f"no {what} after {seconds} s {said()[-3000:]}"
         time.sleep(0.1)
     return found
 
@@ -221,10 +214,11 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     snakefile.write_text(snakefile.read_text().replace("onstart:\n", HELD))
     (project / "held").touch()
     fourth = Controller(project, nodes, *TARGETS, **watched)
-    fourth.until(lambda: (project / "planned").exists(), "plan")
+    until(lambda: (project / "planned").exists(), "plan", said=fourth.said)
     cluster.stop(nodes, "slurmctld", signal.SIGKILL)  # away just when a job is to be submitted
     (project / "held").unlink()
-    fourth.until(lambda: "SLURM does not answer: a job waits to be submitted" in fourth.said(), "wait")
+    waits = "SLURM does not answer: a job waits to be submitted"
+    until(lambda: waits in fourth.said(), "wait", said=fourth.said)
     cluster.controller(nodes)
     seen["last"] = (fourth.end(), fourth.said())
     seen["cancelled"] = of(nodes, "sft", "cancelled")

@@ -73,9 +73,8 @@ def test_the_failure_is_told_without_a_traceback(failed, finished):
     assert "error: base: did not learn" in said
     assert "Traceback" not in said
     end = said.rpartition("report: results/report/index.html")[2]
-    assert "1 failed or were stopped; " in end and "mini-broken/base: base: did not learn" in end, (
-        "said once more, last"
-    )
+    assert "1 failed or were stopped; " in end, "said once more, last"
+    assert "mini-broken/base: base: did not learn" in end
     assert "failed or were stopped" not in finished.stdout + finished.stderr, "control"
 
 

@@ -15,11 +15,6 @@ from posttrain.plan import Plan
 
 ALIVE = 120  # seconds without a word after which a stage no longer counts as running
 STOPPED = "the next run continues"  # what a stage says last that was told to stop, or has no time left
-# What Snakemake (9.27.1) says of a job that failed.
-FAILED = re.compile(
-    r"^Error in rule \w+:\n(?:    message: (.*?)^)?    jobid: .*?^    output: ([^,\n]+).*?^    log: (.*?) \(check log",
-    re.M | re.S,
-)
 
 
 def table(plan: Plan) -> str:
@@ -100,12 +95,18 @@ def ended(logs: list[str], since: float) -> str:
     """
     lines = {}
     for file in logs:
-        for message, manifest, said in FAILED.findall(Path(file).read_text(errors="replace")):
-            folder = Path(manifest).parent
-            name = "/".join(folder.parts[1:])
-            written = [log for log in said.split(", ") if wrote(Path(log), since)]
-            more = "".join(f"\n      {log.removeprefix(f'{Path.cwd()}/')}" for log in written)
-            lines.setdefault(name, f"  {name}: {cause(folder, message, since)}{more}")  # a job's log may say it again
+        said = Path(file).read_text(errors="replace")
+        for block in re.split(r"^Error in rule ", said, flags=re.M)[1:]:  # as Snakemake 9.27.1 says it
+            message, _, rest = block.partition("\n    shell:")[0].partition("\n    jobid: ")
+            manifest = re.search(r"^    output: ([^,\n]+)", rest, re.M)
+            named = re.search(r"^    log: (.*) \(check log", rest, re.M)
+            if manifest and named:
+                folder = Path(manifest[1]).parent
+                name = "/".join(folder.parts[1:])
+                written = [log for log in named[1].split(", ") if wrote(Path(log), since)]
+                more = "".join(f"\n      {log.removeprefix(f'{Path.cwd()}/')}" for log in written)
+                # A job's own log, printed among Snakemake's, may say it again.
+                lines.setdefault(name, f"  {name}: {cause(folder, message.partition(': ')[2], since)}{more}")
     if not lines:
         return ""
     return "\n".join([f"{len(lines)} failed or were stopped; what follows from them was not made:", *lines.values()])
