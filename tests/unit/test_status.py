@@ -151,7 +151,9 @@ def test_the_end_of_a_failed_run_says_what_each_job_came_to(running):
         "      make it anew",
         "      results/logs/one/evaluate/sft.log",
     ]
-    Path("snakemake.log").write_text("rule sft:\n    log: results/logs/one/sft.log\n1 of 1 steps (100%) done\n")
+    Path("snakemake.log").write_text(
+        "Error in rule all:\n    jobid: 0\nrule sft:\n    log: results/logs/one/sft.log\n1 of 1 steps (100%) done\n"
+    )
     assert status.ended(["snakemake.log"], 0) == "", "control"
 
 

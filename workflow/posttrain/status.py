@@ -97,7 +97,7 @@ def ended(logs: list[str], since: float) -> str:
     for file in logs:
         said = Path(file).read_text(errors="replace")
         for block in re.split(r"^Error in rule ", said, flags=re.M)[1:]:  # as Snakemake 9.27.1 says it
-            message, _, rest = block.partition("\n    shell:")[0].partition("\n    jobid: ")
+            message, _, rest = block.partition("\n    jobid: ")
             manifest = re.search(r"^    output: ([^,\n]+)", rest, re.M)
             named = re.search(r"^    log: (.*) \(check log", rest, re.M)
             if manifest and named:
