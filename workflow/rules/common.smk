@@ -79,7 +79,7 @@ def inputs(stage):
     return lambda wildcards: flat(PLAN.inputs(*artifact(wildcards, stage)))
 
 
-# Each rule ends in `tee -i`: of a Ctrl-C, tee would die first, and the stage have nobody to tell that it was interrupted.
+# Each command ends in `tee -i`: tee would die of a Ctrl-C first, and leave the stage nobody to tell of it.
 def arguments(stage):
     """All that a stage depends on and all that it reads, as its command takes it: `--config SECTION --code ...`."""
     return lambda wildcards: PLAN.arguments(*artifact(wildcards, stage))
