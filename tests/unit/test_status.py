@@ -152,7 +152,9 @@ def test_the_end_of_a_failed_run_says_what_each_job_came_to(running):
         "      results/logs/one/evaluate/sft.log",
     ]
     Path("snakemake.log").write_text(
-        "Error in rule all:\n    jobid: 0\nrule sft:\n    log: results/logs/one/sft.log\n1 of 1 steps (100%) done\n"
+        "Error in rule all:\n    jobid: 0\n    log: a.log (check log file(s) for error details)\n"
+        "rule sft:\n    log: results/logs/one/sft.log\n1 of 1 steps (100%) done\n"
+        "Error in rule sft:\n    jobid: 1\n    output: results/one/sft/manifest.json\n"  # cut off
     )
     assert status.ended(["snakemake.log"], 0) == "", "control"
 
