@@ -17,9 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from posttrain import campaign, resources
-from posttrain.budget import place
-from posttrain.plan import JUDGES, Plan
+from posttrain.dag import campaign
+from posttrain.dag.plan import JUDGES, Plan
+from posttrain.resources import estimates
+from posttrain.tools.budget import place
 
 SIZES = {
     "bare": {"hidden_size": 64, "layers": 1, "heads": 1, "kv_heads": 1, "intermediate_size": 64, "context": 256,
@@ -103,7 +104,7 @@ def write_model(name: str, size: dict) -> None:
     """A random Llama and its tokenizer in models/NAME."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from posttrain import tokens
+    from posttrain.models import tokens
 
     texts = [json.loads(line)["text"] for line in Path("text.jsonl").read_text().splitlines()]
     tokenizer = tokens.train_tokenizer(texts, size["vocab"], size["context"])
@@ -172,7 +173,7 @@ def main() -> None:
         print(f"{'stage':32} {'measured MB':>12} {'predicted MB':>13} {'error':>7} {'beyond':>7}")
         for folder in [folder for folder in plan.folders() if folder != "results/report" and wanted(folder)]:
             experiment, stage, policy = place(folder)
-            used, need = measured(plan, folder), resources.predicted(plan, experiment, stage, policy)
+            used, need = measured(plan, folder), estimates.predicted(plan, experiment, stage, policy)
             if used is None or need is None:
                 continue
             told, key = need.host / 2**20, stage if need.terms else "given"

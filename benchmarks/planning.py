@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from posttrain.snakemake_records import record_file
+from posttrain.dag.snakemake_records import record_file
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -57,7 +57,7 @@ def ours(folder: Path, jobs: int) -> int:
     """A campaign of about so many jobs, done; returns how many there are."""
     from fabricated import fabricate
 
-    from posttrain import campaign
+    from posttrain.dag import campaign
 
     cells = max(1, (jobs - 7) // 3)
     for name in ("Snakefile", "workflow", "envs", "profiles"):

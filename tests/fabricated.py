@@ -7,10 +7,10 @@ from unittest import mock
 
 import yaml
 
-from posttrain import code
-from posttrain.artifact import digests
-from posttrain.files import write_json
-from posttrain.identity import canonical, manifest_of, named
+from posttrain.ground import code
+from posttrain.ground.files import write_json
+from posttrain.ground.identity import canonical, manifest_of, named
+from posttrain.jobs.artifact import digests
 
 MADE = {"prepare": ["data"], "ppo": ["model", "snapshots"], "reference": ["data"], "report": ["figures"]}
 MADE |= {stage: ["data"] for stage in ("evaluate", "compare", "lengths")}

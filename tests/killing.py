@@ -15,12 +15,12 @@ from pathlib import Path
 
 import tiny
 
-from posttrain.errors import UserError
-from posttrain.files import read_json
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json
 
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ("torch", "transformers.trainer", "trl.trainer.sft_trainer", "trl.trainer.reward_trainer",
-             "trl.trainer.dpo_trainer", "peft", "bitsandbytes", "datasets", "posttrain.training")  # fmt: skip
+             "trl.trainer.dpo_trainer", "peft", "bitsandbytes", "datasets", "posttrain.training.trainers")  # fmt: skip
 PROCESSES = get_context("forkserver")
 AIMS = ("training", "save", "anywhere")  # where a kill is meant to fall; anywhere: loading and ending too
 SAVE = 0.03  # seconds that a save of the tiny models takes, at most
@@ -70,7 +70,7 @@ def forget(piece: str) -> None:
     import torch
     import transformers.trainer
 
-    from posttrain import checkpoint
+    from posttrain.training import checkpoint
 
     def nothing(self, *_):
         pass

@@ -16,7 +16,7 @@ def make(stage: str, section, output: Path, keep_gb: float = 0.0, **inputs) -> P
 
     import torch
 
-    from posttrain import artifact
+    from posttrain.jobs import artifact
 
     torch.set_num_threads(1)
     run = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
@@ -42,7 +42,7 @@ def start(stage: str, section, output: Path, inputs: dict[str, Path]) -> subproc
 
 def prepare():
     """A small world."""
-    from posttrain.config import Prepare, Tokenizer, World
+    from posttrain.config.sections import Prepare, Tokenizer, World
 
     world = World(documents=300, questions=160, test_questions=33, pairs=96)
     return Prepare(world=world, tokenizer=Tokenizer(vocab_size=512), max_tokens=128)
@@ -50,7 +50,7 @@ def prepare():
 
 def prepare_long():
     """A small world of long documents."""
-    from posttrain.config import Long, Prepare, Tokenizer, World
+    from posttrain.config.sections import Long, Prepare, Tokenizer, World
 
     long = Long(context=64, documents=160, questions=20)
     world = World(documents=400, questions=60, test_questions=14, pairs=16, long=long)
@@ -59,7 +59,7 @@ def prepare_long():
 
 def scratch(**changes):
     """A base of one narrow layer, trained for a moment."""
-    from posttrain.config import Scratch
+    from posttrain.config.sections import Scratch
 
     settings = dict(hidden_size=64, layers=1, heads=2, intermediate_size=64, steps=30, learned=0.99, warmup_steps=3,
                     log_steps=10, learning_rate=5e-3, seed=0, batch_size=8)  # fmt: skip
@@ -68,7 +68,7 @@ def scratch(**changes):
 
 def sft(**changes):
     """A short fine-tuning."""
-    from posttrain.config import Sft
+    from posttrain.config.sections import Sft
 
     settings = dict(steps=6, batch_size=4, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0, max_length=128,
                     learning_rate=5e-3)  # fmt: skip
@@ -77,7 +77,7 @@ def sft(**changes):
 
 def reward(**changes):
     """A short reward model."""
-    from posttrain.config import Reward
+    from posttrain.config.sections import Reward
 
     settings = dict(steps=6, batch_size=8, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0, max_length=128,
                     learning_rate=5e-3, target_modules="all-linear")  # fmt: skip
@@ -86,7 +86,7 @@ def reward(**changes):
 
 def dpo(**changes):
     """A short DPO."""
-    from posttrain.config import Dpo
+    from posttrain.config.sections import Dpo
 
     settings = dict(steps=6, batch_size=4, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0, max_length=128,
                     learning_rate=3e-4)  # fmt: skip
@@ -95,7 +95,7 @@ def dpo(**changes):
 
 def ppo(**changes):
     """A short PPO."""
-    from posttrain.config import Ppo, Rails
+    from posttrain.config.sections import Ppo, Rails
 
     settings = dict(rails=Rails(min_eos_rate=0.0), steps=4, value_warmup=1,
                     batch_size=6, epochs=2, warmup_steps=0, checkpoint_steps=1, snapshot_steps=2, seed=0,
@@ -105,7 +105,7 @@ def ppo(**changes):
 
 def longctx(**changes):
     """A short tuning to four times the context."""
-    from posttrain.config import Longctx
+    from posttrain.config.sections import Longctx
 
     settings = dict(steps=6, batch_size=4, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0, packing=True)
     return Longctx(**settings | changes)
@@ -114,7 +114,7 @@ def longctx(**changes):
 def trainers(**changes) -> dict:
     """A section of every trainer with all that a resume could lose: adapters on NF4, dropout, accumulation, packing,
     evaluation, epochs crossed, snapshots; checkpoints by the clock alone."""
-    from posttrain.config import Base
+    from posttrain.config.sections import Base
 
     common = dict(checkpoint_steps=None, log_steps=7, eval_steps=5, micro_batch_size=2) | changes
     answers = {key: value for key, value in common.items() if key not in ("log_steps", "eval_steps")}
@@ -141,7 +141,7 @@ READ_BY = {  # trainer -> role -> the artifact, by its name in `chain` and in co
 
 def chain() -> dict[str, tuple]:
     """What the trainers begin with: name -> stage, section, and the names of what it reads."""
-    from posttrain.config import Base, Reference
+    from posttrain.config.sections import Base, Reference
 
     return {
         "data": ("prepare", prepare(), {}),

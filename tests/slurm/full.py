@@ -5,7 +5,7 @@ import pytest
 from project import copy_of
 from test_slurm import NODES, Controller, jobs
 
-from posttrain.files import read_json
+from posttrain.ground.files import read_json
 
 
 @pytest.mark.parametrize("accounting", [False, True])

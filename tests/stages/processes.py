@@ -9,8 +9,10 @@ import pytest
 from accelerate.state import AcceleratorState, DistributedType
 from tiny import make
 
-from posttrain import config, interruption, kept, parallel, training
-from posttrain.errors import Interrupted
+from posttrain.config import sections
+from posttrain.ground.errors import Interrupted
+from posttrain.jobs import kept
+from posttrain.training import interruption, parallel, trainers
 
 
 def main(runs: dict, folder: Path, sharded: str = "") -> None:
@@ -18,7 +20,7 @@ def main(runs: dict, folder: Path, sharded: str = "") -> None:
     if sharded:
         share_out()
     for name, (stage, section, inputs, how) in runs.items():
-        schema = getattr(config, stage.capitalize())
+        schema = getattr(sections, stage.capitalize())
         inputs = {role: Path(path) for role, path in inputs.items()}
         output, keep_gb = folder / name / "manifest.json", float(how == "unseen")
         with pytest.MonkeyPatch.context() as patch:
@@ -32,17 +34,17 @@ def main(runs: dict, folder: Path, sharded: str = "") -> None:
 def twist(how: str, patch: pytest.MonkeyPatch) -> None:
     """Go through the batch in a way that is wrong: controls that must be seen. Or see other files than the first
     process, or be told to stop."""
-    split, arguments, due = training.split, training.arguments, interruption.due
+    split, arguments, due = trainers.split, trainers.arguments, interruption.due
     if how == "unseen" and os.environ["RANK"] != "0":
         patch.setattr(kept, "take", lambda *_: None)
     if how == "accumulation":  # as if there were one process
-        patch.setattr(training, "split", lambda batch, micro, processes: split(batch, micro, 1))
+        patch.setattr(trainers, "split", lambda batch, micro, processes: split(batch, micro, 1))
     if how == "average":  # each process over its own tokens
         own = {"average_tokens_across_devices": False}
-        patch.setattr(training, "arguments", lambda *given: arguments(*given) | own)
+        patch.setattr(trainers, "arguments", lambda *given: arguments(*given) | own)
     if how == "evaluation":  # shared as accelerate shares it
         patch.setattr(
-            training, "evaluate_whole",
+            trainers, "evaluate_whole",
             lambda trainer, *given, **named: type(trainer).evaluation_loop(trainer, *given, **named),
         )  # fmt: skip
     if how == "stopped":  # after the second step, once
@@ -60,14 +62,14 @@ def share_out() -> None:
             known["plugin"] = plugin
             state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
 
-    run = training.run
+    run = trainers.run
 
     def halves(trainer, *given) -> None:
         run(trainer, *given)
         for name, weight in trainer.model.named_parameters():
             assert weight.to_local().numel() == weight.numel() / 2, name
 
-    AcceleratorState.__init__, training.run, training.refuse_shards = with_plugin, halves, lambda: None
+    AcceleratorState.__init__, trainers.run, trainers.refuse_shards = with_plugin, halves, lambda: None
     parallel.sharded = True
 
 

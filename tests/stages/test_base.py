@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from tiny import make, scratch
 
-from posttrain.checkpoint import seal
-from posttrain.config import Base
-from posttrain.errors import UserError
-from posttrain.files import read_json, write_json
-from posttrain.identity import manifest_of
-from posttrain.policy import load, load_contract
+from posttrain.config.sections import Base
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, write_json
+from posttrain.ground.identity import manifest_of
+from posttrain.models.policy import load, load_contract
 from posttrain.stages.base import blocks, unigram_perplexity
+from posttrain.training.checkpoint import seal
 
 
 def test_it_learned(base):
@@ -79,7 +79,7 @@ def test_a_killed_run_leaves_the_same_curve(data, home, monkeypatch):
 
 def killed_at(step: int, monkeypatch):
     """Interrupt training as a signal would, once, after a step."""
-    from posttrain.training import Progress
+    from posttrain.training.trainers import Progress
 
     original = Progress.on_step_end
 
@@ -155,7 +155,7 @@ def test_blocks_and_the_unigram():
 @pytest.mark.parametrize("spoil", [False, True])
 def test_muon_and_locality_continue_to_the_same_bytes(data, home, monkeypatch, spoil):
     """The default base's optimiser and start; control: without Muon's momentum the bytes differ."""
-    from posttrain.muon import MuonWithAdamW
+    from posttrain.training.muon import MuonWithAdamW
 
     section = Base(scratch=scratch(optimizer="muon", locality=1.5, checkpoint_steps=10))
     whole = make("base", section, Path("results/muon/base/manifest.json"), data=data)
@@ -176,7 +176,7 @@ def test_heads_begin_by_looking_one_token_back():
     import torch
     from transformers import AutoModelForCausalLM
 
-    from posttrain.config import Scratch
+    from posttrain.config.sections import Scratch
     from posttrain.stages.base import architecture, look_back
 
     class Tokenizer:

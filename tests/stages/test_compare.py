@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import make, ppo
 
-from posttrain import policy
-from posttrain.config import Compare
-from posttrain.errors import UserError
-from posttrain.files import read_json, read_jsonl
+from posttrain.config.sections import Compare
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, read_jsonl
 from posttrain.maths import best_of_n
+from posttrain.models import policy
 from posttrain.stages import compare as stage
 
 SECTION = Compare(prompts=8, max_new_tokens=12, best_of=4, batch_size=3)

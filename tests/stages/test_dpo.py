@@ -8,9 +8,9 @@ import torch
 from test_base import killed_at
 from tiny import dpo, first_gradient, make
 
-from posttrain import adapters, policy, tokens
-from posttrain.errors import UserError
-from posttrain.files import read_json, read_jsonl, write_jsonl
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, read_jsonl, write_jsonl
+from posttrain.models import adapters, policy, tokens
 from posttrain.stages import dpo as stage
 
 WEIGHTS = "model/adapter_model.safetensors"
@@ -83,8 +83,8 @@ def test_another_reference_trains_another_policy(inputs, trained, referenced, tm
     """Control: the reference is really read."""
     import shutil
 
-    from posttrain.files import write_json
-    from posttrain.identity import manifest_of
+    from posttrain.ground.files import write_json
+    from posttrain.ground.identity import manifest_of
 
     shutil.copytree(referenced.parent, tmp_path / "reference")
     file = tmp_path / "reference/data/train.jsonl"
@@ -97,7 +97,7 @@ def test_another_reference_trains_another_policy(inputs, trained, referenced, tm
 
 def test_computing_the_reference_first_disturbs_nothing(inputs, trained):
     """With dropout: right after a reference was computed in this process, and from the artifact alone."""
-    from posttrain.config import Reference
+    from posttrain.config.sections import Reference
 
     section = dpo(dropout=0.2)
     alone = make("dpo", section, Path("results/alone/dpo/manifest.json"), **inputs)
@@ -156,7 +156,7 @@ def test_falling_chosen_answers_are_named():
 
 
 def test_frozen_weights_stay_as_they_are(trained, base, tuned_policy):
-    from posttrain.identity import verify
+    from posttrain.ground.identity import verify
 
     verify(base)
     verify(tuned_policy)

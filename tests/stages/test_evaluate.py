@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from tiny import make, sft
 
-from posttrain.config import Evaluate, Task
-from posttrain.errors import UserError
-from posttrain.export import export
-from posttrain.files import read_json, read_jsonl
-from posttrain.world import KINDS
+from posttrain.config.sections import Evaluate, Task
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, read_jsonl
+from posttrain.tools.export import export
+from posttrain.world.world import KINDS
 
 TABLE = ("task", "metric", "value", "stderr", "n", "higher_is_better")
 
@@ -92,8 +92,8 @@ def test_stale_answers_are_never_served(rows, data, base, tuned, tmp_path):
     shutil.copytree(data.parent, copied)
     file = copied / "data/tasks/world_biggest.jsonl"
     changed = [{**row, "prompt": "what is your name?"} for row in read_jsonl(file)]
-    from posttrain.files import write_json, write_jsonl
-    from posttrain.identity import manifest_of
+    from posttrain.ground.files import write_json, write_jsonl
+    from posttrain.ground.identity import manifest_of
 
     write_jsonl(file, changed)
     for task in (copied / "data/tasks").glob("*.yaml"):
@@ -180,7 +180,7 @@ def test_another_chat_template_than_the_trained_one_is_refused(rows, data, base,
     """What lm-eval itself would use is compared, and recorded; control: lm-eval handed another template."""
     from lm_eval.models.huggingface import HFLM
 
-    from posttrain.policy import load_contract
+    from posttrain.models.policy import load_contract
 
     used = read_json(Path("results/first/evaluate/sft/metrics.json"))["chat_template"]
     assert used == load_contract(tuned)["chat_template"] is not None

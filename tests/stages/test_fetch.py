@@ -15,8 +15,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_hub import TOKEN, fake_hub, files_of, repo
 
-from posttrain import benchmarks
-from posttrain.errors import UserError
+from posttrain.evaluation import benchmarks
+from posttrain.ground.errors import UserError
 from posttrain.stages.fetch import fetch
 
 SHARED = Path(os.environ.get("POSTTRAIN_SHARED", Path(__file__).parents[3] / "shared"))
@@ -26,8 +26,9 @@ CONVERTED, PICKLED, OTHER = "c" * 40, "b" * 40, "f" * 40
 RUN = """
 import json, sys
 from pathlib import Path
-from posttrain.errors import UserError
-from posttrain import benchmarks, hub
+from posttrain.data import hub
+from posttrain.evaluation import benchmarks
+from posttrain.ground.errors import UserError
 from posttrain.stages.fetch import fetch
 try:
     {}
@@ -276,7 +277,7 @@ def test_bad_transfers(hub, tmp_path):
 
 def test_full_disk():
     """Words for a disk that fills up, before and during the transfer."""
-    from posttrain import hub_errors
+    from posttrain.data import hub_errors
     from posttrain.stages import fetch
 
     said = hub_errors.in_words(OSError(errno.ENOSPC, "No space left on device"), "model", "org/tiny", MODEL)
@@ -356,7 +357,7 @@ def of_files(name: str) -> str:
 
 
 def gsm8k_folder() -> str:
-    from posttrain.benchmarks import lm_eval_tasks
+    from posttrain.evaluation.benchmarks import lm_eval_tasks
 
     return str(lm_eval_tasks() / "gsm8k")
 
@@ -400,7 +401,7 @@ def test_tasks_offline(hub, tmp_path):
 
 def test_tasks_refused(hub, tmp_path):
     """Unknown, unpinned, pinned twice, data from Python, data by address: each in words."""
-    from posttrain.benchmarks import find_tasks
+    from posttrain.evaluation.benchmarks import find_tasks
 
     folder = Path(task_folder(tmp_path))
     (folder / "python.yaml").write_text("task: of_python\nclass: !function utils.Task\n")

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 from tiny import ROOT, make, start, trainers
 
-from posttrain import artifact, checkpoint, interruption, training
-from posttrain.config import Reference
-from posttrain.errors import INTERRUPTED, Interrupted, UserError
-from posttrain.files import read_json
-from posttrain.interruption import GO_ON, NEAR, SAVE, TOLD
-from posttrain.training import Heartbeat
+from posttrain.config.sections import Reference
+from posttrain.ground.errors import INTERRUPTED, Interrupted, UserError
+from posttrain.ground.files import read_json
+from posttrain.jobs import artifact
+from posttrain.training import checkpoint, interruption
+from posttrain.training import trainers as shared
+from posttrain.training.interruption import GO_ON, NEAR, SAVE, TOLD
+from posttrain.training.trainers import Heartbeat
 
 STAGES = tuple(trainers())
 
@@ -149,7 +151,7 @@ def test_a_time_limit_that_takes_several_runs(uninterrupted, read_by, monkeypatc
 
     monkeypatch.setattr(interruption, "SAVING", 0.0)
     monkeypatch.setattr(interruption, "limit", 0.5)
-    monkeypatch.setattr(training, "Heartbeat", Limited)
+    monkeypatch.setattr(shared, "Heartbeat", Limited)
     section = trainers(checkpoint_minutes=0.05 / 60)["dpo"]
     while made is None:
         try:
@@ -208,7 +210,7 @@ def test_what_the_survivor_has_made_is_not_made_again(tmp_path, monkeypatch):
 def running(program: str) -> subprocess.Popen:
     """A process that has come to print something."""
     environment, pipe = os.environ | {"PYTHONPATH": str(ROOT / "workflow")}, subprocess.PIPE
-    command = [sys.executable, "-c", f"from posttrain import interruption; {program}"]
+    command = [sys.executable, "-c", f"from posttrain.training import interruption; {program}"]
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
     process.stdout.readline()
     return process

@@ -11,7 +11,7 @@ import killing
 import pytest
 from tiny import trainers
 
-from posttrain.files import read_json
+from posttrain.ground.files import read_json
 
 pytestmark = pytest.mark.slow
 SECTIONS = trainers(checkpoint_minutes=0.1 / 60)

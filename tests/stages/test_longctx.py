@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import longctx, make, scratch, sft
 
-from posttrain import policy, positions
-from posttrain.config import Base, Lengths
-from posttrain.errors import UserError
-from posttrain.files import read_json, read_jsonl
+from posttrain.config.sections import Base, Lengths
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, read_jsonl
+from posttrain.models import policy, positions
 from posttrain.stages import lengths as lengths_stage
 
 WEIGHTS = "model/model.safetensors"
@@ -185,16 +185,16 @@ def test_tuning_changes_the_weights_and_lowers_the_loss(interpolated, data):
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(data, base, interpolated, monkeypatch):
-    from posttrain import training
+    from posttrain.training import trainers
 
-    class Dying(training.Progress):
+    class Dying(trainers.Progress):
         def on_step_end(self, args, state, control, **rest):
             super().on_step_end(args, state, control, **rest)
             if state.global_step == 3:
                 raise KeyboardInterrupt
 
     output = Path("results/long-killed/longctx/manifest.json")
-    monkeypatch.setattr(training, "Progress", Dying)
+    monkeypatch.setattr(trainers, "Progress", Dying)
     with pytest.raises(KeyboardInterrupt):
         make("longctx", longctx(), output, data=data, base=base, policy=base)
     monkeypatch.undo()

@@ -11,10 +11,12 @@ import pytest
 import torch
 from tiny import ROOT, make, ppo, sft
 
-from posttrain import adapters, answers, checkpoint, policy, ppo_health, ppo_state, tokens
-from posttrain.errors import UserError
-from posttrain.files import read_json, read_jsonl
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, read_jsonl
+from posttrain.models import adapters, policy, tokens
+from posttrain.rl import answers, ppo_health, ppo_state
 from posttrain.stages import ppo as stage
+from posttrain.training import checkpoint
 
 WEIGHTS = "model/adapter_model.safetensors"
 
@@ -268,7 +270,7 @@ def test_a_half_written_checkpoint_is_never_taken_up(tmp_path):
 
 def test_a_rail_stops_the_run_with_its_reason(inputs, home):
     """An absurd learning rate."""
-    from posttrain.config import Rails
+    from posttrain.config.sections import Rails
 
     section = ppo(learning_rate=0.5, value_warmup=0, kl_coefficient=0.0, rails=Rails(max_kl=1.0, min_eos_rate=0.0))
     output = Path("results/rail/ppo/manifest.json")
@@ -282,7 +284,7 @@ def test_a_rail_stops_the_run_with_its_reason(inputs, home):
 
 
 def rail(health: dict, tmp_path, first: float = 10.0) -> str:
-    from posttrain.config import Rails
+    from posttrain.config.sections import Rails
 
     section = ppo(rails=Rails(), max_new_tokens=12 if first < 10 else 40)
     good = {"reward": 1.0, "kl": 1.0, "eos_rate": 1.0, "length": first, "step": 5}
@@ -305,7 +307,7 @@ def test_every_rail(tmp_path):
 
 def test_the_last_update_is_watched_too(inputs, home):
     """One update, after which there is no iteration that would notice."""
-    from posttrain.config import Rails
+    from posttrain.config.sections import Rails
 
     section = ppo(steps=1, learning_rate=0.5, value_warmup=0, kl_coefficient=0.0, snapshot_steps=1)
     output = Path("results/last/ppo/manifest.json")
@@ -349,7 +351,7 @@ def test_a_loss_that_is_no_number_never_reaches_the_weights(setting, monkeypatch
 
 def test_a_hand_written_reward(inputs, home):
     """A function in a file: it is called with prompt, reply and answer, and its fingerprint is held to."""
-    from posttrain.code import fingerprint
+    from posttrain.ground.code import fingerprint
 
     file = Path("brevity.py")
     file.write_text(
@@ -371,7 +373,7 @@ def test_a_hand_written_reward(inputs, home):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_on_plain_weights_and_after_full_fine_tuning(data, base, method, home):
-    from posttrain.config import Reward
+    from posttrain.config.sections import Reward
 
     policy_ = make("sft", sft(method=method), Path(f"results/plain-{method}/sft/manifest.json"), data=data, base=base)
     under = policy_ if method == "full" else base
@@ -414,7 +416,9 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tiny import ppo
-from posttrain import adapters, parallel, ppo_state
+from posttrain.models import adapters
+from posttrain.rl import ppo_state
+from posttrain.training import parallel
 from posttrain.stages import ppo as stage
 torch.set_num_threads(1)
 data, base, sft, reward = map(Path, sys.argv[2:6])

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from tiny import make
 
-from posttrain.config import Prepare, Source, Tokenizer, World
-from posttrain.errors import UserError
-from posttrain.files import read_json, read_jsonl
+from posttrain.config.sections import Prepare, Source, Tokenizer, World
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, read_jsonl
 
 CHAT = {
     "messages": [{"role": "user", "content": "Name a colour number {}"}, {"role": "assistant", "content": "It is {}."}]

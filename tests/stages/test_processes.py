@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from tiny import ROOT, command, dpo, make, reward, scratch, sft
 
-from posttrain import launch
-from posttrain.config import Base, Long, Longctx, Prepare, Tokenizer, World
-from posttrain.errors import INTERRUPTED
-from posttrain.files import read_json
+from posttrain.config.sections import Base, Long, Longctx, Prepare, Tokenizer, World
+from posttrain.ground.errors import INTERRUPTED
+from posttrain.ground.files import read_json
+from posttrain.jobs import launch
 
 pytestmark = pytest.mark.slow
 SHORT = dict(batch_size=8, micro_batch_size=4, steps=4, log_steps=1, eval_steps=2)
@@ -217,7 +217,7 @@ def test_the_last_line_says_what_ended_several_processes(runs):
 
 
 def test_a_loss_over_the_whole_batch_is_refused(runs, monkeypatch):
-    from posttrain.errors import UserError
+    from posttrain.ground.errors import UserError
 
     stage, section, inputs = runs["dpo"]
     monkeypatch.setenv("WORLD_SIZE", "2")

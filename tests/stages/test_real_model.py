@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from tiny import make, sft
 
-from posttrain.config import Base, Evaluate, Prepare, Source, Tokenizer
-from posttrain.export import export
-from posttrain.files import read_json
-from posttrain.policy import load_contract
+from posttrain.config.sections import Base, Evaluate, Prepare, Source, Tokenizer
+from posttrain.ground.files import read_json
+from posttrain.models.policy import load_contract
+from posttrain.tools.export import export
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,7 @@ def test_it_is_fine_tuned_and_evaluated(stories, base_bits, method):
 
 def test_the_base_writes_stories(stories):
     """Greedy continuation is English, as its author's tests have it: the conversion and the tokenizer are right."""
-    from posttrain.policy import load
+    from posttrain.models.policy import load
 
     model, tokenizer = load(stories["base"])
     ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
@@ -76,7 +76,7 @@ def test_it_is_aligned_with_real_preferences(shared, home, file, tmp_path):
     """Human preferences as transcripts, and preferences of plain text: reward model, PPO, DPO and comparison."""
     from tiny import dpo, ppo, reward
 
-    from posttrain.config import Compare, Reference
+    from posttrain.config.sections import Compare, Reference
 
     name, model = file.split("-")[1], str(shared / "data/models/stories260K")
     # Both are conversations, or both plain text, so that policy and pairs speak one format.
@@ -111,7 +111,7 @@ def test_it_is_aligned_with_real_preferences(shared, home, file, tmp_path):
 
 def test_its_context_is_made_four_times_as_long(shared, home):
     """stories260K was trained on 512 tokens: at 2,048 it fails beyond them, and no longer after interpolation."""
-    from posttrain.config import Lengths, Longctx
+    from posttrain.config.sections import Lengths, Longctx
 
     model = str(shared / "data/models/stories260K")
     texts = [Source(path=str(shared / "data/text-tinystories-1k.jsonl"))]

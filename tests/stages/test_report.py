@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.records import COLUMNS, print_table
+from posttrain.reporting.records import COLUMNS, print_table
 from posttrain.stages.report import report
 
 TASKS = ("copy", "reverse")
@@ -115,7 +115,7 @@ def made(campaign, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """No figures: for tests of everything else, which matplotlib would make slow."""
-    monkeypatch.setattr("posttrain.figures.figures", lambda rows, trained, frontier, positions: [])
+    monkeypatch.setattr("posttrain.reporting.figures.figures", lambda rows, trained, frontier, positions: [])
 
 
 def table(output: Path) -> list[dict]:
@@ -415,8 +415,8 @@ def test_the_page_names_the_command_for_its_own_campaign(campaign, made, tmp_pat
 
 def test_figures_of_longer_contexts():
     """Lines by length and by position, and a map with Wilson's interval in each cell."""
-    from posttrain import figures
     from posttrain.maths.intervals import wilson
+    from posttrain.reporting import figures
 
     same = {"experiment": "long", "policy": "longctx", "seed": 0, "judge": "evaluate", "group": False, "higher": True}
     texts = [

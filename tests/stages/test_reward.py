@@ -8,9 +8,10 @@ import torch
 from test_base import killed_at
 from tiny import first_gradient, make, reward, sft
 
-from posttrain import adapters, answers, policy, tokens
-from posttrain.errors import UserError
-from posttrain.files import read_json, read_jsonl
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, read_jsonl
+from posttrain.models import adapters, policy, tokens
+from posttrain.rl import answers
 from posttrain.stages import reward as stage
 
 

@@ -7,10 +7,11 @@ import torch
 from test_base import killed_at
 from tiny import make, sft
 
-from posttrain import policy, training
-from posttrain.errors import UserError
-from posttrain.files import read_json, read_jsonl, write_jsonl
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, read_jsonl, write_jsonl
+from posttrain.models import policy
 from posttrain.stages import sft as stage
+from posttrain.training import trainers
 
 METHODS = ("full", "lora", "qlora", "prefix", "prompt")
 
@@ -66,7 +67,7 @@ def test_an_adapter_is_refused_on_another_base(tuned, base, data, home):
     other = Path("results/other-base/base/manifest.json")
     from tiny import scratch
 
-    from posttrain.config import Base
+    from posttrain.config.sections import Base
 
     make("base", Base(scratch=scratch(seed=5)), other, data=data)
     with pytest.raises(UserError, match="another base"):
@@ -158,7 +159,7 @@ def test_killed_and_continued_gives_the_same_bytes(tuned, data, base, home, meth
 
 def test_bfloat16_adapters_do_not_survive_a_resume(data, base, home, monkeypatch):
     """Control of the test above: without the cast to float32 a continued 4-bit run is another run."""
-    monkeypatch.setattr(training, "keep_adapters_exact", lambda model, begun=None: None)
+    monkeypatch.setattr(trainers, "keep_adapters_exact", lambda model, begun=None: None)
     section = sft(method="qlora", micro_batch_size=2, dropout=0.1)
     whole = make("sft", section, Path("results/bf-whole/sft/manifest.json"), data=data, base=base)
     output = Path("results/bf-killed/sft/manifest.json")
@@ -193,7 +194,7 @@ def test_the_seed_reaches_the_adapter(tuned, data, base, home):
 
 
 def test_the_frozen_base_is_unchanged(tuned, base):
-    from posttrain.identity import verify
+    from posttrain.ground.identity import verify
 
     verify(base)
 
@@ -292,18 +293,18 @@ def test_a_loss_that_is_no_number_stops_the_run(data, base, home, monkeypatch):
             if weight.requires_grad:
                 weight.data.fill_(float("nan"))
 
-    monkeypatch.setattr(training, "keep_adapters_exact", poison)
+    monkeypatch.setattr(trainers, "keep_adapters_exact", poison)
     with pytest.raises(UserError, match="the loss is nan at step 1"):
         make("sft", sft(method="lora"), Path("results/nan/sft/manifest.json"), data=data, base=base)
     assert not Path("results/nan/sft/manifest.json").exists()
 
 
 def test_a_run_that_stopped_early_is_no_result(data, base, home, monkeypatch):
-    class Stopping(training.Progress):
+    class Stopping(trainers.Progress):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = state.global_step == 3
 
-    monkeypatch.setattr(training, "Progress", Stopping)
+    monkeypatch.setattr(trainers, "Progress", Stopping)
     with pytest.raises(UserError, match="stopped at step 3 of 6"):
         make("sft", sft(method="lora"), Path("results/early/sft/manifest.json"), data=data, base=base)
     assert not Path("results/early/sft/manifest.json").exists()

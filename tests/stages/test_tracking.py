@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import make, ppo, sft
 
-from posttrain.errors import UserError
-from posttrain.tracking import sync
+from posttrain.ground.errors import UserError
+from posttrain.training.tracking import sync
 
 
 @pytest.fixture

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import attempt, cluster, credentials, launch, slurm
+from posttrain.cluster import sites
+from posttrain.ground import credentials
+from posttrain.jobs import attempt, launch, slurm
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     """An empty working directory, outside of any job."""
     monkeypatch.chdir(tmp_path)
-    for name in ("SLURM_JOB_ID", "POSTTRAIN_DEVICE", cluster.TOLD, credentials.PLACE):
+    for name in ("SLURM_JOB_ID", "POSTTRAIN_DEVICE", sites.TOLD, credentials.PLACE):
         monkeypatch.setenv(name, "")  # so that what a test sets is undone
         monkeypatch.delenv(name)
     return tmp_path

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import artifact, code, kept, parallel, training
-from posttrain.config import Reference, Sft
-from posttrain.errors import Interrupted, UserError
-from posttrain.files import read_json, write_json
+from posttrain.config.sections import Reference, Sft
+from posttrain.ground import code
+from posttrain.ground.errors import Interrupted, UserError
+from posttrain.ground.files import read_json, write_json
+from posttrain.jobs import artifact, kept
+from posttrain.training import parallel, trainers
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_what_is_taken_names_its_own_inputs(folder):
 
 def test_several_processes_take_it_or_leave_it_together(folder, monkeypatch):
     """As the first of them says: each looking for itself might find another thing, and wait for ever."""
-    from posttrain import parallel
+    from posttrain.training import parallel
 
     make()
     monkeypatch.setenv("RANK", "1")
@@ -95,7 +97,7 @@ def test_what_was_kept_is_forgotten_over_the_limit(folder):
 KEEPING = """
 import shutil, sys
 from pathlib import Path
-from posttrain import kept
+from posttrain.jobs import kept
 forget = kept.forget
 kept.forget = lambda limit: forget(limit, since=0)
 for number in range(400):
@@ -195,10 +197,10 @@ def test_identity_is_what_goes_in_and_not_where_it_lies(folder):
 
 def test_the_record_counts_the_time_of_every_attempt(folder):
     def stopped(section, work, checkpoints, **inputs):
-        begun = training.Heartbeat(checkpoints, 10)
+        begun = trainers.Heartbeat(checkpoints, 10)
         begun.begun -= 7200
         begun.beat(3, "loss 1")
-        again = training.Heartbeat(checkpoints, 10, 3)
+        again = trainers.Heartbeat(checkpoints, 10, 3)
         again.begun -= 3600
         again.beat(5, "loss 1")
         raise Interrupted("saved")
@@ -269,9 +271,9 @@ def test_a_key_that_a_stage_never_reads_is_in_its_record(folder):
 
 
 def test_sections_within_sections_are_watched():
-    from posttrain.audit import Watched, unread
-    from posttrain.checks import slice_of
-    from posttrain.config import Evaluate, Ppo, Task
+    from posttrain.config.sections import Evaluate, Ppo, Task
+    from posttrain.dag.checks import slice_of
+    from posttrain.jobs.audit import Watched, unread
 
     read: set[str] = set()
     ppo = Watched(Ppo(), read)

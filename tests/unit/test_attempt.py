@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import attempt, cards, cluster, credentials, launch, slurm
-from posttrain.errors import UserError
+from posttrain.cluster import sites
+from posttrain.ground import credentials
+from posttrain.ground.errors import UserError
+from posttrain.jobs import attempt, cards, launch, slurm
 
 
 def test_the_exit_code_is_the_stages(stage, here):
@@ -47,7 +49,7 @@ def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, monkeypatch, 
 
 def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(cluster.TOLD, "{}")
+    monkeypatch.setenv(sites.TOLD, "{}")
     asked = []
 
     def again(job, **changes):
@@ -72,7 +74,7 @@ def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
 def test_slurm_can_be_asked_about_a_job_that_could_write_nothing(stage, here, monkeypatch):
     """What is on disk while the stage runs, should all processes be killed."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(cluster.TOLD, "{}")
+    monkeypatch.setenv(sites.TOLD, "{}")
     script = "import shutil, sys; shutil.copy('results/x/sft/checkpoints/attempt/attempt.json', 'seen'); sys.exit(2)"
     stage(script, shown=lambda job, key: {"MinMemoryNode": "1100M"}.get(key, ""))
     seen = json.loads((here / "seen").read_text())
@@ -81,7 +83,7 @@ def test_slurm_can_be_asked_about_a_job_that_could_write_nothing(stage, here, mo
 
 def test_memory_that_no_node_has_is_not_waited_for(stage, here, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(cluster.TOLD, "{}")
+    monkeypatch.setenv(sites.TOLD, "{}")
     asked = []
     known = {"again": lambda *job, **changes: asked.append(job), "kills": lambda: 1, "refusal": lambda *_, mem: mem}
     known["shown"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "")
@@ -94,7 +96,7 @@ def test_memory_that_no_node_has_is_not_waited_for(stage, here, monkeypatch, cap
 
 def test_memory_that_slurm_does_not_give_is_not_asked_for_again(stage, here, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(cluster.TOLD, "{}")
+    monkeypatch.setenv(sites.TOLD, "{}")
     asked = []
     known = {"again": lambda *job, **changes: asked.append(job), "kills": lambda: 1, "refusal": lambda *_, mem: ""}
     known["shown"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "")
@@ -113,7 +115,7 @@ def test_memory_that_slurm_does_not_give_is_not_asked_for_again(stage, here, mon
 def test_what_ended_a_stage_is_judged_when_slurm_answers(stage, here, monkeypatch):
     """Else its job has no memory, and was not preempted."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(cluster.TOLD, "{}")
+    monkeypatch.setenv(sites.TOLD, "{}")
     asked, there = [], []
     known = {"again": lambda *job, **changes: asked.append(changes), "kills": lambda: 1, "refusal": lambda *_, mem: ""}
     known["shown"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "") if there else ""
@@ -156,7 +158,7 @@ def test_a_job_of_the_users_own_is_left_alone(stage, monkeypatch):
     asked = []
     known = {"again": lambda *job: asked.append(job), "shown": lambda *_: ""}
     assert stage("import sys; sys.exit(75)", **known) == 75 and asked == []
-    monkeypatch.setenv(cluster.TOLD, "{}")
+    monkeypatch.setenv(sites.TOLD, "{}")
     assert stage("import sys; sys.exit(75)", **known) == 75 and asked == [("7",)], "control: one of the profile's"
 
 
@@ -166,7 +168,7 @@ def test_a_preempted_job_that_ends_in_its_grace_time_is_run_again(stage, monkeyp
     """None: cancelled by a person; "": SLURM runs it again by itself, and has forgotten why it did. It ends otherwise
     than in words where it was still loading: torchrun with 1, one process of the signal."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(cluster.TOLD, "{}")
+    monkeypatch.setenv(sites.TOLD, "{}")
     asked = []
     known = {"again": lambda *job: asked.append(job), "shown": lambda job, key: {"PreemptTime": when}.get(key, "")}
     heard = f"lambda *_: sys.exit({ends})" if ends > 0 else "signal.SIG_DFL"
@@ -178,7 +180,7 @@ def test_a_preempted_job_that_ends_in_its_grace_time_is_run_again(stage, monkeyp
 def test_a_job_that_is_preempted_for_good_is_run_again_before_it_is_killed(stage, monkeypatch, state, over):
     """The site's KillWait may be shorter than a step. RUNNING: in a grace time, which being run again would end."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(cluster.TOLD, "{}")
+    monkeypatch.setenv(sites.TOLD, "{}")
     asked, fields = [], {"PreemptTime": "2026-11-26T21:40:19", "JobState": state}
     known = {"again": lambda *job: asked.append((*job, Path("over").exists()))}
     known["shown"] = lambda job, key: fields.get(key, "")
@@ -195,7 +197,7 @@ def test_a_job_that_is_preempted_for_good_is_run_again_before_it_is_killed(stage
 def test_a_limit_that_comes_before_the_stage_can_hear_of_it_is_a_limit(stage, here, monkeypatch):
     """Python that is still loading dies of the signal at once."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(cluster.TOLD, "{}")
+    monkeypatch.setenv(sites.TOLD, "{}")
     asked, fields = [], {"Reason": "TimeLimit", "TimeLimit": "00:01:00"}
     known = {"again": lambda *job, **changes: asked.append(changes), "refusal": lambda *_, **__: ""}
     known["shown"] = lambda job, key: fields.get(key, "")
@@ -226,7 +228,7 @@ def test_torchrun_in_a_job_hears_of_it_from_slurm(here, stage, monkeypatch, job,
     """Else it hears three times, which ends it before its processes have saved; and an srun kills its step."""
     monkeypatch.setenv("SLURM_JOB_ID", job)
     if job:
-        monkeypatch.setenv(cluster.TOLD, "{}")
+        monkeypatch.setenv(sites.TOLD, "{}")
     script = "import os, signal, time; signal.signal(15, lambda *_: print('heard', file=open('heard', 'a'))); "
     script += "os.kill(os.getppid(), 15); time.sleep(1.5)"
     name = [sys.executable, "-c", script] + ["torch.distributed.run"] * several
@@ -295,12 +297,12 @@ def test_slurms_times(text, minutes):
 
 
 def test_checkpoints_lie_in_scratch(stage, here, monkeypatch):
-    monkeypatch.setenv(cluster.TOLD, json.dumps({"scratch": str(here / "scratch")}))
+    monkeypatch.setenv(sites.TOLD, json.dumps({"scratch": str(here / "scratch")}))
     stage("import sys; sys.exit(2)")
     link = here / "results/x/sft/checkpoints"
     there = link.resolve()
     assert link.is_symlink() and there.is_relative_to(here / "scratch")
-    monkeypatch.setenv(cluster.TOLD, json.dumps({"scratch": str(here / "other")}))
+    monkeypatch.setenv(sites.TOLD, json.dumps({"scratch": str(here / "other")}))
     stage("import sys; sys.exit(2)")
     assert link.resolve() == there, "checkpoints are not left behind where another scratch is set"
     shutil.rmtree(there)
@@ -348,13 +350,13 @@ def test_credentials_are_hidden_from_jobs_and_shown_to_fetch(here, monkeypatch):
     credentials.hide()
     shown = subprocess.run([sys.executable, "-c", "import os; print(dict(os.environ))"], capture_output=True, text=True)
     assert "'secret'" not in shown.stdout and "TOKENIZERS_PARALLELISM" in shown.stdout
-    fetch = "from posttrain import credentials; import os; credentials.reveal(); print(os.environ['HF_TOKEN'])"
+    fetch = "from posttrain.ground import credentials; import os; credentials.reveal(); print(os.environ['HF_TOKEN'])"
     shown = subprocess.run([sys.executable, "-c", fetch], capture_output=True, text=True)
     assert shown.stdout == "secret\n"
 
 
 def test_a_container_is_entered_by_each_process_that_starts_others(here, monkeypatch):
-    monkeypatch.setenv(cluster.TOLD, cluster.Site(container="a.sif").model_dump_json(exclude_none=True))
+    monkeypatch.setenv(sites.TOLD, sites.Site(container="a.sif").model_dump_json(exclude_none=True))
     started, stop = [], type("Stop", (), {"told": False, "again": False})
     monkeypatch.setattr(
         attempt.subprocess,
@@ -363,9 +365,9 @@ def test_a_container_is_entered_by_each_process_that_starts_others(here, monkeyp
     )
     attempt.run(["sft"], {}, stop, None, {}, here)
     attempt.run(["sft"], {"CUDA_VISIBLE_DEVICES": "0,1"}, stop, None, {}, here)
-    with_scratch = cluster.Site(container="a.sif", scratch="/$SCRATCH_OF/me")
+    with_scratch = sites.Site(container="a.sif", scratch="/$SCRATCH_OF/me")
     monkeypatch.setenv("SCRATCH_OF", "fast")
-    monkeypatch.setenv(cluster.TOLD, with_scratch.model_dump_json(exclude_none=True))
+    monkeypatch.setenv(sites.TOLD, with_scratch.model_dump_json(exclude_none=True))
     attempt.run(["sft"], {}, stop, None, {}, here)
     assert started[2][:6] == ["apptainer", "exec", "--nv", "--bind", "/fast/me", "a.sif"], "else its link leads nowhere"
     inside = ["apptainer", "exec", "--nv", "a.sif", "python", "-m"]
@@ -374,10 +376,10 @@ def test_a_container_is_entered_by_each_process_that_starts_others(here, monkeyp
 
 
 def test_accelerate_shares_nothing_out_on_cpus(monkeypatch):
-    from posttrain import parallel, training
+    from posttrain.training import parallel, trainers
 
     monkeypatch.setattr(parallel, "sharded", True)
-    assert training.sharding() == {}, "one process has nothing to share"
+    assert trainers.sharding() == {}, "one process has nothing to share"
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--shard needs GPUs"):
-        training.sharding()
+        trainers.sharding()

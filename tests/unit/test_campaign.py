@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from posttrain import campaign, checks, config
-from posttrain.errors import UserError
+from posttrain.config import sections
+from posttrain.dag import campaign, checks
+from posttrain.ground.errors import UserError
 
 GOOD = "prepare: {world: {}}\nbase: {scratch: {}}\nsft: {method: qlora}\n"
 
@@ -132,7 +133,7 @@ def test_a_hand_written_reward_takes_the_place_of_the_model(tmp_path):
         (ALIGNED.replace("ppo: {}", "ppo: {value_warmup: 40}"), "ppo.value_warmup: 40 leaves none of the 40"),
         (ALIGNED.replace("ppo: {}", "ppo: {reward_function: nosuch:f}"), "there is no module 'nosuch'"),
         (
-            ALIGNED.replace("ppo: {}", "ppo: {reward_function: 'posttrain.world:nosuch'}"),
+            ALIGNED.replace("ppo: {}", "ppo: {reward_function: 'posttrain.world.world:nosuch'}"),
             "defines no function 'nosuch'",
         ),
         (ALIGNED.replace("ppo: {}", "ppo: {reward_function: nosuch}"), "allowed: file.py:function or package"),
@@ -397,7 +398,7 @@ def test_a_thousand_experiments_are_read_in_seconds(tmp_path):
 
 
 def test_settings_without_effect_are_no_part_of_a_slice():
-    values = checks.slice_of(config.Sft(method="full"))
+    values = checks.slice_of(sections.Sft(method="full"))
     assert "rank" not in values and "virtual_tokens" not in values and values["packing"] is False
 
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from posttrain.errors import UserError
-from posttrain.identity import verify
+from posttrain.ground.errors import UserError
+from posttrain.ground.identity import verify
 
 COMMIT = "a" * 40
 
@@ -41,7 +41,7 @@ def test_a_mistake_is_told_in_words(tmp_path, arguments, words):
 
 
 def test_a_stage_that_needs_no_torch_does_not_import_it(root):
-    modules = "posttrain.__main__, posttrain.campaign, posttrain.stages.report, posttrain.status"
+    modules = "posttrain.__main__, posttrain.dag.campaign, posttrain.stages.report, posttrain.tools.status"
     code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import cluster, controller, interruption, slurm
-from posttrain.errors import UserError
+from posttrain.cluster import controller, sites
+from posttrain.ground.errors import UserError
+from posttrain.jobs import slurm
+from posttrain.training import interruption
 
 
 def locked(here: Path, **who) -> None:
@@ -32,7 +34,7 @@ def test_a_living_controller_and_one_elsewhere_are_left_alone(here):
     locked(here, host="elsewhere", process=123, started="2026-01-01T00:00:00+00:00")
     with pytest.raises(UserError, match=r"on elsewhere.*snakemake --unlock"):
         controller.clear()
-    script = "from posttrain import controller; controller.hold(); print('held', flush=True); input()"
+    script = "from posttrain.cluster import controller; controller.hold(); print('held', flush=True); input()"
     living = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert living.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=rf"another Snakemake works here: process {living.pid} on"):
@@ -91,9 +93,10 @@ def test_jobs_that_are_waited_for_still_run_while_slurm_does_not_answer(here, mo
 
 WAITS = """
 import sys
-from posttrain import cluster, controller, slurm
+from posttrain.cluster import controller, sites
+from posttrain.jobs import slurm
 slurm.ask = lambda *_, **__: sys.argv[1]
-controller.begin(cluster.Site(), ["snakemake"])
+controller.begin(sites.Site(), ["snakemake"])
 """
 
 
@@ -104,12 +107,12 @@ def test_the_second_of_two_that_would_wait_is_refused(here, monkeypatch):
     assert "waiting for them: 7" in first.stderr.readline()
     monkeypatch.setattr(slurm, "ask", lambda *_, **__: "")
     with pytest.raises(UserError, match=rf"another Snakemake works here: process {first.pid} on"):
-        controller.begin(cluster.Site(), ["snakemake"])
+        controller.begin(sites.Site(), ["snakemake"])
     with pytest.raises(UserError, match=rf"another Snakemake works here: process {first.pid} on"):
         controller.hold()  # as one on this machine does when it begins to work
     first.kill()
     first.wait()
-    controller.begin(cluster.Site(), ["snakemake"])
+    controller.begin(sites.Site(), ["snakemake"])
     controller.hold()  # control: the wait is over, and this process may begin to work
 
 

@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from posttrain import __main__ as command
-from posttrain import campaign, doctor, slurm
-from posttrain.cluster import Request, Site
+from posttrain.cluster.sites import Request, Site
+from posttrain.dag import campaign
+from posttrain.jobs import slurm
+from posttrain.tools import doctor
 
 SINFO = "normal*|up|gpu:a100:4(S:0-1)\nlow|up|gpu:v100:2,gpu:a40:1\nold|down|gpu:k80:8\ncores|up|(null)\n"
 

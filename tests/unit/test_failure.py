@@ -2,8 +2,8 @@
 
 import pytest
 
-from posttrain import failure
-from posttrain.errors import Diverged, Interrupted, UserError
+from posttrain.ground.errors import Diverged, Interrupted, UserError
+from posttrain.jobs import failure
 
 
 def test_a_mistake_that_training_found_is_final(here):

@@ -4,9 +4,10 @@ import time
 
 import pytest
 
-from posttrain import campaign, grid
-from posttrain.errors import UserError
-from posttrain.plan import thaw
+from posttrain.config import grid
+from posttrain.dag import campaign
+from posttrain.dag.plan import thaw
+from posttrain.ground.errors import UserError
 
 PARENT = """
 question: Which?

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from posttrain import launch, training
-from posttrain.errors import UserError
+from posttrain.ground.errors import UserError
+from posttrain.jobs import launch
+from posttrain.training import trainers
 
 SFT = ["sft", "--config", "it's {a: 1}", "--output", "results/a/sft/manifest.json"]
 SRUN = """#!/bin/bash
@@ -88,14 +89,14 @@ def test_a_process_for_each_gpu_that_the_job_sees(environ, count):
     ],
 )
 def test_the_largest_micro_batch_that_shares_the_batch_evenly(batch, most, processes, expected):
-    assert training.split(batch, most, processes) == expected
+    assert trainers.split(batch, most, processes) == expected
 
 
 def test_every_split_makes_the_global_batch_and_stays_under_the_most():
     for batch in range(1, 40):
         for processes in (count for count in range(1, 9) if batch % count == 0):
             for most in (None, *range(1, 12)):
-                micro, accumulation = training.split(batch, most, processes)
+                micro, accumulation = trainers.split(batch, most, processes)
                 assert micro * accumulation * processes == batch and micro <= (most or batch)
                 larger = range(micro + 1, min(most or batch, batch // processes) + 1)
                 assert not any(batch // processes % size == 0 for size in larger), (batch, most, processes)
@@ -103,24 +104,24 @@ def test_every_split_makes_the_global_batch_and_stays_under_the_most():
 
 def test_a_batch_that_processes_cannot_share_says_what_fits():
     with pytest.raises(UserError, match=r"batch_size 6 .* by 4 processes: start 1 or 2 or 3, .* multiple of 4, 8 for"):
-        training.split(6, None, 4)
+        trainers.split(6, None, 4)
 
 
 def test_more_gpus_than_processes_are_refused(monkeypatch, tmp_path):
     """transformers would give each GPU a whole micro-batch, and the global batch would be another."""
     from tiny import sft
 
-    assert training.arguments(sft(), tmp_path)["gradient_accumulation_steps"] == 1
+    assert trainers.arguments(sft(), tmp_path)["gradient_accumulation_steps"] == 1
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(UserError, match="2 GPUs are visible to 1 processes"):
-        training.arguments(sft(), tmp_path)
+        trainers.arguments(sft(), tmp_path)
 
 
 def test_a_runs_rows_are_passes_through_all_of_them():
     from tiny import sft
 
     rows = list(range(7))
-    dealt = list(training.in_batches(rows, sft(steps=5, batch_size=4)))
+    dealt = list(trainers.in_batches(rows, sft(steps=5, batch_size=4)))
     assert len(dealt) == 20 and sorted(dealt[:7]) == sorted(dealt[7:14]) == rows
-    assert dealt[:7] != dealt[7:14] and dealt != list(training.in_batches(rows, sft(steps=5, batch_size=4, seed=1)))
-    assert dealt[:12] == list(training.in_batches(rows, sft(steps=3, batch_size=4))), "a longer run begins as a shorter"
+    assert dealt[:7] != dealt[7:14] and dealt != list(trainers.in_batches(rows, sft(steps=5, batch_size=4, seed=1)))
+    assert dealt[:12] == list(trainers.in_batches(rows, sft(steps=3, batch_size=4))), "a longer run begins as a shorter"

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from posttrain import longtext
-from posttrain.config import Long
+from posttrain.config.sections import Long
+from posttrain.world import longtext
 
 
 def test_a_motif_repeats_with_its_period_and_says_what_comes_next():

@@ -6,8 +6,8 @@ import statistics
 
 import pytest
 
-from posttrain import records
 from posttrain.maths import intervals
+from posttrain.reporting import records
 
 
 def test_standard_error_of_a_proportion_is_lm_evals():

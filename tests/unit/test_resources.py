@@ -8,10 +8,14 @@ import sys
 
 import pytest
 
-from posttrain import architecture, attempt, budget, campaign, cluster, memory, needs, resources, slurm
-from posttrain.architecture import Architecture, from_config
-from posttrain.config import Scratch
-from posttrain.errors import UserError
+from posttrain.cluster import sites
+from posttrain.config.sections import Scratch
+from posttrain.dag import campaign
+from posttrain.ground.errors import UserError
+from posttrain.jobs import attempt, slurm
+from posttrain.resources import architecture, estimates, memory, moments
+from posttrain.resources.architecture import Architecture, from_config
+from posttrain.tools import budget
 
 LLAMA_7B = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
@@ -62,7 +66,7 @@ def keep_section(plan, folder, stage="sft"):
 
 def forget():
     """Records are read once in a process; a test writes new ones."""
-    for cached in (resources.records, resources._past, resources._on_gpu):
+    for cached in (estimates.records, estimates._past, estimates._on_gpu):
         getattr(cached, "cache_clear", int)()
 
 
@@ -166,7 +170,7 @@ def test_more_of_anything_needs_no_less_memory(tmp_path, monkeypatch):
     settings, shape = plan.experiments["one"], from_config(LLAMA_7B)
 
     def total(stage, shape=shape, settings=settings):
-        return sum(needs.peak(needs.moments(settings, shape, stage, "sft", {}, False))[1].values())
+        return sum(moments.peak(moments.moments(settings, shape, stage, "sft", {}, False))[1].values())
 
     for stage in ("sft", "reward", "reference", "ppo", "dpo", "evaluate", "compare"):
         for field in ("layers", "vocab", "hidden", "intermediate"):
@@ -180,27 +184,27 @@ def test_more_of_anything_needs_no_less_memory(tmp_path, monkeypatch):
 def test_past_use_corrects_the_request(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     keep_section(plan, tmp_path)
-    monkeypatch.setattr(resources, "on_gpu", lambda: False)
-    before = resources.request(plan, "one", "sft")
-    need = resources.predicted(plan, "one", "sft")
-    assert before["mem_mb"] == round(need.host / 1e6 * resources.MARGIN) and before["runtime"] == 720
-    assert resources.seconds(plan, "one", "sft", "", need) is None
+    monkeypatch.setattr(estimates, "on_gpu", lambda: False)
+    before = estimates.request(plan, "one", "sft")
+    need = estimates.predicted(plan, "one", "sft")
+    assert before["mem_mb"] == round(need.host / 1e6 * estimates.MARGIN) and before["runtime"] == 720
+    assert estimates.seconds(plan, "one", "sft", "", need) is None
     record(tmp_path, peak_memory_mb=1.5 * need.host / 2**20)
     forget()
-    after = resources.request(plan, "one", "sft")
+    after = estimates.request(plan, "one", "sft")
     assert after["mem_mb"] == pytest.approx(1.5 * before["mem_mb"], rel=1e-3)
     assert after["runtime"] == 10 + 2 * 60
-    assert resources.predicted(plan, "one", "sft").terms == need.terms, "the prediction stays; the request is corrected"
+    assert estimates.predicted(plan, "one", "sft").terms == need.terms, "the prediction stays; the request is corrected"
     record(tmp_path, peak_memory_mb=100 * need.host / 2**20)
     forget()
-    assert resources.request(plan, "one", "sft")["mem_mb"] == pytest.approx(4 * before["mem_mb"], rel=1e-3)
+    assert estimates.request(plan, "one", "sft")["mem_mb"] == pytest.approx(4 * before["mem_mb"], rel=1e-3)
 
 
 def test_what_past_runs_used_of_a_gpu_corrects_what_is_refused(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     keep_section(plan, tmp_path)
-    monkeypatch.setattr(resources, "on_gpu", lambda: True)
-    need = resources.predicted(plan, "one", "sft")
+    monkeypatch.setattr(estimates, "on_gpu", lambda: True)
+    need = estimates.predicted(plan, "one", "sft")
     fits = budget.size(need) + 1
     assert not [way for way in refused(plan, fits) if way.startswith("one/sft")], "control"
     gpu = {"shape": {"device": "H100"}, "peak_gpu_memory_mb": 2 * sum(need.terms.values()) / 2**20}
@@ -223,15 +227,15 @@ def refused(plan, gb):
 def test_runs_of_another_kind_do_not_count(tmp_path, monkeypatch, other):
     plan = plan_of(tmp_path, monkeypatch, sft={}, reward={})
     keep_section(plan, tmp_path)
-    monkeypatch.setattr(resources, "on_gpu", lambda: False)
-    before = resources.request(plan, "one", "sft")
+    monkeypatch.setattr(estimates, "on_gpu", lambda: False)
+    before = estimates.request(plan, "one", "sft")
     if other == "method":
         section = json.loads((tmp_path / "section.json").read_text()) | {"method": "full"}
         (tmp_path / "section.json").write_text(json.dumps(section))
     device = {"shape": {"device": "H100" if other == "device" else "cpu"}}
     record(tmp_path, "reward" if other == "stage" else "sft", peak_memory_mb=10**6, **device)
     forget()
-    assert resources.request(plan, "one", "sft") == before
+    assert estimates.request(plan, "one", "sft") == before
 
 
 def test_time_is_in_proportion_to_the_work(tmp_path, monkeypatch):
@@ -239,59 +243,59 @@ def test_time_is_in_proportion_to_the_work(tmp_path, monkeypatch):
     keep_section(plan, tmp_path)
     record(tmp_path)
     plan = plan_of(tmp_path, monkeypatch, sft={"steps": 300})
-    monkeypatch.setattr(resources, "on_gpu", lambda: False)
-    need = resources.predicted(plan, "one", "sft")
-    assert resources.seconds(plan, "one", "sft", "", need) == pytest.approx(3 * 3600)
+    monkeypatch.setattr(estimates, "on_gpu", lambda: False)
+    need = estimates.predicted(plan, "one", "sft")
+    assert estimates.seconds(plan, "one", "sft", "", need) == pytest.approx(3 * 3600)
 
 
 def test_a_long_training_asks_for_the_time_of_one_of_its_jobs(tmp_path, monkeypatch):
     """A request over the partition's limit is refused, and a job that is run again costs two minutes."""
-    monkeypatch.setattr(resources, "on_gpu", lambda: False)
+    monkeypatch.setattr(estimates, "on_gpu", lambda: False)
     plan = plan_of(tmp_path, monkeypatch, sft={})
     keep_section(plan, tmp_path)
     for hours, minutes in ((1, 10 + 2 * 60), (24, 720)):
         record(tmp_path, seconds=3600.0 * hours)
         forget()
-        assert resources.request(plan, "one", "sft")["runtime"] == minutes
-    assert resources.seconds(plan, "one", "sft", "", resources.predicted(plan, "one", "sft")) == 24 * 3600
+        assert estimates.request(plan, "one", "sft")["runtime"] == minutes
+    assert estimates.seconds(plan, "one", "sft", "", estimates.predicted(plan, "one", "sft")) == 24 * 3600
 
 
 def test_the_run_nearest_in_work_tells_the_time(tmp_path, monkeypatch):
     """Ten steps that took an hour, most of it to start, say nothing of ten thousand where others took as many."""
-    monkeypatch.setattr(resources, "on_gpu", lambda: False)
+    monkeypatch.setattr(estimates, "on_gpu", lambda: False)
     for steps, time in ((10, 3600.0), (10000, 7200.0)):
         plan = plan_of(tmp_path, monkeypatch, sft={"steps": steps})
         keep_section(plan, tmp_path)
         record(tmp_path, seconds=time)
         forget()
-        need = resources.predicted(plan, "one", "sft")
+        need = estimates.predicted(plan, "one", "sft")
         before = json.loads((tmp_path / "results/one/sft/provenance.json").read_text())
         (tmp_path / f"{steps}.json").write_text(json.dumps(before))
     both = [("results/one/sft", json.loads((tmp_path / f"{steps}.json").read_text())) for steps in (10, 10000)]
-    monkeypatch.setattr(resources, "records", lambda here: both)
-    resources._past.cache_clear()
-    assert resources.seconds(plan, "one", "sft", "", need) == 7200
-    monkeypatch.setattr(resources, "records", lambda here: both[:1])
-    resources._past.cache_clear()
-    assert resources.seconds(plan, "one", "sft", "", need) == 3600 * 1000, "control: there is no other"
+    monkeypatch.setattr(estimates, "records", lambda here: both)
+    estimates._past.cache_clear()
+    assert estimates.seconds(plan, "one", "sft", "", need) == 7200
+    monkeypatch.setattr(estimates, "records", lambda here: both[:1])
+    estimates._past.cache_clear()
+    assert estimates.seconds(plan, "one", "sft", "", need) == 3600 * 1000, "control: there is no other"
 
 
 def test_a_run_that_was_out_of_memory_gets_twice_as_much(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
-    before = resources.request(plan, "one", "sft")["mem_mb"]
+    before = estimates.request(plan, "one", "sft")["mem_mb"]
     folder = attempted(plan, tmp_path)
     (folder / "failed.json").write_text(json.dumps({"reason": "time limit", "mem_mb": 10**6}))
-    assert resources.request(plan, "one", "sft")["mem_mb"] == before, "control: another reason"
+    assert estimates.request(plan, "one", "sft")["mem_mb"] == before, "control: another reason"
     (folder / "failed.json").write_text("{")
-    assert resources.request(plan, "one", "sft")["mem_mb"] == before, "control: half written"
+    assert estimates.request(plan, "one", "sft")["mem_mb"] == before, "control: half written"
     (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": before}))
-    assert resources.request(plan, "one", "sft")["mem_mb"] == 2 * before
+    assert estimates.request(plan, "one", "sft")["mem_mb"] == 2 * before
     for smaller in ({"sft": {"batch_size": 2}}, {"sft": {}, "base": {"path": "smaller"}}):
         shutil.copytree(tmp_path / "model", tmp_path / "smaller", dirs_exist_ok=True)
         other = plan_of(tmp_path, monkeypatch, **smaller)
-        assert resources.request(other, "one", "sft")["mem_mb"] <= before, "control: of other settings or another base"
+        assert estimates.request(other, "one", "sft")["mem_mb"] <= before, "control: of other settings or another base"
     (folder / "attempt.json").write_text("[]")
-    assert resources.request(plan, "one", "sft")["mem_mb"] == before, "control: whose it was is not known"
+    assert estimates.request(plan, "one", "sft")["mem_mb"] == before, "control: whose it was is not known"
 
 
 @pytest.mark.parametrize(
@@ -308,20 +312,20 @@ def test_a_run_that_was_out_of_memory_gets_twice_as_much(tmp_path, monkeypatch):
 def test_what_was_killed_with_all_its_processes_is_asked_about(tmp_path, monkeypatch, state, more):
     """Nothing of it could write why; what SLURM has forgotten without accounts is not known."""
     plan = plan_of(tmp_path, monkeypatch, sft={})
-    before = resources.request(plan, "one", "sft")["mem_mb"]
+    before = estimates.request(plan, "one", "sft")["mem_mb"]
     attempted(plan, tmp_path, job="7", mem_mb=before)
     kept = {"-nP": state, "-nXP": (state or "").partition("\n")[0]}  # -X leaves out the steps
     monkeypatch.setattr(slurm, "ask", lambda *asked: kept[asked[1]] if asked[0] == "sacct" else "JobState=FAILED")
-    assert resources.request(plan, "one", "sft")["mem_mb"] == more * before
+    assert estimates.request(plan, "one", "sft")["mem_mb"] == more * before
     monkeypatch.setattr(slurm, "ask", lambda *asked: f"JobId=7\n   JobState={state} Reason=None" if state else None)
-    assert resources.request(plan, "one", "sft")["mem_mb"] == more * before
+    assert estimates.request(plan, "one", "sft")["mem_mb"] == more * before
 
 
 def test_a_model_that_was_not_fetched_is_unknown(tmp_path, monkeypatch):
     hub = {"hub": {"id": "org/model", "revision": "a" * 40}}
     plan = plan_of(tmp_path, monkeypatch, base=hub, sft={})
-    assert resources.predicted(plan, "one", "sft") is None
-    assert resources.request(plan, "one", "sft") == resources.UNKNOWN
+    assert estimates.predicted(plan, "one", "sft") is None
+    assert estimates.request(plan, "one", "sft") == estimates.UNKNOWN
     shown = next(line for line in budget.table(plan, True).splitlines() if line.startswith("one/sft"))
     assert budget.UNTIL in shown
     budget.refuse_too_large(plan, 0.001, True)  # of what is unknown nothing is refused
@@ -340,16 +344,16 @@ def test_what_cannot_fit_is_refused_with_what_would(tmp_path, monkeypatch):
         for where, key, value in chosen
     ]
     settings = budget.changed(plan.experiments["one"], chosen)
-    assert budget.size(resources.predicted(plan, "one", "sft", "", settings, gpu=True)) <= 80
+    assert budget.size(estimates.predicted(plan, "one", "sft", "", settings, gpu=True)) <= 80
     for left_out in range(len(chosen)):
         fewer = budget.changed(plan.experiments["one"], chosen[:left_out] + chosen[left_out + 1 :])
-        assert budget.size(resources.predicted(plan, "one", "sft", "", fewer, gpu=True)) > 80, (
+        assert budget.size(estimates.predicted(plan, "one", "sft", "", fewer, gpu=True)) > 80, (
             "control: each of them is needed"
         )
     larger = [(w, k, 2 * v if k == "micro_batch_size" else v) for w, k, v in chosen]
     if larger != chosen:
         settings = budget.changed(plan.experiments["one"], larger)
-        assert budget.size(resources.predicted(plan, "one", "sft", "", settings, gpu=True)) > 80, (
+        assert budget.size(estimates.predicted(plan, "one", "sft", "", settings, gpu=True)) > 80, (
             "control: the largest that fits"
         )
     budget.refuse_too_large(plan, 10000.0, True)  # control
@@ -365,7 +369,7 @@ def test_what_fits_with_its_part_of_the_batch_is_not_refused(tmp_path, monkeypat
     where = {"sft": ("sft", ""), "evaluate": ("evaluate", "sft")}[stage]
     small = budget.changed(plan.experiments["one"], ((stage, "batch_size", 64 // gpus),))
     needs = [
-        budget.size(resources.predicted(plan, "one", *where, settings, gpu=True))
+        budget.size(estimates.predicted(plan, "one", *where, settings, gpu=True))
         for settings in (small, plan.experiments["one"])
     ]
     between = sum(needs) / 2 if gpus > 1 else needs[1] - 0.1
@@ -381,30 +385,28 @@ def test_memory_is_asked_for_as_many_processes_as_gpus(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     for stage, times in (("sft", 4), ("evaluate", 1)):
         policy = "sft" if stage == "evaluate" else ""
-        alone = cluster.request(cluster.Site(), plan, "one", stage, policy)["mem_mb"] - cluster.AROUND
-        site = cluster.Site(stages={stage: cluster.Request(gpu=4)})
-        assert cluster.request(site, plan, "one", stage, policy)["mem_mb"] == times * alone + cluster.AROUND
-    two = cluster.Site(stages={"sft": cluster.Request(gpu=4, nodes=2)})
-    on_one = cluster.request(cluster.Site(), plan, "one", "sft")["mem_mb"] - cluster.AROUND
-    assert cluster.request(two, plan, "one", "sft")["mem_mb"] == 2 * on_one + cluster.AROUND, "on each of two nodes"
+        alone = sites.request(sites.Site(), plan, "one", stage, policy)["mem_mb"] - sites.AROUND
+        site = sites.Site(stages={stage: sites.Request(gpu=4)})
+        assert sites.request(site, plan, "one", stage, policy)["mem_mb"] == times * alone + sites.AROUND
+    two = sites.Site(stages={"sft": sites.Request(gpu=4, nodes=2)})
+    on_one = sites.request(sites.Site(), plan, "one", "sft")["mem_mb"] - sites.AROUND
+    assert sites.request(two, plan, "one", "sft")["mem_mb"] == 2 * on_one + sites.AROUND, "on each of two nodes"
     folder = attempted(plan, tmp_path)
     (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": 8000000}))
-    four = cluster.Site(stages={"sft": cluster.Request(gpu=4)})
-    assert cluster.request(four, plan, "one", "sft")["mem_mb"] == 16000000 + cluster.AROUND, (
-        "what all of them had, twice"
-    )
-    asked = cluster.Site(stages={"sft": cluster.Request(gpu=4, mem_mb=1000, shard=True)})
-    assert cluster.request(asked, plan, "one", "sft")["mem_mb"] == 1000, "what the site says comes first"
+    four = sites.Site(stages={"sft": sites.Request(gpu=4)})
+    assert sites.request(four, plan, "one", "sft")["mem_mb"] == 16000000 + sites.AROUND, "what all of them had, twice"
+    asked = sites.Site(stages={"sft": sites.Request(gpu=4, mem_mb=1000, shard=True)})
+    assert sites.request(asked, plan, "one", "sft")["mem_mb"] == 1000, "what the site says comes first"
     for had in (1000, 2000):
         (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": had}))
-        assert cluster.request(asked, plan, "one", "sft")["mem_mb"] == 2 * had, "but for what was not enough"
+        assert sites.request(asked, plan, "one", "sft")["mem_mb"] == 2 * had, "but for what was not enough"
 
 
 def test_no_setting_is_advised_that_would_be_refused(tmp_path, monkeypatch):
     """TRL takes the `sft` loss over a micro-batch, so that a smaller one would change what is learned."""
     for loss, allowed in ((["sigmoid"], True), (["sigmoid", "sft"], False)):
         plan = plan_of(tmp_path, monkeypatch, sft={}, dpo={"loss": loss, "batch_size": 16})
-        need = budget.size(resources.predicted(plan, "one", "dpo", gpu=True))
+        need = budget.size(estimates.predicted(plan, "one", "dpo", gpu=True))
         ways = " or ".join(budget.remedies(plan, "one", "dpo", "", need - 0.1))
         assert ("micro_batch_size" in ways) == allowed and "gradient_checkpointing" in ways
 
@@ -414,22 +416,22 @@ def test_the_host_of_a_gpu_holds_weights_alone(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     keep_section(plan, tmp_path)
     record(tmp_path, shape={"device": "cpu"})
-    on_cpu = resources.request(plan, "one", "sft")["mem_mb"]
+    on_cpu = estimates.request(plan, "one", "sft")["mem_mb"]
     monkeypatch.setenv("POSTTRAIN_DEVICE", "gpu")
-    resources._past.cache_clear()
-    with_gpu = resources.request(plan, "one", "sft")["mem_mb"]
+    estimates._past.cache_clear()
+    with_gpu = estimates.request(plan, "one", "sft")["mem_mb"]
     assert 4 * PARAMETERS_7B / 1e6 < with_gpu < 45000 < on_cpu
     monkeypatch.delenv("POSTTRAIN_DEVICE")
     record(tmp_path, shape={"device": "H100"})
     forget()
-    assert resources.request(plan, "one", "sft")["mem_mb"] == with_gpu
+    assert estimates.request(plan, "one", "sft")["mem_mb"] == with_gpu
 
 
 def test_a_continued_run_reads_its_optimiser_into_the_process(tmp_path, monkeypatch):
     """Eight bytes of a trained number, where the weights on their way are four."""
     monkeypatch.setenv("POSTTRAIN_DEVICE", "gpu")
     adapter, whole = (
-        resources.predicted(plan_of(tmp_path, monkeypatch, sft={"method": method}), "one", "sft").host
+        estimates.predicted(plan_of(tmp_path, monkeypatch, sft={"method": method}), "one", "sft").host
         for method in ("lora", "full")
     )
     assert whole - adapter == pytest.approx(4 * PARAMETERS_7B)
@@ -437,7 +439,7 @@ def test_a_continued_run_reads_its_optimiser_into_the_process(tmp_path, monkeypa
 
 def test_the_sum_is_told_term_by_term(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
-    need = resources.predicted(plan, "one", "sft")
+    need = estimates.predicted(plan, "one", "sft")
     numbers = [float(line.split()[0].replace(",", "")) for line in list(budget.sums(need))[1:]]
     assert (
         numbers[-1]
@@ -468,7 +470,7 @@ def test_the_command(tmp_path, monkeypatch):
 
 
 def test_planning_needs_no_torch():
-    code = "import posttrain.budget, sys; sys.exit('torch' in sys.modules)"
+    code = "import posttrain.tools.budget, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import formats, overlap, rows, texts
-from posttrain.errors import UserError
+from posttrain.data import formats, overlap, rows, texts
+from posttrain.ground.errors import UserError
 
 SHARED = Path(os.environ.get("POSTTRAIN_SHARED") or Path(__file__).parents[2] / ".." / "shared").resolve()
 DATA, BAD = SHARED / "data", SHARED / "data" / "bad"

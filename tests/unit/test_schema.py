@@ -3,7 +3,8 @@
 import jsonschema
 import pytest
 
-from posttrain import schema, settings
+from posttrain.config import reader
+from posttrain.tools import schema
 
 
 def test_schema_and_reference_are_up_to_date(root, tmp_path):
@@ -27,6 +28,6 @@ def test_the_schema_accepts_our_experiments_and_refuses_a_typo(root):
     files = sorted((root / "config/experiments").glob("*.yaml"))
     assert files
     for file in files:
-        jsonschema.validate(dict(settings.read(file)), schema.schema())
+        jsonschema.validate(dict(reader.read(file)), schema.schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"sft": {"stesp": 3}}, schema.schema())

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from posttrain import slurm
+from posttrain.jobs import slurm
 
 
 class Pauses:

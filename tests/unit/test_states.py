@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from posttrain import controller, slurm, states
+from posttrain.cluster import controller, states
+from posttrain.jobs import slurm
 
 
 @pytest.mark.parametrize(

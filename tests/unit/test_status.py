@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import attempt, interruption, status
+from posttrain.jobs import attempt
+from posttrain.tools import status
+from posttrain.training import interruption
 
 CANCELLED = """[Sat Nov 28 03:28:12 2026]
 Error in rule sft:

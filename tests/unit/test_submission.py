@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from posttrain import slurm, submission
+from posttrain.cluster import submission
+from posttrain.jobs import slurm
 
 
 @pytest.fixture

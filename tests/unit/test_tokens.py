@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from posttrain import tokens
-from posttrain.errors import UserError
+from posttrain.ground.errors import UserError
+from posttrain.models import tokens
 
 ROW = {
     "id": "r1",

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from posttrain import world
-from posttrain.world import KINDS, KNOWLEDGE, ORDER, extract_answer, gold_reward
+from posttrain.world import world
+from posttrain.world.world import KINDS, KNOWLEDGE, ORDER, extract_answer, gold_reward
 
 SIZES = {"documents": 800, "questions": 600, "test_questions": 160, "pairs": 400}
 

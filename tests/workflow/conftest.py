@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from fabricated import fabricate, forget
 
-from posttrain import campaign, code
+from posttrain.dag import campaign
+from posttrain.ground import code
 
 HERE = Path(__file__).parent
 

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from fabricated import fabricate, rerun
 
-from posttrain import campaign, ledger
+from posttrain.dag import campaign
+from posttrain.tools import ledger
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -172,8 +173,8 @@ def test_links_into_the_cache_are_never_written_through(pushed, tmp_path, monkey
     assert rerun() == {}
     modes = {file: file.stat().st_mode for file in Path(".dvc/cache").rglob("*") if file.is_file()}
     plan = campaign.load("config/config.yaml")
-    from posttrain import artifact
-    from posttrain.config import Reference
+    from posttrain.config.sections import Reference
+    from posttrain.jobs import artifact
 
     def made(section, work, checkpoints, **inputs):
         (work / "data").mkdir()
@@ -246,7 +247,7 @@ def test_an_interrupted_pull_is_nothing_half_believed(pushed, tmp_path, monkeypa
     again = set(rerun())
     assert "report" in again
     for name in there - again:  # what is believed is whole, in all that something is built on
-        from posttrain.identity import verify
+        from posttrain.ground.identity import verify
 
         verify(Path("results", name, "manifest.json"))
     run("dvc", "pull", "-q")

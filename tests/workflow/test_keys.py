@@ -7,9 +7,10 @@ import pytest
 import yaml
 from fabricated import RERUN, fabricate, put, rerun
 
-from posttrain import campaign, schema, why
-from posttrain.config import Experiment, section_class
-from posttrain.errors import UserError
+from posttrain.config.sections import Experiment, section_class
+from posttrain.dag import campaign
+from posttrain.ground.errors import UserError
+from posttrain.tools import schema, why
 
 HERE = Path(__file__).parent
 

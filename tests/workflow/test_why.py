@@ -9,10 +9,12 @@ import pytest
 import yaml
 from fabricated import fabricate
 
-from posttrain import campaign, clean, code, status, why
 from posttrain.__main__ import main
-from posttrain.errors import UserError
-from posttrain.files import read_json, write_json
+from posttrain.dag import campaign
+from posttrain.ground import code
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, write_json
+from posttrain.tools import clean, status, why
 
 HERE = Path(__file__).parent
 

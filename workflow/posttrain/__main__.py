@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from posttrain import credentials, progress
-from posttrain.errors import INTERRUPTED, TOO_LARGE, Interrupted, TooLarge, UserError
+from posttrain.ground import credentials, progress
+from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, Interrupted, TooLarge, UserError
 
 ROLES = ("data", "base", "sft", "reward", "reference", "policy", "beside")  # of a stage's inputs
 
@@ -197,11 +197,12 @@ def quiet_libraries(command: str) -> None:
 
 def given_section(stage: str, text: str):
     """A stage's section from the command line. Raises UserError that names every mistake in it."""
-    from posttrain import campaign, checks, config, settings
+    from posttrain.config import reader, sections
+    from posttrain.dag import campaign, checks
 
-    values, problems = settings.given(text), []
+    values, problems = reader.given(text), []
     file = values.places[""].partition(":")[0]
-    section = campaign.validated(getattr(config, stage.capitalize()), values, values.places, problems)
+    section = campaign.validated(getattr(sections, stage.capitalize()), values, values.places, problems)
     if section:
         problems += [f"{file}: {key}: {said}" for key, said in checks.incomplete(stage, section)]
     if problems:
@@ -217,7 +218,8 @@ def run_stage(arguments) -> None:
     import tempfile
     import warnings
 
-    from posttrain import artifact, interruption
+    from posttrain.jobs import artifact
+    from posttrain.training import interruption
 
     interruption.begin(arguments.minutes)
     output, stage = arguments.output, arguments.command
@@ -238,7 +240,7 @@ def run_stage(arguments) -> None:
             return function(section, **given)
         import torch
 
-        from posttrain import parallel
+        from posttrain.training import parallel
 
         torch.set_num_threads(arguments.threads)
         parallel.fits, parallel.sharded = arguments.micro_batch_size, getattr(arguments, "shard", False)
@@ -268,7 +270,8 @@ def leave() -> None:
 
 def run_doctor(arguments) -> int:
     """Print what is missing; exit code 1 where something is."""
-    from posttrain import campaign, doctor
+    from posttrain.dag import campaign
+    from posttrain.tools import doctor
 
     credentials.taken()  # what it starts on a compute node needs none
     lines, whole = doctor.doctor(campaign.load(arguments.campaign))
@@ -278,7 +281,7 @@ def run_doctor(arguments) -> int:
 
 def run_attempt(arguments) -> int:
     """Run a stage in a process of its own."""
-    from posttrain.attempt import attempt, home
+    from posttrain.jobs.attempt import attempt, home
 
     progress.name = "/".join(home(arguments.stage).parts[1:])
     return attempt(arguments.stage, arguments.gpus)
@@ -286,13 +289,13 @@ def run_attempt(arguments) -> int:
 
 def run_fetch(arguments) -> None:
     """Fetch what the section names."""
-    from posttrain import settings
-    from posttrain.identity import canonical
+    from posttrain.config import reader
+    from posttrain.ground.identity import canonical
     from posttrain.stages.fetch import fetch
 
     progress.name = "fetch"
     credentials.reveal()
-    section = dict(settings.given(arguments.config))
+    section = dict(reader.given(arguments.config))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     (arguments.output.parent / "config.yaml").write_text(canonical(section) + "\n", encoding="utf-8")
     fetch(section, arguments.output)
@@ -300,7 +303,7 @@ def run_fetch(arguments) -> None:
 
 def run_report(arguments) -> None:
     """Render the report; `--campaign` was written when the workflow was planned."""
-    from posttrain.files import read_json, sha256, write_json
+    from posttrain.ground.files import read_json, sha256, write_json
     from posttrain.stages.report import report
 
     progress.name = "report"
@@ -317,7 +320,7 @@ def run_report(arguments) -> None:
 
 def run_summary(arguments) -> None:
     """Print the result table for the terminal."""
-    from posttrain.records import print_table
+    from posttrain.reporting.records import print_table
 
     if not (arguments.folder / "table.md").is_file():
         raise UserError(f"{arguments.folder}: no report is there; run snakemake")
@@ -327,7 +330,7 @@ def run_summary(arguments) -> None:
 
 def run_check(arguments) -> None:
     """Say what a campaign would make."""
-    from posttrain import campaign
+    from posttrain.dag import campaign
 
     plan = campaign.load(arguments.campaign)
     for name in plan.names:
@@ -338,35 +341,38 @@ def run_check(arguments) -> None:
 
 def run_schema(arguments) -> None:
     """Write the generated documentation of the config."""
-    from posttrain import schema
+    from posttrain.tools import schema
 
     schema.write(arguments.folder)
 
 
 def run_export(arguments) -> None:
     """Write a whole model, adapters merged."""
-    from posttrain import export
+    from posttrain.tools import export
 
     export.export(arguments.policy, arguments.folder)
 
 
 def run_status(arguments) -> None:
     """Print where each stage stands."""
-    from posttrain import campaign, status
+    from posttrain.dag import campaign
+    from posttrain.tools import status
 
     print(status.table(campaign.load(arguments.campaign)))
 
 
 def run_ledger(arguments) -> None:
     """Write dvc.yaml."""
-    from posttrain import campaign, ledger
+    from posttrain.dag import campaign
+    from posttrain.tools import ledger
 
     Path("dvc.yaml").write_text(ledger.ledger(campaign.load(arguments.campaign)), encoding="utf-8")
 
 
 def run_why(arguments) -> None:
     """Print what is stale, or how two experiments differ."""
-    from posttrain import campaign, why
+    from posttrain.dag import campaign
+    from posttrain.tools import why
 
     plan = campaign.load(arguments.campaign)
     print(why.compare(plan, arguments.wanted, arguments.other) if arguments.other else why.why(plan, arguments.wanted))
@@ -374,7 +380,8 @@ def run_why(arguments) -> None:
 
 def run_plan(arguments) -> None:
     """Print what the stages to be run need; refuse those that cannot fit."""
-    from posttrain import budget, campaign
+    from posttrain.dag import campaign
+    from posttrain.tools import budget
 
     if arguments.gpu_memory_gb is not None:
         os.environ["POSTTRAIN_DEVICE"] = "gpu"
@@ -387,9 +394,9 @@ def run_plan(arguments) -> None:
 
 def run_verify(arguments) -> None:
     """Compare every artifact of a campaign with its manifest."""
-    from posttrain import campaign
-    from posttrain.artifact import verify_input
-    from posttrain.errors import gather
+    from posttrain.dag import campaign
+    from posttrain.ground.errors import gather
+    from posttrain.jobs.artifact import verify_input
 
     made = [Path(folder, "manifest.json") for folder in campaign.load(arguments.campaign).folders()]
     there = [manifest for manifest in made if manifest.is_file()]
@@ -399,7 +406,8 @@ def run_verify(arguments) -> None:
 
 def run_clean(arguments) -> None:
     """Print what no campaign needs; delete it when told."""
-    from posttrain import campaign, clean
+    from posttrain.dag import campaign
+    from posttrain.tools import clean
 
     files = arguments.campaigns or sorted(Path("config").glob("*.yaml"))
     if not files:
@@ -410,7 +418,7 @@ def run_clean(arguments) -> None:
 
 def run_wandb_sync(arguments) -> None:
     """Send offline runs; the only command that speaks to Weights & Biases."""
-    from posttrain import tracking
+    from posttrain.training import tracking
 
     tracking.sync()
 

@@ -4,19 +4,14 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from posttrain import (
-    budget,
-    campaign,
-    cluster,
-    controller,
-    credentials,
-    snakemake_records,
-    status,
-)
-from posttrain.code import remember
-from posttrain.errors import UserError
-from posttrain.identity import canonical, named, write_named
-from posttrain.plan import flat, thaw
+from posttrain.cluster import controller, sites
+from posttrain.dag import campaign, snakemake_records
+from posttrain.dag.plan import flat, thaw
+from posttrain.ground import credentials
+from posttrain.ground.code import remember
+from posttrain.ground.errors import UserError
+from posttrain.ground.identity import canonical, named, write_named
+from posttrain.tools import budget, status
 
 # Planning makes no garbage to speak of: to look for it is a fifth of the time of a large plan. `onstart` turns it on again.
 gc.disable()
@@ -26,7 +21,7 @@ gc.disable()
 FILES = [*workflow.overwrite_configfiles] or [campaign.DEFAULT]
 FROZEN = "POSTTRAIN_CAMPAIGN"  # names the file that holds the plan of the run that a job belongs to
 try:
-    SITE = cluster.begin(workflow)
+    SITE = sites.begin(workflow)
     if workflow.is_main_process:
         controller.begin(SITE, sys.argv)
     if len(FILES) > 1:
@@ -65,8 +60,8 @@ if workflow.is_main_process:
     remember()
     snakemake_records.sync(PLAN.folders())
 elif SITE:
-    shell.prefix(cluster.prefix(SITE))
-    cluster.pass_on_sigterm()
+    shell.prefix(sites.prefix(SITE))
+    sites.pass_on_sigterm()
 
 
 wildcard_constraints:
@@ -93,7 +88,7 @@ def artifact(wildcards, stage):
 @cache
 def requested(*job):
     """All that a job asks for."""
-    return cluster.request(SITE, PLAN, *job)
+    return sites.request(SITE, PLAN, *job)
 
 
 def need(stage, what):

@@ -9,12 +9,13 @@ import math
 import shutil
 from pathlib import Path
 
-from posttrain import parallel, tokens
-from posttrain.config import Base, Scratch
-from posttrain.errors import Diverged, UserError
-from posttrain.files import read_jsonl
-from posttrain.policy import save_contract
-from posttrain.progress import say
+from posttrain.config.sections import Base, Scratch
+from posttrain.ground.errors import Diverged, UserError
+from posttrain.ground.files import read_jsonl
+from posttrain.ground.progress import say
+from posttrain.models import tokens
+from posttrain.models.policy import save_contract
+from posttrain.training import parallel
 
 
 def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: list[Path] = ()) -> dict:
@@ -44,7 +45,7 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: list
 def source_folder(section: Base, fetched: list[Path]) -> Path:
     """Where the bytes of an existing model lie. Raises UserError when they are not there."""
     if section.hub:
-        from posttrain.hub import find_manifest, local_model
+        from posttrain.data.hub import find_manifest, local_model
 
         manifest = find_manifest(fetched, "model", section.hub.id, section.hub.revision)
         return local_model(section.hub.id, section.hub.revision or "main", manifest)
@@ -96,9 +97,9 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-    from posttrain import training
+    from posttrain.training import trainers
 
-    training.seed_everything(section.seed)
+    trainers.seed_everything(section.seed)
     config = architecture(section, tokenizer)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if section.locality and section.positions == "rope":
@@ -108,14 +109,14 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
     say(f"{model.num_parameters():,} parameters, {len(train) * section.context:,} tokens of text")
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(**training.arguments(section, checkpoints), remove_unused_columns=False),
+        args=TrainingArguments(**trainers.arguments(section, checkpoints), remove_unused_columns=False),
         train_dataset=train,
         eval_dataset=test,
         data_collator=collate,
         optimizers=(optimizer(section, model), None),
     )
-    training.share_rows(trainer, section)
-    training.run(trainer, section, checkpoints)
+    trainers.share_rows(trainer, section)
+    trainers.run(trainer, section, checkpoints)
     loss = trainer.evaluate()["eval_loss"]
     unigram = unigram_perplexity(train, test)
     perplexity = math.exp(loss)
@@ -134,7 +135,7 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
             "unigram_perplexity": unigram,
             "trained_tokens": section.steps * section.batch_size * section.context,
         },
-        "history": training.history(trainer),
+        "history": trainers.history(trainer),
     }
 
 
@@ -189,7 +190,7 @@ def optimizer(section: Scratch, model):
     """Muon where it is asked for; None lets the trainer make its AdamW."""
     if section.optimizer == "adamw":
         return None
-    from posttrain.muon import MuonWithAdamW
+    from posttrain.training.muon import MuonWithAdamW
 
     return MuonWithAdamW(model, section.learning_rate, section.weight_decay, section.beta2)
 

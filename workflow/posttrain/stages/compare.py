@@ -14,15 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from posttrain import adapters, handwritten, texts, tokens, world
-from posttrain import policy as policies
-from posttrain.config import Compare
-from posttrain.errors import UserError
-from posttrain.files import read_jsonl, sha256, write_jsonl
+from posttrain.config.sections import Compare
+from posttrain.data import texts
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_jsonl, sha256, write_jsonl
+from posttrain.ground.progress import say
 from posttrain.maths import best_of_n
 from posttrain.maths import ppo as maths
 from posttrain.maths.intervals import mean_stderr
-from posttrain.progress import say
+from posttrain.models import adapters, tokens
+from posttrain.models import policy as policies
+from posttrain.rl import handwritten
+from posttrain.world import world
 
 PARTS = 4  # a batch of answers is measured in so many parts of similar length
 
@@ -99,7 +102,7 @@ def prompts(section: Compare, data: Path, tokenizer, model) -> list[dict]:
             rows.setdefault(tuple(ids), known)
         if rows:
             order = np.random.default_rng(section.seed).permutation(len(rows))[: section.prompts]
-            from posttrain import answers
+            from posttrain.rl import answers
 
             chosen = [list(rows.values())[n] for n in sorted(order)]
             answers.refuse_long(model, chosen, section.max_new_tokens)
@@ -140,7 +143,7 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
 
     import torch
 
-    from posttrain import answers
+    from posttrain.rl import answers
 
     seeds = [answers.stream("compare", section.seed, row["id"], again) for row in rows]
     kl, scores = [None] * len(rows), [None] * len(rows)

@@ -7,11 +7,12 @@ python -m posttrain dpo --config results/NAME/dpo/config.yaml --data results/NAM
 
 from pathlib import Path
 
-from posttrain import parallel, tokens
-from posttrain.config import WHOLE_BATCH, Dpo
-from posttrain.errors import UserError
-from posttrain.files import read_jsonl
-from posttrain.progress import say
+from posttrain.config.sections import WHOLE_BATCH, Dpo
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_jsonl
+from posttrain.ground.progress import say
+from posttrain.models import tokens
+from posttrain.training import parallel
 
 WATCHED = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "entropy")
 FALLEN = 1.0  # nats by which the chosen answers' log-probability may fall before it is named
@@ -22,19 +23,20 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
     import datasets
     from trl import DPOConfig, DPOTrainer
 
-    from posttrain import adapters, policy, training
+    from posttrain.models import adapters, policy
+    from posttrain.training import trainers
 
     refuse_parts(section)
     found = adapters.foundation(base, sft)
     tokenizer = policy.load_tokenizer(found.weights)
     train, test = (rows(data, reference, side, section) for side in ("train", "test"))
-    training.seed_everything(section.seed)
+    trainers.seed_everything(section.seed)
     model = policy.load_adapted(found, section, section.dropout)
-    begun = training.trained_weights(model)
+    begun = trainers.trained_weights(model)
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(
-            **training.arguments(section, checkpoints),
+            **trainers.arguments(section, checkpoints),
             max_length=section.max_length,
             beta=section.beta,
             loss_type=section.loss,
@@ -47,17 +49,17 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
         processing_class=tokenizer,
     )
     end_with_the_turn(trainer, tokenizer, train, test)
-    training.share_rows(trainer, section)
+    trainers.share_rows(trainer, section)
     # The pairs bring their reference log-probabilities as columns; computed here, they would cost a second forward
     # pass each step and, with dropout, draw from the training's random stream.
     trainer.precompute_ref_logps = True
-    training.keep_adapters_exact(trainer.model, begun)
+    trainers.keep_adapters_exact(trainer.model, begun)
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     say(f"{trainable:,} trainable parameters, {len(train):,} pairs, beta {section.beta}")
     before = trainer.evaluate() if test else {}
-    training.run(trainer, section, checkpoints)
+    trainers.run(trainer, section, checkpoints)
     after = trainer.evaluate() if test else {}
-    state = training.whole(trainer.model)
+    state = trainers.whole(trainer.model)
     if not parallel.main():
         return {}  # the first process publishes for all
     adapters.save(trainer.model, work / "model", found.weights, state=state)
@@ -69,7 +71,7 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
     return {
         "summary": {"trainable_parameters": trainable, "beta": section.beta, **watched},
         "warnings": displacement(before, after),
-        "history": training.history(trainer, WATCHED),
+        "history": trainers.history(trainer, WATCHED),
     }
 
 

@@ -10,10 +10,10 @@ import json
 import math
 from pathlib import Path
 
-from posttrain.config import Evaluate
-from posttrain.errors import UserError
-from posttrain.files import write_json, write_jsonl
-from posttrain.progress import say
+from posttrain.config.sections import Evaluate
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import write_json, write_jsonl
+from posttrain.ground.progress import say
 
 
 def evaluate(
@@ -29,7 +29,7 @@ def evaluate(
 
     fetched: manifests of the lm-eval tasks whose data came from the hub.
     """
-    from posttrain.policy import load
+    from posttrain.models.policy import load
 
     manager, names = tasks(section, data, list(fetched), work / ".packs")
     model, tokenizer = load(policy, base)
@@ -52,7 +52,7 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from posttrain.policy import load_contract
+    from posttrain.models.policy import load_contract
 
     contract = load_contract(policy)
     longest = section.max_length or contract["positions"]["context"]
@@ -85,7 +85,7 @@ def digest(template: str) -> str:
 
 def refuse_other_template(used: str | None, policy: Path) -> None:
     """Raise UserError when lm-eval put the questions through another chat template than the policy was trained with."""
-    from posttrain.policy import load_contract
+    from posttrain.models.policy import load_contract
 
     trained = load_contract(policy)["chat_template"]
     if used is not None and used != trained:
@@ -99,7 +99,7 @@ def tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
     """
     from lm_eval.tasks import TaskManager
 
-    from posttrain.benchmarks import task_pack
+    from posttrain.evaluation.benchmarks import task_pack
 
     own = data.parent / "data" / "tasks"
     folders = [str(own)] + [str(task_pack(manifest, packs / str(n))) for n, manifest in enumerate(fetched)]

@@ -4,7 +4,7 @@
 
 The only stage that opens a connection; light, for the login node. It may be stopped at any moment: the
 manifest appears last, and another run transfers only what is missing or spoilt. The manifest says what the
-bytes are, never where or when; `posttrain.hub` finds them again without a network. A token (HF_TOKEN) is read
+bytes are, never where or when; `posttrain.data.hub` finds them again without a network. A token (HF_TOKEN) is read
 by huggingface_hub alone.
 """
 
@@ -13,10 +13,10 @@ import os
 import shutil
 from pathlib import Path
 
-from posttrain.benchmarks import find_tasks, task_row
-from posttrain.errors import UserError, gather
-from posttrain.hub import COMMIT, cached, digests, wish
-from posttrain.hub_errors import FULL, explained
+from posttrain.data.hub import COMMIT, cached, digests, wish
+from posttrain.data.hub_errors import FULL, explained
+from posttrain.evaluation.benchmarks import find_tasks, task_row
+from posttrain.ground.errors import UserError, gather
 
 # Pickles run code when they are loaded; the other formats repeat the weights, and nothing here reads them.
 PICKLES = ["*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"]

@@ -9,13 +9,13 @@ import itertools
 import math
 from pathlib import Path
 
-from posttrain import policy as policies
-from posttrain import tokens
-from posttrain.config import Lengths
-from posttrain.errors import UserError
-from posttrain.files import read_jsonl, write_jsonl
+from posttrain.config.sections import Lengths
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_jsonl, write_jsonl
+from posttrain.ground.progress import say
 from posttrain.maths.intervals import mean_stderr
-from posttrain.progress import say
+from posttrain.models import policy as policies
+from posttrain.models import tokens
 from posttrain.stages.base import blocks
 
 TASK = "long_text"  # of documents that name no other

@@ -11,32 +11,33 @@ themselves. The mathematics is in `maths/rope.py`.
 import math
 from pathlib import Path
 
-from posttrain import parallel, positions, tokens
-from posttrain import policy as policies
-from posttrain.adapters import NF4
-from posttrain.config import Longctx
-from posttrain.errors import Diverged, UserError
-from posttrain.files import read_jsonl
-from posttrain.progress import say
+from posttrain.config.sections import Longctx
+from posttrain.ground.errors import Diverged, UserError
+from posttrain.ground.files import read_jsonl
+from posttrain.ground.progress import say
+from posttrain.models import policy as policies
+from posttrain.models import positions, tokens
+from posttrain.models.adapters import NF4
+from posttrain.training import parallel
 
 
 def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, checkpoints: Path) -> dict:
     """Write `work/model`, a whole model, and return its metrics."""
-    from posttrain import training
+    from posttrain.training import trainers
 
     model, tokenizer, measured = rescaled(section, base, policy, checkpoints / "rescaled")
     context = positions.contract(model.config, tokenizer.model_max_length)["context"]
     tokenizer.model_max_length = context
-    training.seed_everything(section.seed)
+    trainers.seed_everything(section.seed)
     rows = {side: documents(section, tokenizer, data, side, context) for side in ("train", "test")}
     adapted = with_adapter(section, model)
     trainer = trainer_of(section, adapted, rows, checkpoints)
-    training.share_rows(trainer, section)
+    trainers.share_rows(trainer, section)
     before = trainer.evaluate()["eval_loss"]
     if section.tuning != "none":
         trainable = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
         say(f"{section.method} x{section.factor:g}: {trainable:,} trainable parameters, {len(rows['train']):,} rows")
-        training.run(trainer, section, checkpoints)
+        trainers.run(trainer, section, checkpoints)
     after = trainer.evaluate()["eval_loss"]
     if not math.isfinite(after):
         raise Diverged(f"longctx: the held-out loss is {after} after tuning ({before} before): lower learning_rate")
@@ -50,7 +51,7 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
     certificates = {"merge_difference": difference, "policy_merge_difference": measured}
     return {
         "summary": summary | {key: value for key, value in certificates.items() if value is not None},
-        "history": training.history(trainer),
+        "history": trainers.history(trainer),
     }
 
 
@@ -102,7 +103,7 @@ def with_adapter(section: Longctx, model):
         return model
     import peft
 
-    from posttrain import training
+    from posttrain.training import trainers
 
     beside = dense_modules(model) if section.embeddings_and_norms else None
     config = peft.LoraConfig(
@@ -110,7 +111,7 @@ def with_adapter(section: Longctx, model):
         ensure_weight_tying=model.config.tie_word_embeddings, task_type="CAUSAL_LM",
     )  # fmt: skip
     adapted = peft.get_peft_model(model, config)
-    training.keep_adapters_exact(adapted)
+    trainers.keep_adapters_exact(adapted)
     return adapted
 
 
@@ -132,13 +133,13 @@ def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
     """transformers' trainer, every token predicted from those before it."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    from posttrain import training
     from posttrain.stages.base import collate, optimizer
+    from posttrain.training import trainers
 
     chosen = optimizer(section, model) if section.tuning == "full" else None
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(**training.arguments(section, checkpoints), remove_unused_columns=False),
+        args=TrainingArguments(**trainers.arguments(section, checkpoints), remove_unused_columns=False),
         train_dataset=rows["train"],
         eval_dataset=rows["test"],
         data_collator=collate,

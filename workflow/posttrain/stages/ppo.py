@@ -17,25 +17,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from posttrain import (
-    adapters,
-    answers,
-    interruption,
-    parallel,
-    policy,
-    ppo_health,
-    ppo_state,
-    texts,
-    tokens,
-    tracking,
-    training,
-    world,
-)
-from posttrain.answers import Answers, adapter
-from posttrain.config import Ppo
-from posttrain.errors import Diverged, UserError
-from posttrain.files import read_json, read_jsonl, write_json
+from posttrain.config.sections import Ppo
+from posttrain.data import texts
+from posttrain.ground.errors import Diverged, UserError
+from posttrain.ground.files import read_json, read_jsonl, write_json
 from posttrain.maths import ppo as maths
+from posttrain.models import adapters, policy, tokens
+from posttrain.rl import answers, ppo_health, ppo_state
+from posttrain.rl.answers import Answers, adapter
+from posttrain.training import interruption, parallel, tracking, trainers
+from posttrain.world import world
 
 
 class Models(NamedTuple):
@@ -73,7 +64,7 @@ def ppo(
         "iteration": 0, "kl_coefficient": section.kl_coefficient, "history": []
     }  # fmt: skip
     parallel.barrier()  # the first process may publish, and remove the checkpoints, before another has read them
-    progress = training.Heartbeat(checkpoints, section.steps, state["iteration"])
+    progress = trainers.Heartbeat(checkpoints, section.steps, state["iteration"])
     watch = interruption.Watch(section)
     for iteration in range(state["iteration"], section.steps):
         warming = iteration < section.value_warmup
@@ -115,7 +106,7 @@ def load(section: Ppo, found: adapters.Foundation) -> Models:
     """The frozen weights with a policy and a value function that both begin as the SFT policy; the value head is 0."""
     import peft
 
-    training.seed_everything(section.seed)
+    trainers.seed_everything(section.seed)
     tokenizer = policy.load_tokenizer(found.weights)
     model = policy.load_adapted(found, section, name="policy")
     model.add_adapter("value", adapters.lora(section, found, task_type="CAUSAL_LM"))
@@ -145,7 +136,7 @@ def model_scorer(models: Models, reward: Path) -> Callable[[Answers, list[dict]]
 
 def function_scorer(section: Ppo, models: Models) -> Callable[[Answers, list[dict]], Tensor]:
     """Scores answers with the hand-written reward."""
-    from posttrain import handwritten
+    from posttrain.rl import handwritten
 
     function = handwritten.load(section.reward_function, section.reward_code)
 

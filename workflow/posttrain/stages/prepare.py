@@ -7,11 +7,13 @@ import os
 import statistics
 from pathlib import Path
 
-from posttrain import overlap, rows, tasks, tokens
-from posttrain.config import HubModel, Prepare, Source
-from posttrain.errors import UserError
-from posttrain.files import write_jsonl
-from posttrain.progress import say
+from posttrain.config.sections import HubModel, Prepare, Source
+from posttrain.data import overlap, rows
+from posttrain.evaluation import tasks
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import write_jsonl
+from posttrain.ground.progress import say
+from posttrain.models import tokens
 
 TRAINED = ("text", "long", "sft", "preference")  # what training stages read; each has a train and a test side
 NAMED = 5  # rows of one kind of defect that are named; all are counted
@@ -64,7 +66,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: list[Path]
 
 def add_world(section: Prepare, sides: dict, cards: list) -> list[dict]:
     """Add the built-in world's rows to both sides; returns its held-out questions."""
-    from posttrain import longtext, world
+    from posttrain.world import longtext, world
 
     made = vars(world.generate(section.seed, **section.world.model_dump(exclude={"long"})))
     if section.world.long:
@@ -129,7 +131,7 @@ def hub_rows(source: Source, fetched: list[Path]):
     """The rows of a fetched data set, as its loader gives them."""
     import datasets
 
-    from posttrain.hub import find_manifest, local_dataset
+    from posttrain.data.hub import find_manifest, local_dataset
 
     manifest = find_manifest(fetched, "dataset", source.dataset, source.revision)
     folder = local_dataset(source.dataset, source.revision or "main", manifest)
@@ -190,7 +192,7 @@ def load_tokenizer(hub: HubModel | None, path: str | None, fetched: list[Path]):
     """A tokenizer that exists and can end a turn. Raises UserError when there is none."""
     from transformers import AutoTokenizer
 
-    from posttrain.hub import find_manifest, local_model
+    from posttrain.data.hub import find_manifest, local_model
 
     if hub:
         manifest = find_manifest(fetched, "model", hub.id, hub.revision)

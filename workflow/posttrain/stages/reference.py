@@ -7,16 +7,16 @@ python -m posttrain reference --config results/NAME/reference/config.yaml --data
 
 from pathlib import Path
 
-from posttrain import tokens
-from posttrain.config import Reference
-from posttrain.errors import UserError
-from posttrain.files import read_jsonl, write_jsonl
-from posttrain.progress import say
+from posttrain.config.sections import Reference
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_jsonl, write_jsonl
+from posttrain.ground.progress import say
+from posttrain.models import tokens
 
 
 def reference(section: Reference, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path) -> dict:
     """Write `work/data/{train,test}.jsonl`, one row a pair: its id and the log-probability of each answer, in nats."""
-    from posttrain import adapters, policy
+    from posttrain.models import adapters, policy
 
     found = adapters.foundation(base, sft)
     tokenizer = policy.load_tokenizer(found.weights)
@@ -51,7 +51,7 @@ def summed(model, tokenizer, encoded: list[dict], answer: str, section: Referenc
     """log pi(answer | prompt) in nats, summed over the answer's tokens, of each pair."""
     import torch
 
-    from posttrain import answers
+    from posttrain.rl import answers
 
     found = []
     for start in range(0, len(encoded), section.batch_size):

@@ -12,10 +12,10 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from posttrain import figures, records
-from posttrain.files import write_json
-from posttrain.identity import manifest_of
-from posttrain.records import BROKEN, number, short, visible
+from posttrain.ground.files import write_json
+from posttrain.ground.identity import manifest_of
+from posttrain.reporting import figures, records
+from posttrain.reporting.records import BROKEN, number, short, visible
 
 FIRST_SAMPLES, SAMPLE_CHARACTERS = 3, 1200
 

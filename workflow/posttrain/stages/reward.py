@@ -10,11 +10,12 @@ import math
 import random
 from pathlib import Path
 
-from posttrain import parallel, tokens
-from posttrain.config import Reward
-from posttrain.errors import UserError
-from posttrain.files import read_jsonl
-from posttrain.progress import say
+from posttrain.config.sections import Reward
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_jsonl
+from posttrain.ground.progress import say
+from posttrain.models import tokens
+from posttrain.training import parallel
 
 HEAD = "base_model.model.score.weight"  # where PEFT saves the scalar head of a sequence classifier
 BINS = 10  # of the reliability figure
@@ -26,25 +27,26 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     import peft
     from trl import RewardConfig, RewardTrainer
 
-    from posttrain import adapters, policy, training
+    from posttrain.models import adapters, policy
+    from posttrain.training import trainers
 
     found = adapters.foundation(base, sft)
     tokenizer = policy.load_tokenizer(found.weights)
     train, test = (pairs(tokenizer, data, side, section.max_length) for side in ("train", "test"))
     if not train:
         raise UserError(f"reward: {data} holds no preference pairs; set prepare.preference or prepare.world")
-    training.seed_everything(section.seed)
+    trainers.seed_everything(section.seed)
     model = policy.load_weights(found.weights, found.quantization, head=True)
     reading = padded_apart(tokenizer)
     model.config.pad_token_id = reading.pad_token_id
     config = adapters.lora(section, found, section.dropout, task_type="SEQ_CLS", modules_to_save=["score"])
     model = peft.get_peft_model(model, config)
     adapters.begin(model, found)
-    begun = training.trained_weights(model)
+    begun = trainers.trained_weights(model)
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(
-            **training.arguments(section, checkpoints),
+            **trainers.arguments(section, checkpoints),
             max_length=section.max_length,
             center_rewards_coefficient=section.centering or None,
             disable_dropout=section.dropout == 0,
@@ -53,11 +55,11 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
         eval_dataset=datasets.Dataset.from_list(test) if test else None,
         processing_class=reading,
     )
-    training.keep_adapters_exact(trainer.model, begun)
+    trainers.keep_adapters_exact(trainer.model, begun)
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     say(f"{trainable:,} trainable parameters, {len(train):,} pairs, {len(test):,} held out")
-    training.share_rows(trainer, section)
-    training.run(trainer, section, checkpoints)
+    trainers.share_rows(trainer, section)
+    trainers.run(trainer, section, checkpoints)
     if not parallel.main():
         return {}  # the first process publishes for all
     adapters.save(trainer.model, work / "model", found.weights)
@@ -65,7 +67,7 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     policy.save_contract(work / "model", "reward", tokenizer, model.config, found.weights, found.quantization)
     return {
         "summary": {"trainable_parameters": trainable, "pairs": len(train)},
-        "history": training.history(trainer, ("accuracy", "margin")),
+        "history": trainers.history(trainer, ("accuracy", "margin")),
         **held_out(trainer.model, reading, test),
     }
 

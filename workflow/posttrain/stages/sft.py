@@ -7,11 +7,12 @@ python -m posttrain sft --config results/NAME/sft/config.yaml --data results/NAM
 import math
 from pathlib import Path
 
-from posttrain import parallel, tokens
-from posttrain.config import Sft
-from posttrain.errors import Diverged, UserError
-from posttrain.files import read_jsonl
-from posttrain.progress import say
+from posttrain.config.sections import Sft
+from posttrain.ground.errors import Diverged, UserError
+from posttrain.ground.files import read_jsonl
+from posttrain.ground.progress import say
+from posttrain.models import tokens
+from posttrain.training import parallel
 
 
 def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> dict:
@@ -19,14 +20,15 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     import datasets
     from trl import SFTConfig, SFTTrainer
 
-    from posttrain import policy, training
+    from posttrain.models import policy
+    from posttrain.training import trainers
 
     tokenizer = policy.load_tokenizer(base)
     rows = data.parent / "data" / "sft"
     train, counted = tokenized(tokenizer, rows / "train.jsonl", section.max_length)
     held_out = (rows / "test.jsonl").is_file()
     test = tokenized(tokenizer, rows / "test.jsonl", section.max_length)[0] if held_out else []
-    training.seed_everything(section.seed)
+    trainers.seed_everything(section.seed)
     quantization = quantization_of(section)
     model = policy.load_weights(base, quantization)
     refuse_unknown_modules(section, model)
@@ -35,7 +37,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            **training.arguments(section, checkpoints),
+            **trainers.arguments(section, checkpoints),
             max_length=section.max_length,
             packing=section.packing,
         ),
@@ -44,17 +46,17 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
         processing_class=tokenizer,
         peft_config=adapter(section),
     )
-    training.keep_adapters_exact(trainer.model)
+    trainers.keep_adapters_exact(trainer.model)
     prove_batch(trainer.data_collator(list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))))
-    training.share_rows(trainer, section)
+    trainers.share_rows(trainer, section)
     trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     say(f"{section.method}: {trainable:,} trainable parameters, {counted['trained_tokens']:,} tokens to learn")
     before = trainer.evaluate()["eval_loss"] if test else None
-    training.run(trainer, section, checkpoints)
+    trainers.run(trainer, section, checkpoints)
     after = trainer.evaluate()["eval_loss"] if test else None
     if after is not None and not math.isfinite(after):
         raise Diverged(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
-    state = training.whole(trainer.model)
+    state = trainers.whole(trainer.model)
     if not parallel.main():
         return {}  # the first process publishes for all
     save(trainer.model, state, tokenizer, section, base, quantization, work / "model")
@@ -62,7 +64,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     return {
         "summary": {key: value for key, value in summary.items() if value is not None},
         "tokens": counted | {"chat_template": tokens.template_digest(tokenizer)},
-        "history": training.history(trainer),
+        "history": trainers.history(trainer),
     }
 
 
@@ -163,7 +165,7 @@ def save(
 
     state: the weights where they are not those of the model (`training.whole`).
     """
-    from posttrain import adapters, policy
+    from posttrain.models import adapters, policy
 
     if section.method == "full":
         model.save_pretrained(folder, state_dict=state)

@@ -1,0 +1,136 @@
+"""Read a YAML file of settings strictly, remembering where each key stands."""
+
+import json
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+
+from posttrain.ground.errors import UserError
+
+
+class Loader(yaml.CSafeLoader):
+    """YAML 1.2's core scalars: `1e-5` is a number; `on`, `yes`, `12:30` and `010` are not something else."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+
+for tag, pattern, first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("null", r"^(?:null|Null|NULL|~|)$", ["n", "N", "~", ""]),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+    ("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", "-+.0123456789"),
+):
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
+
+
+DEEPEST = 50
+
+
+class Settings(dict):
+    """A mapping read from a file; `places` maps each dotted key to `file:line`."""
+
+    def __init__(self, values: dict, places: dict[str, str]):
+        super().__init__(values)
+        self.places = places
+
+
+def read(path: Path) -> Settings:
+    """The settings of one file.
+
+    Raises UserError naming file and line: not there, not YAML, not a mapping, a key given twice, an anchor
+    (inheritance is `extends:`), or a key that is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        refuse_deep(path, text)
+        root = yaml.compose(text, Loader=Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if root is None:
+        return Settings({}, {"": f"{path}:1"})
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path}:1: found a {root.id}, expected `key: value` lines")
+    problems, places = [], {"": f"{path}:1"}
+    values = _value(root, str(path), "", places, problems, set())
+    if problems:
+        raise UserError(*problems)
+    return Settings(values, places)
+
+
+def given(argument: str) -> Settings:
+    """A section as a command line gives it: the name of a file, or, as the workflow does, the settings as JSON."""
+    if not argument.startswith("{"):
+        return read(Path(argument))
+    try:
+        return Settings(json.loads(argument), {"": "--config"})
+    except ValueError as error:
+        raise UserError(f"--config: is neither a file nor JSON: {error}") from None
+
+
+def refuse_deep(path: Path, text: str) -> None:
+    """Raise UserError for nesting that no config needs and that would overflow the stack."""
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise UserError(f"{path}:{event.start_mark.line + 1}: nested more than {DEEPEST} deep")
+
+
+def _value(node, path: str, key: str, places: dict, problems: list, seen: set):
+    """The plain value of a YAML node; records the place of every key below it."""
+    line = f"{path}:{node.start_mark.line + 1}"
+    if id(node) in seen:
+        problems.append(f"{line}: {key}: anchors and aliases are not supported; use `extends:`")
+        return None
+    seen.add(id(node))
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        problems.append(f"{line}: {key}: the tag {node.tag} is not supported; write a plain value")
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            places[f"{key}[{number}]"] = f"{path}:{item.start_mark.line + 1}"
+        return [
+            _value(item, path, f"{key}[{number}]", places, problems, seen) for number, item in enumerate(node.value)
+        ]
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, path, key, places, problems, seen)
+    return _scalar(node, line, key, problems)
+
+
+def _mapping(node, path: str, key: str, places: dict, problems: list, seen: set) -> dict:
+    values = {}
+    for name, child in node.value:
+        line = f"{path}:{name.start_mark.line + 1}"
+        if not isinstance(name, yaml.ScalarNode):
+            problems.append(f"{line}: {key or 'top level'}: a key must be a word, found a {name.id}")
+            continue
+        dotted = f"{key}.{name.value}" if key else name.value
+        if name.value in values:
+            problems.append(f"{line}: {dotted}: given twice (first in {places[dotted]}); keep one")
+        places[dotted] = line
+        values[name.value] = _value(child, path, dotted, places, problems, seen)
+    return values
+
+
+def _scalar(node, line: str, key: str, problems: list):
+    resolved = Loader("").resolve(yaml.ScalarNode, node.value, (not node.style, bool(node.style)))
+    if node.tag != resolved:
+        problems.append(f"{line}: {key}: the tag {node.tag} is not supported; write a plain value")
+        return None
+    kind = node.tag.rpartition(":")[2]
+    if kind == "bool":
+        return node.value.lower() == "true"
+    if kind == "null":
+        return None
+    if kind in ("int", "float"):
+        if len(node.value) > 40:
+            problems.append(f"{line}: {key}: a number of {len(node.value)} digits")
+            return None
+        return int(node.value) if kind == "int" else float(node.value)
+    return node.value

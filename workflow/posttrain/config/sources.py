@@ -1,0 +1,48 @@
+"""What a section names that lies outside: files of the user's own, and models, data sets and tasks on the hub."""
+
+import os
+from pathlib import Path
+
+from posttrain.config.sections import HubModel, Section, Source, Task
+from posttrain.ground.code import function_file
+
+
+def own_files(stage: str, section: Section) -> list[tuple[str, Path]]:
+    """(dotted key, file) of every local file that a section names; of a model's folder, what is read there."""
+    found = []
+    if stage == "prepare":
+        for task in ("text", "long", "sft", "preference", "choices"):
+            for number, source in enumerate(getattr(section, task)):
+                found += [(f"{stage}.{task}[{number}].path", Path(source.path))] if source.path else []
+        if section.chat_template not in (None, "default", "tokenizer"):
+            found.append((f"{stage}.chat_template", Path(section.chat_template)))
+        if section.tokenizer and section.tokenizer.path:
+            found.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
+    elif stage in ("ppo", "compare") and section and section.reward_function:
+        found.append((f"{stage}.reward_function", function_file(section.reward_function)))
+    elif stage == "base" and section.path:
+        folder = Path(section.path)
+        weights = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []
+        found += [(f"{stage}.path", file) for file in [folder / "config.json", *weights]]
+    return found
+
+
+def hub_items(section: Section) -> dict[str, dict]:
+    """Every model, data set and lm-eval task of a section that lies on the hub: folder name -> section of `fetch`."""
+    items = {}
+    for key in type(section).model_fields:
+        value = getattr(section, key)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Section):
+                items |= _hub_item(part) or hub_items(part)
+    return items
+
+
+def _hub_item(part: Section) -> dict[str, dict]:
+    kinds = {HubModel: ("models", "id", "id"), Source: ("datasets", "dataset", "id"), Task: ("tasks", "task", "task")}
+    kind, key, called = kinds.get(type(part), ("", "", ""))
+    if not kind or getattr(part, key) is None or not (part.revision or part.allow_floating):
+        return {}
+    name = f"{kind}--{getattr(part, key).replace('/', '--')}@{(part.revision or 'floating').replace('/', '--')}"
+    entry = {called: getattr(part, key), "revision": part.revision, "allow_floating": part.allow_floating}
+    return {name: {kind: [entry]}}

@@ -1,0 +1,129 @@
+"""Where fetched bytes are: models, data sets and benchmark data in the shared cache, without a network.
+
+`fetch` is the only stage that opens a connection. Every other stage asks here, names the manifest that fetch
+wrote, and gets a directory whose files are all present, or a UserError that names what is missing and the
+command that brings it back. Nothing here reaches for the network.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from posttrain.ground.errors import UserError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SHOWN = 10  # files named in one message; a model has dozens of shards
+
+
+def local_model(id: str, revision: str, manifest: Path, deep: bool = False) -> Path:
+    """The directory of a fetched model; its files have the manifest's sizes, with `deep` also its sha256.
+
+    `revision` is a commit, or the branch or tag that a config with `allow_floating` named.
+    Raises UserError naming each missing, truncated or altered file and the command that brings it back.
+    """
+    return local_repo("model", id, revision, manifest, deep)
+
+
+def local_dataset(id: str, revision: str, manifest: Path, deep: bool = False) -> Path:
+    """The directory of a fetched data set, to give to `datasets.load_dataset`. Raises as local_model.
+
+    The id would not do: `load_dataset("org/name", revision=…)` offline never looks into the hub's cache.
+    """
+    return local_repo("dataset", id, revision, manifest, deep)
+
+
+def local_repo(kind: str, id: str, revision: str, manifest: Path, deep: bool) -> Path:
+    """The snapshot of a repository in the shared cache, checked against the manifest (see local_model)."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repo = listed(read_manifest(manifest), kind, id, revision, manifest)
+    problems = [found for file in repo["files"] if (found := problem(repo, file, deep))]
+    if problems:
+        more = [f"  … and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        where = f"the cache {HF_HUB_CACHE} (HF_HOME decides where)"
+        head = f"{kind} {id} at {repo['revision']} is not whole in {where}:"
+        raise UserError(head, *problems[:SHOWN], *more, bring_back(manifest))
+    return snapshot(repo)
+
+
+def snapshot(repo: dict) -> Path:
+    """The directory of a cached repository: huggingface_hub's documented layout, snapshots/COMMIT/PATH."""
+    first = repo["files"][0]["path"]
+    return cached(repo, first).parents[first.count("/")]
+
+
+def listed(content: dict, kind: str, id: str, revision: str, manifest: Path) -> dict:
+    """The manifest's entry of a repository, by commit or floating revision. Raises UserError if none."""
+    for repo in content["repos"]:
+        same = repo["kind"] == kind and repo["id"] == id
+        if same and revision in (repo["revision"], *repo["requested"]):
+            return repo
+    missing = f"{manifest} lists no {kind} {id} at {revision}: it was not fetched."
+    raise UserError(missing, bring_back(manifest))
+
+
+def problem(repo: dict, file: dict, deep: bool) -> str | None:
+    """What is wrong with a cached file, as one line; None where it is what the manifest says."""
+    path = cached(repo, file["path"])
+    if path is None:
+        return f"  {file['path']}: missing"
+    size = path.stat().st_size
+    if size != file["size"]:
+        word = "truncated" if size < file["size"] else "altered"
+        return f"  {file['path']}: {word}, {size} of {file['size']} bytes ({path})"
+    if deep and digests(path)["sha256"] != file["sha256"]:
+        return f"  {file['path']}: altered, its sha256 is not the manifest's ({path})"
+    return None
+
+
+def cached(repo: dict, file: str) -> Path | None:
+    """The path of a file in the shared cache, None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo["id"], file, revision=repo["revision"], repo_type=repo["kind"])
+    return Path(path) if isinstance(path, str) else None
+
+
+def digests(path: Path) -> dict:
+    """Size, sha256 and git's hash (all the hub knows of files that are not LFS), in one reading."""
+    size = path.stat().st_size
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            sha256.update(piece)
+            git.update(piece)
+    return {"size": size, "sha256": sha256.hexdigest(), "git": git.hexdigest()}
+
+
+def read_manifest(manifest: Path) -> dict:
+    """What fetch wrote. Raises UserError with the command where the file is missing or no manifest."""
+    try:
+        content = json.loads(Path(manifest).read_text(encoding="utf-8"))
+        content["repos"], content["tasks"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest} is no manifest of fetch ({error}).", bring_back(manifest)) from None
+    return content
+
+
+def bring_back(manifest: Path) -> str:
+    """The command that fetches again, for the end of a message."""
+    config = Path(manifest).parent / "config.yaml"
+    return f"On a machine with a network run: posttrain fetch --config {config} --output {manifest}"
+
+
+def find_manifest(manifests: list[Path], kind: str, id: str, revision: str | None) -> Path:
+    """The one of several manifests that lists a repository. Raises UserError when none does."""
+    for manifest in manifests:
+        for repo in read_manifest(manifest)["repos"]:
+            named = revision in (repo["revision"], *repo["requested"]) or revision is None
+            if repo["kind"] == kind and repo["id"] == id and named:
+                return manifest
+    raise UserError(f"{kind} {id} at {revision} was not fetched: run snakemake, whose rule `fetch` brings it")
+
+
+def wish(kind: str, entry: dict) -> tuple:
+    """One repository to fetch, hashable: (kind, id, revision, floating allowed, patterns or None)."""
+    patterns = entry.get("allow_patterns")
+    floating = bool(entry.get("allow_floating"))
+    return kind, entry["id"], entry.get("revision"), floating, tuple(patterns) if patterns else None

@@ -1,0 +1,232 @@
+"""Reads a local file into numbered objects or paragraphs, in bounded memory; refuses what is not text."""
+
+import gzip
+import json
+import math
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from posttrain.ground.errors import UserError
+
+JSON_NAMES = (".jsonl", ".ndjson", ".json")
+TEXT_NAMES = (".txt", ".text")
+MAX_LINE_BYTES = 16 * 2**20
+MAX_PROBLEMS = 20
+BOM = "\ufeff"
+# What a file begins with when its name lies. UTF-16 and a JSON array are named by their own checks.
+MAGIC = {
+    b"\x1f\x8b": "gzip data: name it .gz",
+    b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "bzip2 data",
+    b"\x28\xb5\x2f\xfd": "zstd data",
+    b"\xfd7zXZ": "xz data",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+    b"\x89PNG": "a PNG image",
+    b"%PDF": "a PDF document",
+    b"\x80\x02": "a pickle",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
+    b"\xff\xfe": "UTF-16 or UTF-32 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+}
+
+
+class RowError(Exception):
+    """One row is unfit. `reason` is a short key that is counted, the message is for a person."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def is_text(path) -> bool:
+    """Whether the file's name says plain text (True) or JSON Lines (False).
+
+    Raises UserError for any other name.
+    """
+    name = Path(path).name.lower().removesuffix(".gz")
+    if name.endswith(TEXT_NAMES):
+        return True
+    if name.endswith(JSON_NAMES):
+        return False
+    if Path(path).is_dir():
+        raise UserError(f"{path}: is a directory; name the files in it")
+    raise UserError(f"{path}: unknown kind of file; allowed: .jsonl or .txt, either also with .gz")
+
+
+def read_lines(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (line number, byte offset, line without its end) of a plain or gzip file; LF and CRLF end lines.
+
+    Raises UserError where the file cannot be opened, is not text, is damaged, or has a line over the limit.
+    """
+    number = offset = 0
+    try:
+        with _open(path) as stream:
+            _check_head(path, stream.peek(4096)[:4096])
+            while line := stream.readline(max_line_bytes + 1):
+                number += 1
+                if len(line) > max_line_bytes:
+                    raise UserError(f"{path}:{number}: line over the size limit of {max_line_bytes:,} bytes")
+                yield number, offset, line.removesuffix(b"\n").removesuffix(b"\r")
+                offset += len(line)
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path}:{number + 1}: cannot be read on, the file is damaged: {error}") from None
+
+
+def read_objects(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, object, bool]]:
+    """Yield (line number, value or RowError, whether a byte order mark was stripped) for each line of JSON.
+
+    Blank lines are skipped. A line that is not JSON refuses the file, but only after all lines were tried,
+    so that all such lines are named at once.
+    Raises UserError: what read_lines raises; lines that are not UTF-8 or not JSON; no rows.
+    """
+    problems, empty = [], True
+    for number, offset, data in read_lines(path, max_line_bytes):
+        if not data.strip():
+            continue
+        try:
+            text = data.decode("utf-8")
+            if empty and text.lstrip(BOM).lstrip().startswith("["):
+                raise UserError(
+                    f"{path}:{number}: top level is an array; hint: this is JSON, not JSON Lines "
+                    "(one object on each line)"
+                )
+            yield number, _parse(text.removeprefix(BOM)), text.startswith(BOM)
+        except UnicodeDecodeError as error:
+            where = offset + error.start
+            problems.append(f"{path}:{number}: not UTF-8 at line {number}, byte offset {where}")
+        except json.JSONDecodeError as error:
+            problems.append(f"{path}:{number}: invalid JSON at line {number}, {_explain(error)}")
+        empty = False
+        if len(problems) == MAX_PROBLEMS:
+            problems.append(f"{path}: reading stopped after {MAX_PROBLEMS} such lines")
+            break
+    if problems:
+        raise UserError(*problems)
+    if empty:
+        raise UserError(f"{path}: file has no rows")
+
+
+def read_paragraphs(path, separator: str = "", max_line_bytes: int = MAX_LINE_BYTES):
+    """Yield (number of its first line, text, BOM stripped) for each run of lines between separator lines.
+
+    The default separator is a blank line; "<|endoftext|>" reads files that end each document so.
+    Raises UserError: what read_lines raises; NUL bytes; not UTF-8; a paragraph over the limit; no rows.
+    """
+    block, first, size, found = [], 0, 0, False
+    for number, text in _text_lines(path, max_line_bytes):
+        ends = text.strip() == separator
+        if ends and block:
+            yield _paragraph(block, first)
+            block, size, found = [], 0, True
+        elif not ends:
+            first = first if block else number
+            block.append(text)
+            size += len(text)
+        if size > max_line_bytes:
+            raise UserError(f"{path}:{first}: paragraph over the size limit of {max_line_bytes:,} characters")
+    if block:
+        yield _paragraph(block, first)
+    if not (block or found):
+        raise UserError(f"{path}: file has no rows")
+
+
+def _paragraph(block: list[str], first: int) -> tuple[int, dict, bool]:
+    """The block as a row, telling whether its byte order mark was stripped."""
+    text = "\n".join(block)
+    return first, {"text": text.removeprefix(BOM)}, text.startswith(BOM)
+
+
+def _text_lines(path, max_line_bytes: int) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text). Raises UserError for NUL bytes and for what is not UTF-8."""
+    for number, offset, data in read_lines(path, max_line_bytes):
+        if b"\0" in data:
+            raise UserError(f"{path}:{number}: not text (NUL bytes)")
+        try:
+            yield number, data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = offset + error.start
+            raise UserError(f"{path}:{number}: not UTF-8 at line {number}, byte offset {where}") from None
+
+
+def _open(path):
+    """A buffered binary stream of the file's (decompressed) bytes.
+
+    Raises UserError for a missing file, a directory, a pipe or device, no permission, wrong or empty data.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{path}: is a directory; name the files in it")
+        if not stat.S_ISREG(mode):  # reading a pipe would block for ever, a device never ends
+            raise UserError(f"{path}: is not a regular file")
+        with open(path, "rb") as stream:
+            zipped = stream.read(2) == b"\x1f\x8b"
+        if not str(path).lower().endswith(".gz"):
+            return open(path, "rb")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+    if not zipped:
+        raise UserError(f"{path}: not gzip data, although its name ends in .gz")
+    return gzip.open(path, "rb")
+
+
+def _check_head(path, head: bytes) -> None:
+    """Raise UserError where the first bytes belong to no text file in UTF-8."""
+    if not head:
+        raise UserError(f"{path}: file has no rows (it is empty)")
+    for magic, name in MAGIC.items():
+        if head.startswith(magic):
+            raise UserError(f"{path}:1: not text{' (NUL bytes)' if 0 in head else ''}: this is {name}")
+    if head.count(0) * 10 > len(head):
+        raise UserError(f"{path}:1: not text (NUL bytes): binary data, or UTF-16 without its mark")
+
+
+def _parse(text: str):
+    """The value of one line of JSON, or the RowError that drops the row. Raises json.JSONDecodeError."""
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+    except RecursionError:
+        return RowError("too_deep", "brackets are nested too deeply")
+    except RowError as error:
+        return error
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object; raises RowError where a key comes twice (json would silently keep the last)."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise RowError("duplicate_key", f"key {twice!r} appears twice in one object")
+    return found
+
+
+def _integer(digits: str) -> int | float:
+    """An integer; one too long for Python to convert becomes infinite, and so drops its row."""
+    return int(digits) if len(digits) < 4300 else math.inf
+
+
+def _explain(error: json.JSONDecodeError) -> str:
+    """The parser's complaint in plain words, with the usual cause where the line shows it."""
+    text, message = error.doc, f"column {error.colno}: {error.msg[0].lower()}{error.msg[1:]}"
+    if error.msg.startswith("Invalid control"):
+        message = f"column {error.colno}: control character in string"
+    elif error.msg == "Extra data":
+        message = f"column {error.colno}: extra data after the first object"
+    hints = {
+        "CR line ends": "\r" in text,
+        "trailing comma": re.search(r",\s*$", text[: error.pos]) and text[error.pos : error.pos + 1] in "}]",
+        "an object over many lines is JSON, not JSON Lines": text.strip() == "{",
+        "single quotes are Python, not JSON": re.match(r"\s*\{\s*'", text),
+        "an HTML page": re.match(r"\s*<(!doctype|html)", text, re.IGNORECASE),
+        "a merge conflict": re.match(r"<{7} |={7}$|>{7} ", text),
+        "a header line of CSV": re.match(r"\w+(,\w+)+$", text),
+    }
+    hint = next((name for name, holds in hints.items() if holds), "")
+    return message + (f"; hint: {hint}" if hint else "")

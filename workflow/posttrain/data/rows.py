@@ -1,0 +1,240 @@
+"""Turns every good line of a source into one canonical row, and says of every other line why it was dropped.
+
+Canonical rows hold "id", "group", "source" (file:line) and, by task,
+    text        text
+    sft         messages, or prompt and completion
+    preference  prompt, chosen, rejected: all strings or all lists of messages
+    kto         prompt, completion, label
+    eval        question, choices and the answer's index, or question and answer
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import chain, islice
+from pathlib import Path
+
+from posttrain.data import formats, lines, texts
+from posttrain.data.lines import RowError
+from posttrain.ground.errors import UserError
+
+MAX_ROW_CHARACTERS = 1_000_000
+DERIVED = re.compile(r"prompt:[0-9a-f]{32}")  # the group of a row that declares none
+
+
+@dataclass
+class Report:
+    """What a source gave: its rows, and by reason the lines that were dropped or only warned about."""
+
+    name: str
+    task: str
+    format: str
+    rows: list[dict] = field(default_factory=list)
+    total: int = 0
+    dropped: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    warnings: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        return len(self.rows)
+
+    def describe(self, limit: int = 5) -> list[str]:
+        """Sentences for a person, at most `limit` for each reason; line 0 is the file as a whole."""
+        said = []
+        for verb, found in (("dropped", self.dropped), ("warning", self.warnings)):
+            for reason, cases in found.items():
+                said += [f"{self.name}{f':{n}' if n else ''}: {verb}: {text}" for n, text in cases[:limit]]
+                if len(cases) > limit:
+                    said.append(f"{self.name}: {verb}: {reason}: {len(cases) - limit} more lines")
+        return said
+
+
+def read(
+    path,
+    task: str,
+    format: str = "auto",
+    *,
+    max_line_bytes: int = lines.MAX_LINE_BYTES,
+    separator: str = "",
+    source_name: str | None = None,
+    **options,
+) -> Report:
+    """Read a local .jsonl, .ndjson or .txt file, also with .gz; `options` are those of _read.
+
+    Raises UserError, naming file:line, where the file as a whole is unfit.
+    """
+    if not lines.is_text(path):
+        numbered = lines.read_objects(path, max_line_bytes)
+    elif task in ("text", "long"):
+        numbered = lines.read_paragraphs(path, separator, max_line_bytes)
+    else:
+        raise UserError(f"{path}: plain text is read for text and long only; for {task} allowed: .jsonl")
+    return _read(numbered, source_name or str(path), task, format, **options)
+
+
+def read_rows(objects: Iterable[dict], source_name: str, task: str, format: str = "auto", **options) -> Report:
+    """Read rows that another loader opened (a Hugging Face dataset), counted from 1. Options as for read."""
+    numbered = ((number, row, False) for number, row in enumerate(objects, 1))
+    return _read(numbered, source_name, task, format, **options)
+
+
+def _read(
+    numbered,
+    name: str,
+    task: str,
+    format: str,
+    *,
+    id_key: str | None = "id",
+    group_key: str = "group",
+    columns: dict[str, str] | None = None,
+    allow_empty_user: bool = False,
+    max_row_characters: int = MAX_ROW_CHARACTERS,
+) -> Report:
+    """Check (line, object, BOM stripped) one by one.
+
+    id_key and group_key name the keys that hold a row's id and group (id_key None: ids are made from lines);
+    columns renames keys, as {"prompt": "question"}; rows over max_row_characters are dropped, not plain text.
+    Raises UserError for an unknown task or format, ids that name two rows, a group key that no row has.
+    """
+    numbered = iter(numbered)
+    head = list(islice(numbered, 100))
+    objects = [_renamed(value, columns) for _, value, _ in head if isinstance(value, dict)]
+    report = Report(name, task, formats.choose(objects, task, format))
+    for line, value, marked in chain(head, numbered):
+        report.total += 1
+        if marked:
+            _note(report.warnings, "byte_order_mark", line, "byte order mark stripped")
+        try:
+            row = _renamed(_checked(value), columns)
+            says = formats.check_row(row, task, report.format, allow_empty_user)
+            names = _names(row, says, name, line, id_key, group_key)
+            _check_size(says, task, max_row_characters)
+        except RowError as error:
+            _note(report.dropped, error.reason, line, str(error))
+        else:
+            report.rows.append(names | says)
+            for kind in texts.odd(texts.all_text(says)):
+                _note(report.warnings, kind, line, texts.ODD_MEANING[kind])
+    _check_groups(report, group_key, objects)
+    _check_ids(report)
+    _warn_whole(report)
+    return report
+
+
+def _note(where: dict, reason: str, line: int, message: str) -> None:
+    where.setdefault(reason, []).append((line, message))
+
+
+def _renamed(value, columns: dict[str, str] | None):
+    """The object with the columns that the source calls otherwise under their canonical names."""
+    if not columns or not isinstance(value, dict):
+        return value
+    return value | {ours: value.get(theirs) for ours, theirs in columns.items()}
+
+
+def _checked(value) -> dict:
+    """The value, if it is an object whose every string is valid Unicode and every number finite.
+
+    All fields are looked at, unknown ones too. Raises RowError.
+    """
+    if isinstance(value, RowError):
+        raise value
+    if not isinstance(value, dict):
+        raise RowError("not_an_object", f"a row must be an object, found {formats.kind(value)}")
+    pending = [("", value)]
+    while pending:  # a loop, not recursion: a deeply nested row must not overflow the stack
+        path, item = pending.pop()
+        if isinstance(item, dict):
+            pending += [(f"{path}.{key}" if path else str(key), part) for key, part in item.items()]
+            pending += [(f"{path or 'row'} (a key)", key) for key in item if not str(key).isascii()]
+        elif isinstance(item, list):
+            pending += [(f"{path}[{i}]", part) for i, part in enumerate(item)]
+        elif isinstance(item, str) and not item.isascii():
+            _check_unicode(path, item)
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise RowError("not_finite", f"non-finite number in field {path} (NaN, Infinity or too large)")
+    return value
+
+
+def _check_unicode(path: str, text: str) -> None:
+    """Raise RowError for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        message = f"field {ascii(path)[1:-1]} is not valid Unicode (cannot be written as UTF-8)"
+        raise RowError("not_unicode", message) from None
+
+
+def _names(row: dict, says: dict, name: str, line: int, id_key: str | None, group_key: str) -> dict:
+    """The row's id, group and source. Without a group, rows that ask the same thing share one.
+
+    Raises RowError where id or group is neither a string nor an integer.
+    """
+    given = _label(row, id_key) if id_key else None
+    group = _label(row, group_key)
+    if group is None:
+        group = f"prompt:{texts.digest(texts.words(texts.prompt_text(says)) or texts.prompt_text(says))}"
+    stem = Path(name).name.removesuffix(".gz").rsplit(".", 1)[0]
+    return {"id": f"{stem}-{line}" if given is None else given, "group": group, "source": f"{name}:{line}"}
+
+
+def _label(row: dict, key: str) -> str | None:
+    """An id or group as a string; None where it is absent, null or empty. Raises RowError for other types."""
+    value = row.get(key)
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RowError("bad_name", f"{key} must be a string or an integer, found {formats.kind(value)}")
+    return str(value)
+
+
+def _check_size(says: dict, task: str, most: int) -> None:
+    """Raise RowError for a row that no context could hold; plain text is exempt, as it is cut in blocks."""
+    size = len(texts.full_text(says))
+    if task not in ("text", "long") and size > most:
+        raise RowError("too_long", f"row is over the max length: {size:,} characters, allowed {most:,}")
+
+
+def _check_groups(report: Report, group_key: str, objects: list[dict]) -> None:
+    """Raise UserError where a group key was asked for and no row has it: a typo would undo the split."""
+    if group_key != "group" and report.rows and all(DERIVED.fullmatch(row["group"]) for row in report.rows):
+        near = _nearest(group_key, objects)
+        raise UserError(f"{report.name}: no row has the group key {group_key!r}{near}")
+
+
+def _check_ids(report: Report) -> None:
+    """Raise UserError where one id names rows that differ; equal rows are left to deduplication."""
+    first, clashes = {}, []
+    for row in report.rows:
+        earlier = first.setdefault(row["id"], row)
+        if earlier is not row and texts.content(earlier) != texts.content(row):
+            here, there = (r["source"].rsplit(":", 1)[1] for r in (row, earlier))
+            said = f"id {row['id']} on lines {there} and {here} names different rows"
+            clashes.append(f"{report.name}:{here}: {said}")
+    if clashes:
+        more = len(clashes) - lines.MAX_PROBLEMS
+        raise UserError(*clashes[: lines.MAX_PROBLEMS], *[f"{report.name}: {more} more"] * (more > 0))
+
+
+def _warn_whole(report: Report) -> None:
+    """Warn about what only the rows together show: near-duplicates, bias, one label, too few to split."""
+    for row, earlier in texts.near_duplicates(report.rows):
+        line, there = (int(r["source"].rsplit(":", 1)[1]) for r in (row, earlier))
+        _note(report.warnings, "near_duplicate", line, f"near-duplicate of line {there}")
+    longer, pairs = texts.chosen_longer(report.rows)
+    if pairs >= 10 and max(longer, pairs - longer) >= 0.8 * pairs:
+        _note(report.warnings, "length_bias", 0, f"chosen longer in {longer}/{pairs} rows")
+    if report.task == "kto" and len({row["label"] for row in report.rows}) == 1:
+        label = str(report.rows[0]["label"]).lower()
+        _note(report.warnings, "one_label", 0, f"all labels are {label}: nothing to contrast")
+    if report.kept == 1:
+        _note(report.warnings, "too_few_rows", 0, "a single row: too few rows for a train/test split")
+
+
+def _nearest(key: str, objects: list[dict]) -> str:
+    """A hint naming the nearest key that the rows do have."""
+    known = sorted({name for row in objects for name in row if isinstance(name, str)})
+    near = get_close_matches(key, known, 1)
+    return f"; hint: did you mean {near[0]!r}" if near else f"; keys found: {', '.join(known[:20])}"

@@ -1,0 +1,178 @@
+"""lm-eval's tasks: which data sets on the hub they read, and how they are read again without a network."""
+
+import difflib
+import importlib.util
+import json
+import os
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+from posttrain.data.hub import local_dataset, read_manifest, snapshot, wish
+from posttrain.ground.errors import UserError, gather
+
+LOADERS = {"json", "csv", "parquet", "text", "arrow", "pandas", "xml"}  # of tasks with data files of their own
+DATA_KEYS = {"dataset_path", "dataset_name", "dataset_kwargs"}
+
+
+def task_pack(manifest: Path, folder: Path) -> Path:
+    """Write lm-eval YAML for each fetched benchmark: lm-eval's own task, its data read from the shared cache.
+
+    `TaskManager(include_path=[str(task_pack(…))], include_defaults=False)` then knows exactly the fetched
+    tasks, groups and tags, under their own names, in 10 ms (lm-eval's whole index takes 12 s), and loads them
+    offline; `lm_eval --include_path FOLDER --tasks NAME` by hand reads the same. The paths in it are this
+    machine's: `folder` belongs into scratch, not into an artifact. Raises UserError as local_dataset does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in read_manifest(manifest)["tasks"]:
+        overlay = {"include": str(task_yaml(task)), **task["overrides"]}
+        if task["dataset"]:
+            overlay["dataset_path"] = str(local_dataset(task["dataset"], task["revision"], manifest))
+        # JSON is YAML, and needs no second library
+        name = task["name"].replace("/", "--") + ".yaml"
+        (folder / name).write_text(json.dumps(overlay, indent=1, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def task_yaml(task: dict) -> Path:
+    """The YAML that defines a benchmark: lm-eval's own, or the user's, relative to the working directory."""
+    return (lm_eval_tasks() / task["yaml"] if task["source"] == "lm_eval" else Path(task["yaml"])).resolve()
+
+
+def lm_eval_tasks() -> Path:
+    """The folder of lm-eval's own tasks, found without importing it."""
+    return Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
+
+
+def find_tasks(entries: list[dict], dirs: list[str]) -> list[dict]:
+    """Every task and group that the names reach (groups and tags have members), each with its data's wish.
+
+    Raises UserError for unknown names, data without a pin, and tasks whose data no one can pin.
+    """
+    reach = reached_from([entry["task"] for entry in entries], dirs)
+    rows = gather(lambda entry: rows_of(entry, reach[entry["task"]]), entries)
+    found = {}
+    for row in chain.from_iterable(rows):
+        if found.setdefault(row["name"], row)["wish"] != row["wish"]:
+            raise UserError(f"task {row['name']} is asked for twice, with different revisions or patterns.")
+    return list(found.values())
+
+
+def reached_from(names: list[str], dirs: list[str]) -> dict[str, dict]:
+    """{name: {task or group: lm-eval's index entry}}; lm-eval's own 14,000 files (12 s) only where needed."""
+    from lm_eval.tasks import TaskManager
+
+    for defaults in [False, True] if dirs else [True]:
+        if defaults:
+            print("fetch: reading lm-eval's index of tasks, some 12 s", flush=True)
+        index = TaskManager(include_path=dirs or None, include_defaults=defaults).task_index
+        try:
+            return dict(zip(names, gather(partial(reached, index=index), names), strict=True))
+        except UserError:
+            if defaults:
+                raise
+
+
+def reached(name: str, index: dict) -> dict:
+    """{name: entry} of a task, of a group and all below it, or of a tag's tasks. UserError if unknown."""
+    entry = index.get(name)
+    if entry is None:
+        near = ", ".join(difflib.get_close_matches(str(name), index, n=3))
+        raise UserError(f"task {name!r} is not known to lm-eval" + (f"; near: {near}" if near else ""))
+    if entry.kind.name == "TAG":
+        return {key: value for task in sorted(entry.tags) for key, value in reached(task, index).items()}
+    if entry.kind.name == "GROUP":
+        return {name: entry, **members(name, entry.cfg["task"], index)}
+    return {name: entry}
+
+
+def members(group: str, listed: list, index: dict) -> dict:
+    """What a group's list reaches. Raises UserError where the list itself says which data to read."""
+    found = {}
+    for member in listed:
+        item = member if isinstance(member, dict) else {"task": member}
+        child = item.get("group") or item.get("task")
+        if "group" in item and child not in index:  # a group defined inside the list
+            found |= members(group, item["task"], index)
+        elif DATA_KEYS & set(item) or child not in index:
+            raise UserError(f"task group {group}: its member {child!r} is defined inline; name other tasks")
+        else:
+            found |= reached(child, index)
+    return found
+
+
+def rows_of(entry: dict, reach: dict) -> list[dict]:
+    """The tasks and groups that one entry of the config reaches, with the wish for each task's data.
+
+    Raises UserError where the entry's revisions do not cover all data sets.
+    """
+    data = dict(zip(reach, gather(lambda name: dataset_of(name, reach[name]), list(reach)), strict=True))
+    sets, revision = sorted({id for id in data.values() if id}), entry.get("revision")
+    pins = revision if isinstance(revision, dict) else {id: revision for id in sets[:1]}
+    if set(pins) - set(sets):
+        raise UserError(f"task {entry['task']} reads no {', '.join(sorted(set(pins) - set(sets)))}, which is pinned")
+    if not entry.get("allow_floating") and any(not pins.get(id) for id in sets):
+        shape = ", ".join(f"{id}: COMMIT" for id in sets)
+        raise UserError(f"task {entry['task']} reads {len(sets)} data set(s): give revision: {{{shape}}}")
+    asked = {id: wish("dataset", {**entry, "id": id, "revision": pins.get(id)}) for id in sets}
+    return [row_of(name, reach[name], asked.get(data[name])) for name in reach]
+
+
+def row_of(name: str, entry, asked: tuple | None) -> dict:
+    """What later steps need of lm-eval's entry; its YAML relative to lm-eval or to the working directory."""
+    path, own = Path(entry.yaml_path).resolve(), lm_eval_tasks().resolve()
+    inside = path.is_relative_to(own)
+    yaml = path.relative_to(own).as_posix() if inside else os.path.relpath(path)
+    source = "lm_eval" if inside else "local"
+    return {"name": name, "source": source, "yaml": yaml, "wish": asked, "cfg": entry.cfg}
+
+
+def dataset_of(name: str, entry) -> str | None:
+    """The hub data set that a task reads, None for groups and for tasks with files of their own.
+
+    Raises UserError for data that comes from elsewhere, which no revision can pin.
+    """
+    if entry.kind.name == "GROUP":
+        return None
+    path, kwargs = entry.cfg.get("dataset_path"), entry.cfg.get("dataset_kwargs") or {}
+    if entry.kind.name == "PY_TASK" or "custom_dataset" in entry.cfg or not path:
+        raise UserError(f"task {name} makes or finds its data in Python of its own: it cannot be pinned")
+    if "://" in str(kwargs.get("data_files", "")):
+        raise UserError(f"task {name} reads data by address ({kwargs['data_files']}), which no revision pins")
+    return None if path in LOADERS or Path(path).exists() else path
+
+
+def task_row(task: dict, repo: dict | None) -> dict:
+    """A task's or group's entry in the manifest: where its YAML is and what to read instead of the hub.
+
+    Raises UserError where `datasets` cannot find the task's data among the fetched files.
+    """
+    row = {"name": task["name"], "source": task["source"], "yaml": task["yaml"], "overrides": {}}
+    if repo is None:
+        return {**row, "dataset": None, "revision": None}
+    name, kwargs = task["cfg"].get("dataset_name"), task["cfg"].get("dataset_kwargs") or {}
+    kept = {key: value for key, value in kwargs.items() if key not in ("revision", "trust_remote_code")}
+    paths = [file["path"] for file in repo["files"]]
+    if name and "README.md" not in paths and any(path.startswith(f"{name}/") for path in paths):
+        # The hub's parquet conversion (refs/convert/parquet) has a folder per configuration, and no card.
+        name, kept = None, {**kept, "data_dir": task["cfg"]["dataset_name"]}
+        row["overrides"] = {"dataset_name": None}
+    if kept != kwargs:
+        row["overrides"]["dataset_kwargs"] = kept
+    prove_loadable(task["name"], repo, name, kept)
+    return {**row, "dataset": repo["id"], "revision": repo["revision"]}
+
+
+def prove_loadable(task: str, repo: dict, name: str | None, kwargs: dict) -> None:
+    """Raise UserError, here rather than on a compute node, if the fetched files are not the task's data."""
+    from datasets import load_dataset_builder
+
+    chosen = {key: kwargs[key] for key in ("data_dir", "data_files") if key in kwargs}
+    try:
+        load_dataset_builder(str(snapshot(repo)), name, **chosen)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"task {task}: data set {repo['id']} at {repo['revision']} cannot be read as {name or 'it is'}: "
+            f"{str(error).splitlines()[0]}. If it is a loading script, which no current `datasets` runs, pin "
+            "a commit of its branch refs/convert/parquet; allow_patterns, if given, may leave too little."
+        ) from None

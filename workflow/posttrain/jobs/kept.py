@@ -1,0 +1,108 @@
+"""Earlier artifacts, by identity: what was made once from the same settings, inputs and code is not made again.
+
+posttrain clean
+
+Each file is a second name (hard link) of the artifact's own file, so that it costs nothing until the artifact is
+replaced. No file of an artifact is ever written in place.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, write_json
+from posttrain.ground.identity import verify
+
+KEPT = Path("results/.kept")
+
+
+def take(name: str, versions: dict, work: Path) -> dict | None:
+    """Fill the folder `work` with the earlier artifact of this identity and of these versions; returns its record, None
+    where there is none.
+
+    It is verified as it lies in `work`: other jobs delete earlier ones. A damaged one is removed, to be found no more.
+    """
+    folder = KEPT / name
+    try:
+        record = read_json(folder / "provenance.json")
+        if record.get("shape", {}).get("versions") != versions:
+            return None
+        link(folder, work, [part.name for part in folder.iterdir()])
+        verify(work / "manifest.json")
+        return record
+    except OSError:  # no hard links here
+        shutil.rmtree(work, ignore_errors=True)
+    except UserError:
+        for damaged in (folder, work):
+            shutil.rmtree(damaged, ignore_errors=True)
+    return None
+
+
+def differs(name: str, shape: dict, digest: str) -> str | None:
+    """What is to be said where an earlier run of this identity made other bytes; remembers this one's.
+
+    digest: of the manifest. Bytes may differ between shapes (versions, threads, processors), never within one.
+    """
+    file = KEPT / f"{name}.json"
+    before = read_json(file) if file.is_file() else None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"manifest": digest, "shape": shape})
+    if before is None or before["manifest"] == digest:
+        return None
+    other = sorted(key for key in shape if shape[key] != before["shape"].get(key))
+    if other:
+        return f"other bytes than an earlier run made, with other {', '.join(other)}"
+    return "not reproducible: an earlier run of the same settings, inputs, code and shape made other bytes"
+
+
+def keep(name: str, home: Path, parts: list[str], limit: float) -> None:
+    """Give the parts of a finished artifact a second name, and forget the oldest earlier ones over `limit` GB."""
+    folder = KEPT / name
+    making = KEPT / f".making-{name}-{os.getpid()}"
+    shutil.rmtree(making, ignore_errors=True)
+    try:
+        link(home, making, parts)
+        shutil.rmtree(folder, ignore_errors=True)
+        making.replace(folder)
+    except OSError:  # no hard links here, or another job has just kept the same: nothing is lost by not keeping this
+        shutil.rmtree(making, ignore_errors=True)
+    forget(limit)
+
+
+def link(source: Path, target: Path, parts: list[str]) -> None:
+    """The same files under another folder. Raises OSError where the file system has no hard links."""
+    target.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        if (source / part).is_dir():
+            shutil.copytree(source / part, target / part, copy_function=os.link, dirs_exist_ok=True)
+        else:
+            os.link(source / part, target / part)
+
+
+def sizes() -> dict[Path, int]:
+    """Bytes that each earlier artifact takes by itself, oldest first; what is still in use takes none."""
+    found = []
+    for folder in KEPT.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another job has just replaced or deleted it
+            if folder.is_dir() and not folder.name.startswith("."):
+                found.append((folder.stat().st_mtime, folder, _alone(folder)))
+    return {folder: size for _, folder, size in sorted(found) if size}
+
+
+def _alone(folder: Path) -> int:
+    files = [file.stat() for file in folder.rglob("*") if file.is_file()]
+    return sum(file.st_size for file in files if file.st_nlink == 1)
+
+
+def forget(limit: float, since: float = 60) -> None:
+    """Delete the oldest earlier artifacts until the rest takes at most `limit` GB; none of the last minute."""
+    found = sizes()
+    over = sum(found.values()) - limit * 1e9
+    for folder, size in found.items():
+        with contextlib.suppress(FileNotFoundError):
+            if over > 0 and time.time() - folder.stat().st_mtime > since:
+                shutil.rmtree(folder, ignore_errors=True)
+                over -= size

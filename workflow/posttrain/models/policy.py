@@ -1,0 +1,185 @@
+"""A language model as an artifact: its contract, and how it is loaded again exactly as it was trained."""
+
+from pathlib import Path
+
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_json, sha256, write_json
+from posttrain.models import positions
+from posttrain.models.tokens import template_digest
+
+ADAPTERS = ("lora", "qlora", "prefix", "prompt")
+MERGEABLE = ("lora", "qlora")
+MERGE_BOUND = 1e-3  # into the dequantised weights it is 1e-6, into those before quantisation 0.2
+
+
+def save_contract(folder: Path, method: str, tokenizer, config, base: Path | None = None, quantization=None) -> None:
+    """Write `policy.json`: what every later load of this model must agree with.
+
+    method: "weights" for a whole model, else the kind of adapter; base: manifest of the model that an adapter
+    belongs to; quantization: how that model was quantised when the adapter was trained.
+    """
+    contract = {
+        "method": method,
+        "base": sha256(base) if base else None,
+        "base_path": str(base) if base else None,
+        "quantization": quantization,
+        "chat_template": template_digest(tokenizer),
+        "special_tokens": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
+        "positions": positions.contract(config, tokenizer.model_max_length),
+    }
+    write_json(folder / "policy.json", contract)
+
+
+def load_contract(manifest: Path) -> dict:
+    """The contract of an artifact that holds a language model."""
+    file = manifest.parent / "model" / "policy.json"
+    if not file.is_file():
+        raise UserError(f"{manifest}: is no artifact of a language model (there is no {file})")
+    return read_json(file)
+
+
+def load_tokenizer(manifest: Path):
+    """The tokenizer of a policy. Raises UserError when its chat template is not the one it was trained with."""
+    from transformers import AutoTokenizer
+
+    expected = load_contract(manifest)["chat_template"]
+    tokenizer = AutoTokenizer.from_pretrained(manifest.parent / "model")
+    found = template_digest(tokenizer)
+    if expected != found:
+        raise UserError(
+            f"{manifest.parent / 'model'}: its chat template (sha256 {found}) is not the one that it was trained "
+            f"with ({expected}); remake it: rm {manifest} and run snakemake again"
+        )
+    return tokenizer
+
+
+def quantization_config(settings: dict, whole: list[str] | None = None):
+    """bitsandbytes' configuration for 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314, section 3).
+
+    whole: layers that are not quantised; None for transformers' own choice, the output embedding.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    from posttrain.training import parallel
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=settings["double_quantization"],
+        bnb_4bit_compute_dtype=getattr(torch, settings["compute"]),
+        # The same bytes by another name: FSDP shares out no integers.
+        bnb_4bit_quant_storage=torch.float32 if parallel.sharded else torch.uint8,
+        llm_int8_skip_modules=whole,  # in spite of its name, for 4 bits too
+    )
+
+
+def load_weights(manifest: Path, quantization: dict | None = None, head: bool = False):
+    """The whole model of an artifact, as `load_folder` loads it. Raises UserError where it would be read with other
+    positions than it was made with."""
+    positions.refuse_other(manifest, manifest.parent / "model")
+    return load_folder(manifest.parent / "model", quantization, head)
+
+
+def load_folder(folder: Path, quantization: dict | None = None, head: bool = False):
+    """A whole model on the GPU, where there is one; in 4 bits where `quantization` says so.
+
+    With `head` it is a classifier with one fresh output, `score`, instead of a language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from posttrain.training import parallel
+
+    whole = ["score"] if head else None
+    options = {"quantization_config": quantization_config(quantization, whole)} if quantization else {}
+    kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if head else (AutoModelForCausalLM, {})
+    model = kind.from_pretrained(folder, dtype=torch.float32, **attention(folder), **options, **labels)
+    if quantization:
+        keep_quantized_weights(model)
+    return model.to(parallel.device())
+
+
+def load_adapted(found, section=None, dropout: float = 0.0, name: str = "default"):
+    """The SFT policy as an adapter on its frozen weights, ready to be trained on (`adapters.Foundation`).
+
+    section: `config.Adapter`, the adapter's shape; None for just that of the SFT policy.
+    """
+    import peft
+
+    from posttrain.config.sections import Adapter
+    from posttrain.models import adapters
+
+    config = adapters.lora(section or Adapter(), found, dropout, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load_weights(found.weights, found.quantization), config, adapter_name=name)
+    adapters.begin(model, found, name)
+    return model
+
+
+def attention(folder: Path) -> dict[str, str]:
+    """The attention implementation: BLOOM's ALiBi exists as plain code only, all others take the fused one."""
+    kind = read_json(folder / "config.json")["model_type"]
+    return {"attn_implementation": "eager" if kind in ("bloom", "mpt") else "sdpa"}
+
+
+def keep_quantized_weights(model) -> None:
+    """Switch off bitsandbytes' repacking of 4-bit weights on CPUs with AVX512-BF16.
+
+    It happens in place in the first forward pass in evaluation mode and is never undone: after it, gradients,
+    merging and saving are wrong without an error (bitsandbytes 0.50.2).
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load(policy: Path, base: Path | None = None):
+    """A policy ready for use: `(model, tokenizer)`, with an adapter merged where it can be.
+
+    A LoRA trained on quantised weights is merged into just those weights, dequantised: the function is the one
+    that was trained. policy, base: manifests; base is needed for adapters.
+    Raises UserError when the base is not the one that the adapter was trained on.
+    """
+    from peft import PeftModel
+
+    contract, tokenizer = load_contract(policy), load_tokenizer(policy)
+    if contract["method"] == "weights":
+        return load_weights(policy).eval(), tokenizer
+    if base is None or sha256(base) != contract["base"]:
+        raise UserError(f"{policy}: its adapter was trained on another base than {base}")
+    positions.refuse_other(policy, base.parent / "model")
+    model = load_weights(base, contract["quantization"])
+    if contract["quantization"]:
+        model = model.dequantize()
+    model = PeftModel.from_pretrained(model, policy.parent / "model")
+    if contract["method"] in MERGEABLE:
+        model = model.merge_and_unload()
+    return model.eval(), tokenizer
+
+
+def merge_difference(adapted, merged, seed: int = 0, tokens: int = 64) -> float:
+    """Largest difference between the logits of a merged model and of the adapter on the weights that it was trained on,
+    over the largest logit, on random tokens. Raises UserError over `MERGE_BOUND`: another model would be published."""
+    import torch
+
+    ids = torch.randint(adapted.config.vocab_size, (2, tokens), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        one, other = (model.eval()(ids.to(model.device), use_cache=False).logits.float() for model in (adapted, merged))
+    difference = ((one - other).abs().max() / one.abs().max()).item()
+    if not difference <= MERGE_BOUND:
+        raise UserError(
+            f"the merged model is another than the adapter on its weights: logits differ by {difference:.2g} of the "
+            f"largest, allowed {MERGE_BOUND}"
+        )
+    return difference
+
+
+def certify_merge(policy: Path, base: Path, merged) -> float:
+    """`merge_difference` of a merged policy from the adapter on its (quantised) base, loaded for the purpose."""
+    from peft import PeftModel
+
+    quantization = load_contract(policy)["quantization"]
+    adapted = load_weights(base, quantization and quantization | {"compute": "float32"})  # the weights are compared
+    return merge_difference(PeftModel.from_pretrained(adapted, policy.parent / "model"), merged)

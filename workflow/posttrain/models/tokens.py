@@ -1,0 +1,237 @@
+"""Rows to tokens and labels, and the token contract: what must hold of them before anything is trained."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from posttrain.ground.errors import UserError
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+ROLES = ("system", "user", "assistant", "tool")
+SPECIAL = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
+MASKED = -100  # label of a token that is not trained on, as PyTorch's cross-entropy has it
+
+
+def train_tokenizer(texts, vocab_size: int, context: int):
+    """A byte-level BPE tokenizer (no text becomes <unk>) with one token per role; adds `<|bos|>` like Llama's.
+
+    Byte-level BPE: Radford et al. 2019, section 2.2.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [*SPECIAL.values(), *(f"<|{role}|>" for role in ROLES)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    marks = re.compile("|".join(map(re.escape, special)))
+    tokenizer.train_from_iterator((part for text in texts for part in marks.split(text)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", tokenizer.token_to_id("<|bos|>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **SPECIAL,
+        additional_special_tokens=special[3:],
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def set_chat_template(tokenizer, choice: str | None, conversations: bool) -> None:
+    """Give the tokenizer its chat template (see `prepare.chat_template`) and, where it has none, a pad token.
+
+    Raises UserError for a template that is not there.
+    """
+    if isinstance(tokenizer.chat_template, dict):  # some carry one more for tools
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    if choice is None:
+        choice = "tokenizer" if tokenizer.chat_template or not conversations else "default"
+    if choice == "default":
+        known = tokenizer.get_vocab()
+        name = "roles" if all(f"<|{role}|>" in known for role in ROLES) else "plain"
+        tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    elif choice != "tokenizer":
+        try:
+            tokenizer.chat_template = Path(choice).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"prepare.chat_template: {choice!r} cannot be read ({getattr(error, 'strerror', error)}); "
+                "allowed: default, tokenizer, or the path of a Jinja file"
+            ) from None
+    elif conversations and not tokenizer.chat_template:
+        raise UserError("prepare.chat_template: the tokenizer carries none; use default or the path of a Jinja file")
+    if tokenizer.pad_token is None:  # any token does: padding is masked out of attention and labels
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+
+
+def template_digest(tokenizer) -> str | None:
+    """sha256 of the chat template, as lm-eval records it."""
+    template = tokenizer.chat_template
+    return hashlib.sha256(template.encode()).hexdigest() if template else None
+
+
+def opening(tokenizer) -> int:
+    """The token that a text begins with: BOS, else EOS, as lm-eval has it where it measures a text's likelihood."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
+def row_name(row: dict) -> str:
+    """A row's id and where it comes from."""
+    return f"{row['id']} ({row['source']})" if "source" in row else row["id"]
+
+
+def write(tokenizer, row: dict, messages: list[dict], prompt: bool = False) -> str:
+    """A conversation of a row as its chat template writes it; with `prompt`, up to where the assistant speaks."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    except Exception as error:  # a template is a program of the user's; it can raise anything
+        raise UserError(f"chat template: row {row_name(row)}: {type(error).__name__}: {error}") from None
+
+
+def tokenize(tokenizer, text: str) -> list[int]:
+    """Tokens of a text that a chat template wrote, special tokens included."""
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def encode(tokenizer, row: dict) -> dict[str, list[int]]:
+    """`input_ids` of a row, and `labels` that are masked everywhere but on what the assistant says.
+
+    A row is a conversation (`messages`) or plain text (`prompt`, `completion`). An assistant's turn is trained
+    up to and with its end-of-turn token. Raises UserError when the template is not prefix-preserving, or does
+    not write what the assistant says as it stands.
+    """
+    if "messages" not in row:
+        return _encode_plain(tokenizer, row)
+    messages = row["messages"]
+    ids = tokenize(tokenizer, write(tokenizer, row, messages))
+    labels = [MASKED] * len(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = write(tokenizer, row, messages[:turn], prompt=True)
+            after = write(tokenizer, row, messages[: turn + 1])
+            start = _common(tokenizer, ids, tokenize(tokenizer, before), row)
+            stop = _common(tokenizer, ids, tokenize(tokenizer, after), row)
+            _refuse_other_words(row, message, after[len(before) :])
+            reply = ids[start:stop]
+            if tokenizer.eos_token_id in reply:  # a template may add a line break after the end of turn
+                stop -= reply[::-1].index(tokenizer.eos_token_id)
+            labels[start:stop] = ids[start:stop]
+    return {"input_ids": ids, "labels": labels}
+
+
+def _refuse_other_words(row: dict, message: dict, written: str) -> None:
+    """Raise UserError when what would be trained on is not what the assistant says."""
+    if message["content"].strip() not in written:
+        raise UserError(
+            f"token contract: row {row_name(row)}: the chat template does not write the assistant's "
+            f"{message['content'][:60]!r} as it stands but {written[:60]!r}"
+        )
+
+
+def _encode_plain(tokenizer, row: dict) -> dict[str, list[int]]:
+    prompt = tokenizer(row["prompt"]).input_ids
+    if prompt and prompt[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
+        prompt = prompt[:-1]
+    ids = tokenizer(row["prompt"] + row["completion"]).input_ids
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        ids = [*ids, tokenizer.eos_token_id]
+    start = next((n for n, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
+    return {"input_ids": ids, "labels": [MASKED] * start + ids[start:]}
+
+
+def encode_prompt(tokenizer, row: dict) -> list[int]:
+    """Tokens of what is asked in a row, up to where the assistant begins to speak."""
+    prompt = row["messages"][:-1] if "messages" in row else row["prompt"]
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt).input_ids
+        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    return tokenize(tokenizer, write(tokenizer, row, prompt, prompt=True))
+
+
+def encode_pair(tokenizer, row: dict) -> dict[str, list[int]]:
+    """`prompt_ids`, `chosen_ids` and `rejected_ids` of a preference pair; an answer ends with its end of turn.
+
+    Raises UserError when the template is not prefix-preserving, or an answer has no end of turn.
+    """
+    prompt = encode_prompt(tokenizer, row)
+    pair = {}
+    for side in ("chosen", "rejected"):
+        if isinstance(row["prompt"], str):
+            ids = _encode_plain(tokenizer, {"prompt": row["prompt"], "completion": row[side]})["input_ids"]
+            shared = next((n for n, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
+            prompt = prompt[:shared]  # text that merges with the answer belongs to the answer
+        else:
+            before = write(tokenizer, row, row["prompt"], prompt=True)
+            after = write(tokenizer, row, row["prompt"] + row[side])
+            ids = tokenize(tokenizer, after)
+            _common(tokenizer, ids, prompt, row)
+            _refuse_other_words(row, row[side][0], after[len(before) :])
+        pair[side] = ids
+    end = tokenizer.eos_token_id
+    answers = {f"{side}_ids": pair[side][len(prompt) :] for side in pair}
+    for side, answer in answers.items():
+        if end not in answer:
+            raise UserError(f"token contract: row {row_name(row)}: {side[:-4]} answer without an end of turn")
+        answers[side] = answer[: answer.index(end) + 1]
+    return {"prompt_ids": prompt, **answers}
+
+
+def _common(tokenizer, ids: list[int], prefix: list[int], row: dict) -> int:
+    """Length of `prefix`, which must be how `ids` begins."""
+    if ids[: len(prefix)] != prefix:
+        at = next((n for n, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b), len(ids))
+        raise UserError(
+            f"token contract: row {row_name(row)}: the chat template is not prefix-preserving: after "
+            f"{tokenizer.decode(ids[max(0, at - 8) : at])!r} a shorter conversation goes on with "
+            f"{tokenizer.decode(prefix[at : at + 4])!r}, the whole one with {tokenizer.decode(ids[at : at + 4])!r}"
+        )
+    return len(prefix)
+
+
+def prove(tokenizer, rows: list[dict], encoded: list[dict]) -> dict[str, int]:
+    """The token contract on every row; returns what was counted.
+
+    Raises UserError naming the row: nothing to train on, an end of turn that is not trained, a second BOS,
+    padding among the labels, or a label on something that the assistant did not say.
+    """
+    problems = []
+    for row, tokens in zip(rows, encoded, strict=True):
+        problems += [f"token contract: row {row_name(row)}: {fault}" for fault in faults(tokenizer, row, **tokens)]
+    if problems:
+        more = [f"and {len(problems) - 5} more rows"] if len(problems) > 5 else []
+        raise UserError(*problems[:5], *more)
+    return {
+        "rows": len(rows),
+        "tokens": sum(len(tokens["input_ids"]) for tokens in encoded),
+        "trained_tokens": sum(label != MASKED for tokens in encoded for label in tokens["labels"]),
+    }
+
+
+def faults(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> list[str]:
+    """What is wrong with the tokens of one row."""
+    eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
+    trained = [label for label in labels if label != MASKED]
+    found = []
+    if not trained:
+        found.append("has no token to train on")
+    turns = sum(message["role"] == "assistant" for message in row["messages"]) if "messages" in row else 1
+    if trained.count(eos) != turns:
+        found.append(
+            f"the end-of-turn token {tokenizer.eos_token!r} is trained {trained.count(eos)} times in {turns} turns"
+        )
+    if bos is not None and bos != eos:
+        expected = 1 if tokenizer("").input_ids[:1] == [bos] else min(1, input_ids.count(bos))
+        if input_ids.count(bos) != expected or (expected and input_ids[0] != bos):
+            found.append(f"has {input_ids.count(bos)} beginning-of-sequence tokens {tokenizer.bos_token!r}, not one")
+    if pad is not None and pad != eos and pad in trained:
+        found.append(f"padding {tokenizer.pad_token!r} is a label")
+    if any(label not in (MASKED, token) for label, token in zip(labels, input_ids, strict=True)):
+        found.append("a label differs from its token")
+    return found

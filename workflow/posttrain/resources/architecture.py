@@ -1,0 +1,192 @@
+"""The shape of an experiment's model, without torch: from the settings, a `config.json`, or the fetched model's.
+
+posttrain plan [CAMPAIGN]
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from posttrain.config.sections import Scratch
+from posttrain.dag.plan import Plan
+from posttrain.data import hub
+from posttrain.ground.errors import UserError
+
+# Families whose feed-forward part is two matrices, and not three with a gate.
+UNGATED = ("bloom", "gpt2", "gpt_neox", "opt", "mpt", "gptj", "falcon", "phi")
+TIED = ("bloom", "gpt2", "opt", "mpt", "falcon", "gemma", "gemma2")  # by default, where `config.json` does not say
+UNFUSED = ("bloom", "mpt")  # families that `policy.attention` runs without the fused kernel
+# What families call the same numbers.
+NAMES = {
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "context": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+    "intermediate": ("intermediate_size", "ffn_dim", "n_inner"),
+}
+
+
+class Architecture(NamedTuple):
+    """A transformer's shape, as far as its memory depends on it."""
+
+    family: str  # transformers' `model_type`
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head: int  # width of one
+    intermediate: int
+    context: int  # in tokens
+    tied: bool  # output embedding and input embedding are one
+    biases: int = 0  # numbers of one layer that are in no matrix, its norms among them
+    counted: int | None = None  # parameters, by the headers of its safetensors
+
+    @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """Name -> (out, in) of one layer's matrices: those that are quantised and get adapters."""
+        wide, narrow, inner, h = self.heads * self.head, self.kv_heads * self.head, self.intermediate, self.hidden
+        if self.family == "bloom":
+            return {
+                "query_key_value": (3 * h, h),
+                "dense": (h, h),
+                "dense_h_to_4h": (inner, h),
+                "dense_4h_to_h": (h, inner),
+            }
+        found = {"q_proj": (wide, h), "k_proj": (narrow, h), "v_proj": (narrow, h), "o_proj": (h, wide)}
+        if self.family in UNGATED:
+            return found | {"fc1": (inner, h), "fc2": (h, inner)}
+        return found | {"gate_proj": (inner, h), "up_proj": (inner, h), "down_proj": (h, inner)}
+
+    @property
+    def gated(self) -> bool:
+        return self.family not in UNGATED
+
+    @property
+    def embeddings(self) -> int:
+        """Parameters of the embeddings of input and output, which are never quantised."""
+        return self.vocab * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters: counted where the weights are there, else by the shape."""
+        ends = 2 * 2 * self.hidden if self.family == "bloom" else self.hidden  # norms before and after all layers
+        inside = self.layers * (sum(out * into for out, into in self.linear.values()) + self.biases)
+        return self.counted or self.embeddings + inside + ends
+
+
+def of_experiment(plan: Plan, experiment: str) -> Architecture | None:
+    """The shape of an experiment's base; None for a model that was not fetched yet."""
+    base = plan.experiments[experiment].base
+    if base.scratch:
+        return from_scratch(base.scratch, vocabulary(plan, experiment))
+    if base.path:
+        return in_folder(Path(base.path))
+    for manifest in map(Path, plan.fetched(experiment, "base")):
+        try:
+            repo = hub.listed(hub.read_manifest(manifest), "model", base.hub.id, base.hub.revision or "main", manifest)
+            return in_folder(hub.snapshot(repo))
+        except (UserError, AttributeError):  # not fetched, or no longer in the cache
+            return None
+    return None
+
+
+def vocabulary(plan: Plan, experiment: str) -> int:
+    """Tokens of an experiment's tokenizer: as prepared, else as the settings ask, else as its own model has."""
+    known = prepared(plan, experiment).get("vocabulary")
+    tokenizer = plan.experiments[experiment].prepare.tokenizer
+    if known or (tokenizer and tokenizer.vocab_size):
+        return known or tokenizer.vocab_size
+    own = in_folder(Path(tokenizer.path)) if tokenizer and tokenizer.path else None
+    return own.vocab if own else 32000
+
+
+def prepared(plan: Plan, experiment: str) -> dict:
+    """The data card of an experiment; empty where it is not prepared yet."""
+    return _read(f"{plan.folder(experiment, 'prepare')}/metrics.json")
+
+
+def from_scratch(section: Scratch, vocab: int) -> Architecture:
+    """The shape of a model that `base.scratch` asks for (`stages.base.architecture`)."""
+    h, head = section.hidden_size, section.hidden_size // section.heads
+    same = (section.layers, section.heads, section.heads, head)
+    if section.positions == "alibi":
+        return Architecture("bloom", vocab, h, *same, 4 * h, section.context, tied=True, biases=13 * h)
+    biases = 2 * h + (4 * h if section.locality > 0 else 0)
+    return Architecture("llama", vocab, h, *same, section.intermediate_size, section.context, tied=True, biases=biases)
+
+
+def in_folder(folder: Path) -> Architecture | None:
+    """The shape of a model in the transformers format; None where its `config.json` does not tell it."""
+    found = from_config(_read(folder / "config.json"))
+    if found is None:
+        return None
+    shapes = headers(folder)
+    if not shapes:
+        return found
+    return found._replace(
+        counted=sum(shapes.values()), tied=not any("lm_head" in n or "embed_out" in n for n in shapes)
+    )
+
+
+def from_config(values: dict) -> Architecture | None:
+    """The shape that a `config.json` describes, whatever its family calls the numbers; None where one is missing."""
+    values = values.get("text_config") or values
+    family = values.get("model_type", "")
+    known = {key: next((values[name] for name in names if values.get(name)), 0) for key, names in NAMES.items()}
+    h, heads, vocab = known["hidden"], known["heads"], values.get("vocab_size")
+    if not (h and heads and vocab and known["layers"]):
+        return None
+    kv_heads = 1 if values.get("multi_query") else values.get("num_key_value_heads") or heads
+    head = values.get("head_dim") or h // heads
+    inner = known["intermediate"] or 4 * h
+    extra = 13 * h if family in UNGATED else 2 * h
+    if values.get("attention_bias"):
+        extra += (heads + 2 * kv_heads) * head + h
+    elif family == "qwen2":
+        extra += (heads + 2 * kv_heads) * head
+    tied = values.get("tie_word_embeddings", family in TIED)
+    return Architecture(
+        family, vocab, h, known["layers"], heads, kv_heads, head, inner, known["context"] or 2048, tied, extra
+    )
+
+
+def headers(folder: Path) -> dict[str, int]:
+    """Weight -> its numbers, by the headers of the safetensors of a folder: 8 bytes of length, then JSON."""
+    return {name: size for file in sorted(folder.glob("*.safetensors")) for name, size in _header(str(file))}
+
+
+@cache
+def _header(file: str) -> list[tuple[str, int]]:
+    try:
+        with open(file, "rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    except (OSError, ValueError, MemoryError):
+        return []
+    found = []
+    for name, tensor in header.items():
+        size = 1
+        for length in tensor.get("shape", []) if name != "__metadata__" else [0]:
+            size *= length
+        if name != "__metadata__":
+            found.append((name, size))
+    return found
+
+
+@cache
+def _text(file: str, changed: int) -> dict:
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read(file: str | Path) -> dict:
+    """A JSON file's object, read once while it does not change; empty where there is none."""
+    try:
+        return _text(str(file), os.stat(file).st_mtime_ns)
+    except OSError:
+        return {}

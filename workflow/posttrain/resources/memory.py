@@ -1,0 +1,120 @@
+"""What a stage holds in memory at its peak, as a sum of terms in bytes; docs/plan.md says how far it is off.
+
+Weights are float32 (`policy.load_folder`), or NF4 where they are quantised. Sources: AdamW's two moments, Loshchilov
+and Hutter, arXiv 1711.05101; NF4 and its constants, Dettmers et al., arXiv 2305.14314, section 3; what is kept for the
+backward pass, Korthikanti et al., arXiv 2205.05198, section 4, counted again for the code that runs here.
+"""
+
+from posttrain.resources.architecture import UNFUSED, Architecture
+
+MB = 1e6
+FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
+TILE = 4096, 32768  # tokens and vocabulary that TRL's fused output embedding takes at a time
+Terms = dict[str, float]
+
+
+def weights(shape: Architecture, quantised: bool, double: bool = True) -> Terms:
+    """4 bytes a parameter; NF4: half a byte for those in matrices of layers, and a constant for each 64 of them: 4
+    bytes, or (double) 1 byte and 4 more for each 256 constants. Embeddings, norms and biases stay float32."""
+    inside = linear(shape)
+    if not quantised:
+        return {"weights": FULL * shape.parameters}
+    blocks = inside / 64
+    constants = blocks + FULL * blocks / 256 if double else FULL * blocks
+    return {"weights": FULL * (shape.parameters - inside) + inside / 2, "quantisation constants": constants}
+
+
+def linear(shape: Architecture) -> int:
+    """Parameters in the matrices of all layers."""
+    return shape.layers * sum(out * into for out, into in shape.linear.values())
+
+
+def targets(shape: Architecture, named: list[str] | str | None) -> list[str]:
+    """The matrices of a layer that get an adapter."""
+    last = [name.rpartition(".")[2] for name in named] if isinstance(named, list) else list(shape.linear)
+    return [name for name in shape.linear if name in last]
+
+
+def lora(shape: Architecture, rank: int, named: list[str] | str | None) -> int:
+    """Numbers of a LoRA: rank x (out + in) for each of its matrices (Hu et al., arXiv 2106.09685, section 4.1)."""
+    return shape.layers * sum(rank * sum(shape.linear[name]) for name in targets(shape, named))
+
+
+def learning(trained: int, matrices: int = 0) -> Terms:
+    """Gradients, 4 bytes a trained number; AdamW's two moments, 8; Muon's one, 4, for those in `matrices`."""
+    return {"gradients": FULL * trained, "optimiser": 2 * FULL * (trained - matrices) + FULL * matrices}
+
+
+def activations(
+    shape: Architecture, rows: int, length: int, kept: list[str], whole: bool, half: bool, again: bool, rank: int = 0
+) -> Terms:
+    """What the forward pass keeps for the backward pass, of rows x length tokens.
+
+    kept: matrices that are trained or have an adapter of `rank`, whose input is kept; whole: norms are trained too;
+    half: bfloat16 by autocast; again: gradient checkpointing, which keeps the input of each layer and makes one
+    layer's anew.
+    """
+    tokens, one = rows * length, layer(shape, length, kept, whole, half) + rank * len(kept) * (HALF if half else FULL)
+    if again:
+        return {"activations": tokens * (FULL * shape.hidden * shape.layers + one)}
+    return {"activations": tokens * one * shape.layers}
+
+
+def layer(shape: Architecture, length: int, kept: list[str], whole: bool, half: bool) -> float:
+    """Bytes for each token that one layer keeps.
+
+    The residual before each norm (2 H) and, where norms are trained, the normalised values (2 H), always float32; the
+    norms' outputs where they feed a kept matrix (H each; under autocast a copy for each such matrix); queries, keys,
+    values and attention's output; without a fused kernel its probabilities (heads x length); of the feed-forward part
+    gate, its SiLU and up (3 I), and their product (I) where the last matrix is kept; without a gate 1 I and 1 I.
+    """
+    h, size = shape.hidden, HALF if half else FULL
+    names = list(shape.linear)
+    last, output = names[-1], "dense" if shape.family == "bloom" else "o_proj"
+    after_norms = [name for name in names if name in kept and name not in (last, output)]
+    fed = len(after_norms) if half else len({name in names[:3] for name in after_norms})
+    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head
+    attention += shape.heads * length if shape.family in UNFUSED else 0
+    inner = (3 if shape.gated else 1) * shape.intermediate + (shape.intermediate if last in kept else 0)
+    return FULL * h * (4 if whole else 2) + size * (fed * h + attention + inner)
+
+
+def padding_mask(shape: Architecture, rows: int, length: int, again: bool) -> Terms:
+    """Rows of unequal length: each layer keeps the mask, length x length for each row, as float32; with gradient
+    checkpointing (again) one does."""
+    return {"masks": FULL * rows * length * length * (1 if again else shape.layers)}
+
+
+def workspace(shape: Architecture, tokens: int, quantised: bool, half: bool) -> Terms:
+    """What is made and dropped again: gradients of one layer's activations, and its largest matrix dequantised."""
+    largest = max(out * into for out, into in shape.linear.values())
+    size = HALF if half else FULL
+    return {"work space": tokens * size * 2 * shape.intermediate + (FULL * largest if quantised else 0)}
+
+
+def logits(shape: Architecture, rows: int, length: int, copies: int) -> Terms:
+    """Rows x length x vocabulary in float32, as often as a loss holds them at once."""
+    return {"logits": FULL * rows * length * shape.vocab * copies}
+
+
+def tiled_logits(shape: Architecture, rows: int, length: int, gpu: bool) -> Terms:
+    """TRL's fused output embedding holds one tile; without Triton, on the CPU, its backward step makes seven more."""
+    return {"logits": FULL * min(rows * length, TILE[0]) * min(shape.vocab, TILE[1]) * (1 if gpu else 8)}
+
+
+def key_values(shape: Architecture, rows: int, length: int, half: bool) -> Terms:
+    """Keys and values of every layer for each token, and one layer's again while a token is added."""
+    size = HALF if half else FULL
+    return {"KV cache": 2 * size * rows * length * shape.kv_heads * shape.head * (shape.layers + 1)}
+
+
+def half_copies(shape: Architecture, quantised: bool, half: bool) -> Terms:
+    """Autocast keeps a bfloat16 copy of each float32 matrix while its backward pass is to come."""
+    matrices = (0 if quantised else linear(shape)) + shape.vocab * shape.hidden
+    return {"bfloat16 copies of weights": HALF * matrices} if half else {}
+
+
+def passing(shape: Architecture, tokens: int, half: bool) -> Terms:
+    """A forward pass without a backward pass holds one layer: residual, norm, and the feed-forward part."""
+    size = HALF if half else FULL
+    return {"activations": tokens * (2 * FULL * shape.hidden + 3 * size * shape.intermediate)}

@@ -1,0 +1,62 @@
+"""What a practitioner watches of PPO, and the limits (`config.Rails`) past which a run is stopped as failed."""
+
+import math
+from pathlib import Path
+
+from posttrain.config.sections import Ppo
+from posttrain.ground.errors import Diverged
+from posttrain.maths import ppo as maths
+from posttrain.rl import answers
+from posttrain.world import world
+
+
+def summary(made, asked: list[dict], tokenizer) -> dict:
+    """The health of an iteration's answers (`stages.ppo.Experience`); KL and its estimators in nats an answer."""
+    mask = made.answers.mask
+    health = {
+        "reward": made.scores.mean().item(),
+        "kl": (maths.kl_k1(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
+        "kl_k2": (maths.kl_k2(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
+        "kl_k3": (maths.kl_k3(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
+        "explained_variance": maths.explained_variance(made.values, made.returns, mask).item(),
+        "eos_rate": made.answers.ended.float().mean().item(),
+        "length": mask.sum(dim=1).float().mean().item(),
+    }
+    if any(row["world"] for row in asked):
+        said = zip(asked, answers.texts(tokenizer, made.answers), strict=True)
+        gold = [world.gold_reward(row["prompt"], text, row["answer"]) for row, text in said if row["world"]]
+        health["gold_reward"] = sum(gold) / len(gold)
+    return health
+
+
+def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Path) -> None:
+    """Raise Diverged, naming the reason and the last good checkpoint, for answers past the limits (`Rails`).
+
+    The answers are those of the policy after `step - 1` updates, so that its checkpoint is not a good one.
+    """
+    rails, first = section.rails, (history or [health])[0]
+    longest = rails.max_growth * first["length"]
+    if first["length"] < 0.5 * section.max_new_tokens:  # else there is no room to run away in
+        longest = min(longest, 0.95 * section.max_new_tokens)
+    broken = []
+    if not math.isfinite(health["reward"]) or not math.isfinite(health["kl"]):
+        broken.append(f"reward {health['reward']} or KL {health['kl']} is no number")
+    if health["kl"] > rails.max_kl:
+        broken.append(f"KL exploded: {health['kl']:.1f} nats an answer, ppo.rails.max_kl is {rails.max_kl}")
+    if health["eos_rate"] < rails.min_eos_rate <= max(entry["eos_rate"] for entry in [*history, health]):
+        broken.append(f"answers no longer end: EOS rate {health['eos_rate']:.2f}, min_eos_rate is {rails.min_eos_rate}")
+    if health["length"] > longest:
+        broken.append(f"answers run away: {health['length']:.0f} tokens, {first['length']:.0f} at first")
+    if broken:
+        written = sorted(checkpoints.glob("checkpoint-*"))
+        good = next((folder for folder in reversed(written) if int(folder.name[11:]) < health["step"] - 1), None)
+        where = f"the last good checkpoint is {good}" if good else "there is no good checkpoint"
+        raise Diverged(f"ppo: stopped at iteration {health['step']}: {'; '.join(broken)}; {where}")
+
+
+def check_ratio(section: Ppo, health: dict) -> None:
+    """Raise Diverged where the first minibatch's ratio is not 1: the update does not see the policy that answered."""
+    off = health["first_ratio_error"]
+    if off > section.rails.max_ratio_error:
+        limit = f"ppo.rails.max_ratio_error is {section.rails.max_ratio_error}"
+        raise Diverged(f"ppo: stopped at iteration {health['step']}: the first ratio is off 1 by {off:.2g}, {limit}")

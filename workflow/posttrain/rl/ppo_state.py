@@ -1,0 +1,99 @@
+"""What PPO must remember to continue an interrupted run to the same bytes: adapters, optimiser, schedule, iteration."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from posttrain.config.sections import Ppo
+from posttrain.ground.errors import Diverged
+from posttrain.ground.progress import say
+from posttrain.models import adapters
+from posttrain.training import checkpoint, parallel, trainers
+
+
+class Optimizers:
+    """AdamW for the policy and for the value function, with gradients added over processes and clipped apart."""
+
+    def __init__(self, section: Ppo, models):
+        own = {
+            name: [weight for key, weight in models.peft.named_parameters() if adapters.belongs(key, name)]
+            for name in ("policy", "value")
+        }
+        own["value"] += list(models.value_head.parameters())
+        rates = {"policy": section.learning_rate, "value": section.value_learning_rate or section.learning_rate}
+        self.weights, self.step_count = own, 0
+        self.adamw = torch.optim.AdamW(
+            [{"params": own[name], "lr": rates[name]} for name in own],
+            betas=(0.9, section.beta2), weight_decay=section.weight_decay,
+        )  # fmt: skip
+
+    def zero_grad(self) -> None:
+        self.adamw.zero_grad(set_to_none=True)
+
+    def step(self, longest: float, policy: bool) -> dict:
+        """One step; returns the norms of the gradients before they were clipped to `longest`."""
+        norms = {}
+        for name, weights in self.weights.items():
+            if name == "policy" and not policy:
+                continue
+            parallel.add_gradients(weights)
+            norm = torch.nn.utils.clip_grad_norm_(weights, longest)
+            norms[f"{name}_grad_norm"] = norm.item()
+        if not all(map(math.isfinite, norms.values())):
+            raise Diverged(f"ppo: a gradient is no number ({norms}): lower learning_rate")
+        self.adamw.step()
+        self.step_count += 1
+        return {"policy_grad_norm": 0.0} | norms
+
+
+def optimizers(section: Ppo, models) -> tuple[Optimizers, object]:
+    """The optimiser, and the schedule that is stepped once an iteration."""
+    from transformers import get_scheduler
+
+    optimizer = Optimizers(section, models)
+    schedule = get_scheduler(section.schedule, optimizer.adamw, trainers.warmup(section) + 1, section.steps + 1)
+    schedule.step()  # its first value is 0, at which an iteration would learn nothing
+    return optimizer, schedule
+
+
+def keep(section: Ppo, models, found, state: dict, optimizer: Optimizers, schedule, watch, checkpoints: Path) -> None:
+    """Write a snapshot and a checkpoint when they are due; the main process writes for all.
+
+    Raises Interrupted when it is time to stop.
+    """
+    iteration = state["iteration"]
+    if parallel.main() and iteration % section.snapshot_steps == 0 and iteration < section.steps:
+        adapters.save(models.peft, checkpoints / "snapshots" / f"{iteration:06d}", found.weights, "policy")
+    if watch.step(iteration) or iteration == section.steps:
+        weights = models.peft.state_dict()
+        trained = {key: weights[key] for key in weights if adapters.belongs(key, "policy", "value")}
+        checkpoint.write(
+            checkpoints / f"checkpoint-{iteration:06d}",
+            {
+                "adapters": trained,
+                "value_head": models.value_head.state_dict(),
+                "adamw": optimizer.adamw.state_dict(),
+                "steps": optimizer.step_count,
+                "schedule": schedule.state_dict(),
+            },
+            state,
+        )
+        watch.wrote()
+    if stopped := watch.stop(iteration):
+        raise stopped
+
+
+def resume(checkpoints: Path, models, optimizer: Optimizers, schedule) -> dict | None:
+    """Take up the newest whole checkpoint; returns its state, None where there is none."""
+    read = checkpoint.read(checkpoints)
+    if read is None:
+        return None
+    tensors, state = read
+    models.peft.load_state_dict(tensors["adapters"], strict=False)
+    models.value_head.load_state_dict(tensors["value_head"])
+    optimizer.adamw.load_state_dict(tensors["adamw"])
+    optimizer.step_count = tensors["steps"]
+    schedule.load_state_dict(tensors["schedule"])
+    say(f"continuing after iteration {state['iteration']}")
+    return state

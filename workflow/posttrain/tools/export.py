@@ -1,0 +1,32 @@
+"""Write a policy as one model directory that transformers and lm-eval load by themselves.
+
+posttrain export results/NAME/sft/manifest.json FOLDER
+"""
+
+from pathlib import Path
+
+from posttrain.ground.errors import UserError
+from posttrain.ground.identity import verify
+from posttrain.ground.progress import say
+from posttrain.models.policy import MERGEABLE, certify_merge, load, load_contract
+
+
+def export(policy: Path, folder: Path) -> None:
+    """Merge a LoRA into the (dequantised) base that it was trained on, and save weights and tokenizer.
+
+    Raises UserError for an adapter of virtual tokens, which is no part of any weight, for a folder that is there
+    already, for bytes that differ from their manifest, and for a merged model that is another one.
+    """
+    contract = load_contract(policy)
+    if contract["method"] not in (*MERGEABLE, "weights"):
+        raise UserError(f"{policy}: {contract['method']} tuning cannot be merged; load it with peft on its base")
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; name a new folder")
+    base = Path(contract["base_path"]) if contract["base"] else None
+    for manifest in filter(None, (policy, base)):
+        verify(manifest)
+    model, tokenizer = load(policy, base)
+    if base:
+        say(f"merged: logits differ by {certify_merge(policy, base, model):.1g} of the largest")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

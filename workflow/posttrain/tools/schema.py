@@ -1,0 +1,153 @@
+"""The config's documentation, made from its one definition: a JSON schema for editors and a table of every key.
+
+posttrain schema
+"""
+
+import json
+import typing
+from pathlib import Path
+
+from posttrain.config import sections
+from posttrain.config.sections import section_class
+from posttrain.dag.plan import JUDGES, POLICIES, UPSTREAM
+from posttrain.ground import code
+from posttrain.ground.files import write_json
+
+MARK = "<!-- Below: written by `posttrain schema` from workflow/posttrain/config/sections.py; do not edit. -->"
+
+
+def write(folder: Path) -> None:
+    """Write `schema.json` (an experiment's; the campaign's under `$defs`) and the key reference in `README.md`."""
+    write_json(folder / "schema.json", schema())
+    readme = folder / "README.md"
+    written = readme.read_text(encoding="utf-8").partition(MARK)[0]
+    readme.write_text(f"{written}{MARK}\n{reference()}", encoding="utf-8")
+
+
+def schema() -> dict:
+    """JSON schema of an experiment's file, in which every key may be left to the parent."""
+    whole = sections.Experiment.model_json_schema()
+    whole.pop("required", None)  # a child inherits what it does not say
+    for part in whole["$defs"].values():
+        part.pop("required", None)
+    whole["$defs"]["Campaign"] = sections.Campaign.model_json_schema()
+    return json.loads(json.dumps(whole))
+
+
+def reference() -> str:
+    """A table for each section: key, type, default, meaning."""
+    parts = []
+    for title, model in (
+        ("The campaign (`config.yaml`)", sections.Campaign),
+        ("An experiment (`experiments/NAME.yaml`)", sections.Experiment),
+    ):
+        parts += [f"\n## {title}\n", *section("", model)]
+    return "\n".join([*parts, *code_table()]) + "\n"
+
+
+def reruns(stage: str) -> str:
+    """What a key of a stage's section makes anew, in a sentence."""
+    if stage in JUDGES:
+        return f"A key here reruns `{stage}` of every policy, then `report`."
+    built = [f"`{other}`" for other, upstream in UPSTREAM.items() if stage in upstream]
+    further = ["`longctx` where it is built on one of these"] if stage in POLICIES[:-1] else []
+    further += ["`longctx`"] if stage == "prepare" else []
+    everything = ", ".join([*built, *further, "what judges these policies", "`report`"])
+    return f"A key here reruns `{stage}`, then {everything}."
+
+
+def code_table() -> list[str]:
+    """Which stages another code of a module reruns."""
+    stages = [*UPSTREAM, *JUDGES, "report"]
+    reached = {stage: code.code(stage) for stage in stages}
+    lines = [
+        "\n## The code\n",
+        "A stage is its section, its inputs and the code that it reaches: an edit of a module reruns the stages beside",
+        "it and what descends from them. Comments, docstrings and formatting rerun nothing, and neither does a module",
+        "that is not named here.\n",
+        "| module | stages |",
+        "|---|---|",
+    ]
+    for module in sorted({module for modules in reached.values() for module in modules}):
+        lines.append(f"| `{module}` | {', '.join(f'`{stage}`' for stage in stages if module in reached[stage])} |")
+    return lines
+
+
+def section(prefix: str, model: type[sections.Section]) -> list[str]:
+    """The table of a section, followed by those of the sections in it."""
+    stage = prefix[:-1]
+    lines = [
+        f"{model.__doc__.strip()}\n",
+        *([f"{reruns(stage)}\n"] if stage in (*UPSTREAM, *JUDGES) else []),
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    nested = []
+    for key, field in model.model_fields.items():
+        meaning = " ".join((field.description or "").split())
+        if conditions := (field.json_schema_extra or {}).get("only_with"):
+            only = "; ".join(f"`{other}: {' / '.join(values)}`" for other, values in conditions.items())
+            meaning += f" Only with {only}."
+        if further := (field.json_schema_extra or {}).get("also"):
+            meaning += f" Reruns {' and '.join(f'`{other}`' for other in further)} too."
+        lines.append(f"| `{prefix}{key}` | {kind(field)} | {default(field)} | {meaning.replace('|', chr(92) + '|')} |")
+        inner = section_class(field.annotation)
+        if inner:
+            listed = "[]" if "list" in str(field.annotation) else ""
+            nested += ["", f"### `{prefix}{key}`\n", *section(f"{prefix}{key}{listed}.", inner)]
+    return lines + nested
+
+
+def kind(field) -> str:
+    """Type and bounds of a key, for a person."""
+    inner = section_class(field.annotation)
+    text = str(field.annotation)
+    if "dict" in text:
+        return "`key: [values]` lines"
+    if inner:
+        return "list of sections" if "list" in text else "section"
+    for name, words in (
+        ("Literal", ""),
+        ("bool", "true / false"),
+        ("int", "integer"),
+        ("float", "number"),
+        ("str", "text"),
+    ):
+        if name in text or getattr(field.annotation, "__name__", "") == name:
+            if name == "Literal":
+                listed = "list of text, or " if "list" in text else ""
+                listed = "list of " if typing.get_origin(field.annotation) is list else listed
+                return listed + " / ".join(f"`{value}`" for value in literals(field.annotation))
+            return ("list of " if "list" in text else "") + words + bounds(field)
+    return "text"
+
+
+def literals(annotation) -> list[str]:
+    """All values that a type names, in unions too."""
+    found = []
+    for part in typing.get_args(annotation):
+        found += [part] if isinstance(part, str) else literals(part)
+    return found
+
+
+def bounds(field) -> str:
+    """Bounds of a number, as "≥ 1"."""
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
+    metadata = list(field.metadata)
+    for part in typing.get_args(field.annotation):
+        for item in typing.get_args(part)[1:] if hasattr(part, "__metadata__") else []:
+            metadata += getattr(item, "metadata", [item])
+    said = [
+        f"{sign} {getattr(rule, name):g}" for rule in metadata for name, sign in signs.items() if hasattr(rule, name)
+    ]
+    return f" {', '.join(said)}" if said else ""
+
+
+def default(field) -> str:
+    """The default, or that there is none."""
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    if value is None or isinstance(value, sections.Section) or value in ("", []):
+        return ""
+    return f"`{json.dumps(value)}`"

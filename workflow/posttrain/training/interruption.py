@@ -1,0 +1,140 @@
+"""When a stage saves and when it stops: the minutes between its checkpoints, its job's time limit, SIGTERM.
+
+python -m posttrain STAGE ... --minutes 60    # saves before the hour is over and exits with 75; run again, it continues
+"""
+
+import contextlib
+import math
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from posttrain.ground import files
+from posttrain.ground.errors import INTERRUPTED, Interrupted, UserError
+from posttrain.ground.progress import say
+
+SAVING = 5.0  # seconds that saving takes at least
+WAIT = 300.0  # seconds in which a process that was told to stop has stopped
+GO_ON, SAVE, NEAR, TOLD = range(4)  # what to do after a step, the most urgent last
+
+limit = 0.0  # minutes of the batch job, set once by the command line; 0: none
+deadline = math.inf  # when they are over, by `time.monotonic`
+told = False  # whether SIGTERM has come
+stepping = False  # whether steps are being made, after which there is something to save
+
+
+def begin(minutes: float) -> None:
+    """Count the minutes from this process's start (0: no limit), and listen to SIGTERM."""
+    global limit, deadline
+    signal.signal(signal.SIGTERM, tell)
+    if minutes:
+        import psutil
+
+        limit = minutes
+        deadline = time.monotonic() + 60 * minutes - (time.time() - psutil.Process().create_time())
+
+
+def tell(*_) -> None:
+    """On SIGTERM: stop after the step that is being made. Where none is, end at once: nothing could be saved."""
+    global told
+    told = True
+    if not stepping:
+        say("told to stop (SIGTERM); the next run continues")
+        sys.exit(INTERRUPTED)
+
+
+def due(step: float, saving: float) -> int:
+    """Whether to stop now: TOLD, NEAR or GO_ON. step, saving: seconds that the longest took.
+
+    After one step there must be time for another, should it take twice as long, and for saving it.
+    """
+    if told:
+        return TOLD
+    return NEAR if time.monotonic() + 2 * step + max(SAVING, saving) > deadline else GO_ON
+
+
+class Watch:
+    """Decides after each of a stage's steps, alike in all its processes, whether to save and whether to stop."""
+
+    def __init__(self, section):
+        """section: `config.Optimisation`. Raises UserError where the time limit leaves none for a step."""
+        global stepping
+        self.section, self.saving, self.longest = section, 0.0, 0.0
+        self.ended = self.saved = time.monotonic()
+        self.urgency = agreed(due(0.0, 0.0))
+        if self.urgency == NEAR:
+            raise UserError(
+                f"the time limit of {limit:g} min is too short for one step and for saving after it: "
+                "raise --minutes, which is the job's runtime"
+            )
+        stepping = True
+
+    def step(self, step: int) -> bool:
+        """After each step: whether to save. After the last one there is nothing to stop."""
+        global stepping
+        now = time.monotonic()
+        self.longest, self.ended = max(self.longest, now - self.ended), now
+        every = self.section.checkpoint_steps
+        timely = now - self.saved >= 60 * self.section.checkpoint_minutes or (every and step % every == 0)
+        self.urgency = agreed(max(due(self.longest, self.saving), SAVE if timely else GO_ON))
+        stepping = step < self.section.steps
+        return self.urgency > GO_ON
+
+    def wrote(self) -> None:
+        """After saving: how long it took counts in what follows."""
+        now = time.monotonic()
+        self.saving, self.saved = max(self.saving, now - self.ended), now
+
+    def stop(self, step: int) -> Interrupted | None:
+        """What to raise after the step was saved; None: go on."""
+        if self.urgency < NEAR or step >= self.section.steps:
+            return None
+        why = "told to stop (SIGTERM)" if self.urgency == TOLD else f"the time limit of {limit:g} min is near"
+        return Interrupted(f"{why}: saved at step {step} of {self.section.steps}; the next run continues")
+
+
+def agreed(urgency: int) -> int:
+    """The most urgent of what all processes found."""
+    from posttrain.training import parallel
+
+    return int(parallel.largest(float(urgency), parallel.device())) if parallel.world() > 1 else urgency
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[bool]:
+    """Hold a lock file, so that a process which outlived its job and its successor never write the same files.
+
+    Yields whether another one was waited for. Raises UserError that names it where it does not end in time.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    since, holder = time.monotonic(), ""
+    while (file := locked(lock)) is None:
+        if not holder:
+            with contextlib.suppress(FileNotFoundError):  # it may have ended just now
+                holder = lock.read_text().strip()
+            holder = holder or "another process"
+            say(f"{holder} is making the same artifact: waiting for it, {WAIT / 60:g} min at most")
+        if time.monotonic() - since > WAIT:
+            raise UserError(f"{lock.parent}: {holder} is still making the same artifact: end that process, or let it")
+        time.sleep(1)
+    os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
+    try:
+        yield bool(holder)
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(file)
+
+
+def locked(lock: Path) -> int | None:
+    """The descriptor of the lock file, opened and locked; None where another process holds it."""
+    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    with contextlib.suppress(FileNotFoundError):  # its last holder may just have deleted it
+        if files.lock(file) is not False and os.fstat(file).st_ino == lock.stat().st_ino:
+            os.ftruncate(file, 0)
+            return file
+    os.close(file)
+    return None
