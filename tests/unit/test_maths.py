@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from posttrain.maths import best_of_n, ppo
+from posttrain.maths import best_of_n, likelihood, ppo
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def batch():
 def test_log_probs_and_entropy(batch):
     logits, tokens, _ = batch
     known = torch.distributions.Categorical(logits=logits)
-    assert torch.allclose(ppo.log_probs(logits, tokens), known.log_prob(tokens), atol=1e-6)
-    assert torch.allclose(ppo.entropy(logits), known.entropy(), atol=1e-6)
-    assert torch.allclose(ppo.entropy(torch.zeros(1, 1, 8)), torch.tensor(math.log(8)))
+    assert torch.allclose(likelihood.log_probs(logits, tokens), known.log_prob(tokens), atol=1e-6)
+    assert torch.allclose(likelihood.entropy(logits), known.entropy(), atol=1e-6)
+    assert torch.allclose(likelihood.entropy(torch.zeros(1, 1, 8)), torch.tensor(math.log(8)))
 
 
 def test_kl_estimators_are_what_they_estimate():
@@ -31,11 +31,15 @@ def test_kl_estimators_are_what_they_estimate():
     torch.manual_seed(1)
     p, q = (torch.log_softmax(torch.randn(9), dim=0) for _ in range(2))
     true = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=x) for x in (p, q)))
-    for estimator in (ppo.kl_k1, ppo.kl_k3):
+    for estimator in (likelihood.kl_k1, likelihood.kl_k3):
         assert torch.allclose((p.exp() * estimator(p, q)).sum(), true, atol=1e-6)
-    assert not torch.allclose((p.exp() * ppo.kl_k2(p, q)).sum(), true, atol=1e-2)
-    assert (ppo.kl_k3(p, q) >= 0).all() and (ppo.kl_k2(p, q) >= 0).all() and (ppo.kl_k1(p, q) < 0).any()
-    for estimator in (ppo.kl_k1, ppo.kl_k2, ppo.kl_k3):
+    assert not torch.allclose((p.exp() * likelihood.kl_k2(p, q)).sum(), true, atol=1e-2)
+    assert (
+        (likelihood.kl_k3(p, q) >= 0).all()
+        and (likelihood.kl_k2(p, q) >= 0).all()
+        and (likelihood.kl_k1(p, q) < 0).any()
+    )
+    for estimator in (likelihood.kl_k1, likelihood.kl_k2, likelihood.kl_k3):
         assert (estimator(p, p) == 0).all()
 
 

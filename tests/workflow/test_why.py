@@ -100,14 +100,18 @@ def test_a_function_is_named(project, root, tmp_path_factory, monkeypatch):
         cached.cache_clear()
     record = Path("results/whole/dpo/provenance.json")
     write_json(record, read_json(record) | {"git_commit": commit})
-    text = (package / "maths/ppo.py").read_text()
+    text = (package / "maths/likelihood.py").read_text()
     name = next(iter(code.functions(text)))
-    (package / "maths/ppo.py").write_text(text.replace(f"def {name}(", f"def {name}_(", 1) + f"\n\n{name} = {name}_\n")
+    (package / "maths/likelihood.py").write_text(
+        text.replace(f"def {name}(", f"def {name}_(", 1) + f"\n\n{name} = {name}_\n"
+    )
     for cached in (code.module, code.fingerprint_of):
         cached.cache_clear()
     said = block(why.why(load()), "results/whole/dpo")
-    assert f"code: maths.ppo: (module), {name}, {name}_" in said
-    assert "code: maths.ppo\n" in block(why.why(load()), "results/whole/reference"), "no commit: the module alone"
+    assert f"code: maths.likelihood: (module), {name}, {name}_" in said
+    assert "code: maths.likelihood\n" in block(why.why(load()), "results/whole/reference"), (
+        "no commit: the module alone"
+    )
     monkeypatch.undo()
     for cached in (code.module, code.fingerprint_of):
         cached.cache_clear()

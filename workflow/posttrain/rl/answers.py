@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from posttrain.ground.errors import UserError
-from posttrain.maths import ppo
+from posttrain.maths import likelihood
 from posttrain.training import parallel
 
 
@@ -144,7 +144,7 @@ def reply_logits(model, answers: Answers, temperature: float = 1.0) -> Tensor:
 
 def log_probs(model, answers: Answers, temperature: float = 1.0) -> Tensor:
     """log pi of each reply token under the active adapter, B x T, 0 on padding."""
-    return ppo.log_probs(reply_logits(model, answers, temperature), answers.replies) * answers.mask
+    return likelihood.log_probs(reply_logits(model, answers, temperature), answers.replies) * answers.mask
 
 
 def hidden(model, answers: Answers) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from posttrain.config.sections import Ppo
 from posttrain.ground.errors import Diverged
+from posttrain.maths import likelihood
 from posttrain.maths import ppo as maths
 from posttrain.rl import answers
 from posttrain.world import world
@@ -15,9 +16,9 @@ def summary(made, asked: list[dict], tokenizer) -> dict:
     mask = made.answers.mask
     health = {
         "reward": made.scores.mean().item(),
-        "kl": (maths.kl_k1(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
-        "kl_k2": (maths.kl_k2(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
-        "kl_k3": (maths.kl_k3(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
+        "kl": (likelihood.kl_k1(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
+        "kl_k2": (likelihood.kl_k2(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
+        "kl_k3": (likelihood.kl_k3(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
         "explained_variance": maths.explained_variance(made.values, made.returns, mask).item(),
         "eos_rate": made.answers.ended.float().mean().item(),
         "length": mask.sum(dim=1).float().mean().item(),

@@ -19,8 +19,7 @@ from posttrain.data import texts
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, sha256, write_jsonl
 from posttrain.ground.progress import say
-from posttrain.maths import best_of_n
-from posttrain.maths import ppo as maths
+from posttrain.maths import best_of_n, likelihood
 from posttrain.maths.intervals import mean_stderr
 from posttrain.models import adapters, tokens
 from posttrain.models import policy as policies
@@ -161,7 +160,7 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
                     logp = answers.log_probs(model, some, section.temperature)
                 with answers.adapter(judge.model, "sft"):
                     reference = answers.log_probs(judge.model, some, section.temperature)
-                put(kl, part, (maths.kl_k1(logp, reference) * some.mask).sum(dim=1))
+                put(kl, part, (likelihood.kl_k1(logp, reference) * some.mask).sum(dim=1))
             if judge.reward_head is not None:
                 with answers.adapter(judge.model, "reward"):
                     put(scores, part, answers.scores(judge.model, judge.reward_head, some))

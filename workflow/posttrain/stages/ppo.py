@@ -21,6 +21,7 @@ from posttrain.config.sections import Ppo
 from posttrain.data import texts
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_json, read_jsonl, write_json
+from posttrain.maths import likelihood
 from posttrain.maths import ppo as maths
 from posttrain.models import adapters, policy, tokens
 from posttrain.rl import answers, ppo_health, ppo_state
@@ -224,7 +225,7 @@ def experience(
         scores[part] = scorer(some, [asked[n] for n in part])
     found, scores = {name: parallel.summed(value) for name, value in found.items()}, parallel.summed(scores)
     paid = scores - section.missing_eos_penalty * ~made.ended
-    kl = maths.kl_k1(found["logp"], found["reference"])
+    kl = likelihood.kl_k1(found["logp"], found["reference"])
     rewards = maths.token_rewards(paid, kl, made.mask, coefficient)
     if section.whiten_rewards:
         rewards = maths.whiten(rewards, made.mask, shift=False)
@@ -278,7 +279,7 @@ def minibatch(
         with answers.autocast(models.peft, section.precision):
             with adapter(models.peft, "policy"), torch.set_grad_enabled(not warming):
                 logits = answers.reply_logits(models.peft, some, section.temperature)
-                logp = maths.log_probs(logits, some.replies) * mask
+                logp = likelihood.log_probs(logits, some.replies) * mask
                 losses = maths.policy_loss(logp, made.logp[part], made.advantages[part], section.clip)
                 loss = (losses * mask).sum() / total
                 if not warming:
@@ -294,8 +295,8 @@ def minibatch(
             sums["policy_loss"] += loss.item()
             sums["value_loss"] += value_loss.item()
             sums["clip_fraction"] += (maths.clipped(logp, old, section.clip) * weight).sum().item()
-            sums["entropy"] += (maths.entropy(logits) * weight).sum().item()
-            sums["approx_kl"] += (maths.kl_k3(old, logp) * weight).sum().item()  # the answers are the old policy's
+            sums["entropy"] += (likelihood.entropy(logits) * weight).sum().item()
+            sums["approx_kl"] += (likelihood.kl_k3(old, logp) * weight).sum().item()  # the answers are the old policy's
     if taught and not warming:
         sums["sft_loss"] = rehearse(
             section,
