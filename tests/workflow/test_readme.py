@@ -3,19 +3,31 @@
 import re
 import subprocess
 import sys
+import tomllib
+
+
+def named(line: str) -> list[str]:
+    """The files and folders that a line of README's tree names, before its words on them."""
+    names = re.match(r"\s{0,2}((?:[\w./-]+ {1,2})+)\s", line + " ")
+    return names.group(1).split() if names else []
 
 
 def test_the_tree_names_what_is_there(root):
+    """All of it exists, and no room of the package is left out; rooms stand in the order of the import contracts."""
     tree = (root / "README.md").read_text().split("<!-- tree -->")[1].split("```")[1]
-    folder = root
+    package, rooms = root / "workflow/posttrain", []
     for line in tree.strip().splitlines():
-        first = line.split()[0]
-        names = re.findall(r"[\w./-]+\.py|^[\w./-]+/?", line.strip()) if line.startswith(" ") else [first]
-        for name in names:
-            if name.startswith("results"):
-                continue  # made by the first run
-            place = root / "workflow/posttrain" / name if line.startswith(" ") else root / name
-            assert place.exists() or (folder / name).exists(), f"README's tree names {name}"
+        for name in named(line):
+            folder = package if line.startswith(" ") else root
+            assert name.startswith("results") or (folder / name).exists(), f"README's tree names {name}"
+            rooms += [name.rstrip("/")] if folder == package and name.endswith("/") else []
+    layers = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert [*rooms, "__main__"] == layers[::-1]
+    assert set(rooms) == {folder.parent.name for folder in package.glob("*/__init__.py")}
+    assert named("Snakefile                  contents page") == ["Snakefile"]
+    assert named("dvc.yaml  .dvc/            DVC's ledger") == ["dvc.yaml", ".dvc/"]
+    assert named("  maths/                   PPO, likelihoods") == ["maths/"]
+    assert named("                           (ppo: snapshots/ too") == []
 
 
 def test_the_commands_exist(root):
@@ -30,9 +42,11 @@ def test_the_commands_exist(root):
 
 
 def test_versions_are_pinned_in_one_place(root):
-    pins = [line for line in (root / "envs/requirements.txt").read_text().splitlines() if line and line[0] != "#"]
-    assert len(pins) > 100 and all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
-    assert "torch==2.13.0" in pins
+    """Exactly, in the two lists of envs/ (`tests/unit/test_pins.py` says what stands in which) and nowhere else."""
+    for name, least in (("requirements", 100), ("tests", 20)):
+        lines = (root / f"envs/{name}.txt").read_text().splitlines()
+        pins = [line for line in lines if line and not line.startswith(("#", "-r "))]
+        assert len(pins) > least and all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
     for other in ("envs/environment.yaml", "envs/posttrain.def"):
         text = (root / other).read_text()
         assert "requirements.txt" in text and not re.search(r"[a-z]==\d", text)

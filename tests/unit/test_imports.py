@@ -1,0 +1,63 @@
+"""The contracts of `lint-imports` (pyproject.toml) hold, and each fails for an import that it forbids."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+# For each contract an import that it forbids: (importing module, imported module, start of the contract's name)
+FORBIDDEN = [
+    ("maths/ppo", "posttrain.dag.plan", "A room imports only the rooms below it"),
+    ("stages/dpo", "posttrain.stages.base", "No stage imports another stage"),
+    ("ground/errors", "posttrain.ground.identity", "No imports in a circle"),
+    ("stages/sft", "posttrain.jobs.slurm", "No stage knows of jobs, clusters or tools"),
+    ("config/grid", "posttrain.data.rows", "The config knows no data"),
+    ("resources/memory", "posttrain.cluster.sites", "Estimates of resources know no cluster"),
+    ("tools/why", "snakemake", "The package imports no Snakemake"),
+    ("dag/plan", "torch", "Reading the config and planning load no library that trains"),
+]
+
+
+def lint(folder: Path) -> tuple[int, str]:
+    """Exit code and output of `lint-imports` for the package in a folder."""
+    run = subprocess.run(
+        ["lint-imports", "--no-cache"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder / "workflow")},
+        capture_output=True,
+        text=True,
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+@pytest.fixture
+def copied(root, tmp_path) -> Path:
+    """A copy of the package and its contracts that may be edited."""
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    shutil.copytree(root / "workflow/posttrain", tmp_path / "workflow/posttrain")
+    return tmp_path
+
+
+def test_the_contracts_hold(root):
+    code, output = lint(root)
+    assert code == 0 and "KEPT" in output, output
+
+
+@pytest.mark.parametrize(("module", "imported", "contract"), FORBIDDEN)
+def test_a_forbidden_import_breaks_its_contract(copied, module, imported, contract):
+    """The import stands inside a function: those count too."""
+    with open(copied / f"workflow/posttrain/{module}.py", "a") as file:
+        file.write(f"\n\ndef added():\n    import {imported}\n")
+    code, output = lint(copied)
+    broken = [line for line in output.splitlines() if " BROKEN" in line]
+    assert code == 1 and any(line.startswith(contract) for line in broken), output
+
+
+def test_a_new_room_must_be_given_a_place(copied):
+    room = copied / "workflow/posttrain/attic"
+    room.mkdir()
+    (room / "__init__.py").touch()
+    code, output = lint(copied)
+    assert code == 1 and "attic" in output, output
