@@ -39,7 +39,7 @@ rule all:
 onstart:
     gc.enable()
     try:
-        controller.hold()
+        controller.claim()
     except UserError as mistake:
         print(mistake, file=sys.stderr)
         sys.exit(2)
@@ -61,5 +61,5 @@ onerror:
         "posttrain report --partial --campaign {CAMPAIGN} --output results/report/manifest.json; "
         "posttrain summary results/report"
     )
-    if ended := status.ended(log, controller.HOLDER.stat().st_mtime):
+    if ended := status.failed_jobs(log, controller.HOLDER.stat().st_mtime):
         print(ended, file=sys.stderr)

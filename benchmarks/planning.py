@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from posttrain.dag.snakemake_records import record_file
+from posttrain.engine.records import record_file
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

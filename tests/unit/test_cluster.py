@@ -105,7 +105,7 @@ def test_the_users_own_filters_of_slurm_are_not_for_this_run(here, monkeypatch):
     for name, value in own.items():
         monkeypatch.setenv(name, value)
     watched = []
-    monkeypatch.setattr(sites.states, "watch", lambda: watched.append(True))
+    monkeypatch.setattr(sites.executor, "report_states", lambda settle: watched.append(True))
     sites.begin(Workflow(32))
     assert watched, "and the plugin takes states from us"
     assert own.keys() & os.environ.keys() == {"SBATCH_ACCOUNT"}, "control: what a site needs is kept"

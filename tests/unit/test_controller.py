@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.cluster import controller, sites
+from posttrain.engine import controller
 from posttrain.ground.errors import UserError
 from posttrain.jobs import slurm
 from posttrain.training import interruption
@@ -25,7 +25,7 @@ def locked(here: Path, **who) -> None:
 
 def test_a_dead_controllers_lock_is_cleared(here, capsys):
     locked(here, host=socket.gethostname(), process=123, started="2026-01-01T00:00:00+00:00")
-    controller.clear()
+    controller.clear_dead_lock()
     assert not list((here / ".snakemake/locks").iterdir())
     assert "process 123 on" in capsys.readouterr().err
 
@@ -33,23 +33,23 @@ def test_a_dead_controllers_lock_is_cleared(here, capsys):
 def test_a_living_controller_and_one_elsewhere_are_left_alone(here):
     locked(here, host="elsewhere", process=123, started="2026-01-01T00:00:00+00:00")
     with pytest.raises(UserError, match=r"on elsewhere.*snakemake --unlock"):
-        controller.clear()
-    script = "from posttrain.cluster import controller; controller.hold(); print('held', flush=True); input()"
+        controller.clear_dead_lock()
+    script = "from posttrain.engine import controller; controller.claim(); print('held', flush=True); input()"
     living = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert living.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=rf"another Snakemake works here: process {living.pid} on"):
-        controller.clear()
+        controller.clear_dead_lock()
     for file in (here / ".snakemake/locks").iterdir():
         file.unlink()
-    controller.clear()
+    controller.clear_dead_lock()
     with pytest.raises(UserError, match=rf"another Snakemake works here: process {living.pid} on"):
-        controller.hold()  # it began before this one saw who it is
+        controller.claim()  # it began before this one saw who it is
     (here / ".snakemake/locks/0.input.lock").write_text("")
     living.kill()
     living.wait()
-    controller.clear()
+    controller.clear_dead_lock()
     assert not list((here / ".snakemake/locks").iterdir()), "control: once it is dead"
-    controller.hold()
+    controller.claim()
 
 
 LEFT = "{:<20}{:<8}{:<60}{:<200}{}\n".format
@@ -93,10 +93,10 @@ def test_jobs_that_are_waited_for_still_run_while_slurm_does_not_answer(here, mo
 
 WAITS = """
 import sys
-from posttrain.cluster import controller, sites
+from posttrain.engine import controller
 from posttrain.jobs import slurm
 slurm.ask = lambda *_, **__: sys.argv[1]
-controller.begin(sites.Site(), ["snakemake"])
+controller.take_over(True, ["snakemake"])
 """
 
 
@@ -107,22 +107,22 @@ def test_the_second_of_two_that_would_wait_is_refused(here, monkeypatch):
     assert "waiting for them: 7" in first.stderr.readline()
     monkeypatch.setattr(slurm, "ask", lambda *_, **__: "")
     with pytest.raises(UserError, match=rf"another Snakemake works here: process {first.pid} on"):
-        controller.begin(sites.Site(), ["snakemake"])
+        controller.take_over(True, ["snakemake"])
     with pytest.raises(UserError, match=rf"another Snakemake works here: process {first.pid} on"):
-        controller.hold()  # as one on this machine does when it begins to work
+        controller.claim()  # as one on this machine does when it begins to work
     first.kill()
     first.wait()
-    controller.begin(sites.Site(), ["snakemake"])
-    controller.hold()  # control: the wait is over, and this process may begin to work
+    controller.take_over(True, ["snakemake"])
+    controller.claim()  # control: the wait is over, and this process may begin to work
 
 
 def test_who_only_looks_is_let_in(here):
     locked(here, host="elsewhere", process=123, started="2026-01-01T00:00:00+00:00")
     for looks in ("-n", "-np", "--dry-run", "--dryrun", "--report", "--rulegraph", "--unlock", "--list-rules"):
-        controller.begin(None, ["snakemake", looks])
+        controller.take_over(False, ["snakemake", looks])
     for works in ("--cores=2", "-j2", "-k", "--profile", "--keep-going", "results/main/sft/manifest.json"):
         with pytest.raises(UserError):
-            controller.begin(None, ["snakemake", works])
+            controller.take_over(False, ["snakemake", works])
 
 
 def test_a_file_system_without_locks_is_lived_with(here, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_file_system_without_locks_is_lived_with(here, monkeypatch):
         assert not waited
     locked(here, host=socket.gethostname(), process=os.getpid(), started="2026-01-01T00:00:00+00:00")
     with pytest.raises(UserError, match="another Snakemake works here"):
-        controller.clear()
+        controller.clear_dead_lock()
     (here / ".snakemake/controller.json").write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 1}))
-    controller.clear()
+    controller.clear_dead_lock()
     assert not list((here / ".snakemake/locks").iterdir())

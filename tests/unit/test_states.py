@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from posttrain.cluster import controller, states
+from posttrain.cluster import states
+from posttrain.engine import controller, executor
 from posttrain.jobs import slurm
 
 
@@ -53,7 +54,7 @@ def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch, tmp_path
 
     monkeypatch.setattr(plugin, "query_job_status", query)
     monkeypatch.setattr(plugin, "get_min_job_age", None)
-    states.watch()
+    executor.report_states(states.settle)
     assert plugin.get_min_job_age() > 10**9, "it never asks accounts by itself"
     Lost.check_active_jobs = plugin.Executor.check_active_jobs
     own = type("Own", (), {"output": [str(tmp_path / "manifest.json")]})
@@ -71,7 +72,7 @@ def test_no_job_is_lost_where_its_state_could_not_be_asked(monkeypatch, tmp_path
     monkeypatch.setattr(slurm, "state", lambda _: "UNKNOWN")
     listed, _ = asyncio.run(plugin.query_job_status("", None))
     assert listed == {"a": "FAILED", "b": "CANCELLED", "c": "FAILED"}, "forgotten, and nothing was made"
-    monkeypatch.setattr(states, "made", own.output[0].__eq__)
+    monkeypatch.setattr(states, "made_by_this_run", own.output[0].__eq__)
     listed, _ = asyncio.run(plugin.query_job_status("", None))
     assert listed == {"a": "UNKNOWN", "b": "CANCELLED", "c": "UNKNOWN"}, "control: what they were to make is there"
     answers = True
@@ -91,7 +92,7 @@ def test_it_is_said_once_that_states_are_not_known_and_once_that_they_are(monkey
     monkeypatch.setattr(plugin, "query_job_status", query)
     for name in ("get_min_job_age", "Executor"):
         monkeypatch.setattr(plugin, name, type("Executor", (), {"check_active_jobs": None}))
-    states.watch()
+    executor.report_states(states.settle)
     said = [capsys.readouterr().err for _ in list(answers) if asyncio.run(plugin.query_job_status("", None))]
     away = "[posttrain] SLURM does not say how its jobs are: they go on, and it is asked again\n"
     assert said == ["", away, "", "", "[posttrain] SLURM answers\n", "", away]
@@ -105,23 +106,23 @@ def test_what_may_yet_change_is_believed_the_second_time(monkeypatch):
     own = {"3": "PREEMPTED", "4": "TIMEOUT", "6": "PENDING", "7": "UNKNOWN", "8": "NODE_FAIL", "9": "PREEMPTED"}
     monkeypatch.setattr(slurm, "state", own.get)
     doubts: dict[str, str] = {}
-    monkeypatch.setattr(states, "made", "7".__eq__)
+    monkeypatch.setattr(states, "made_by_this_run", "7".__eq__)
     jobs = dict(zip("123456789", "123456789", strict=True))  # each makes what is called like it
-    first = states.certain(ASKED, jobs, doubts)
+    first = states.settle(ASKED, jobs, doubts)
     known_of_failed_nodes = {"8": "NODE_FAIL"}
     assert first == dict.fromkeys("134679", "RUNNING") | {"2": "CANCELLED", "5": "COMPLETED"} | known_of_failed_nodes
     del jobs["1"], jobs["2"]
-    second = states.certain(ASKED, jobs, doubts)
+    second = states.settle(ASKED, jobs, doubts)
     assert second == {
         "3": "CANCELLED", "4": "TIMEOUT", "5": "COMPLETED", "6": "PENDING", "7": "UNKNOWN", "8": "FAILED",
         "9": "CANCELLED",
     }  # fmt: skip
     own |= {"3": "PENDING", "8": "PENDING"}
-    accounts = states.certain(ASKED, {"3": "3", "8": "8"}, doubts)
+    accounts = states.settle(ASKED, {"3": "3", "8": "8"}, doubts)
     assert accounts == {"3": "PENDING", "8": "PENDING"}, "accounts do not know yet what the controller runs again"
     two = {"3": "3", "4": "4"}
-    assert states.certain({"3": "PENDING", "4": "RUNNING"}, two, doubts) == {"3": "PENDING", "4": "RUNNING"}
-    again = states.certain(ASKED, two, doubts)
+    assert states.settle({"3": "PENDING", "4": "RUNNING"}, two, doubts) == {"3": "PENDING", "4": "RUNNING"}
+    again = states.settle(ASKED, two, doubts)
     assert again == {"3": "RUNNING", "4": "RUNNING"}, "control: one that was run again is believed no sooner"
 
 
@@ -153,10 +154,10 @@ def test_an_earlier_artifact_is_not_what_a_forgotten_job_made(here):
     began, record = here / controller.HOLDER, here / "provenance.json"
     began.parent.mkdir()
     manifest = str(here / "manifest.json")
-    assert not states.made(manifest), "nothing is there"
+    assert not states.made_by_this_run(manifest), "nothing is there"
     for file, moment in ((began, 100), (record, 90)):
         file.write_text("{}")
         os.utime(file, (moment, moment))
-    assert not states.made(manifest)
+    assert not states.made_by_this_run(manifest)
     os.utime(record, (110, 110))
-    assert states.made(manifest), "control"
+    assert states.made_by_this_run(manifest), "control"

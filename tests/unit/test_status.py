@@ -70,18 +70,18 @@ def test_status_tells_what_goes_on_from_what_failed(here):
     (folder / "checkpoints/0123/progress.json").write_text(json.dumps(beat))
     log.parent.mkdir(parents=True)
     log.write_text("error: out of GPU memory: 2 GB\n")
-    assert status.where(folder, {}) == f"failed (see {log})", "control"
+    assert status.state(folder, {}) == f"failed (see {log})", "control"
     log.write_text(log.read_text() + f"[one/sft] {attempt.SMALLER} 4 at the same global batch\n")
-    assert status.where(folder, {}) == "running, step 5/9, loss 1.0, 1:00 left"
-    assert status.where(folder, {"rule_sft_wildcards_one": "PD, Priority"}) == "in SLURM's queue (Priority)"
+    assert status.state(folder, {}) == "running, step 5/9, loss 1.0, 1:00 left"
+    assert status.state(folder, {"rule_sft_wildcards_one": "PD, Priority"}) == "in SLURM's queue (Priority)"
     (folder / "checkpoints/earlier").mkdir()
     known = {"reason": "the loss is nan\nmore", "final": True}
     (folder / "checkpoints/earlier/failed.json").write_text(json.dumps(known))
-    assert status.where(folder, {}).startswith("running"), "with other settings it failed; with these it has not"
+    assert status.state(folder, {}).startswith("running"), "with other settings it failed; with these it has not"
     log.write_text(log.read_text() + "[one/sft] error: the loss is nan\n")
-    assert status.where(folder, {}) == "failed: the loss is nan"
+    assert status.state(folder, {}) == "failed: the loss is nan"
     log.write_text("[one/sft] error: the disk is full\n")
-    assert status.where(folder, {}) == f"failed (see {log})"
+    assert status.state(folder, {}) == f"failed (see {log})"
 
 
 @pytest.fixture
@@ -96,38 +96,38 @@ def running(here) -> tuple[Path, Path]:
 
 def test_a_stage_that_said_that_it_stops_is_not_running(running):
     folder, log = running
-    assert status.where(folder, {}) == "running", "control"
+    assert status.state(folder, {}) == "running", "control"
     log.write_text(log.read_text() + f"[one/sft] {STOPPED}\n")
-    assert status.where(folder, {}) == "stopped; the next run continues"
-    assert status.where(folder, {"rule_sft_wildcards_one": "R"}) == "running", "SLURM runs it again"
+    assert status.state(folder, {}) == "stopped; the next run continues"
+    assert status.state(folder, {"rule_sft_wildcards_one": "R"}) == "running", "SLURM runs it again"
 
 
 def test_a_stage_that_was_killed_is_not_running(running):
     folder, log = running
     held = interruption.locked(folder / ".lock-0123")
     (folder / ".lock-earlier").touch()  # of one with other settings, that was killed too
-    assert status.where(folder, {}) == "running"
+    assert status.state(folder, {}) == "running"
     os.close(held)
-    assert status.where(folder, {}) == "stopped; the next run continues"
+    assert status.state(folder, {}) == "stopped; the next run continues"
     (folder / ".lock-unreadable").mkdir()
-    assert status.where(folder, {}) == "running", "which cannot be told"
+    assert status.state(folder, {}) == "running", "which cannot be told"
     (folder / ".lock-unreadable").rmdir()
     log.write_text("")
-    assert status.where(folder, {}) == "running", "it is run again, and has not come to its lock"
+    assert status.state(folder, {}) == "running", "it is run again, and has not come to its lock"
 
 
 def test_without_locks_a_stage_counts_as_running_for_a_while(running, monkeypatch):
     folder, log = running
     (folder / ".lock-0123").touch()
     monkeypatch.setattr(status, "lock", lambda file: None)
-    assert status.where(folder, {}) == "running"
+    assert status.state(folder, {}) == "running"
     before = time.time() - status.ALIVE - 1
     os.utime(log, (0, before))
     beat = folder / "checkpoints/0123/progress.json"
     beat.write_text(json.dumps({"step": 5, "steps": 9, "loss": "loss 1.0", "left": 60}))
     os.utime(beat, (0, before))
-    assert status.where(folder, {}) == "stopped; the next run continues"
-    assert status.where(folder, {"rule_sft_wildcards_one": "R"}) == "running"
+    assert status.state(folder, {}) == "stopped; the next run continues"
+    assert status.state(folder, {"rule_sft_wildcards_one": "R"}) == "running"
 
 
 def test_the_end_of_a_failed_run_says_what_each_job_came_to(running):
@@ -142,7 +142,7 @@ def test_the_end_of_a_failed_run_says_what_each_job_came_to(running):
     Path("results/logs/two/base.log").touch()  # by Snakemake
     printed = CANCELLED.format(job="gone")  # a job's log, in which Snakemake said so too
     Path("snakemake.log").write_text(CANCELLED.format(job=job) + REFUSED + LOCAL + printed)
-    assert status.ended(["snakemake.log"], 0).splitlines() == [
+    assert status.failed_jobs(["snakemake.log"], 0).splitlines() == [
         "3 failed or were stopped; what follows from them was not made:",
         f"  one/sft: {STOPPED}",
         "      results/logs/one/sft.log",
@@ -158,7 +158,7 @@ def test_the_end_of_a_failed_run_says_what_each_job_came_to(running):
         "rule sft:\n    log: results/logs/one/sft.log\n1 of 1 steps (100%) done\n"
         "Error in rule sft:\n    jobid: 1\n    output: results/one/sft/manifest.json\n"  # cut off
     )
-    assert status.ended(["snakemake.log"], 0) == "", "control"
+    assert status.failed_jobs(["snakemake.log"], 0) == "", "control"
 
 
 def test_the_end_does_not_take_an_earlier_log_for_this_run(running):
@@ -166,26 +166,28 @@ def test_the_end_does_not_take_an_earlier_log_for_this_run(running):
     _, log = running
     log.write_text("[one/sft] done\n")
     Path("snakemake.log").write_text(CANCELLED.format(job="results/logs/slurm/3.log"))
-    said = status.ended(["snakemake.log"], time.time() + 9)
+    said = status.failed_jobs(["snakemake.log"], time.time() + 9)
     assert said.splitlines()[1:] == [
         "  one/sft: its stage said nothing. SLURM-job '3' failed, SLURM status is: 'CANCELLED'."
     ]
     Path("snakemake.log").write_text(LOCAL)
-    assert status.ended(["snakemake.log"], 0).splitlines()[1:] == ["  one/evaluate/sft: its stage said nothing."]
+    assert status.failed_jobs(["snakemake.log"], 0).splitlines()[1:] == ["  one/evaluate/sft: its stage said nothing."]
     Path("snakemake.log").write_text(CANCELLED.format(job="gone"))
-    assert "one/sft: [one/sft] done" in status.ended(["snakemake.log"], 0), "control: the last line, for want of better"
+    assert "one/sft: [one/sft] done" in status.failed_jobs(["snakemake.log"], 0), (
+        "control: the last line, for want of better"
+    )
 
 
 def test_the_end_says_once_what_several_processes_said(running):
     _, log = running
     log.write_text(2 * "[one/sft] error: the loss is nan\n" + "[one/sft] what ended it: error: the loss is nan\n")
     Path("snakemake.log").write_text(CANCELLED.format(job="gone"))
-    assert status.ended(["snakemake.log"], 0).splitlines()[1:] == [
+    assert status.failed_jobs(["snakemake.log"], 0).splitlines()[1:] == [
         "  one/sft: the loss is nan",
         "      results/logs/one/sft.log",
     ]
     log.write_text(f"[one/sft] {STOPPED}\n[one/sft] what ended it: {STOPPED}\n")
-    assert status.ended(["snakemake.log"], 0).splitlines()[1:] == [
+    assert status.failed_jobs(["snakemake.log"], 0).splitlines()[1:] == [
         f"  one/sft: {STOPPED}",
         "      results/logs/one/sft.log",
     ]

@@ -4,21 +4,20 @@ import threading
 import time
 
 import pytest
+import snakemake_executor_plugin_slurm as plugin  # before `installed`: it looks for SLURM's commands
 
-from posttrain.cluster import submission
+from posttrain.engine import executor as patches
 from posttrain.jobs import slurm
 
 
 @pytest.fixture
 def executor(installed, monkeypatch):
     """The plugin's executor, of which only that is left which is waited for, and what it did."""
-    import snakemake_executor_plugin_slurm as plugin
-
     done = []
     monkeypatch.setattr(plugin.Executor, "run_job", lambda self, job: done.append(job))
     monkeypatch.setattr(plugin.Executor, "shutdown", lambda self: done.append("shutdown"))
     monkeypatch.setattr(plugin.Executor, "cancel", None)
-    submission.wait()
+    patches.submit_when_slurm_answers()
     own = object.__new__(plugin.Executor)
     own.run_uuid = "uuid"
     return own, done

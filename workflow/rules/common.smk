@@ -4,9 +4,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from posttrain.cluster import controller, sites
-from posttrain.dag import campaign, snakemake_records
+from posttrain.cluster import sites
+from posttrain.dag import campaign
 from posttrain.dag.plan import flat, thaw
+from posttrain.engine import controller, records, versions
 from posttrain.ground import credentials
 from posttrain.ground.code import remember
 from posttrain.ground.errors import UserError
@@ -23,7 +24,8 @@ FROZEN = "POSTTRAIN_CAMPAIGN"  # names the file that holds the plan of the run t
 try:
     SITE = sites.begin(workflow)
     if workflow.is_main_process:
-        controller.begin(SITE, sys.argv)
+        versions.check(on_slurm=SITE is not None)
+        controller.take_over(SITE is not None, sys.argv)
     if len(FILES) > 1:
         raise UserError(
             f"--configfile: found {' and '.join(map(str, FILES))}; name one campaign"
@@ -58,7 +60,7 @@ CAMPAIGN = named(SUMMARY)
 if workflow.is_main_process:
     credentials.hide()
     remember()
-    snakemake_records.sync(PLAN.folders())
+    records.sync(PLAN.folders())
 elif SITE:
     shell.prefix(sites.prefix(SITE))
     sites.pass_on_sigterm()

@@ -14,10 +14,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from posttrain.cluster import states, submission
+from posttrain.cluster import states
 from posttrain.config import reader
 from posttrain.config.sections import Count, Section, Text
 from posttrain.dag import campaign
+from posttrain.engine import executor
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
 from posttrain.jobs import attempt, cards, launch, slurm
@@ -148,8 +149,8 @@ def begin(workflow) -> Site | None:
     found = limited(site())
     os.environ[TOLD] = found.model_dump_json(exclude_none=True)
     expect_device(found)
-    states.watch()
-    submission.wait()
+    executor.report_states(states.settle)
+    executor.submit_when_slurm_answers()
     return found
 
 

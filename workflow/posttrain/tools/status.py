@@ -1,4 +1,4 @@
-"""Which stages of a campaign are done, stale, running, failed or waiting, and what those that failed came to.
+"""Which stages of a campaign are done, stale, running, failed or waiting; and why the jobs of a run failed.
 
 posttrain status [CAMPAIGN]
 """
@@ -8,56 +8,68 @@ import shutil
 import time
 from pathlib import Path
 
-from posttrain.cluster import controller
 from posttrain.dag.plan import Plan
+from posttrain.engine import controller
+from posttrain.engine.log import Failure, failures
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import lock, read_json
 from posttrain.jobs import attempt
 from posttrain.tools import why
 
 ALIVE = 120  # seconds without a word after which a stage no longer counts as running
-STOPPED = "the next run continues"  # what a stage says last that was told to stop, or has no time left
+STOPPED = "the next run continues"  # in the last line of a stage that was told to stop, or has no time left
 
 
 def table(plan: Plan) -> str:
     """One line for each artifact that the campaign uses."""
     artifacts = why.survey(plan)
-    again = why.to_run(artifacts)
-    queued = controller.queued(seconds=10)
+    to_run = why.to_run(artifacts)
+    queued = controller.queued_jobs(seconds=10)
     lines, jobs = [], {comment: state for _, state, comment in queued or []}
     for folder in artifacts:
-        stale = folder in again and artifacts[folder]["whole"]
-        found = f"stale (posttrain why {folder.removeprefix('results/')})" if stale else where(Path(folder), jobs)
-        lines.append(f"{folder.removeprefix('results/'):40} {found}")
+        name = folder.removeprefix("results/")
+        is_stale = folder in to_run and artifacts[folder]["whole"]
+        lines.append(f"{name:40} {f'stale (posttrain why {name})' if is_stale else state(Path(folder), jobs)}")
     if queued is None and shutil.which("squeue"):
         lines.append("SLURM does not answer: what is in its queue now is shown as waiting or stopped")
     return "\n".join(lines)
 
 
-def where(folder: Path, jobs: dict[str, str]) -> str:
-    """done, in SLURM's queue, running (with step and time left), failed or waiting. jobs: comment -> state (squeue)."""
+def state(folder: Path, jobs: dict[str, str]) -> str:
+    """The state of an artifact: done, in SLURM's queue, running (with step and time left), stopped, failed or waiting.
+
+    jobs: comment -> state of the jobs in SLURM's queue.
+    """
     if (folder / "manifest.json").is_file():
         return "done"
     experiment, stage, policy = [*folder.parts[1:], "", ""][:3]
-    comment = f"rule_{stage}_wildcards_{'_'.join(filter(None, [experiment, policy]))}"
-    state, _, reason = jobs.get(comment, "").partition(", ")
-    if state == "PD":
+    comment = controller.job_comment(stage, [name for name in (experiment, policy) if name])
+    job, _, reason = jobs.get(comment, "").partition(", ")
+    if job == "PD":
         return f"in SLURM's queue ({reason})"
     log = log_of(folder)
     beats = sorted(folder.glob("checkpoints/*/progress.json"), key=lambda file: file.stat().st_mtime)
     newest = max((file.stat().st_mtime for file in [*beats, log] if file.is_file()), default=0)
     if not newest:
         return "waiting"
-    said = last_said(log)
-    if "error:" in said:  # and not only in what earlier settings have left
-        known = [read_json(file).get("reason", "") for file in folder.glob("checkpoints/*/failed.json")]
-        reasons = [reason.splitlines()[0] for reason in known if reason]
-        return next((f"failed: {reason}" for reason in reasons if reason in said), f"failed (see {log})")
-    silent = time.time() - newest > ALIVE
-    if not state and (silent or STOPPED in said or (said and is_left(folder))):
+    text = text_of_last_attempt(log)
+    if "error:" in text:  # and not only in the record of a failure under earlier settings
+        return failed(folder, text)
+    is_silent = time.time() - newest > ALIVE
+    if not job and (is_silent or STOPPED in text or (text and processes_died(folder))):
         return f"stopped; {STOPPED}"
-    if silent:
-        return "running"
+    return "running" if is_silent else running(beats)
+
+
+def failed(folder: Path, text: str) -> str:
+    """The state of a stage that failed, with its recorded reason where its log says that one."""
+    recorded = [read_json(file).get("reason", "") for file in folder.glob("checkpoints/*/failed.json")]
+    reasons = [reason.splitlines()[0] for reason in recorded if reason]
+    return next((f"failed: {reason}" for reason in reasons if reason in text), f"failed (see {log_of(folder)})")
+
+
+def running(beats: list[Path]) -> str:
+    """The state of a running stage, by the newest of its `progress.json`."""
     try:
         beat = read_json(beats[-1])
         left = f"{beat['left'] // 60}:{beat['left'] % 60:02d} left"
@@ -67,67 +79,58 @@ def where(folder: Path, jobs: dict[str, str]) -> str:
 
 
 def log_of(folder: Path) -> Path:
-    """Where a stage says how it goes."""
+    """The log of the stage that makes an artifact."""
     return Path("results/logs", *folder.parts[1:]).with_suffix(".log")
 
 
-def last_said(log: Path) -> str:
-    """What a stage has said since its last attempt began; nothing where it has not begun."""
+def text_of_last_attempt(log: Path) -> str:
+    """What a stage's log holds since its last attempt began; "" where none has."""
     return log.read_text(errors="replace").rpartition(attempt.SMALLER)[2] if log.is_file() else ""
 
 
-def is_left(folder: Path) -> bool:
-    """Whether the processes that made an artifact have died: their lock file lies there, and nobody holds it."""
+def processes_died(folder: Path) -> bool:
+    """Whether the processes that made an artifact have died: their lock files lie there, and nobody holds one."""
     files = [*folder.glob(".lock-*")]
     for file in files:
         try:
-            with open(file, "r+") as held:
-                if lock(held.fileno()) is not True:
+            with open(file, "r+") as opened:
+                if lock(opened.fileno()) is not True:
                     return False
         except OSError:  # just deleted, or another user's
             return False
     return bool(files)
 
 
-def ended(logs: list[str], since: float) -> str:
-    """What each job came to that failed in a run of Snakemake, and where it says more, below all that was printed
-    since; "" where none did.
+def failed_jobs(logs: list[str], since: float) -> str:
+    """Each job that failed in a run of Snakemake, why, and which logs say more; "" where none did.
 
-    logs: Snakemake's. since: when it began to work, in seconds since 1970.
+    logs: Snakemake's. since: when it began to work, in seconds since 1970. Printed below all that was printed since.
     """
-    lines = {}
-    for file in logs:
-        said = Path(file).read_text(errors="replace")
-        for block in re.split(r"^Error in rule ", said, flags=re.M)[1:]:  # as Snakemake 9.27.1 says it
-            message, _, rest = block.partition("\n    jobid: ")
-            manifest = re.search(r"^    output: ([^,\n]+)", rest, re.M)
-            named = re.search(r"^    log: (.*) \(check log", rest, re.M)
-            if manifest and named:
-                folder = Path(manifest[1]).parent
-                name = "/".join(folder.parts[1:])
-                written = [log for log in named[1].split(", ") if wrote(Path(log), since)]
-                more = "".join(f"\n      {log.removeprefix(f'{Path.cwd()}/')}" for log in written)
-                # A job's own log, printed among Snakemake's, may say it again.
-                lines.setdefault(name, f"  {name}: {cause(folder, message.partition(': ')[2], since)}{more}")
+    lines: dict[str, str] = {}
+    for log in logs:
+        for failure in failures(Path(log).read_text(errors="replace")):
+            name = "/".join(failure.output.parent.parts[1:])
+            written = [str(file).removeprefix(f"{Path.cwd()}/") for file in failure.logs if is_written(file, since)]
+            # A job's own log, printed among Snakemake's, may name the same job again.
+            lines.setdefault(name, "\n      ".join([f"  {name}: {cause(failure, since)}", *written]))
     if not lines:
         return ""
     return "\n".join([f"{len(lines)} failed or were stopped; what follows from them was not made:", *lines.values()])
 
 
-def wrote(log: Path, since: float) -> bool:
+def is_written(log: Path, since: float) -> bool:
     """Whether something was written to a log since then: Snakemake itself makes an empty one."""
     return log.is_file() and log.stat().st_size > 0 and log.stat().st_mtime >= since
 
 
-def cause(folder: Path, message: str, since: float) -> str:
-    """Why a job failed: what its stage said, else what Snakemake says of the job."""
-    log = log_of(folder)
-    if wrote(log, since) and (said := last_said(log).strip()):
-        words = re.findall(r"^(?:\[[^\]]*\] )?(?:what ended it|error): (?:error: )?(.*)", said, re.M)
-        stopped = re.findall(rf"\] (.*{STOPPED})", said)
-        told = dict.fromkeys(words or stopped or said.splitlines()[-1:])  # several processes say the same
-        return "\n      ".join(told)
-    if refused := re.search(r"sbatch failed\. The error message was '(.*?)'?\.?$", message, re.M):
-        return f"SLURM refused the job ({refused[1]}): `posttrain doctor` says what it would take"
-    known = message.partition(" Detailed failure")[0].strip().removeprefix("None")
-    return f"its stage said nothing. {known}".strip()
+def cause(failure: Failure, since: float) -> str:
+    """Why a job failed: by its stage's log, else by what Snakemake says of the job."""
+    log = log_of(failure.output.parent)
+    if is_written(log, since) and (text := text_of_last_attempt(log).strip()):
+        errors = re.findall(r"^(?:\[[^\]]*\] )?(?:what ended it|error): (?:error: )?(.*)", text, re.M)
+        stops = re.findall(rf"\] (.*{STOPPED})", text)
+        lines = dict.fromkeys(errors or stops or text.splitlines()[-1:])  # several processes say the same
+        return "\n      ".join(lines)
+    if failure.refusal:
+        return f"SLURM refused the job ({failure.refusal}): `posttrain doctor` says what it would take"
+    return f"its stage said nothing. {failure.message}".strip()

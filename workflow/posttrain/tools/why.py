@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from posttrain.dag.plan import Plan, flat
-from posttrain.dag.snakemake_records import damaged
+from posttrain.engine.records import damaged
 from posttrain.ground import code
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256

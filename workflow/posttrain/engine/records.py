@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from posttrain.dag.plan import arguments
+from posttrain.dag import plan
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
 from posttrain.ground.identity import DAMAGED, canonical, listed, record_of
@@ -47,7 +47,7 @@ def sync(folders: list[str]) -> None:
         other = dict.fromkeys(file for file, digest in inputs if digests[file] not in (digest, None) or damaged(file))
         remarks += [f"made from another {file}" for file in other]
         if not remarks:
-            remarks = record["params"] if stage == "report" else [arguments(record["params"], record["inputs"])]
+            remarks = record["params"] if stage == "report" else [plan.arguments(record["params"], record["inputs"])]
         _write(folder, stage, inputs, remarks)
     if seen:
         SEEN.parent.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def damaged(file: str) -> bool:
 
 def _code() -> list[str]:
     """Digests of the modules that say what stands in a record: records that another version wrote are written anew."""
-    return [sha256(Path(__file__).with_name(name)) for name in ("snakemake_records.py", "plan.py")]
+    return [sha256(Path(file)) for file in (__file__, plan.__file__)]
 
 
 def _records() -> list[int]:

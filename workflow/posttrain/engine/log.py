@@ -1,0 +1,30 @@
+"""Snakemake's log: the jobs of a run that failed."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Failure(NamedTuple):
+    """One job that failed."""
+
+    output: Path  # its first
+    message: str  # what Snakemake says of it; "" where it says nothing
+    refusal: str  # why sbatch did not take it; "" where it did, or was not asked
+    logs: list[Path]  # the stage's, and the job's where it ran on SLURM
+
+
+def failures(text: str) -> list[Failure]:
+    """The failed jobs that a log of Snakemake's tells of, in order; those without an output or a log are left out."""
+    failed = []
+    for block in re.split(r"^Error in rule ", text, flags=re.M)[1:]:
+        message, _, fields = block.partition("\n    jobid: ")
+        output = re.search(r"^    output: ([^,\n]+)", fields, re.M)
+        logs = re.search(r"^    log: (.*) \(check log", fields, re.M)
+        if output and logs:
+            message = message.partition(": ")[2]
+            refused = re.search(r"sbatch failed\. The error message was '(.*?)'?\.?$", message, re.M)
+            brief = message.partition(" Detailed failure")[0].strip().removeprefix("None")
+            written = [Path(log) for log in logs[1].split(", ")]
+            failed.append(Failure(Path(output[1]), brief, refused[1] if refused else "", written))
+    return failed
