@@ -103,6 +103,71 @@ def test_a_question_asked_twice_is_measured_once(tmp_path, cache):
     assert once == 40, "neither training nor evaluation sees a row twice"
 
 
+def kto_rows(conversations: bool) -> list[dict]:
+    """40 rows for KTO, every third unwanted; row 3 has a long completion, row 5 an empty one."""
+    rows = []
+    for n in range(40):
+        prompt, completion = f"Name number {n} of {n * 7919}", {3: "word " * 400, 5: " "}.get(n, f"It is {n}.")
+        if conversations:
+            prompt, completion = [{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}]
+        rows.append({"prompt": prompt, "completion": completion, "label": n % 3 > 0})
+    return rows
+
+
+def kto_file(folder, rows):
+    path = folder / "kto.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Source(path=str(path))
+
+
+@pytest.mark.parametrize("conversations", [False, True])
+@pytest.mark.parametrize(("long_rows", "left"), [("drop", 38), ("cut", 39)])
+def test_rows_for_kto_are_checked_limited_split_and_written(tmp_path, cache, capsys, conversations, long_rows, left):
+    source = kto_file(tmp_path, kto_rows(conversations))
+    text = [Source(path=text_file(tmp_path))]
+    manifest = prepare(tmp_path, text=text, kto=[source], max_tokens=100, long_rows=long_rows)
+    train, test = (read_jsonl(manifest.parent / f"data/kto/{side}.jsonl") for side in ("train", "test"))
+    assert train and test and len(train) + len(test) == left
+    assert not {row["group"] for row in train} & {row["group"] for row in test}
+    assert {row["label"] for row in train} == {True, False}
+    assert all({"prompt", "completion", "label"} < row.keys() and "messages" not in row for row in train + test)
+    metrics = read_json(manifest.parent / "metrics.json")
+    assert metrics["splits"]["kto"] == {"train": len(train), "test": len(test)}
+    assert metrics["tokens"]["kto"]["max"] <= 100 and metrics["tokens"]["kto"]["truncated"] == left - 38
+    assert next(entry["dropped"] for entry in metrics["sources"] if entry["task"] == "kto") == {"empty_reply": 1}
+    assert "nothing to contrast" not in capsys.readouterr().err, "control of the warning about one class"
+
+
+def test_rows_for_kto_of_one_class_are_warned_about_over_all_sources(tmp_path, cache, capsys):
+    rows = [row for row in kto_rows(False) if row["label"]]
+    manifest = prepare(tmp_path, text=[Source(path=text_file(tmp_path))], kto=[kto_file(tmp_path, rows)])
+    count = len(read_jsonl(manifest.parent / "data/kto/train.jsonl"))
+    assert f"all {count} training rows have label true: nothing to contrast" in capsys.readouterr().err
+    warnings = [entry["warnings"] for entry in read_json(manifest.parent / "metrics.json")["sources"]]
+    assert {"one_label": count} in warnings
+
+
+def test_a_held_out_kto_row_that_training_knows_is_dropped(tmp_path, cache):
+    """Its prompt is trained on by sft; control: without that source it is kept."""
+    text, rows = [Source(path=text_file(tmp_path))], kto_rows(False)
+    kto = [kto_file(tmp_path, rows)]
+    alone = prepare(tmp_path, text=text, kto=kto)
+    held_out = read_jsonl(alone.parent / "data/kto/test.jsonl")
+    known = tmp_path / "known.jsonl"
+    known.write_text(json.dumps({"prompt": held_out[0]["prompt"], "completion": "Nothing."}) + "\n")
+    both = prepare(tmp_path, text=text, kto=kto, sft=[Source(path=str(known), use="train")])
+    assert read_jsonl(both.parent / "data/kto/test.jsonl") == held_out[1:]
+
+
+def test_the_token_contract_holds_for_kto_rows(tmp_path, cache):
+    """A template without an end of turn; control: the default one, in the tests above."""
+    template = tmp_path / "no_end.jinja"
+    template.write_text("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}")
+    source = kto_file(tmp_path, kto_rows(True))
+    with pytest.raises(UserError, match=r"token contract: row kto-\d+ .*end-of-turn token"):
+        prepare(tmp_path, text=[Source(path=text_file(tmp_path))], kto=[source], chat_template=str(template))
+
+
 def test_a_missing_file_is_named(tmp_path, cache):
     with pytest.raises(UserError, match=r"gone\.jsonl"):
         prepare(tmp_path, text=[Source(path=str(tmp_path / "gone.jsonl"))])

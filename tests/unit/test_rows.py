@@ -60,7 +60,7 @@ NAMED = {
     "75": "is a directory",
     "77": "too few rows for a train/test split",
 }
-UNREMARKABLE = {"too_few_rows", "one_label"}  # warnings that small test files earn by being small
+UNREMARKABLE = {"too_few_rows"}  # a warning that small test files earn by being small
 
 
 def write(path, objects) -> Path:
@@ -75,7 +75,7 @@ def chat(*contents) -> dict:
 
 def refusal(path, task="sft", **options) -> str:
     with pytest.raises(UserError) as caught:
-        rows.read(path, task, **options)
+        rows.read_file(path, task, **options)
     assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -106,7 +106,7 @@ def test_index(case):
         assert all(word in said for word in wanted)
         assert not case["lines"] or f"{path}:{case['lines'][-1]}" in said
         return
-    report = rows.read(path, task)
+    report = rows.read_file(path, task)
     found = report.dropped if case["expect"] == "reject_row" or number == "27" else report.warnings
     found = {reason: cases for reason, cases in found.items() if number == "77" or reason not in UNREMARKABLE}
     assert report.total == case["rows_total"]
@@ -129,17 +129,17 @@ def test_index_every_case_names_its_defect():
 
 @needs_shared
 def test_index_sharegpt_and_literal_text():
-    report = rows.read(BAD / "41-sharegpt-names.jsonl", "sft")
+    report = rows.read_file(BAD / "41-sharegpt-names.jsonl", "sft")
     assert report.format == "sharegpt"
     assert [turn["role"] for turn in report.rows[0]["messages"]] == ["user", "assistant"]
-    literal = rows.read(BAD / "57-template-syntax.jsonl", "sft").rows[0]["messages"]
+    literal = rows.read_file(BAD / "57-template-syntax.jsonl", "sft").rows[0]["messages"]
     assert literal[1]["content"] == "{{ messages }} {0} %s ${HOME}"
 
 
 @needs_shared
 def test_index_pair():
-    train = rows.read(BAD / "70-leak-train.jsonl", "sft").rows
-    test = rows.read(BAD / "71-leak-test.jsonl", "sft").rows
+    train = rows.read_file(BAD / "70-leak-train.jsonl", "sft").rows
+    test = rows.read_file(BAD / "71-leak-test.jsonl", "sft").rows
     found = [(int(f.test.rsplit(":")[-1]), int(f.train.rsplit(":")[-1]), f.how) for f in overlap.overlap(train, test)]
     how = ["exact", "exact", "normalised", "contained", "group"]
     assert found == [(n, n, how[n - 1]) for n in range(1, 6)]
@@ -160,7 +160,7 @@ def test_a_gzip_bomb_stays_small():
 @pytest.mark.parametrize(
     "name, task, format, kept, dropped",
     [
-        ("eval-gsm8k-500", "eval", "question_answer", 500, {}),
+        ("eval-gsm8k-500", "eval", "choices", 0, {"missing_field": 500}),
         ("eval-mmlu-500", "eval", "choices", 498, {"bad_choices": 2}),
         ("pref-hh-helpful-2k.chat", "preference", "preference", 2000, {}),
         (
@@ -179,7 +179,7 @@ def test_a_gzip_bomb_stays_small():
     ],
 )
 def test_real_files(name, task, format, kept, dropped):
-    report = rows.read(DATA / f"{name}.jsonl", task)
+    report = rows.read_file(DATA / f"{name}.jsonl", task)
     assert (report.format, report.kept) == (format, kept)
     assert {reason: len(cases) for reason, cases in report.dropped.items()} == dropped
     assert all({"id", "group", "source"} < row.keys() for row in report.rows)
@@ -187,9 +187,9 @@ def test_real_files(name, task, format, kept, dropped):
 
 @needs_shared
 def test_transcripts_become_the_same_messages_as_the_chat_file():
-    raw = rows.read(DATA / "pref-hh-helpful-2k.raw.jsonl", "preference").rows
+    raw = rows.read_file(DATA / "pref-hh-helpful-2k.raw.jsonl", "preference").rows
     known = {texts.digest(texts.content(row)) for row in raw}
-    curated = rows.read(DATA / "pref-hh-helpful-2k.chat.jsonl", "preference").rows
+    curated = rows.read_file(DATA / "pref-hh-helpful-2k.chat.jsonl", "preference").rows
     assert sum(texts.digest(texts.content(row)) in known for row in curated) >= 1950
 
 
@@ -198,7 +198,7 @@ def test_transcripts_become_the_same_messages_as_the_chat_file():
 
 def test_a_clean_file_is_silent(tmp_path):
     objects = [{"id": i, "group": "g", **chat(f"question {i}", f"reply {i}")} for i in range(20)]
-    report = rows.read(write(tmp_path / "a.jsonl", objects), "sft")
+    report = rows.read_file(write(tmp_path / "a.jsonl", objects), "sft")
     assert (report.kept, report.dropped, report.warnings, report.describe()) == (20, {}, {}, [])
     first = {"id": "0", "group": "g", "source": f"{tmp_path}/a.jsonl:1", **chat("question 0", "reply 0")}
     assert report.rows[0] == first
@@ -247,7 +247,7 @@ def test_all_lines_that_are_not_json_are_named_at_once(tmp_path):
 def test_gzip(tmp_path):
     path, data = tmp_path / "a.jsonl.gz", b'{"text": "a"}\n'
     path.write_bytes(gzip.compress(data) + gzip.compress(data))
-    assert rows.read(path, "text").kept == 2
+    assert rows.read_file(path, "text").kept == 2
     big = gzip.compress(b"".join(b'{"text": "%d"}\n' % random.Random(i).getrandbits(200) for i in range(5000)))
     for damaged in (
         big[: len(big) // 2],
@@ -272,7 +272,7 @@ def test_what_is_no_file(tmp_path):
     assert "plain text is read for text and long only" in refusal(write(tmp_path / "a.txt", []))
     write(tmp_path / "real.jsonl", [chat("a", "b")])
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
-    assert rows.read(tmp_path / "link.jsonl", "sft").kept == 1
+    assert rows.read_file(tmp_path / "link.jsonl", "sft").kept == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -295,7 +295,7 @@ def test_permission_error_is_told(tmp_path, monkeypatch):
 def test_line_ends_and_separators_inside_strings(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"text": "a\u2028b\u0085c"}\r\n\r\n{"text": "d"}\r\n\n\n'.encode())
-    report = rows.read(path, "text")
+    report = rows.read_file(path, "text")
     assert [row["text"] for row in report.rows] == ["a\u2028b\u0085c", "d"]
     assert [row["source"] for row in report.rows] == [f"{path}:1", f"{path}:3"]
     assert [row["id"] for row in report.rows] == ["a-1", "a-3"]
@@ -304,11 +304,11 @@ def test_line_ends_and_separators_inside_strings(tmp_path):
 def test_plain_text(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\n\n\n  \nthree\n")
-    report = rows.read(path, "text")
+    report = rows.read_file(path, "text")
     assert [(row["id"], row["text"]) for row in report.rows] == [("a-1", "one\ntwo"), ("a-6", "three")]
     assert list(report.warnings) == ["byte_order_mark"]
     path.write_text("one\n\ntwo\n<|endoftext|>\nthree\n<|endoftext|>\n")
-    assert [row["text"] for row in rows.read(path, "text", separator="<|endoftext|>").rows] == [
+    assert [row["text"] for row in rows.read_file(path, "text", separator="<|endoftext|>").rows] == [
         "one\n\ntwo",
         "three",
     ]
@@ -341,7 +341,7 @@ def test_plain_text(tmp_path):
 def test_dropped_lines(tmp_path, line, reason, said):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "first"}\n' + line + b'\n{"text": "last"}\n')
-    report = rows.read(path, "text")
+    report = rows.read_file(path, "text")
     assert [row["text"] for row in report.rows] == ["first", "last"]
     ((found, [(number, message)]),) = report.dropped.items()
     assert (found, number) == (reason, 2) and said in message
@@ -351,19 +351,19 @@ def test_dropped_lines(tmp_path, line, reason, said):
 def test_ids(tmp_path):
     clash = [{"id": 1, "text": "a"}, {"id": "1", "text": "b"}]
     assert "id 1 on lines 1 and 2" in refusal(write(tmp_path / "a.jsonl", clash), "text")
-    assert rows.read(tmp_path / "a.jsonl", "text", id_key=None).kept == 2
-    twice = rows.read(write(tmp_path / "a.jsonl", [clash[0], clash[0], {"id": None, "text": "c"}]), "text")
+    assert rows.read_file(tmp_path / "a.jsonl", "text", id_key=None).kept == 2
+    twice = rows.read_file(write(tmp_path / "a.jsonl", [clash[0], clash[0], {"id": None, "text": "c"}]), "text")
     assert twice.kept == 3 and twice.rows[2]["id"] == "a-3"
     assert overlap.deduplicate(twice.rows)[1] == 1
 
 
 def test_groups(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": "One  text."}, {"text": "one text"}, {"text": "other", "topic": 7}])
-    first, second, third = rows.read(path, "text", group_key="topic").rows
+    first, second, third = rows.read_file(path, "text", group_key="topic").rows
     assert first["group"] == second["group"] and third["group"] == "7"
     assert "did you mean 'topic'" in refusal(path, "text", group_key="topics")
     path = write(tmp_path / "a.jsonl", [{"text": "one", "topic": "prompt:1"}])
-    assert rows.read(path, "text", group_key="topic").rows[0]["group"] == "prompt:1"
+    assert rows.read_file(path, "text", group_key="topic").rows[0]["group"] == "prompt:1"
 
 
 # Formats
@@ -515,6 +515,18 @@ def test_hub_rows_with_null_columns_and_other_names():
     report = rows.read_rows([row], "org/set", "sft", columns={"prompt": "question", "completion": "answer"})
     assert texts.content(report.rows[0]) == {"prompt": "q", "completion": "a"}
     assert (report.rows[0]["id"], report.rows[0]["source"]) == ("set-1", "org/set:1")
+
+
+@pytest.mark.parametrize("label, kept", [(False, 1), (True, 2), (0, 2), ("false", 2), (None, 2)])
+def test_sft_never_imitates_a_completion_that_is_labelled_false(label, kept):
+    """Only a boolean is a verdict; another label is a class of the data set's own."""
+    for row in ({"prompt": "p", "completion": "c"}, {"prompt": PROMPT, "completion": YES}):
+        report = rows.read_rows([row | {"label": label}, row | {"extra": 1}], "made", "sft")
+        assert report.kept == kept and "label" not in report.rows[0]
+        assert {reason: line for reason, [(line, _)] in report.dropped.items()} == (
+            {} if kept == 2 else {"label_false": 1}
+        )
+        assert all("kto reads it" in message for [(_, message)] in report.dropped.values())
 
 
 def test_unknown_task_and_format():

@@ -89,7 +89,7 @@ class Source(Section):
     rows: str = "train"
     """Split of `dataset` to read."""
     format: Literal[
-        "auto", "messages", "sharegpt", "prompt_completion", "instruction", "preference", "transcript", "text"
+        "auto", "messages", "sharegpt", "prompt_completion", "instruction", "preference", "transcript", "kto", "text"
     ] = "auto"
     """Layout of a row; `auto` recognises it by its keys."""
     separator: str = ""
@@ -153,6 +153,8 @@ class Prepare(Section):
     """Conversations, prompts with completions, or instructions, for supervised fine-tuning."""
     preference: list[Source] = []
     """Prompts with a chosen and a rejected answer."""
+    kto: list[Source] = []
+    """Prompts with a completion and a label: `true` for a completion that is wanted, `false` for one that is not."""
     choices: list[Source] = []
     """Questions with several answers, of which one is right; all of them become a benchmark task."""
     test_fraction: Fraction = 0.1
@@ -173,6 +175,10 @@ class Prepare(Section):
     """Longest line of a file, in MiB; a file with a longer one is refused."""
     allow_empty_user: bool = False
     """Keep rows in which a user says nothing."""
+
+
+SOURCES = tuple(key for key, field in Prepare.model_fields.items() if section_class(field.annotation) is Source)
+TRAINED = tuple(key for key in SOURCES if key != "choices")  # each has a training and a held-out side
 
 
 class Optimisation(Section):

@@ -1,17 +1,25 @@
-"""What a section names that lies outside: files of the user's own, and models, data sets and tasks on the hub."""
+"""Where data comes from: the user's own files, what lies on the hub, and the sides for which there is a source."""
 
 import os
 from pathlib import Path
 
-from posttrain.config.sections import HubModel, Section, Source, Task
+from posttrain.config.sections import SOURCES, HubModel, Prepare, Section, Source, Task
 from posttrain.ground.code import function_file
+
+
+def sides(prepare: Prepare, task: str) -> set[str]:
+    """The sides, `train` and `test`, for which there is a source of a kind of data (one of TRAINED)."""
+    generated = prepare.world and task != "kto" and (task != "long" or prepare.world.long)
+    uses = {"split"} if generated else {source.use for source in getattr(prepare, task)}
+    split = {"train", "test"} if prepare.test_fraction or generated else {"train"}
+    return uses - {"split"} | (split if "split" in uses else set())
 
 
 def own_files(stage: str, section: Section) -> list[tuple[str, Path]]:
     """(dotted key, file) of every local file that a section names; of a model's folder, what is read there."""
     found = []
     if stage == "prepare":
-        for task in ("text", "long", "sft", "preference", "choices"):
+        for task in SOURCES:
             for number, source in enumerate(getattr(section, task)):
                 found += [(f"{stage}.{task}[{number}].path", Path(source.path))] if source.path else []
         if section.chat_template not in (None, "default", "tokenizer"):

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from operator import itemgetter
 
 from posttrain.config.sections import (
+    SOURCES,
+    TRAINED,
     WHOLE_BATCH,
     Base,
     Experiment,
@@ -16,6 +18,7 @@ from posttrain.config.sections import (
     conditional,
     subsections,
 )
+from posttrain.config.sources import sides
 from posttrain.data.formats import FORMATS
 from posttrain.ground.code import fingerprint, function_file
 from posttrain.ground.errors import UserError
@@ -89,12 +92,12 @@ def _pinned(where: str, section: Section) -> Iterator[tuple[str, str]]:
 
 
 def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
-    for task in ("text", "long", "sft", "preference", "choices"):
+    for task in SOURCES:
         for number, source in enumerate(getattr(prepare, task)):
             yield from _source(f"prepare.{task}[{number}]", task, source)
-    if not (prepare.world or prepare.text or prepare.long or prepare.sft or prepare.preference):
-        yield "prepare", "has no data: set world, or give sources under text, sft or preference"
-    if not any(getattr(prepare, task) for task in ("text", "long", "sft", "preference", "choices")):
+    if not (prepare.world or any(getattr(prepare, task) for task in TRAINED)):
+        yield "prepare", "has no data: set world, or give sources under text, sft, preference or kto"
+    if not any(getattr(prepare, task) for task in SOURCES):
         for key in sorted(OF_SOURCES & prepare.model_fields_set):
             yield f"prepare.{key}", "has no effect on the built-in world: it is about sources, and there are none"
     if prepare.tokenizer:
@@ -117,14 +120,6 @@ def _source(where: str, task: str, source: Source) -> Iterator[tuple[str, str]]:
     allowed = ("auto", *FORMATS.get(task, ()))
     if source.format not in allowed:
         yield f"{where}.format", f"{source.format} does not hold rows for {task}; allowed: {', '.join(allowed)}"
-
-
-def sides(prepare: Prepare, task: str) -> set[str]:
-    """The sides, `train` and `test`, for which there is a source of a kind of data."""
-    made = prepare.world and (task != "long" or prepare.world.long)
-    uses = {"split"} if made else {source.use for source in getattr(prepare, task)}
-    split = {"train", "test"} if prepare.test_fraction or made else {"train"}
-    return uses - {"split"} | (split if "split" in uses else set())
 
 
 def _base(base: Base) -> Iterator[tuple[str, str]]:

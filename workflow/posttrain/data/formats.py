@@ -16,7 +16,7 @@ FORMATS = {
     "sft": ("messages", "sharegpt", "instruction", "prompt_completion", "transcript"),
     "preference": ("transcript", "preference"),
     "kto": ("kto",),
-    "eval": ("choices", "question_answer"),
+    "eval": ("choices",),
 }
 ROLES = {name: name for name in ("system", "user", "assistant", "tool")}
 SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
@@ -53,7 +53,6 @@ def guess(row: dict, task: str) -> str | None:
         "preference": {"chosen", "rejected"} <= has,
         "kto": {"completion", "label"} <= has,
         "choices": "choices" in has,
-        "question_answer": {"question", "answer"} <= has,
     }
     return next((format for format in FORMATS[task] if shown[format]), None)
 
@@ -93,8 +92,6 @@ def _checked_row(row: dict, task: str, format: str, allow_empty_user: bool) -> d
                 return _kto(row, allow_empty_user)
             case "choices":
                 return _choices(row)
-            case "question_answer":
-                return {key: _text(_field(row, key), key) for key in ("question", "answer")}
     except RowError as error:
         other = guess(row, task)
         if error.reason in ("missing_field", "not_a_transcript") and other not in (None, format):
@@ -228,7 +225,12 @@ def _instruction(row: dict, allow_empty_user: bool) -> list[dict]:
 
 
 def _prompt_completion(row: dict, allow_empty_user: bool) -> dict:
-    """Two strings stay strings, two lists of messages become one conversation."""
+    """Two strings stay strings, two lists of messages become one conversation.
+
+    Raises RowError for a completion that is labelled as unwanted (a row for `kto`): it would be imitated.
+    """
+    if row.get("label") is False:
+        raise RowError("label_false", "label is false: an unwanted completion, which sft would imitate; kto reads it")
     pair = _prompt_and(row, "completion", allow_empty_user)
     return pair if isinstance(pair["prompt"], str) else {"messages": pair["prompt"] + pair["completion"]}
 

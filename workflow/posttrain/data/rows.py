@@ -5,7 +5,7 @@ Canonical rows hold "id", "group", "source" (file:line) and, by task,
     sft         messages, or prompt and completion
     preference  prompt, chosen, rejected: all strings or all lists of messages
     kto         prompt, completion, label
-    eval        question, choices and the answer's index, or question and answer
+    eval        question, choices and the answer's index
 """
 
 import math
@@ -51,7 +51,7 @@ class Report:
         return said
 
 
-def read(
+def read_file(
     path,
     task: str,
     format: str = "auto",
@@ -219,16 +219,13 @@ def _check_ids(report: Report) -> None:
 
 
 def _warn_whole(report: Report) -> None:
-    """Warn about what only the rows together show: near-duplicates, bias, one label, too few to split."""
+    """Warn about what only the rows together show: near-duplicates, bias, too few to split."""
     for row, earlier in texts.near_duplicates(report.rows):
         line, there = (int(r["source"].rsplit(":", 1)[1]) for r in (row, earlier))
         _note(report.warnings, "near_duplicate", line, f"near-duplicate of line {there}")
     longer, pairs = texts.chosen_longer(report.rows)
     if pairs >= 10 and max(longer, pairs - longer) >= 0.8 * pairs:
         _note(report.warnings, "length_bias", 0, f"chosen longer in {longer}/{pairs} rows")
-    if report.task == "kto" and len({row["label"] for row in report.rows}) == 1:
-        label = str(report.rows[0]["label"]).lower()
-        _note(report.warnings, "one_label", 0, f"all labels are {label}: nothing to contrast")
     if report.kept == 1:
         _note(report.warnings, "too_few_rows", 0, "a single row: too few rows for a train/test split")
 
