@@ -8,11 +8,12 @@ import pytest
 from tiny import make, scratch
 
 from posttrain.config.sections import Base
+from posttrain.data.packing import blocks
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, write_json
 from posttrain.ground.identity import manifest_of
 from posttrain.models.policy import load, load_contract
-from posttrain.stages.base import blocks, unigram_perplexity
+from posttrain.stages.base import unigram_perplexity
 from posttrain.training.checkpoint import seal
 
 
@@ -155,7 +156,7 @@ def test_blocks_and_the_unigram():
 @pytest.mark.parametrize("spoil", [False, True])
 def test_muon_and_locality_continue_to_the_same_bytes(data, home, monkeypatch, spoil):
     """The default base's optimiser and start; control: without Muon's momentum the bytes differ."""
-    from posttrain.training.muon import MuonWithAdamW
+    from posttrain.training.optimizer import MuonWithAdamW
 
     section = Base(scratch=scratch(optimizer="muon", locality=1.5, checkpoint_steps=10))
     whole = make("base", section, Path("results/muon/base/manifest.json"), data=data)

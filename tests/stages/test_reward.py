@@ -8,17 +8,18 @@ import torch
 from test_base import killed_at
 from tiny import first_gradient, make, reward, sft
 
+from posttrain.data import preferences
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
-from posttrain.models import adapters, policy, tokens
+from posttrain.models import adapters, policy, reward_head, tokens
 from posttrain.rl import answers
 from posttrain.stages import reward as stage
 
 
 def scorer(base, tuned_policy, rewarded):
     """A language model with the reward model's adapter on it, as PPO scores with it."""
-    model = policy.load_adapted(adapters.foundation(base, tuned_policy), name="sft").eval()
-    return model, stage.load(model, rewarded), policy.load_tokenizer(base)
+    model = adapters.load_as_sft(adapters.foundation(base, tuned_policy), name="sft").eval()
+    return model, reward_head.add_to(model, rewarded), policy.load_tokenizer(base)
 
 
 def scored(scorer, prompts, replies) -> torch.Tensor:
@@ -59,7 +60,7 @@ def test_the_classifier_and_ppo_score_alike(base, rewarded, tuned_policy, scorin
     classifier = peft.PeftModel.from_pretrained(classifier, rewarded.parent / "model")
     tokenizer = scoring[2]
     classifier.config.pad_token_id = tokenizer.pad_token_id
-    one = stage.classify(classifier, tokenizer, [prompt + reply for prompt, reply in pairs])
+    one = reward_head.classify(classifier, tokenizer, [prompt + reply for prompt, reply in pairs])
     other = scored(scoring, *zip(*pairs, strict=True))
     assert torch.tensor(one) == pytest.approx(other, abs=1e-4)
     assert torch.tensor(one).std() > 1e-2, "control: scores that are all alike agree for nothing"
@@ -77,11 +78,11 @@ def test_a_tokenizer_that_pads_with_its_end_of_turn(base, rewarded, tuned_policy
     tokenizer = copy.deepcopy(scoring[2])
     tokenizer.pad_token = tokenizer.eos_token
     rows, known = [prompt + reply for prompt, reply in pairs], scored(scoring, *zip(*pairs, strict=True))
-    apart = stage.padded_apart(tokenizer)
+    apart = reward_head.pad_apart_from_end(tokenizer)
     classifier.config.pad_token_id = apart.pad_token_id
-    assert torch.tensor(stage.classify(classifier, apart, rows)) == pytest.approx(known, abs=1e-4)
+    assert torch.tensor(reward_head.classify(classifier, apart, rows)) == pytest.approx(known, abs=1e-4)
     classifier.config.pad_token_id = tokenizer.pad_token_id
-    assert (torch.tensor(stage.classify(classifier, tokenizer, rows)) - known).abs().max() > 1e-2
+    assert (torch.tensor(reward_head.classify(classifier, tokenizer, rows)) - known).abs().max() > 1e-2
 
 
 def test_padding_and_what_follows_the_end_of_turn_change_no_score(scoring, pairs):
@@ -100,8 +101,8 @@ def test_it_begins_as_the_sft_policy(base, tuned_policy):
     found = adapters.foundation(base, tuned_policy)
     ids = torch.arange(20, 60).unsqueeze(0)
     with torch.no_grad():
-        known = policy.load_adapted(found).eval()(ids).logits
-        wide = policy.load_adapted(found, reward(rank=24, alpha=7.0, target_modules="all-linear")).eval()(ids).logits
+        known = adapters.load_as_sft(found).eval()(ids).logits
+        wide = adapters.load_as_sft(found, reward(rank=24, alpha=7.0, target_modules="all-linear")).eval()(ids).logits
         bare = policy.load_weights(found.weights, found.quantization).eval()(ids).logits
     assert (known - wide).abs().max() < 1e-4
     assert (known - bare).abs().max() > 1e-2
@@ -131,11 +132,12 @@ def test_calibration():
 
 def test_controls_turn_the_labels():
     rows = [{"chosen_ids": [n], "rejected_ids": [-n], "kind": "x"} for n in range(1, 200)]
-    assert stage.turned(rows, "chosen", 0) == rows
+    assert preferences.relabelled(rows, "chosen", 0) == rows
     assert all(
-        row["chosen_ids"] == [-n] and row["kind"] == "x" for n, row in enumerate(stage.turned(rows, "swapped", 0), 1)
+        row["chosen_ids"] == [-n] and row["kind"] == "x"
+        for n, row in enumerate(preferences.relabelled(rows, "swapped", 0), 1)
     )
-    shuffled = sum(row["chosen_ids"][0] < 0 for row in stage.turned(rows, "shuffled", 0))
+    shuffled = sum(row["chosen_ids"][0] < 0 for row in preferences.relabelled(rows, "shuffled", 0))
     assert 70 < shuffled < 130
 
 

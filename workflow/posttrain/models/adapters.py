@@ -8,9 +8,10 @@ begins as nothing.
 from pathlib import Path
 from typing import NamedTuple
 
+from posttrain.config.sections import Adapter
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256
-from posttrain.models.policy import MERGEABLE, load_contract
+from posttrain.models.policy import MERGEABLE, load_contract, load_weights
 
 NF4 = {"type": "nf4", "double_quantization": True, "compute": "float32"}
 
@@ -58,7 +59,20 @@ def lora(section, found: Foundation, dropout: float = 0.0, **options):
     return peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, **options)
 
 
-def begin(model, found: Foundation, name: str = "default") -> None:
+def load_as_sft(found: Foundation, section: Adapter | None = None, dropout: float = 0.0, name: str = "default"):
+    """The SFT policy as an adapter on its frozen weights, ready to be trained on.
+
+    section: the adapter's shape; None for just that of the SFT policy.
+    """
+    import peft
+
+    config = lora(section or Adapter(), found, dropout, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load_weights(found.weights, found.quantization), config, adapter_name=name)
+    start_as_sft(model, found, name)
+    return model
+
+
+def start_as_sft(model, found: Foundation, name: str = "default") -> None:
     """Make a fresh adapter the same function as the SFT policy's: its A and B in the first ranks, and B = 0 beyond.
 
     What the new scale alpha / rank does to the update is taken back in B.

@@ -100,22 +100,6 @@ def load_folder(folder: Path, quantization: dict | None = None, head: bool = Fal
     return model.to(parallel.device())
 
 
-def load_adapted(found, section=None, dropout: float = 0.0, name: str = "default"):
-    """The SFT policy as an adapter on its frozen weights, ready to be trained on (`adapters.Foundation`).
-
-    section: `config.Adapter`, the adapter's shape; None for just that of the SFT policy.
-    """
-    import peft
-
-    from posttrain.config.sections import Adapter
-    from posttrain.models import adapters
-
-    config = adapters.lora(section or Adapter(), found, dropout, task_type="CAUSAL_LM")
-    model = peft.get_peft_model(load_weights(found.weights, found.quantization), config, adapter_name=name)
-    adapters.begin(model, found, name)
-    return model
-
-
 def attention(folder: Path) -> dict[str, str]:
     """The attention implementation: BLOOM's ALiBi exists as plain code only, all others take the fused one."""
     kind = read_json(folder / "config.json")["model_type"]

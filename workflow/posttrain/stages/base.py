@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 
 from posttrain.config.sections import Base, Scratch
+from posttrain.data import packing
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.ground.progress import say
-from posttrain.models import tokens
 from posttrain.models.policy import save_contract
 from posttrain.training import parallel
 
@@ -97,23 +97,23 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-    from posttrain.training import trainers
+    from posttrain.training import optimizer, trainers
 
     trainers.seed_everything(section.seed)
     config = architecture(section, tokenizer)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if section.locality and section.positions == "rope":
         look_back(model, section.locality)
-    train = blocks(tokenizer, read_jsonl(text / "train.jsonl"), section.context)
-    test = blocks(tokenizer, read_jsonl(text / "test.jsonl"), section.context)
+    train = packing.blocks(tokenizer, read_jsonl(text / "train.jsonl"), section.context)
+    test = packing.blocks(tokenizer, read_jsonl(text / "test.jsonl"), section.context)
     say(f"{model.num_parameters():,} parameters, {len(train) * section.context:,} tokens of text")
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**trainers.arguments(section, checkpoints), remove_unused_columns=False),
         train_dataset=train,
         eval_dataset=test,
-        data_collator=collate,
-        optimizers=(optimizer(section, model), None),
+        data_collator=packing.collate,
+        optimizers=(optimizer.chosen(section, model), None),
     )
     trainers.share_rows(trainer, section)
     trainers.run(trainer, section, checkpoints)
@@ -184,39 +184,6 @@ def look_back(model, strength: float) -> None:
             with torch.no_grad():
                 layer.self_attn.k_proj.bias[part] = strength * torch.cat([here, zero])
                 layer.self_attn.q_proj.bias[part] = strength * torch.cat([frequencies.cos(), -frequencies.sin()])
-
-
-def optimizer(section: Scratch, model):
-    """Muon where it is asked for; None lets the trainer make its AdamW."""
-    if section.optimizer == "adamw":
-        return None
-    from posttrain.training.muon import MuonWithAdamW
-
-    return MuonWithAdamW(model, section.learning_rate, section.weight_decay, section.beta2)
-
-
-def blocks(tokenizer, rows: list[dict], context: int) -> list[dict]:
-    """Documents one after another, each closed by EOS, cut into blocks of `context` tokens that begin with BOS.
-
-    A BOS before every document would teach the model that nothing before a BOS matters, and trained virtual
-    tokens (prefix and prompt tuning) stand there.
-    """
-    stream: list[int] = []
-    for ids in tokenizer([row["text"] for row in rows], add_special_tokens=False).input_ids:
-        stream += [*ids, tokenizer.eos_token_id]
-    room = context - 1
-    whole = range(0, len(stream) - room + 1, room)
-    if not whole:
-        raise UserError(f"base: the prepared text has {len(stream)} tokens, fewer than one context of {context}")
-    return [{"input_ids": [tokens.opening(tokenizer), *stream[start : start + room]]} for start in whole]
-
-
-def collate(batch: list[dict]) -> dict:
-    """Blocks to tensors (batch x context); every token is predicted from those before it."""
-    import torch
-
-    ids = torch.tensor([item["input_ids"] for item in batch])
-    return {"input_ids": ids, "labels": ids.clone()}
 
 
 def unigram_perplexity(train: list[dict], test: list[dict]) -> float:

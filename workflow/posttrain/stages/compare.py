@@ -77,10 +77,10 @@ def compare(
 
 def load(section: Compare, found: adapters.Foundation, reward: Path | None) -> Judge:
     """The SFT policy as the adapter `sft`, with the reward model's beside it."""
-    from posttrain.stages import reward as stage
+    from posttrain.models import reward_head
 
-    model = policies.load_adapted(found, name="sft").eval()
-    head = stage.load(model, reward) if reward else None
+    model = adapters.load_as_sft(found, name="sft").eval()
+    head = reward_head.add_to(model, reward) if reward else None
     named = section.reward_function
     function = handwritten.load(named, section.reward_code) if named else None
     return Judge(model, policies.load_tokenizer(found.weights), head, function)

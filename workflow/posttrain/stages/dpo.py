@@ -8,6 +8,7 @@ python -m posttrain dpo --config results/NAME/dpo/config.yaml --data results/NAM
 from pathlib import Path
 
 from posttrain.config.sections import WHOLE_BATCH, Dpo
+from posttrain.data import preferences
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.ground.progress import say
@@ -31,7 +32,7 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
     tokenizer = policy.load_tokenizer(found.weights)
     train, test = (rows(data, reference, side, section) for side in ("train", "test"))
     trainers.seed_everything(section.seed)
-    model = policy.load_adapted(found, section, section.dropout)
+    model = adapters.load_as_sft(found, section, section.dropout)
     begun = trainers.trained_weights(model)
     trainer = DPOTrainer(
         model=model,
@@ -87,16 +88,13 @@ def rows(data: Path, reference: Path, side: str, section: Dpo) -> list[dict]:
 
     Raises UserError where the reference was made from other pairs.
     """
-    from posttrain.stages.reference import pairs
-    from posttrain.stages.reward import turned
-
-    found = pairs(data, side)
+    found = preferences.pairs(data, side)
     known = read_jsonl(reference.parent / "data" / f"{side}.jsonl")
     if [row["id"] for row in found] != [row["id"] for row in known]:
         raise UserError(f"{reference}: was made from other pairs than {data}; remake it: rm {reference}")
     keys = ("prompt", "chosen", "rejected", "ref_chosen_logps", "ref_rejected_logps")
     made = [{key: (row | log_probs)[key] for key in keys} for row, log_probs in zip(found, known, strict=True)]
-    return turned(made, section.labels, section.seed) if side == "train" else made
+    return preferences.relabelled(made, section.labels, section.seed) if side == "train" else made
 
 
 def end_with_the_turn(trainer, tokenizer, train: list[dict], test: list[dict]) -> None:

@@ -10,13 +10,13 @@ import math
 from pathlib import Path
 
 from posttrain.config.sections import Lengths
+from posttrain.data.packing import blocks
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, write_jsonl
 from posttrain.ground.progress import say
 from posttrain.maths.intervals import mean_stderr
 from posttrain.models import policy as policies
 from posttrain.models import tokens
-from posttrain.stages.base import blocks
 
 TASK = "long_text"  # of documents that name no other
 

@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 
 from posttrain.config.sections import Longctx
+from posttrain.data import packing
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.ground.progress import say
@@ -80,13 +81,11 @@ def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) 
 
     Raises UserError where there is none.
     """
-    from posttrain.stages.base import blocks
-
     file = data.parent / "data" / "long" / f"{side}.jsonl"
     found = read_jsonl(file) if file.is_file() else []
     found = [row for row in found if not {"answer", "task"} & row.keys() and row.get("length", context) >= context]
     if section.packing and found:
-        return blocks(tokenizer, found, context)
+        return packing.blocks(tokenizer, found, context)
     texts = [row["text"] for row in found]
     encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     rows = [{"input_ids": [tokens.opening(tokenizer), *ids][:context]} for ids in encoded if len(ids) + 1 >= context]
@@ -133,16 +132,15 @@ def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
     """transformers' trainer, every token predicted from those before it."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    from posttrain.stages.base import collate, optimizer
-    from posttrain.training import trainers
+    from posttrain.training import optimizer, trainers
 
-    chosen = optimizer(section, model) if section.tuning == "full" else None
+    chosen = optimizer.chosen(section, model) if section.tuning == "full" else None
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**trainers.arguments(section, checkpoints), remove_unused_columns=False),
         train_dataset=rows["train"],
         eval_dataset=rows["test"],
-        data_collator=collate,
+        data_collator=packing.collate,
         optimizers=(chosen, None),
     )
     trainer.remove_callback(PrinterCallback)  # the first evaluation would print a dict

@@ -109,13 +109,13 @@ def load(section: Ppo, found: adapters.Foundation) -> Models:
 
     trainers.seed_everything(section.seed)
     tokenizer = policy.load_tokenizer(found.weights)
-    model = policy.load_adapted(found, section, name="policy")
+    model = adapters.load_as_sft(found, section, name="policy")
     model.add_adapter("value", adapters.lora(section, found, task_type="CAUSAL_LM"))
-    adapters.begin(model, found, "value")
+    adapters.start_as_sft(model, found, "value")
     if found.adapter:
         config = peft.PeftConfig.from_pretrained(found.adapter.parent / "model")
         model.add_adapter("reference", config)
-        adapters.begin(model, found, "reference")
+        adapters.start_as_sft(model, found, "reference")
     head = torch.nn.Linear(model.config.hidden_size, 1)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
@@ -124,9 +124,9 @@ def load(section: Ppo, found: adapters.Foundation) -> Models:
 
 def model_scorer(models: Models, reward: Path) -> Callable[[Answers, list[dict]], Tensor]:
     """Scores answers with the reward model, as one more adapter."""
-    from posttrain.stages import reward as stage
+    from posttrain.models import reward_head
 
-    head = stage.load(models.peft, reward)
+    head = reward_head.add_to(models.peft, reward)
 
     def score(given: Answers, rows: list[dict]) -> Tensor:
         with torch.no_grad(), adapter(models.peft, "reward"):

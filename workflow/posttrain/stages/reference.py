@@ -8,8 +8,8 @@ python -m posttrain reference --config results/NAME/reference/config.yaml --data
 from pathlib import Path
 
 from posttrain.config.sections import Reference
-from posttrain.ground.errors import UserError
-from posttrain.ground.files import read_jsonl, write_jsonl
+from posttrain.data import preferences
+from posttrain.ground.files import write_jsonl
 from posttrain.ground.progress import say
 from posttrain.models import tokens
 
@@ -20,10 +20,10 @@ def reference(section: Reference, data: Path, base: Path, sft: Path, work: Path,
 
     found = adapters.foundation(base, sft)
     tokenizer = policy.load_tokenizer(found.weights)
-    model = policy.load_adapted(found).eval()
+    model = adapters.load_as_sft(found).eval()
     counted = {}
     for side in ("train", "test"):
-        rows = pairs(data, side)
+        rows = preferences.pairs(data, side)
         encoded = [tokens.encode_pair(tokenizer, row) for row in rows]
         log_probs = {answer: summed(model, tokenizer, encoded, answer, section) for answer in ("chosen", "rejected")}
         write_jsonl(
@@ -36,15 +36,6 @@ def reference(section: Reference, data: Path, base: Path, sft: Path, work: Path,
         counted[side] = len(rows)
         say(f"{len(rows):,} pairs of {side}")
     return {"summary": {f"{side} pairs": count for side, count in counted.items()}}
-
-
-def pairs(data: Path, side: str) -> list[dict]:
-    """The preference pairs of one side. Raises UserError when there are none to train on."""
-    file = data.parent / "data" / "preference" / f"{side}.jsonl"
-    rows = read_jsonl(file) if file.is_file() else []
-    if not rows and side == "train":
-        raise UserError(f"{data}: holds no preference pairs; set prepare.preference or prepare.world")
-    return rows
 
 
 def summed(model, tokenizer, encoded: list[dict], answer: str, section: Reference) -> list[float]:

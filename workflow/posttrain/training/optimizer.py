@@ -1,4 +1,4 @@
-"""Muon for a model's matrices and AdamW for the rest, as one optimiser that a trainer can use and save.
+"""The optimiser of a whole model: AdamW, or Muon for its matrices and AdamW for the rest.
 
 Muon orthogonalises the momentum of each matrix (Jordan et al. 2024; `torch.optim.Muon`); embeddings and vectors
 stay with AdamW, as its authors advise. `match_rms_adamw` lets both share a learning rate (arXiv 2502.16982).
@@ -40,3 +40,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.muon.load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
         self.param_groups[:] = [*self.muon.param_groups, *self.adamw.param_groups]
+
+
+def chosen(section, model: torch.nn.Module) -> MuonWithAdamW | None:
+    """The optimiser that `section.optimizer` names; None for AdamW, which transformers' trainer makes itself."""
+    if section.optimizer == "adamw":
+        return None
+    return MuonWithAdamW(model, section.learning_rate, section.weight_decay, section.beta2)

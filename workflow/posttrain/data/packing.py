@@ -1,0 +1,28 @@
+"""Documents packed into blocks of equal length, and batches of such blocks."""
+
+from posttrain.ground.errors import UserError
+from posttrain.models import tokens
+
+
+def blocks(tokenizer, rows: list[dict], context: int) -> list[dict]:
+    """Documents one after another, each closed by EOS, cut into blocks of `context` tokens that begin with BOS.
+
+    A BOS before every document would teach the model that nothing before a BOS matters, and trained virtual
+    tokens (prefix and prompt tuning) stand there. Raises UserError where the documents do not fill one block.
+    """
+    stream: list[int] = []
+    for ids in tokenizer([row["text"] for row in rows], add_special_tokens=False).input_ids:
+        stream += [*ids, tokenizer.eos_token_id]
+    room = context - 1
+    starts = range(0, len(stream) - room + 1, room)
+    if not starts:
+        raise UserError(f"base: the prepared text has {len(stream)} tokens, fewer than one context of {context}")
+    return [{"input_ids": [tokens.opening(tokenizer), *stream[start : start + room]]} for start in starts]
+
+
+def collate(batch: list[dict]) -> dict:
+    """Blocks of equal length as tensors, batch x context; every token is predicted from those before it."""
+    import torch
+
+    ids = torch.tensor([block["input_ids"] for block in batch])
+    return {"input_ids": ids, "labels": ids.clone()}
