@@ -11,17 +11,7 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/fetch.smk"
-include: "workflow/rules/prepare.smk"
-include: "workflow/rules/base.smk"
-include: "workflow/rules/sft.smk"
-include: "workflow/rules/reward.smk"
-include: "workflow/rules/ppo.smk"
-include: "workflow/rules/reference.smk"
-include: "workflow/rules/dpo.smk"
-include: "workflow/rules/longctx.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/lengths.smk"
-include: "workflow/rules/compare.smk"
+include: "workflow/rules/stages.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -43,7 +33,7 @@ onstart:
     except UserError as mistake:
         print(mistake, file=sys.stderr)
         sys.exit(2)
-    os.environ[FROZEN] = write_named(PLAN.freeze())
+    os.environ[FROZEN] = write_named(freeze(PLAN))
     write_named(SUMMARY)
 
 

@@ -17,8 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from posttrain.config.stages import JUDGES
 from posttrain.dag import campaign
-from posttrain.dag.plan import JUDGES, Plan
+from posttrain.dag.plan import Plan
 from posttrain.resources import estimates
 from posttrain.tools.budget import place
 

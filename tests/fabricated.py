@@ -7,6 +7,7 @@ from unittest import mock
 
 import yaml
 
+from posttrain.dag.frozen import summary
 from posttrain.ground import code
 from posttrain.ground.files import write_json
 from posttrain.ground.identity import canonical, manifest_of, named
@@ -26,7 +27,7 @@ def fabricate(plan, folders=None, text: str = "") -> None:
             (folder / part / "bytes").write_text(f"{folder} {part}{text}")
         for name in ("metrics.json", "lm_eval.json", "table.csv", "table.md", "curves.csv", "index.html"):
             (folder / name).write_text("{}")
-        section = named(canonical(plan.summary())) if stage == "report" else plan.section(experiment, stage)
+        section = named(canonical(summary(plan))) if stage == "report" else plan.section(experiment, stage)
         inputs = plan.inputs(experiment, stage, policy)
         params = [section, plan.code[stage], plan.lineage(experiment, stage, policy)]
         for file in map(Path, inputs.get("fetched", [])):

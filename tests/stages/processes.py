@@ -9,7 +9,7 @@ import pytest
 from accelerate.state import AcceleratorState, DistributedType
 from tiny import make
 
-from posttrain.config import sections
+from posttrain.config.stages import STAGES
 from posttrain.ground.errors import Interrupted
 from posttrain.jobs import kept
 from posttrain.training import interruption, parallel, trainers
@@ -20,7 +20,7 @@ def main(runs: dict, folder: Path, sharded: str = "") -> None:
     if sharded:
         share_out()
     for name, (stage, section, inputs, how) in runs.items():
-        schema = getattr(sections, stage.capitalize())
+        schema = STAGES[stage].section
         inputs = {role: Path(path) for role, path in inputs.items()}
         output, keep_gb = folder / name / "manifest.json", float(how == "unseen")
         with pytest.MonkeyPatch.context() as patch:

@@ -7,6 +7,7 @@ import pytest
 
 from posttrain.config import sections
 from posttrain.dag import campaign, checks
+from posttrain.dag.frozen import families
 from posttrain.ground.errors import UserError
 
 GOOD = "prepare: {world: {}}\nbase: {scratch: {}}\nsft: {method: qlora}\n"
@@ -41,9 +42,9 @@ def test_alignment_shares_what_is_equal(tmp_path):
     assert plan.folder("two", "reference") == "results/one/reference", "no beta in it"
     assert [plan.owner("two", stage) for stage in ("reward", "ppo", "dpo")] == ["one", "one", "two"]
     assert [plan.owner("three", stage) for stage in ("reward", "ppo", "dpo")] == ["three", "three", "one"]
-    assert plan.judgement("two", "compare", "ppo") == "results/one/compare/ppo"
-    assert plan.judgement("three", "compare", "dpo") == "results/three/compare/dpo", "judged by another reward model"
-    assert plan.judgement("three", "evaluate", "dpo") == "results/one/evaluate/dpo"
+    assert plan.folder("two", "compare", "ppo") == "results/one/compare/ppo"
+    assert plan.folder("three", "compare", "dpo") == "results/three/compare/dpo", "judged by another reward model"
+    assert plan.folder("three", "evaluate", "dpo") == "results/one/evaluate/dpo"
 
 
 LONG = "prepare: {world: {long: {}}}\nbase: {scratch: {context: 64}}\nlongctx: {}\nlengths: {tokens: [64, 256]}\n"
@@ -61,9 +62,9 @@ def test_longer_contexts_share_what_is_equal(tmp_path):
     assert plan.upstream("one", "longctx") == ["prepare", "base"]
     assert plan.upstream("three", "longctx") == ["prepare", "base", "sft"]
     assert [plan.owner("two", stage) for stage in ("base", "longctx")] == ["one", "two"]
-    assert plan.judgement("two", "lengths", "base") == "results/one/lengths/base"
-    assert plan.judgement("two", "lengths", "longctx") == "results/two/lengths/longctx"
-    assert "lengths/sft" in plan.judgements_of("three")
+    assert plan.folder("two", "lengths", "base") == "results/one/lengths/base"
+    assert plan.folder("two", "lengths", "longctx") == "results/two/lengths/longctx"
+    assert ("lengths", "sft") in plan.judgements("three")
 
 
 @pytest.mark.parametrize(
@@ -110,8 +111,7 @@ def test_a_hand_written_reward_takes_the_place_of_the_model(tmp_path):
     file.write_text("def mine(prompt, reply, answer):\n    return 1.0\n")
     text = GOOD + f"ppo: {{reward_function: '{file}:mine'}}\n"
     plan = load(tmp_path, one=text)
-    assert plan.upstream("one", "ppo") == ["prepare", "base", "sft"] and not plan.ppo_learns_from_model("one")
-    assert plan.local_files("one", "ppo") == [str(file)] == plan.local_files("one", "compare")
+    assert plan.upstream("one", "ppo") == ["prepare", "base", "sft"]
     before = plan.section("one", "ppo")
     file.write_text("def mine(prompt, reply, answer):\n    # a comment\n    return 1.0\n")
     assert load(tmp_path, one=text).section("one", "ppo") == before
@@ -365,8 +365,8 @@ def test_equal_stages_share_their_artifact(tmp_path):
     assert plan.folder("two", "base") == "results/one/base"
     assert plan.folder("two", "sft") == "results/two/sft"
     assert plan.folder("three", "sft") == "results/two/sft"
-    assert plan.judgement("two", "evaluate", "base") == "results/one/evaluate/base"
-    assert plan.judgement("three", "evaluate", "base") == "results/three/evaluate/base"
+    assert plan.folder("two", "evaluate", "base") == "results/one/evaluate/base"
+    assert plan.folder("three", "evaluate", "base") == "results/three/evaluate/base"
     assert plan.folder("four", "prepare") == "results/one/prepare", "prepare has a seed of its own"
     assert plan.folder("four", "base") == "results/four/base", "the top-level seed is the training stages' default"
     assert plan.folder("four", "sft") == "results/four/sft"
@@ -396,7 +396,7 @@ def test_a_thousand_experiments_are_read_in_seconds(tmp_path):
     (tmp_path / "experiments").mkdir()
     started = time.process_time()
     plan = load(tmp_path, f"experiments: {json.dumps(names)}\n", one=GOOD, **children)
-    assert len(plan.judgements()) == 2000
+    assert len([artifact for artifact in plan.artifacts() if artifact.policy]) == 2000
     assert time.process_time() - started < 5
 
 
@@ -414,4 +414,4 @@ def test_experiments_that_differ_in_the_seed_only_are_one_family(tmp_path):
         three="extends: two\nsft: {method: lora}\n",
         four="extends: one\nprepare: {seed: 1}\n",
     )
-    assert plan.families() == {"one": "one", "two": "one", "three": "three", "four": "four"}
+    assert families(plan) == {"one": "one", "two": "one", "three": "three", "four": "four"}

@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.config import grid
 from posttrain.dag import campaign
-from posttrain.dag.plan import thaw
+from posttrain.dag.frozen import families, freeze, summary, thaw
 from posttrain.ground.errors import UserError
 
 PARENT = """
@@ -49,9 +49,9 @@ def test_three_seeds_by_three_betas_train_three_sfts_and_nine_dpos(load):
     assert folders(plan, "sft") == ["child@seed=1", "child@seed=2", "parent"], "seed 0 is the parent's own"
     assert folders(plan, "reward") == folders(plan, "sft") == folders(plan, "reference")
     assert folders(plan, "base") == folders(plan, "prepare") == ["parent"], "their seed is their own"
-    judged = {plan.judgement(name, "evaluate", "sft").split("/")[1] for name in plan.names}
+    judged = {plan.folder(name, "evaluate", "sft").split("/")[1] for name in plan.names}
     assert judged == set(folders(plan, "sft"))
-    judged = {plan.judgement(name, "compare", "dpo").split("/")[1] for name in plan.names}
+    judged = {plan.folder(name, "compare", "dpo").split("/")[1] for name in plan.names}
     assert judged == set(plan.names)
 
 
@@ -97,13 +97,13 @@ def test_a_child_of_a_grid_has_its_cells_and_shares_what_is_equal(load):
 
 def test_seeds_are_one_family(load):
     plan = load(["child"], parent=PARENT, child=grown("dpo.beta: [0.1, 0.5], seed: [0, 1, 2]"))
-    assert set(plan.families().values()) == {"child@beta=0.1", "child@beta=0.5"}
-    assert plan.summary()["owners"] == {"child@seed=0": "child", "child@seed=1": "child", "child@seed=2": "child"}
+    assert set(families(plan).values()) == {"child@beta=0.1", "child@beta=0.5"}
+    assert summary(plan)["owners"] == {"child@seed=0": "child", "child@seed=1": "child", "child@seed=2": "child"}
 
 
 def test_a_job_thaws_the_same_plan(load):
     plan = load(["child"], parent=PARENT, child=grown("dpo.beta: [0.1, 0.5], seed: [0, 1]"))
-    thawed = thaw(plan.freeze())
+    thawed = thaw(freeze(plan))
     assert thawed.names == plan.names and thawed.folders() == plan.folders() and thawed.code == plan.code
     assert all(thawed.section(n, "dpo") == plan.section(n, "dpo") for n in plan.names)
 

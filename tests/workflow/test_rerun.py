@@ -12,6 +12,7 @@ from fabricated import RERUN, edit, fabricate, forget, rerun
 
 from posttrain.__main__ import main
 from posttrain.dag import campaign
+from posttrain.dag.frozen import summary
 from posttrain.ground import code
 from posttrain.ground.errors import UserError
 from posttrain.ground.identity import canonical, write_named
@@ -280,7 +281,7 @@ def test_a_cell_with_several_axes_can_be_told_to_a_cluster(package):
 
 def test_a_campaign_is_the_same_wherever_it_is_named_from(package):
     paths = ["config/config.yaml", "./config/config.yaml", str(Path("config/config.yaml").absolute())]
-    assert len({canonical(campaign.load(path).summary()) for path in paths}) == 1
+    assert len({canonical(summary(campaign.load(path))) for path in paths}) == 1
 
 
 def test_a_job_that_waited_reads_the_plan_of_its_own_run(package):

@@ -197,12 +197,13 @@ def quiet_libraries(command: str) -> None:
 
 def given_section(stage: str, text: str):
     """A stage's section from the command line. Raises UserError that names every mistake in it."""
-    from posttrain.config import reader, sections
+    from posttrain.config import reader
+    from posttrain.config.stages import STAGES
     from posttrain.dag import campaign, checks
 
     values, problems = reader.given(text), []
     file = values.places[""].partition(":")[0]
-    section = campaign.validated(getattr(sections, stage.capitalize()), values, values.places, problems)
+    section = campaign.validated(STAGES[stage].section, values, values.places, problems)
     if section:
         problems += [f"{file}: {key}: {said}" for key, said in checks.incomplete(stage, section)]
     if problems:

@@ -4,10 +4,18 @@ import sys
 from functools import cache
 from pathlib import Path
 
+<<<<<<< HEAD
 from posttrain.cluster import sites
 from posttrain.dag import campaign
 from posttrain.dag.plan import flat, thaw
 from posttrain.engine import controller, records, versions
+=======
+from posttrain.cluster import controller, sites
+from posttrain.dag import campaign, snakemake_records
+from posttrain.config.stages import STAGES
+from posttrain.dag.command import flat
+from posttrain.dag.frozen import freeze, summary, thaw
+>>>>>>> 74edc59 (Declare every stage once, in one table: policies, judges, trainers, inputs, rules and the reference followed from thirty lists)
 from posttrain.ground import credentials
 from posttrain.ground.code import remember
 from posttrain.ground.errors import UserError
@@ -55,7 +63,7 @@ os.environ.update(
     POSTTRAIN_KEEP_GB=str(PLAN.campaign.keep_gb),
 )
 # The report is told of the campaign by a file under the name of its content, which a later edit cannot change.
-SUMMARY = canonical(PLAN.summary())
+SUMMARY = canonical(summary(PLAN))
 CAMPAIGN = named(SUMMARY)
 if workflow.is_main_process:
     credentials.hide()
@@ -76,7 +84,12 @@ def inputs(stage):
     return lambda wildcards: flat(PLAN.inputs(*artifact(wildcards, stage)))
 
 
-# Each command ends in `tee -i`: tee would die of a Ctrl-C first, and leave the stage nobody to tell of it.
+def command(stage):
+    """The command of a stage. It ends in `tee -i`: a plain tee would end at Ctrl-C, before the stage has reported."""
+    run = f"posttrain attempt --gpus {{resources.gpu}} {stage} --threads {{threads}}"
+    return run + " {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"
+
+
 def arguments(stage):
     """All that a stage depends on and all that it reads, as its command takes it: `--config SECTION --code ...`."""
     return lambda wildcards: PLAN.arguments(*artifact(wildcards, stage))

@@ -17,11 +17,12 @@ from pydantic import Field
 from posttrain.cluster import states
 from posttrain.config import reader
 from posttrain.config.sections import Count, Section, Text
+from posttrain.config.stages import SHARDED, TRAINERS
 from posttrain.dag import campaign
 from posttrain.engine import executor
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
-from posttrain.jobs import attempt, cards, launch, slurm
+from posttrain.jobs import attempt, cards, slurm
 from posttrain.resources import estimates
 
 FILE = Path("slurm/site.yaml")
@@ -100,10 +101,10 @@ def site(file: Path = FILE) -> Site:
         problems.append(f"{values.places['scratch']}: scratch: {error}")
     for stage, request in (made.stages if made else {}).items():
         at = {key: f"{values.places.get(f'stages.{stage}.{key}')}: stages.{stage}.{key}" for key in ("shard", "nodes")}
-        if request.shard and stage not in launch.SHARDED:
-            problems.append(f"{at['shard']}: only {' and '.join(launch.SHARDED)} can")
-        if request.nodes > 1 and stage not in launch.TRAINERS:
-            problems.append(f"{at['nodes']}: only {', '.join(launch.TRAINERS)} can share work out among nodes")
+        if request.shard and stage not in SHARDED:
+            problems.append(f"{at['shard']}: only {' and '.join(SHARDED)} can")
+        if request.nodes > 1 and stage not in TRAINERS:
+            problems.append(f"{at['nodes']}: only {', '.join(TRAINERS)} can share work out among nodes")
         elif request.nodes > 1 and ((request.gpu or 0) < request.nodes or request.gpu % request.nodes):
             problems.append(
                 f"{at['nodes']}: {request.nodes} nodes cannot have as many of {request.gpu or 0} GPUs each; "
@@ -192,7 +193,7 @@ def spread(found: Site) -> dict[str, dict[str, int | str]]:
     """
     several = {}
     for stage, asked in found.stages.items():
-        if stage in launch.TRAINERS and (asked.gpu or 0) > 1:
+        if stage in TRAINERS and (asked.gpu or 0) > 1:
             each = asked.gpu // asked.nodes
             several[stage] = {"cpus_per_task": 2 * each}
             if asked.nodes > 1:
@@ -213,7 +214,7 @@ def request(found: Site | None, plan, experiment: str, stage: str, policy: str =
         return estimate | {"gpu": min(estimate["gpu"], len(cards.present()))}
     own = found.stages.get(stage, Request())
     asked = own.model_dump(exclude_none=True, exclude={"shard", "nodes"})
-    processes = max(1, (own.gpu or 1) // own.nodes) if stage in launch.TRAINERS else 1
+    processes = max(1, (own.gpu or 1) // own.nodes) if stage in TRAINERS else 1
     estimate = estimates.request(plan, experiment, stage, policy, processes)
     estimate["mem_mb"] += AROUND
     estimate["runtime"] = min(estimate["runtime"], found.max_runtime or estimate["runtime"])

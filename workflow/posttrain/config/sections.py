@@ -32,6 +32,11 @@ def also(*stages: str) -> dict:
     return {"also": list(stages)}
 
 
+def instead_of(stage: str) -> dict:
+    """Mark a key as one that takes the place of another stage's artifact."""
+    return {"instead_of": stage}
+
+
 class Section(BaseModel):
     """Settings are immutable, unknown keys are errors, and no value is silently converted."""
 
@@ -54,6 +59,15 @@ def section_class(annotation) -> type[Section] | None:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
         return next(filter(None, map(section_class, typing.get_args(annotation))), None)
     return None
+
+
+@functools.cache
+def has_hub_items(model: type[Section]) -> bool:
+    """Whether a section, or one in it, can name something on the hub."""
+    if issubclass(model, HubModel | Source | Task):
+        return True
+    inner = (section_class(field.annotation) for field in model.model_fields.values())
+    return any(has_hub_items(part) for part in inner if part)
 
 
 @functools.cache
@@ -400,7 +414,7 @@ class Rails(Section):
 class Ppo(Optimisation, Adapter):
     """Proximal policy optimisation from the SFT policy against a reward (arXiv 1707.06347; 2203.02155)."""
 
-    reward_function: Text | None = Field(None, json_schema_extra=also("compare"))
+    reward_function: Text | None = Field(None, json_schema_extra=also("compare") | instead_of("reward"))
     """A hand-written reward instead of the reward model: `file.py:function` or `package.module:function`, called as
     `function(prompt: str, reply: str, answer: str | None) -> float`. Default: the model of section `reward`."""
     reward_code: Text | None = None
@@ -477,8 +491,8 @@ class Longctx(Training):
     """A longer context: RoPE's frequencies rescaled, and the model tuned on long documents. The artifact is a whole
     model, adapters merged, whose configuration says how positions are to be read."""
 
-    policy: Literal["base", "sft", "ppo", "dpo"] = "base"
-    """Policy whose context is made longer."""
+    policy: Name = "base"
+    """Policy whose context is made longer: one that the experiment makes before."""
     method: Literal["linear", "dynamic", "yarn", "none"] = "linear"
     """`linear`: position interpolation (arXiv 2306.15595); `dynamic`: NTK-aware, by the text's length, and `yarn`
     (both arXiv 2309.00071); `none`: positions as they were."""
@@ -554,68 +568,3 @@ class Evaluate(Section):
     """Put questions through the chat template. Default: where the policy has one."""
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Longest input in tokens. Default: the model's own context."""
-
-
-class Experiment(Section):
-    """One chain of stages. A stage runs when its section is there; a section inherits from `extends`."""
-
-    question: str = ""
-    """What the experiment asks, in one sentence."""
-    extends: Name | None = None
-    """Experiment whose settings this one starts from; equal stages share their artifacts."""
-    seed: Seed = 0
-    """Default seed of the training stages."""
-    grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
-    """Dotted keys with the values that they take: an experiment for each combination, `NAME@beta=0.5@seed=1`, in place
-    of this one. Inherited axis by axis; `null` for none."""
-    prepare: Prepare
-    """Data."""
-    base: Base
-    """The untouched model."""
-    sft: Sft | None = None
-    """Supervised fine-tuning; leave out (or `null`) for none."""
-    reward: Reward | None = None
-    """Reward model; leave out (or `null`) for none."""
-    ppo: Ppo | None = None
-    """PPO from the SFT policy; leave out (or `null`) for none."""
-    reference: Reference = Reference()
-    """Reference log-probabilities for `dpo`."""
-    dpo: Dpo | None = None
-    """DPO from the SFT policy; leave out (or `null`) for none."""
-    longctx: Longctx | None = None
-    """Longer context; leave out (or `null`) for none."""
-    lengths: Lengths | None = None
-    """Perplexity by length of every policy; leave out (or `null`) for none."""
-    compare: Compare = Compare()
-    """Answers of every policy side by side, where there is a `reward`, `ppo` or `dpo`."""
-    evaluate: Evaluate = Evaluate()
-    """Benchmarks."""
-
-    _seeded: frozenset[str] = frozenset()  # the stages whose seed is the experiment's
-
-
-class Wandb(Section):
-    """Weights & Biases; nothing is sent by a stage, `posttrain wandb-sync` sends what was written offline."""
-
-    mode: Literal["disabled", "offline"] = "disabled"
-    """`offline` writes runs under `results/wandb`."""
-    project: Name = "posttrain"
-    """Project of the runs."""
-
-
-class Campaign(Section):
-    """What one `snakemake` call covers."""
-
-    title: str = ""
-    """Heading of the report."""
-    experiments: Annotated[list[Name], Field(min_length=1)]
-    """Names; NAME stands in `experiments/NAME.yaml` beside the campaign's file."""
-    grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
-    """Axes that every experiment gets, where its own `grid` does not say otherwise: `seed: [0, 1, 2]`."""
-    keep_gb: Annotated[float, Field(ge=0)] = 20.0
-    """Artifacts that were replaced are kept up to so many GB, and taken again when a stage comes to the same settings,
-    inputs and code; 0 keeps none and makes everything anew."""
-    strict: bool = False
-    """Count the software versions (`envs/requirements.txt`) as part of what a stage is."""
-    wandb: Wandb = Wandb()
-    """Experiment tracker."""

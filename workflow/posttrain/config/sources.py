@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 from posttrain.config.sections import SOURCES, HubModel, Prepare, Section, Source, Task
-from posttrain.ground.code import function_file
 
 
 def sides(prepare: Prepare, task: str) -> set[str]:
@@ -26,8 +25,6 @@ def own_files(stage: str, section: Section) -> list[tuple[str, Path]]:
             found.append((f"{stage}.chat_template", Path(section.chat_template)))
         if section.tokenizer and section.tokenizer.path:
             found.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
-    elif stage in ("ppo", "compare") and section and section.reward_function:
-        found.append((f"{stage}.reward_function", function_file(section.reward_function)))
     elif stage == "base" and section.path:
         folder = Path(section.path)
         weights = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []

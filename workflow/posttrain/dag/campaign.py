@@ -11,7 +11,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from posttrain.config import grid, reader
-from posttrain.config.sections import NAME, Campaign, Experiment, Section, conditional, section_class
+from posttrain.config.experiment import Campaign, Experiment
+from posttrain.config.sections import NAME, Section, conditional, section_class
 from posttrain.config.sources import own_files
 from posttrain.dag import checks
 from posttrain.dag.plan import RESERVED, Plan

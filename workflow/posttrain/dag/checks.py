@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator
 from operator import itemgetter
 
+from posttrain.config.experiment import Experiment
 from posttrain.config.sections import (
     SOURCES,
     TRAINED,
     WHOLE_BATCH,
     Base,
-    Experiment,
     Optimisation,
     Prepare,
     Section,

@@ -10,7 +10,11 @@ import json
 import os
 from pathlib import Path
 
+<<<<<<< HEAD:workflow/posttrain/engine/records.py
 from posttrain.dag import plan
+=======
+from posttrain.dag.command import arguments
+>>>>>>> 74edc59 (Declare every stage once, in one table: policies, judges, trainers, inputs, rules and the reference followed from thirty lists):workflow/posttrain/dag/snakemake_records.py
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
 from posttrain.ground.identity import DAMAGED, canonical, listed, record_of
@@ -47,7 +51,7 @@ def sync(folders: list[str]) -> None:
         other = dict.fromkeys(file for file, digest in inputs if digests[file] not in (digest, None) or damaged(file))
         remarks += [f"made from another {file}" for file in other]
         if not remarks:
-            remarks = record["params"] if stage == "report" else [plan.arguments(record["params"], record["inputs"])]
+            remarks = record["params"] if stage == "report" else [arguments(record["params"], record["inputs"])]
         _write(folder, stage, inputs, remarks)
     if seen:
         SEEN.parent.mkdir(exist_ok=True)
@@ -63,7 +67,11 @@ def damaged(file: str) -> bool:
 
 def _code() -> list[str]:
     """Digests of the modules that say what stands in a record: records that another version wrote are written anew."""
+<<<<<<< HEAD:workflow/posttrain/engine/records.py
     return [sha256(Path(file)) for file in (__file__, plan.__file__)]
+=======
+    return [sha256(Path(__file__).with_name(name)) for name in ("snakemake_records.py", "command.py")]
+>>>>>>> 74edc59 (Declare every stage once, in one table: policies, judges, trainers, inputs, rules and the reference followed from thirty lists):workflow/posttrain/dag/snakemake_records.py
 
 
 def _records() -> list[int]:

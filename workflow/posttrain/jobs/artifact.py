@@ -16,7 +16,7 @@ from pathlib import Path
 from posttrain.config.sections import Ppo, Training
 from posttrain.config.sources import own_files
 from posttrain.dag.checks import slice_of
-from posttrain.dag.plan import flat
+from posttrain.dag.command import flat
 from posttrain.ground import code
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256, write_json

@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from posttrain.config.stages import TRAINERS
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, UserError
 from posttrain.ground.files import read_json, write_json
 from posttrain.ground.progress import say
@@ -54,7 +55,7 @@ def attempt(arguments: list[str], gpus: int) -> int:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     while True:
         code = run(arguments + shape(arguments[0], before) + limit(job), environment, stop, job, before, record)
-        if code != TOO_LARGE or arguments[0] not in launch.TRAINERS:
+        if code != TOO_LARGE or arguments[0] not in TRAINERS:
             break
         world = launch.processes(environment) * asked(arguments[0]).get("nodes", 1)
         before["micro_batch_size"] = smaller(arguments, before, world)
@@ -141,7 +142,7 @@ def begin(record: Path, arguments: list[str]) -> dict:
         raise UserError(
             f"{record.parent.parent}: {fruitless} jobs ended at their time limit without a step that was saved; raise "
             f"stages.{arguments[0]}.runtime in slurm/site.yaml"
-            + (", or lower checkpoint_minutes" if arguments[0] in launch.TRAINERS else "")
+            + (", or lower checkpoint_minutes" if arguments[0] in TRAINERS else "")
         )
     now = known | {"what": digest, "saved": saved, "fruitless": fruitless, "limited": False}
     record.mkdir(parents=True, exist_ok=True)

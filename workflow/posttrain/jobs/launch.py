@@ -8,10 +8,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from posttrain.config.stages import TRAINERS
 from posttrain.training.interruption import WAIT
 
-SHARDED = ("sft", "dpo")  # trainers that can share weights out among processes
-TRAINERS = ("base", "sft", "reward", "ppo", "dpo", "longctx")  # other stages have no work to share
 JOB = ("SLURM_CONF", "SLURM_JOB_ID")  # what a process of a job needs to know of it to start a step
 # Read by each node's shell, inside its step: the job's number is not known before. Two steps meet at other ports.
 MEET = (

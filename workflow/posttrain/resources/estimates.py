@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain.config import sections
-from posttrain.config.sections import Experiment
-from posttrain.dag.plan import JUDGES, Plan
+from posttrain.config.experiment import Experiment
+from posttrain.config.stages import JUDGES, STAGES, TRAINERS
+from posttrain.dag.plan import Plan
 from posttrain.ground.identity import record_of
-from posttrain.jobs import attempt, cards, launch, slurm
+from posttrain.jobs import attempt, cards, slurm
 from posttrain.resources import architecture, memory, moments
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import MB
@@ -55,7 +55,7 @@ def request(plan: Plan, experiment: str, stage: str, policy: str = "", processes
         asked["disk_mb"] = round(need.disk / MB)
     if known := seconds(plan, experiment, stage, policy, need):
         asked["runtime"] = 10 + round(2 * known / 60)
-        if stage in launch.TRAINERS:  # a longer one goes on in further jobs, which a partition lets in sooner
+        if stage in TRAINERS:  # a longer one goes on in further jobs, which a partition lets in sooner
             asked["runtime"] = min(asked["runtime"], UNKNOWN["runtime"])
     asked["mem_mb"] = max(processes * asked["mem_mb"], 2 * ran_out(plan, experiment, stage, policy))
     return asked
@@ -131,7 +131,7 @@ def _past(here: str, plan: Plan, stage: str, kind: str) -> list[tuple[dict, Need
 def as_it_was(settings: Experiment, stage: str, record: dict) -> Experiment:
     """An experiment with the section that a record was made from; as it is, where that is no section any more."""
     try:
-        section = getattr(sections, stage.capitalize()).model_validate(json.loads(record["params"][0]))
+        section = STAGES[stage].section.model_validate(json.loads(record["params"][0]))
     except ValueError:
         return settings
     return settings.model_copy(update={stage: section})
@@ -185,7 +185,7 @@ def work(need: Need, stage: str) -> float:
 
 def folder_of(plan: Plan, experiment: str, stage: str, policy: str) -> str:
     """Where an artifact lies."""
-    return plan.judgement(experiment, stage, policy) if policy else plan.folder(experiment, stage)
+    return plan.folder(experiment, stage, policy)
 
 
 def ran_out(plan: Plan, experiment: str, stage: str, policy: str) -> int:

@@ -5,7 +5,7 @@ posttrain plan EXPERIMENT/STAGE
 
 import os
 
-from posttrain.config.sections import Experiment
+from posttrain.config.experiment import Experiment
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import FULL, MB, Terms

@@ -5,7 +5,8 @@ posttrain plan EXPERIMENT/STAGE
 
 from typing import NamedTuple
 
-from posttrain.config.sections import Experiment, Longctx, Sft
+from posttrain.config.experiment import Experiment
+from posttrain.config.sections import Longctx, Sft
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import FULL, Terms

@@ -6,11 +6,11 @@ posttrain plan [CAMPAIGN] [--all] [--terms] [--gpu-memory-gb N]
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 
-from posttrain.config.sections import Experiment
+from posttrain.config.experiment import Experiment
+from posttrain.config.stages import TRAINERS
 from posttrain.dag.checks import contradictions
 from posttrain.dag.plan import Plan
 from posttrain.ground.errors import UserError
-from posttrain.jobs.launch import TRAINERS
 from posttrain.resources import estimates
 from posttrain.resources.estimates import Need
 from posttrain.resources.memory import MB
@@ -102,8 +102,7 @@ def one(plan: Plan, wanted: str) -> str:
     own = [name for name in plan.names if wanted.startswith(f"{name}/")]
     if not found and own:
         stage, _, policy = wanted.removeprefix(f"{own[0]}/").partition("/")
-        known = plan.judgements_of(own[0]).get(f"{stage}/{policy}") if policy else stage in plan.stages(own[0])
-        found = [known if policy else plan.folder(own[0], stage)] if known else []
+        found = [plan.folder(own[0], stage, policy)] if (stage, policy) in plan.made(own[0]) else []
     if not found:
         raise UserError(f"{wanted}: nothing of this campaign; `posttrain plan --all` lists its stages")
     lines = []

@@ -182,9 +182,8 @@ def fetched(site: Site, plan: Plan) -> list[str]:
     """Models and data from the hub are here, and files of the user's own."""
     items, files = set(), set()
     for name in plan.names:
-        for stage in ("prepare", "base", "evaluate"):
+        for stage, _ in plan.made(name):
             items.update(plan.fetched(name, stage))
-        for stage in ("prepare", "base"):
             files.update(plan.local_files(name, stage))
     absent = sorted(file for file in items if not Path(file).is_file())
     gone = sorted(file for file in files if not Path(file).exists())

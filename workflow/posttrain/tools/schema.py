@@ -8,8 +8,9 @@ import typing
 from pathlib import Path
 
 from posttrain.config import sections
+from posttrain.config.experiment import Campaign, Experiment
 from posttrain.config.sections import section_class
-from posttrain.dag.plan import JUDGES, POLICIES, UPSTREAM
+from posttrain.config.stages import BUILDERS, JUDGES, STAGES, upstream
 from posttrain.ground import code
 from posttrain.ground.files import write_json
 
@@ -26,11 +27,11 @@ def write(folder: Path) -> None:
 
 def schema() -> dict:
     """JSON schema of an experiment's file, in which every key may be left to the parent."""
-    whole = sections.Experiment.model_json_schema()
+    whole = Experiment.model_json_schema()
     whole.pop("required", None)  # a child inherits what it does not say
     for part in whole["$defs"].values():
         part.pop("required", None)
-    whole["$defs"]["Campaign"] = sections.Campaign.model_json_schema()
+    whole["$defs"]["Campaign"] = Campaign.model_json_schema()
     return json.loads(json.dumps(whole))
 
 
@@ -38,8 +39,8 @@ def reference() -> str:
     """A table for each section: key, type, default, meaning."""
     parts = []
     for title, model in (
-        ("The campaign (`config.yaml`)", sections.Campaign),
-        ("An experiment (`experiments/NAME.yaml`)", sections.Experiment),
+        ("The campaign (`config.yaml`)", Campaign),
+        ("An experiment (`experiments/NAME.yaml`)", Experiment),
     ):
         parts += [f"\n## {title}\n", *section("", model)]
     return "\n".join([*parts, *code_table()]) + "\n"
@@ -49,16 +50,19 @@ def reruns(stage: str) -> str:
     """What a key of a stage's section makes anew, in a sentence."""
     if stage in JUDGES:
         return f"A key here reruns `{stage}` of every policy, then `report`."
-    built = [f"`{other}`" for other, upstream in UPSTREAM.items() if stage in upstream]
-    further = ["`longctx` where it is built on one of these"] if stage in POLICIES[:-1] else []
-    further += ["`longctx`"] if stage == "prepare" else []
-    everything = ", ".join([*built, *further, "what judges these policies", "`report`"])
+    below = [f"`{other}`" for other in BUILDERS if stage in upstream(other)]
+    below += [
+        f"`{other}` where it is built on one of these"
+        for other in BUILDERS
+        if "policy" in STAGES[other].reads and stage not in {other, *upstream(other)}
+    ]
+    everything = ", ".join([*below, "what judges these policies", "`report`"])
     return f"A key here reruns `{stage}`, then {everything}."
 
 
 def code_table() -> list[str]:
     """Which stages another code of a module reruns."""
-    stages = [*UPSTREAM, *JUDGES, "report"]
+    stages = [*STAGES, "report"]
     reached = {stage: code.code(stage) for stage in stages}
     lines = [
         "\n## The code\n",
@@ -78,7 +82,7 @@ def section(prefix: str, model: type[sections.Section]) -> list[str]:
     stage = prefix[:-1]
     lines = [
         f"{model.__doc__.strip()}\n",
-        *([f"{reruns(stage)}\n"] if stage in (*UPSTREAM, *JUDGES) else []),
+        *([f"{reruns(stage)}\n"] if stage in STAGES else []),
         "| key | type | default | meaning |",
         "|---|---|---|---|",
     ]

@@ -9,8 +9,16 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+<<<<<<< HEAD
 from posttrain.dag.plan import Plan, flat
 from posttrain.engine.records import damaged
+=======
+from posttrain.config.stages import JUDGES
+from posttrain.dag.command import flat
+from posttrain.dag.frozen import summary
+from posttrain.dag.plan import Plan
+from posttrain.dag.snakemake_records import damaged
+>>>>>>> 74edc59 (Declare every stage once, in one table: policies, judges, trainers, inputs, rules and the reference followed from thirty lists)
 from posttrain.ground import code
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
@@ -51,8 +59,7 @@ def belonging(plan: Plan, artifacts: dict[str, dict], wanted: str) -> set[str]:
     """The artifacts that an experiment uses, or that lie under EXPERIMENT/STAGE."""
     folders = {folder for folder in artifacts if within(folder.removeprefix("results/"), wanted)}
     if wanted in plan.names:
-        folders |= {plan.folder(wanted, stage) for stage in plan.stages(wanted)}
-        folders |= set(plan.judgements_of(wanted).values())
+        folders |= {artifact.folder for artifact in plan.of(wanted)}
     if not folders:
         raise UserError(f"{wanted}: nothing of this campaign; known: {', '.join(plan.names)}")
     return folders
@@ -67,7 +74,7 @@ def found(plan: Plan, folder: str) -> dict:
     """An artifact as it should be made, and the record of how it was."""
     if folder == "results/report":
         experiment, stage, policy = "", "report", ""
-        section = named(canonical(plan.summary()))
+        section = named(canonical(summary(plan)))
     else:
         _, experiment, stage, policy = [*folder.split("/"), ""][:4]
         section = plan.section(experiment, stage)
@@ -223,9 +230,9 @@ def compare(plan: Plan, one: str, other: str) -> str:
     if unknown:
         raise UserError(f"{unknown[0]}: no experiment of this campaign; known: {', '.join(plan.experiments)}")
     lines = [f"{one} -> {other}"]
-    stages = dict.fromkeys([*plan.stages(one), "evaluate", "compare", "lengths", *plan.stages(other)])
+    stages = dict.fromkeys([*plan.stages(one), *JUDGES, *plan.stages(other)])
     for stage in stages:
-        has = [plan.has(name, "dpo" if stage == "reference" else stage) for name in (one, other)]
+        has = [plan.has(name, stage) for name in (one, other)]
         if all(has):
             lines += differences(stage, *(json.loads(plan.section(name, stage)) for name in (one, other)))
         elif any(has):

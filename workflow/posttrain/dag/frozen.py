@@ -1,0 +1,79 @@
+"""A plan as text: for the jobs of a run, which may start after the config was edited, and for the report."""
+
+import json
+from functools import cache
+
+from posttrain.config import grid
+from posttrain.config.experiment import Campaign, Experiment
+from posttrain.config.stages import JUDGES, POLICIES, STAGES
+from posttrain.dag.plan import Plan
+from posttrain.ground.identity import canonical
+
+
+def freeze(plan: Plan) -> str:
+    """The plan as JSON, from which a job makes the plan that its run was started with."""
+    experiments = {name: experiment.model_dump(mode="json") for name, experiment in plan.experiments.items()}
+    campaign = plan.campaign.model_dump(mode="json")
+    seeded = {name: sorted(experiment._seeded) for name, experiment in plan.experiments.items()}
+    whole = {"campaign": campaign, "experiments": experiments, "seeded": seeded}
+    return canonical(whole | {"configfile": plan.configfile, "code": plan.code})
+
+
+def thaw(text: str) -> Plan:
+    """The plan that `freeze` wrote down."""
+    frozen = json.loads(text)
+    experiments = {name: Experiment.model_validate(values) for name, values in frozen["experiments"].items()}
+    for name, experiment in experiments.items():
+        experiment._seeded = frozenset(frozen["seeded"][name])
+    return Plan(Campaign.model_validate(frozen["campaign"]), experiments, frozen["configfile"], frozen["code"])
+
+
+def summary(plan: Plan) -> dict:
+    """What the report must know of the campaign: its experiments, and where the artifacts of each lie."""
+    family = families(plan)
+    return {
+        "title": plan.campaign.title,
+        "configfile": plan.configfile,
+        "policies": POLICIES,
+        "judges": JUDGES,
+        "owners": {name: _without_seed(plan, name) for name in plan.axes if name not in family},
+        "experiments": [
+            {
+                "name": name,
+                "family": family[name],
+                "question": plan.experiments[name].question,
+                "seed": plan.experiments[name].seed,
+                "stages": {"/".join(filter(None, artifact[1:])): artifact.folder for artifact in plan.of(name)},
+            }
+            for name in plan.names
+        ],
+    }
+
+
+def families(plan: Plan) -> dict[str, str]:
+    """Experiment -> the first listed one that differs from it in the seed of training only."""
+    first: dict[str, str] = {}
+    return {name: first.setdefault(_seedless(plan, name), _without_seed(plan, name)) for name in plan.names}
+
+
+def _without_seed(plan: Plan, cell: str) -> str:
+    """The name of a cell without its seed."""
+    name = plan.origin(cell)
+    axes = {key: value for key, value in plan.axes.get(cell, {}).items() if key != "seed"}
+    return grid.cell_name(name, axes, plan.labels.get(name, {}))
+
+
+def _seedless(plan: Plan, experiment: str) -> str:
+    """The sections of an experiment without the seeds of training; other seeds choose rows and questions."""
+    settings = plan.experiments[experiment]
+    sections = {name: plan.section(experiment, name) for name in STAGES if getattr(settings, name)}
+    return canonical({name: _unseeded(text) if STAGES[name].trains else text for name, text in sections.items()})
+
+
+@cache
+def _unseeded(section: str) -> str:
+    """A training section without its seed."""
+    values = json.loads(section)
+    for part in (values, values.get("scratch", {})):
+        part.pop("seed", None)
+    return canonical(values)

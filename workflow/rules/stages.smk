@@ -1,0 +1,37 @@
+# A rule for each stage of the table in workflow/posttrain/config/stages.py, under the stage's own name: `prepare`,
+# `base`, `sft`, ... They differ in that word, and in whether the stage runs once for each policy.
+
+for stage, entry in STAGES.items():
+    policy = entry.makes == "judgement"
+    place = (
+        f"{{experiment}}/{stage}/{{policy}}" if policy else f"{{experiment}}/{stage}"
+    )
+
+    rule:
+        name:
+            stage
+        input:
+            inputs(stage),
+        output:
+            manifest=f"results/{place}/manifest.json",
+            metrics=report(
+                f"results/{place}/metrics.json",
+                caption=f"../report/{stage}.rst",
+                category=stage,
+                labels={"experiment": "{experiment}"}
+                | ({"policy": "{policy}"} if policy else {}),
+            ),
+        log:
+            f"results/logs/{place}.log",
+        conda:
+            "../../envs/environment.yaml"
+        threads: entry.threads
+        resources:
+            gpu=need(stage, "gpu"),
+            mem_mb=need(stage, "mem_mb"),
+            runtime=need(stage, "runtime"),
+            disk_mb=need(stage, "disk_mb"),
+        params:
+            arguments=arguments(stage),
+        shell:
+            command(stage)
