@@ -33,6 +33,7 @@ REACHED = {  # a few, by hand; the others by what `code.code` lists, which `test
     "data/packing.py": {"base", "longctx", "lengths"},
     "maths/rope.py": set(),  # speaks in the tests alone: transformers does the arithmetic
     "maths/ppo.py": {"ppo"},
+    "maths/likelihood.py": {"reference", "ppo", "dpo", "compare"},
     "rl/ppo_health.py": {"ppo"},
     "reporting/figures.py": {"report"},
     "stages/sft.py": {"sft"},

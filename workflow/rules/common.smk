@@ -4,18 +4,12 @@ import sys
 from functools import cache
 from pathlib import Path
 
-<<<<<<< HEAD
 from posttrain.cluster import sites
-from posttrain.dag import campaign
-from posttrain.dag.plan import flat, thaw
-from posttrain.engine import controller, records, versions
-=======
-from posttrain.cluster import controller, sites
-from posttrain.dag import campaign, snakemake_records
 from posttrain.config.stages import STAGES
+from posttrain.dag import campaign
 from posttrain.dag.command import flat
 from posttrain.dag.frozen import freeze, summary, thaw
->>>>>>> 74edc59 (Declare every stage once, in one table: policies, judges, trainers, inputs, rules and the reference followed from thirty lists)
+from posttrain.engine import controller, records, versions
 from posttrain.ground import credentials
 from posttrain.ground.code import remember
 from posttrain.ground.errors import UserError

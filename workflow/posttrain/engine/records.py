@@ -10,11 +10,8 @@ import json
 import os
 from pathlib import Path
 
-<<<<<<< HEAD:workflow/posttrain/engine/records.py
-from posttrain.dag import plan
-=======
+from posttrain.dag import command
 from posttrain.dag.command import arguments
->>>>>>> 74edc59 (Declare every stage once, in one table: policies, judges, trainers, inputs, rules and the reference followed from thirty lists):workflow/posttrain/dag/snakemake_records.py
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
 from posttrain.ground.identity import DAMAGED, canonical, listed, record_of
@@ -67,11 +64,7 @@ def damaged(file: str) -> bool:
 
 def _code() -> list[str]:
     """Digests of the modules that say what stands in a record: records that another version wrote are written anew."""
-<<<<<<< HEAD:workflow/posttrain/engine/records.py
-    return [sha256(Path(file)) for file in (__file__, plan.__file__)]
-=======
-    return [sha256(Path(__file__).with_name(name)) for name in ("snakemake_records.py", "command.py")]
->>>>>>> 74edc59 (Declare every stage once, in one table: policies, judges, trainers, inputs, rules and the reference followed from thirty lists):workflow/posttrain/dag/snakemake_records.py
+    return [sha256(Path(file)) for file in (__file__, command.__file__)]
 
 
 def _records() -> list[int]:

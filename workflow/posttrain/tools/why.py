@@ -9,16 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-<<<<<<< HEAD
-from posttrain.dag.plan import Plan, flat
-from posttrain.engine.records import damaged
-=======
 from posttrain.config.stages import JUDGES
 from posttrain.dag.command import flat
 from posttrain.dag.frozen import summary
 from posttrain.dag.plan import Plan
-from posttrain.dag.snakemake_records import damaged
->>>>>>> 74edc59 (Declare every stage once, in one table: policies, judges, trainers, inputs, rules and the reference followed from thirty lists)
+from posttrain.engine.records import damaged
 from posttrain.ground import code
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
