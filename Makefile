@@ -27,7 +27,7 @@ test-slurm-full: .venv/tests
 lint: .venv/tests
 	ruff check . && ruff format --check .
 	lint-imports --no-cache
-	snakefmt --check Snakefile workflow/rules && snakemake --lint
+	snakefmt --check workflow && snakemake --lint
 
 setup: .venv/ready
 

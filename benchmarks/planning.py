@@ -60,7 +60,7 @@ def ours(folder: Path, jobs: int) -> int:
     from posttrain.dag import campaign
 
     cells = max(1, (jobs - 7) // 3)
-    for name in ("Snakefile", "workflow", "envs", "profiles"):
+    for name in ("workflow", "envs"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "config/experiments").mkdir(parents=True)
     (folder / "config/experiments/parent.yaml").write_text(PARENT)

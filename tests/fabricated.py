@@ -49,7 +49,7 @@ def rerun(**config) -> dict[str, str]:
         flow = api.workflow(
             resource_settings=ResourceSettings(cores=1),
             config_settings=ConfigSettings(config=config),
-            snakefile=Path("Snakefile"),
+            snakefile=Path("workflow/Snakefile"),
         )
         flow.dag(DAGSettings()).execute_workflow(executor="dryrun")
         dag = flow._workflow.dag

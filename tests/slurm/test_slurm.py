@@ -210,7 +210,7 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     seen["stopped"] = (project / "results/logs/cancelled/sft.log").read_text()
     seen["bases"] = of(nodes, "base", "calm")
 
-    snakefile = project / "Snakefile"
+    snakefile = project / "workflow/Snakefile"
     snakefile.write_text(snakefile.read_text().replace("onstart:\n", HELD))
     (project / "held").touch()
     fourth = Controller(project, nodes, *TARGETS, **watched)

@@ -139,8 +139,6 @@ def test_the_profile_tells_who_works_from_who_looks(here, monkeypatch):
 
 def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):
     (here / "slurm").mkdir()
-    (here / "workflow/rules").mkdir(parents=True)
-    (here / "workflow/rules/sft.smk").write_text("")
     (here / "slurm/site.yaml").write_text("partitoin: a\njobs: none\nstages: {sft: {gpu: -1}, sftt: {gpu: 1}}\n")
     with pytest.raises(UserError) as error:
         sites.site()

@@ -28,7 +28,9 @@ def test_the_catalog_finds_what_standardised_usage_needs(root):
     assert set(usage["mandatory-flags"]) == {"desc", "flags"}
     assert set(usage["software-stack-deployment"]) == {"conda", "apptainer", "apptainer+conda"}
     assert usage["report"] is True
-    assert (root / "config/README.md").is_file() and list((root / "workflow/rules").glob("*.smk"))
+    assert (root / "config/README.md").is_file() and (root / "workflow/Snakefile").is_file()
+    assert list((root / "workflow/rules").glob("*.smk"))
+    assert not (root / "Snakefile").exists(), "Snakemake would read that one"
 
 
 def test_ci_is_one_command_everywhere(root, project):

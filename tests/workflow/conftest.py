@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 def done(root, tmp_path_factory):
     """The campaign of every stage, done, in a folder of its own with the project's rules."""
     folder = tmp_path_factory.mktemp("rerun")
-    for name in ("Snakefile", "workflow/rules", "workflow/report", "envs", "profiles"):
+    for name in ("workflow/Snakefile", "workflow/rules", "workflow/report", "workflow/profiles", "envs"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(root / name)
     shutil.copytree(HERE / "whole", folder / "config")

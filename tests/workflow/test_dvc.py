@@ -35,7 +35,7 @@ def lay_out(root: Path, folder: Path) -> None:
     folder.mkdir()
     os.chdir(folder)
     ours = (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
-    for name in ("Snakefile", "workflow", "envs", "profiles", *ours):
+    for name in ("workflow", "envs", *ours):
         (folder / name).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (root / name).is_dir() else shutil.copy
         copy(root / name, folder / name)
@@ -220,7 +220,7 @@ def test_entering_what_was_pulled_in_part_is_refused(pushed, tmp_path, monkeypat
     before = entered()
     assert "does not exist" in run("dvc", "commit", "-f", "campaign", ok=False) and entered() == before
     monkeypatch.chdir(pushed)
-    one = {"cmd": "snakemake", "deps": ["Snakefile"], "outs": [{"results": {"persist": True}}]}
+    one = {"cmd": "snakemake", "deps": ["workflow/Snakefile"], "outs": [{"results": {"persist": True}}]}
     Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"campaign": one}}))
     Path("dvc.lock").unlink()
     run("dvc", "commit", "-q", "-f", "campaign")

@@ -27,7 +27,7 @@ def snakemake(root: Path, folder: Path, hub, *arguments: str) -> subprocess.Comp
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     online = {"PATH": path, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "cache"), "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
-    command = ["snakemake", "-s", str(root / "Snakefile"), "--cores", "2", *arguments]
+    command = ["snakemake", "-s", str(root / "workflow/Snakefile"), "--cores", "2", *arguments]
     return subprocess.run(command, cwd=folder, env=clean | online, capture_output=True, text=True)
 
 

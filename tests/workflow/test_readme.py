@@ -24,7 +24,7 @@ def test_the_tree_names_what_is_there(root):
     layers = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
     assert [*rooms, "__main__"] == layers[::-1]
     assert set(rooms) == {folder.parent.name for folder in package.glob("*/__init__.py")}
-    assert named("Snakefile                  contents page") == ["Snakefile"]
+    assert named("workflow/Snakefile         contents page") == ["workflow/Snakefile"]
     assert named("dvc.yaml  .dvc/            DVC's ledger") == ["dvc.yaml", ".dvc/"]
     assert named("  maths/                   PPO, likelihoods") == ["maths/"]
     assert named("                           (ppo: snapshots/ too") == []

@@ -223,9 +223,19 @@ def test_the_literal_commands_work_from_the_root(project, finished):
 def test_lint_and_format_are_clean(project):
     lint = snakemake(project, "--lint")
     assert lint.returncode == 0, lint.stdout + lint.stderr
-    done = subprocess.run([Path(sys.executable).parent / "snakefmt", "--check", "Snakefile", "workflow/rules"],
+    done = subprocess.run([Path(sys.executable).parent / "snakefmt", "--check", "workflow"],
                           cwd=project, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_the_workflow_is_deployed_as_a_module(root, tmp_path):
+    """As the Snakemake catalog's standardised usage and `snakedeploy deploy-workflow` do."""
+    shutil.copytree(root / "config", tmp_path / "config")
+    (tmp_path / "workflow").mkdir()
+    text = f"module posttrain:\n    snakefile: {str(root / 'workflow/Snakefile')!r}\n    config: config\n"
+    (tmp_path / "workflow/Snakefile").write_text(f'configfile: "config/config.yaml"\n{text}use rule * from posttrain\n')
+    planned = snakemake(tmp_path, "-n")
+    assert planned.returncode == 0 and re.search(r"^ppo +1$", planned.stdout, re.M), planned.stdout + planned.stderr
 
 
 @pytest.mark.parametrize("dry", [True, False])

@@ -28,7 +28,7 @@ def ledger(plan: Plan) -> str:
     report = [f"results/report/{name}" for name in (*PAGES, "manifest.json", "provenance.json")]
     stage = {
         "cmd": f"snakemake --cores all{named}",
-        "deps": ["Snakefile", "workflow", "envs"],
+        "deps": ["workflow", "envs"],
         "params": [{file: None} for file in files],
         "outs": [{out: {"persist": True}} for out in [*made, *report]],
         "metrics": [{"results/report/metrics.json": {"persist": True}}],
