@@ -100,16 +100,16 @@ def test_a_function_is_named(project, root, tmp_path_factory, monkeypatch):
         cached.cache_clear()
     record = Path("results/whole/dpo/provenance.json")
     write_json(record, read_json(record) | {"git_commit": commit})
-    text = (package / "maths/likelihood.py").read_text()
+    text = (package / "models/tokens.py").read_text()
     name = next(iter(code.functions(text)))
-    (package / "maths/likelihood.py").write_text(
+    (package / "models/tokens.py").write_text(
         text.replace(f"def {name}(", f"def {name}_(", 1) + f"\n\n{name} = {name}_\n"
     )
     for cached in (code.module, code.fingerprint_of):
         cached.cache_clear()
     said = block(why.why(load()), "results/whole/dpo")
-    assert f"code: maths.likelihood: (module), {name}, {name}_" in said
-    assert "code: maths.likelihood\n" in block(why.why(load()), "results/whole/reference"), (
+    assert f"code: models.tokens: (module), {name}, {name}_" in said
+    assert "code: models.tokens\n" in block(why.why(load()), "results/whole/reference"), (
         "no commit: the module alone"
     )
     monkeypatch.undo()
@@ -155,7 +155,7 @@ def test_two_experiments_side_by_side(project):
 
 def test_verify_finds_a_flipped_bit(project, capsys):
     assert main(["verify"]) == 0
-    assert "artifacts are what their manifests say; 0 are not made" in capsys.readouterr().out
+    assert "artifacts are what their manifests say; 0 do not exist yet" in capsys.readouterr().out
     file = Path("results/whole/evaluate/dpo/data/bytes")
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert main(["verify"]) == 2

@@ -1,0 +1,159 @@
+"""What the commands beside the stages do: each function takes the parsed arguments and prints."""
+
+import os
+from argparse import Namespace
+from pathlib import Path
+
+from posttrain.dag import artifacts, campaign
+from posttrain.ground import credentials, progress
+from posttrain.ground.errors import UserError, gather
+from posttrain.ground.files import read_json, sha256, write_json
+
+
+def run_attempt(arguments: Namespace) -> int:
+    """Run a stage in a process of its own, which goes on after an interruption."""
+    from posttrain.jobs.attempt import attempt, home
+
+    progress.name = artifacts.at(home(arguments.stage)).name
+    return attempt(arguments.stage, arguments.gpus)
+
+
+def run_fetch(arguments: Namespace) -> None:
+    """Bring what the section names from the hub."""
+    from posttrain.config import reader
+    from posttrain.ground.identity import canonical
+    from posttrain.stages.fetch import fetch
+
+    progress.name = "fetch"
+    credentials.reveal()
+    section = dict(reader.given(arguments.config))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    (arguments.output.parent / "config.yaml").write_text(canonical(section) + "\n", encoding="utf-8")
+    fetch(section, arguments.output)
+
+
+def run_report(arguments: Namespace) -> None:
+    """Render the report; `--campaign` was written when the workflow was planned."""
+    from posttrain.stages.report import report
+
+    progress.name = "report"
+    summary, folder = read_json(arguments.campaign), arguments.output.parent
+    judged = sorted(
+        f"{place}/manifest.json"
+        for experiment in summary["experiments"]
+        for stage, place in experiment["stages"].items()
+        if "/" in stage
+    )
+    digests = {"evaluations": {file: sha256(Path(file)) for file in judged if Path(file).is_file()}}
+    missing = report(summary, folder, Path("results"))
+    params = [str(arguments.campaign), arguments.code or "", arguments.lineage]
+    write_json(folder / "provenance.json", {"stage": "report", "params": params, "inputs": digests})
+    if missing and not arguments.partial:
+        raise UserError(*(f"{piece['name']}: {piece['reason']}" for piece in missing))
+
+
+def run_summary(arguments: Namespace) -> None:
+    """Print the result table, and where the report is."""
+    from posttrain.reporting.records import print_table
+
+    if not (arguments.folder / "table.md").is_file():
+        raise UserError(f"{arguments.folder}: no report is there; run snakemake")
+    print_table(arguments.folder / "table.md")
+    print(f"report: {arguments.folder / 'index.html'}")
+
+
+def run_check(arguments: Namespace) -> None:
+    """Validate a campaign, and list the stages of each experiment with the artifacts that they use."""
+    plan = campaign.load(arguments.campaign)
+    for name in plan.names:
+        print(f"{name}: {plan.experiments[name].question}")
+        for stage in plan.stages(name):
+            print(f"  {stage:9} {plan.folder(name, stage)}")
+
+
+def run_schema(arguments: Namespace) -> None:
+    """Write the generated documentation of the config."""
+    from posttrain.tools import schema
+
+    schema.write(arguments.folder)
+
+
+def run_export(arguments: Namespace) -> None:
+    """Write a whole model, adapters merged."""
+    from posttrain.tools import export
+
+    export.export(arguments.policy, arguments.folder)
+
+
+def run_status(arguments: Namespace) -> None:
+    """Print where each stage stands."""
+    from posttrain.tools import status
+
+    print(status.table(campaign.load(arguments.campaign)))
+
+
+def run_doctor(arguments: Namespace) -> int:
+    """Print what the cluster lacks; exit code 1 where it lacks something."""
+    from posttrain.tools import doctor
+
+    credentials.taken()  # the probe on a compute node needs no tokens
+    lines, whole = doctor.doctor(campaign.load(arguments.campaign))
+    print("\n".join(lines))
+    return 0 if whole else 1
+
+
+def run_ledger(arguments: Namespace) -> None:
+    """Write dvc.yaml."""
+    from posttrain.tools import ledger
+
+    Path("dvc.yaml").write_text(ledger.ledger(campaign.load(arguments.campaign)), encoding="utf-8")
+
+
+def run_why(arguments: Namespace) -> None:
+    """Print which artifacts are stale and why, or how two experiments differ."""
+    from posttrain.tools import why
+
+    plan = campaign.load(arguments.campaign)
+    print(why.compare(plan, arguments.wanted, arguments.other) if arguments.other else why.why(plan, arguments.wanted))
+
+
+def run_plan(arguments: Namespace) -> None:
+    """Print what the stages to be run need; refuse those that do not fit."""
+    from posttrain.tools import budget
+
+    if arguments.gpu_memory_gb is not None:
+        os.environ["POSTTRAIN_DEVICE"] = "gpu"
+    whole = arguments.wanted.endswith((".yaml", ".yml"))
+    plan = campaign.load(arguments.wanted if whole else arguments.campaign)
+    print(budget.table(plan, arguments.all, arguments.terms) if whole else budget.one(plan, arguments.wanted))
+    if arguments.gpu_memory_gb is not None:
+        budget.refuse_too_large(plan, arguments.gpu_memory_gb, arguments.all)
+
+
+def run_verify(arguments: Namespace) -> None:
+    """Compare every artifact of a campaign with its manifest."""
+    from posttrain.jobs.artifact import verify_input
+
+    planned = campaign.load(arguments.campaign).artifacts()
+    existing = [Path(artifact.manifest) for artifact in planned if artifact.exists]
+    gather(verify_input, existing)
+    absent = len(planned) - len(existing)
+    print(f"{len(existing)} artifacts are what their manifests say; {absent} do not exist yet")
+
+
+def run_clean(arguments: Namespace) -> None:
+    """Print what no campaign needs; delete it where `--delete` is given."""
+    from posttrain.tools import clean
+
+    files = arguments.campaigns or sorted(Path("config").glob("*.yaml"))
+    if not files:
+        raise UserError("clean: there is no campaign in config/; name those whose artifacts are to stay")
+    print(f"kept: what {', '.join(map(str, files))} need")
+    print(clean.clean([campaign.load(file) for file in files], arguments.delete))
+
+
+def run_wandb_sync(arguments: Namespace) -> None:
+    """Send offline runs; the only command that connects to Weights & Biases."""
+    from posttrain.training import tracking
+
+    tracking.sync()
