@@ -109,9 +109,7 @@ def test_a_function_is_named(project, root, tmp_path_factory, monkeypatch):
         cached.cache_clear()
     said = block(why.why(load()), "results/whole/dpo")
     assert f"code: models.tokens: (module), {name}, {name}_" in said
-    assert "code: models.tokens\n" in block(why.why(load()), "results/whole/reference"), (
-        "no commit: the module alone"
-    )
+    assert "code: models.tokens\n" in block(why.why(load()), "results/whole/reference"), "no commit: the module alone"
     monkeypatch.undo()
     for cached in (code.module, code.fingerprint_of):
         cached.cache_clear()
