@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.cluster import sites
 from posttrain.ground import credentials
 from posttrain.jobs import attempt, launch, slurm
 
@@ -16,7 +15,7 @@ from posttrain.jobs import attempt, launch, slurm
 def here(tmp_path, monkeypatch) -> Path:
     """An empty working directory, outside of any job."""
     monkeypatch.chdir(tmp_path)
-    for name in ("SLURM_JOB_ID", "POSTTRAIN_DEVICE", sites.TOLD, credentials.PLACE):
+    for name in ("SLURM_JOB_ID", "POSTTRAIN_DEVICE", slurm.SITE, credentials.PLACE):
         monkeypatch.setenv(name, "")  # so that what a test sets is undone
         monkeypatch.delenv(name)
     return tmp_path
@@ -34,7 +33,7 @@ def stage(here, monkeypatch):
 
     def run(script: str, section: dict | None = None, name: str = "sft", **patches) -> int:
         monkeypatch.setattr(launch, "command", lambda arguments, *_: [sys.executable, "-c", script, *arguments])
-        for key, value in ({"wait": lambda *_, **__: True} | patches).items():
+        for key, value in ({"wait_until_reachable": lambda *_, **__: True} | patches).items():
             monkeypatch.setattr(slurm, key, value)
         kept = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         try:

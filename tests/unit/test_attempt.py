@@ -17,6 +17,8 @@ from posttrain.ground import credentials
 from posttrain.ground.errors import UserError
 from posttrain.jobs import attempt, cards, launch, slurm
 
+SFT = ["sft", "--config", "{}", "--output", "results/x/sft/manifest.json"]
+
 
 def test_the_exit_code_is_the_stages(stage, here):
     assert stage("") == 0 and not (here / "results/x/sft/checkpoints/attempt").exists()
@@ -49,44 +51,52 @@ def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, monkeypatch, 
 
 def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(sites.TOLD, "{}")
+    monkeypatch.setenv(slurm.SITE, "{}")
     asked = []
 
-    def again(job, **changes):
+    def requeue(job, **changes):
         asked.append((job, changes))
 
-    known = {"again": again, "shown": lambda job, key: {"MinMemoryNode": "9000000M"}.get(key, ""), "kills": lambda: 0}
+    known = {
+        "requeue": requeue,
+        "field": lambda job, key: {"MinMemoryNode": "9000000M"}.get(key, ""),
+        "oom_kills": lambda: 0,
+    }
     known["refusal"] = lambda job, **changes: "" if changes == {"mem": "18000000"} else "no such node"
     assert stage("import sys; sys.exit(75)", **known) == 75
     assert asked == [("7", {})]
     assert stage("import sys; sys.exit(2)", **known) == 2 and len(asked) == 1, "control: a failure is not"
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert stage(kill, **known) == 137 and len(asked) == 1, "control: nor what was killed with memory left"
-    assert stage(kill, **known | {"kills": lambda: 1}) == 137
+    assert stage(kill, **known | {"oom_kills": lambda: 1}) == 137
     assert asked[1:] == [("7", {"MinMemoryNode": "18000000"})]
-    of_torchrun = stage("import sys; sys.exit(1)", name="dpo", **known | {"kills": lambda: 1})
+    of_torchrun = stage("import sys; sys.exit(1)", name="dpo", **known | {"oom_kills": lambda: 1})
     assert of_torchrun == 1, "which has one code, also where the kernel killed one of its processes"
     assert asked[2:] == asked[1:2]
-    assert stage("import sys; sys.exit(75)", **known | {"kills": lambda: 1}) == 75
+    assert stage("import sys; sys.exit(75)", **known | {"oom_kills": lambda: 1}) == 75
     assert asked[3:] == [("7", {})], "what was saved goes on as it was"
 
 
 def test_slurm_can_be_asked_about_a_job_that_could_write_nothing(stage, here, monkeypatch):
     """What is on disk while the stage runs, should all processes be killed."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(sites.TOLD, "{}")
+    monkeypatch.setenv(slurm.SITE, "{}")
     script = "import shutil, sys; shutil.copy('results/x/sft/checkpoints/attempt/attempt.json', 'seen'); sys.exit(2)"
-    stage(script, shown=lambda job, key: {"MinMemoryNode": "1100M"}.get(key, ""))
+    stage(script, field=lambda job, key: {"MinMemoryNode": "1100M"}.get(key, ""))
     seen = json.loads((here / "seen").read_text())
     assert (seen["job"], seen["mem_mb"]) == ("7", 1100)
 
 
 def test_memory_that_no_node_has_is_not_waited_for(stage, here, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(sites.TOLD, "{}")
+    monkeypatch.setenv(slurm.SITE, "{}")
     asked = []
-    known = {"again": lambda *job, **changes: asked.append(job), "kills": lambda: 1, "refusal": lambda *_, mem: mem}
-    known["shown"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "")
+    known = {
+        "requeue": lambda *job, **changes: asked.append(job),
+        "oom_kills": lambda: 1,
+        "refusal": lambda *_, mem: mem,
+    }
+    known["field"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "")
     assert stage("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", **known) == 137
     assert not asked and "out of memory with 1100 MB, and no more is to be had (2200)" in capsys.readouterr().err
     assert not list(here.glob("results/**/failed.json")), "the next call asks for no more"
@@ -96,10 +106,14 @@ def test_memory_that_no_node_has_is_not_waited_for(stage, here, monkeypatch, cap
 
 def test_memory_that_slurm_does_not_give_is_not_asked_for_again(stage, here, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(sites.TOLD, "{}")
+    monkeypatch.setenv(slurm.SITE, "{}")
     asked = []
-    known = {"again": lambda *job, **changes: asked.append(job), "kills": lambda: 1, "refusal": lambda *_, mem: ""}
-    known["shown"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "")
+    known = {
+        "requeue": lambda *job, **changes: asked.append(job),
+        "oom_kills": lambda: 1,
+        "refusal": lambda *_, mem: "",
+    }
+    known["field"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "")
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert stage(kill, **known) == 137 and asked == [("7",)]
     assert stage(kill, **known) == 137 and asked == [("7",)], "it ran again with what it had"
@@ -108,18 +122,22 @@ def test_memory_that_slurm_does_not_give_is_not_asked_for_again(stage, here, mon
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert stage(kill, **known) == 137 and asked[2:] == [("8",)], "control: another job with as little is to get more"
     (failed,) = here.glob("results/x/sft/checkpoints/attempt/failed.json")
-    stage("import sys; sys.exit(2)", {"batch_size": 4}, **known | {"kills": lambda: 0})
+    stage("import sys; sys.exit(2)", {"batch_size": 4}, **known | {"oom_kills": lambda: 0})
     assert not failed.exists(), "other settings may need no more"
 
 
 def test_what_ended_a_stage_is_judged_when_slurm_answers(stage, here, monkeypatch):
     """Else its job has no memory, and was not preempted."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(sites.TOLD, "{}")
+    monkeypatch.setenv(slurm.SITE, "{}")
     asked, there = [], []
-    known = {"again": lambda *job, **changes: asked.append(changes), "kills": lambda: 1, "refusal": lambda *_, mem: ""}
-    known["shown"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "") if there else ""
-    known["wait"] = lambda *_, longest: there.append(longest)
+    known = {
+        "requeue": lambda *job, **changes: asked.append(changes),
+        "oom_kills": lambda: 1,
+        "refusal": lambda *_, mem: "",
+    }
+    known["field"] = lambda job, key: {"MinMemoryNode": "1100M"}.get(key, "") if there else ""
+    known["wait_until_reachable"] = lambda *_, longest: there.append(longest)
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert stage(kill, **known) == 137 and asked == [{"MinMemoryNode": "2200"}] and there == [5]
     assert stage("", **known) == 0 and there == [5], "control: nothing is to be judged"
@@ -139,7 +157,7 @@ case "$*" in *--mem=2200*) echo "sbatch: error: lines" >&2; echo "allocation fai
 def test_whether_it_would_run_is_asked_of_the_same_job(here, monkeypatch, gpus):
     """Else another node of the partition has the memory, and the job waits without an end."""
     fields = {"Partition": "a", "Account": "lab", "QOS": "(null)", "TimeLimit": "01:00:00", "NumNodes": "1"}
-    monkeypatch.setattr(slurm, "shown", lambda job, key: (fields | {"TresPerJob": gpus}).get(key, ""))
+    monkeypatch.setattr(slurm, "field", lambda job, key: (fields | {"TresPerJob": gpus}).get(key, ""))
     monkeypatch.setenv("PATH", str(here))
     assert slurm.refusal("7", mem="2200") == "there is no sbatch to ask"
     (here / "sbatch").write_text(SBATCH)
@@ -156,9 +174,9 @@ def test_a_job_of_the_users_own_is_left_alone(stage, monkeypatch):
     """Plain Snakemake in an interactive job: to run that job again would end all else in it."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     asked = []
-    known = {"again": lambda *job: asked.append(job), "shown": lambda *_: ""}
+    known = {"requeue": lambda *job: asked.append(job), "field": lambda *_: ""}
     assert stage("import sys; sys.exit(75)", **known) == 75 and asked == []
-    monkeypatch.setenv(sites.TOLD, "{}")
+    monkeypatch.setenv(slurm.SITE, "{}")
     assert stage("import sys; sys.exit(75)", **known) == 75 and asked == [("7",)], "control: one of the profile's"
 
 
@@ -168,9 +186,9 @@ def test_a_preempted_job_that_ends_in_its_grace_time_is_run_again(stage, monkeyp
     """None: cancelled by a person; "": SLURM runs it again by itself, and has forgotten why it did. It ends otherwise
     than in words where it was still loading: torchrun with 1, one process of the signal."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(sites.TOLD, "{}")
+    monkeypatch.setenv(slurm.SITE, "{}")
     asked = []
-    known = {"again": lambda *job: asked.append(job), "shown": lambda job, key: {"PreemptTime": when}.get(key, "")}
+    known = {"requeue": lambda *job: asked.append(job), "field": lambda job, key: {"PreemptTime": when}.get(key, "")}
     heard = f"lambda *_: sys.exit({ends})" if ends > 0 else "signal.SIG_DFL"
     script = f"import os, signal, sys, time; signal.signal(15, {heard}); os.kill(os.getppid(), 15); time.sleep(9)"
     assert stage(script, **known) == (ends if ends > 0 else 143) and asked == [("7",)] * count
@@ -180,14 +198,14 @@ def test_a_preempted_job_that_ends_in_its_grace_time_is_run_again(stage, monkeyp
 def test_a_job_that_is_preempted_for_good_is_run_again_before_it_is_killed(stage, monkeypatch, state, over):
     """The site's KillWait may be shorter than a step. RUNNING: in a grace time, which being run again would end."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(sites.TOLD, "{}")
+    monkeypatch.setenv(slurm.SITE, "{}")
     asked, fields = [], {"PreemptTime": "2026-11-26T21:40:19", "JobState": state}
-    known = {"again": lambda *job: asked.append((*job, Path("over").exists()))}
-    known["shown"] = lambda job, key: fields.get(key, "")
+    known = {"requeue": lambda *job: asked.append((*job, Path("over").exists()))}
+    known["field"] = lambda job, key: fields.get(key, "")
     script = "import os, signal, time; signal.signal(15, lambda *_: time.sleep(3) or open('over', 'w') and "
     script += "os.kill(os.getpid(), 9)); os.kill(os.getppid(), 15); time.sleep(9)"
     assert stage(script, **known) == 137 and asked == [("7", over)]
-    known["again"] = lambda *job: asked.append(job)
+    known["requeue"] = lambda *job: asked.append(job)
     asked.clear()
     saved = "import os, signal, sys, time; signal.signal(15, lambda *_: time.sleep(3) or sys.exit(75)); "
     assert stage(saved + "os.kill(os.getppid(), 15); time.sleep(9)", **known) == 75
@@ -197,10 +215,10 @@ def test_a_job_that_is_preempted_for_good_is_run_again_before_it_is_killed(stage
 def test_a_limit_that_comes_before_the_stage_can_hear_of_it_is_a_limit(stage, here, monkeypatch):
     """Python that is still loading dies of the signal at once."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(sites.TOLD, "{}")
+    monkeypatch.setenv(slurm.SITE, "{}")
     asked, fields = [], {"Reason": "TimeLimit", "TimeLimit": "00:01:00"}
-    known = {"again": lambda *job, **changes: asked.append(changes), "refusal": lambda *_, **__: ""}
-    known["shown"] = lambda job, key: fields.get(key, "")
+    known = {"requeue": lambda *job, **changes: asked.append(changes), "refusal": lambda *_, **__: ""}
+    known["field"] = lambda job, key: fields.get(key, "")
     script = "import os, signal; signal.signal(15, 0); os.kill(os.getppid(), 15); os.kill(os.getpid(), 15)"
     assert stage(script, **known) == 143 and asked == [{"TimeLimit": "2"}]
     del fields["TimeLimit"]
@@ -228,7 +246,7 @@ def test_torchrun_in_a_job_hears_of_it_from_slurm(here, stage, monkeypatch, job,
     """Else it hears three times, which ends it before its processes have saved; and an srun kills its step."""
     monkeypatch.setenv("SLURM_JOB_ID", job)
     if job:
-        monkeypatch.setenv(sites.TOLD, "{}")
+        monkeypatch.setenv(slurm.SITE, "{}")
     script = "import os, signal, time; signal.signal(15, lambda *_: print('heard', file=open('heard', 'a'))); "
     script += "os.kill(os.getppid(), 15); time.sleep(1.5)"
     name = [sys.executable, "-c", script] + ["torch.distributed.run"] * several
@@ -236,16 +254,16 @@ def test_torchrun_in_a_job_hears_of_it_from_slurm(here, stage, monkeypatch, job,
     kept = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     try:
         stop = attempt.Stop()
-        attempt.run(["sft"], dict(os.environ), stop, job or None, {}, here)
+        attempt.Attempt(SFT).run(dict(os.environ), stop)
     finally:
         signal.signal(signal.SIGTERM, kept[0])
         signal.signal(signal.SIGINT, kept[1])
-    assert stop.told and (here / "heard").is_file() == bool(heard)
+    assert stop.requested and (here / "heard").is_file() == bool(heard)
 
 
 def limited(record: Path, settings: str = "{}", stage: str = "sft") -> None:
     """An attempt that ends at its time limit."""
-    before = attempt.begin(record, [stage, "--config", settings])
+    before = attempt.register(record, [stage, "--config", settings])
     (record / "attempt.json").write_text(json.dumps(before | {"limited": True}))
 
 
@@ -283,7 +301,7 @@ def test_other_settings_are_another_attempt(here):
     own.write_text("{}")
     for _ in range(attempt.FRUITLESS - 1):
         limited(record, "newer")
-    assert attempt.begin(record, ["sft", "--config", "newer"])["fruitless"] == attempt.FRUITLESS - 1, (
+    assert attempt.register(record, ["sft", "--config", "newer"])["fruitless"] == attempt.FRUITLESS - 1, (
         "control: its own limits do"
     )
 
@@ -293,16 +311,16 @@ def test_other_settings_are_another_attempt(here):
     [("1:30", 1.5), ("59:00", 59), ("2:00:30", 120.5), ("1-01:00:00", 1500), ("UNLIMITED", 0), ("", 0), ("INVALID", 0)],
 )
 def test_slurms_times(text, minutes):
-    assert slurm.minutes_of(text) == minutes
+    assert slurm.minutes(text) == minutes
 
 
 def test_checkpoints_lie_in_scratch(stage, here, monkeypatch):
-    monkeypatch.setenv(sites.TOLD, json.dumps({"scratch": str(here / "scratch")}))
+    monkeypatch.setenv(slurm.SITE, json.dumps({"scratch": str(here / "scratch")}))
     stage("import sys; sys.exit(2)")
     link = here / "results/x/sft/checkpoints"
     there = link.resolve()
     assert link.is_symlink() and there.is_relative_to(here / "scratch")
-    monkeypatch.setenv(sites.TOLD, json.dumps({"scratch": str(here / "other")}))
+    monkeypatch.setenv(slurm.SITE, json.dumps({"scratch": str(here / "other")}))
     stage("import sys; sys.exit(2)")
     assert link.resolve() == there, "checkpoints are not left behind where another scratch is set"
     shutil.rmtree(there)
@@ -356,22 +374,22 @@ def test_credentials_are_hidden_from_jobs_and_shown_to_fetch(here, monkeypatch):
 
 
 def test_a_container_is_entered_by_each_process_that_starts_others(here, monkeypatch):
-    monkeypatch.setenv(sites.TOLD, sites.Site(container="a.sif").model_dump_json(exclude_none=True))
-    started, stop = [], type("Stop", (), {"told": False, "again": False})
+    monkeypatch.setenv(slurm.SITE, sites.Site(container="a.sif").model_dump_json(exclude_none=True))
+    started, stop = [], type("Stop", (), {"requested": False, "requeued": False})
     monkeypatch.setattr(
         attempt.subprocess,
         "Popen",
         lambda command, **_: started.append(command) or type("Child", (), {"poll": lambda _: 0, "returncode": 0})(),
     )
-    attempt.run(["sft"], {}, stop, None, {}, here)
-    attempt.run(["sft"], {"CUDA_VISIBLE_DEVICES": "0,1"}, stop, None, {}, here)
+    attempt.Attempt(SFT).run({}, stop)
+    attempt.Attempt(SFT).run({"CUDA_VISIBLE_DEVICES": "0,1"}, stop)
     with_scratch = sites.Site(container="a.sif", scratch="/$SCRATCH_OF/me")
     monkeypatch.setenv("SCRATCH_OF", "fast")
-    monkeypatch.setenv(sites.TOLD, with_scratch.model_dump_json(exclude_none=True))
-    attempt.run(["sft"], {}, stop, None, {}, here)
+    monkeypatch.setenv(slurm.SITE, with_scratch.model_dump_json(exclude_none=True))
+    attempt.Attempt(SFT).run({}, stop)
     assert started[2][:6] == ["apptainer", "exec", "--nv", "--bind", "/fast/me", "a.sif"], "else its link leads nowhere"
     inside = ["apptainer", "exec", "--nv", "a.sif", "python", "-m"]
-    assert started[0] == [*inside, "posttrain", "sft"]
+    assert started[0] == [*inside, "posttrain", *SFT]
     assert started[1][: len(inside) + 1] == [*inside, "torch.distributed.run"]
 
 

@@ -37,11 +37,11 @@ def test_what_is_over_a_partitions_limit_is_missing_though_sbatch_takes_it(monke
     monkeypatch.setattr(doctor, "to_submit", lambda plan: ["results/one/sft", "results/one/dpo"])
     needs = {"results/one/sft": 50, "results/one/dpo": 30}
     monkeypatch.setattr(
-        doctor, "wanted", lambda site, plan, folder: {"gpu": 1, "mem_mb": 1000, "runtime": needs[folder]}
+        doctor, "request", lambda site, plan, folder: {"gpu": 1, "mem_mb": 1000, "runtime": needs[folder]}
     )
     accepted = subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: accepted)
-    lines = doctor.room(Site(stages={"sft": Request(runtime=50)}), None)
+    lines = doctor.jobs(Site(stages={"sft": Request(runtime=50)}), None)
     assert lines == [
         "MISSING  sft (1000 MB, 50 min, 1 GPU): the partition lets a job run 30 min",
         "         -> lower stages.sft.runtime in slurm/site.yaml",
@@ -56,10 +56,10 @@ def test_what_is_over_a_partitions_limit_is_missing_though_sbatch_takes_it(monke
 def test_what_is_to_be_set_is_what_sbatch_was_given(monkeypatch, site, todo):
     monkeypatch.setattr(slurm, "ask", lambda *_, **__: "")
     monkeypatch.setattr(doctor, "to_submit", lambda plan: ["results/one/sft"])
-    monkeypatch.setattr(doctor, "wanted", lambda *_: {"gpu": 1, "mem_mb": 1000, "runtime": 9})
+    monkeypatch.setattr(doctor, "request", lambda *_: {"gpu": 1, "mem_mb": 1000, "runtime": 9})
     refused = subprocess.CompletedProcess([], 1, "", "allocation failure: Invalid feature specification\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
-    said, what = doctor.room(Site(**site), None)
+    said, what = doctor.jobs(Site(**site), None)
     assert said.endswith(": Invalid feature specification") and f"-> {todo} slurm/site.yaml" in what
 
 

@@ -55,8 +55,8 @@ def test_nodes_meet_at_a_port_of_the_step(tmp_path, monkeypatch, processes, node
 def test_a_step_over_all_nodes_is_told_nothing_of_the_one_that_starts_it():
     step = {"SLURM_NNODES": "1", "SLURM_STEP_ID": "0", "SRUN_DEBUG": "3", "SLURM_CPUS_PER_TASK": "4"}
     job = {"PATH": "/bin", "SLURM_JOB_ID": "7", "SLURM_CONF": "a", "CUDA_VISIBLE_DEVICES": "0"}
-    assert launch.outside(step | job) == job | {"SRUN_CPUS_PER_TASK": "4"}
-    assert launch.outside(job) == job
+    assert launch.outside_step(step | job) == job | {"SRUN_CPUS_PER_TASK": "4"}
+    assert launch.outside_step(job) == job
 
 
 @pytest.mark.parametrize(

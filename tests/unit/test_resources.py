@@ -55,7 +55,7 @@ def attempted(plan, folder, stage="sft", **more):
     """What an attempt at a stage of `one` leaves beside its checkpoints; returns where."""
     record = folder / f"results/one/{stage}/checkpoints/attempt"
     record.mkdir(parents=True, exist_ok=True)
-    known = {"what": attempt.what(shlex.split(plan.arguments("one", stage)))} | more
+    known = {"what": attempt.digest(shlex.split(plan.arguments("one", stage)))} | more
     (record / "attempt.json").write_text(json.dumps(known))
     return record
 
@@ -385,16 +385,16 @@ def test_memory_is_asked_for_as_many_processes_as_gpus(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     for stage, times in (("sft", 4), ("evaluate", 1)):
         policy = "sft" if stage == "evaluate" else ""
-        alone = sites.request(sites.Site(), plan, "one", stage, policy)["mem_mb"] - sites.AROUND
+        alone = sites.request(sites.Site(), plan, "one", stage, policy)["mem_mb"] - sites.OVERHEAD
         site = sites.Site(stages={stage: sites.Request(gpu=4)})
-        assert sites.request(site, plan, "one", stage, policy)["mem_mb"] == times * alone + sites.AROUND
+        assert sites.request(site, plan, "one", stage, policy)["mem_mb"] == times * alone + sites.OVERHEAD
     two = sites.Site(stages={"sft": sites.Request(gpu=4, nodes=2)})
-    on_one = sites.request(sites.Site(), plan, "one", "sft")["mem_mb"] - sites.AROUND
-    assert sites.request(two, plan, "one", "sft")["mem_mb"] == 2 * on_one + sites.AROUND, "on each of two nodes"
+    on_one = sites.request(sites.Site(), plan, "one", "sft")["mem_mb"] - sites.OVERHEAD
+    assert sites.request(two, plan, "one", "sft")["mem_mb"] == 2 * on_one + sites.OVERHEAD, "on each of two nodes"
     folder = attempted(plan, tmp_path)
     (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": 8000000}))
     four = sites.Site(stages={"sft": sites.Request(gpu=4)})
-    assert sites.request(four, plan, "one", "sft")["mem_mb"] == 16000000 + sites.AROUND, "what all of them had, twice"
+    assert sites.request(four, plan, "one", "sft")["mem_mb"] == 16000000 + sites.OVERHEAD, "what all of them had, twice"
     asked = sites.Site(stages={"sft": sites.Request(gpu=4, mem_mb=1000, shard=True)})
     assert sites.request(asked, plan, "one", "sft")["mem_mb"] == 1000, "what the site says comes first"
     for had in (1000, 2000):

@@ -23,17 +23,17 @@ def test_slurm_is_asked_again_until_it_answers(installed, monkeypatch, capsys, l
     answers = [None] * 8 + [""]
     monkeypatch.setattr(slurm, "ask", lambda *_: answers.pop(0))
     over = Pauses()
-    assert slurm.wait("a job waits", longest, over) and not answers
+    assert slurm.wait_until_reachable("a job waits", longest, over) and not answers
     assert over.noted == [0, 1, 3, min(7, longest), *last]
     assert capsys.readouterr().err == "[posttrain] SLURM does not answer: a job waits\n", "once"
 
 
 def test_nothing_is_waited_for_where_it_cannot_be_asked(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert slurm.wait("a job waits")
+    assert slurm.wait_until_reachable("a job waits")
     (tmp_path / "squeue").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "squeue").chmod(0o755)
-    assert not slurm.answers(), "control"
+    assert not slurm.is_reachable(), "control"
 
 
 @pytest.fixture
@@ -63,17 +63,17 @@ def asked(installed, monkeypatch):
 @pytest.mark.parametrize("away", range(0, 40))
 def test_to_run_a_job_again_is_asked_until_slurm_answers(asked, away, capsys):
     asked["away"] = away
-    slurm.again("7", TimeLimit="2")
+    slurm.requeue("7", TimeLimit="2")
     assert asked["asked"] == ["requeue", ("TimeLimit=2",)] and "requeue is off" not in capsys.readouterr().err
 
 
 def test_what_slurm_refuses_is_told(asked, capsys):
     asked["refused"] = 10
-    slurm.again("7", TimeLimit="2")
+    slurm.requeue("7", TimeLimit="2")
     assert asked["asked"] == ["requeue"] * 3 and "requeue is off" in capsys.readouterr().err
 
 
 def test_what_was_accepted_without_a_word_counts(asked, capsys):
     asked.update(refused=10, state="PENDING")
-    slurm.again("7", TimeLimit="2")
+    slurm.requeue("7", TimeLimit="2")
     assert asked["asked"] == ["requeue", ("TimeLimit=2",)] and capsys.readouterr().err == ""

@@ -24,7 +24,7 @@ gc.disable()
 FILES = [*workflow.overwrite_configfiles] or [campaign.DEFAULT]
 FROZEN = "POSTTRAIN_CAMPAIGN"  # names the file that holds the plan of the run that a job belongs to
 try:
-    SITE = sites.begin(workflow)
+    SITE = sites.enter(workflow)
     if workflow.is_main_process:
         versions.check(on_slurm=SITE is not None)
         controller.take_over(SITE is not None, sys.argv)
@@ -64,7 +64,7 @@ if workflow.is_main_process:
     remember()
     records.sync(PLAN.folders())
 elif SITE:
-    shell.prefix(sites.prefix(SITE))
+    shell.prefix(sites.shell_prefix(SITE))
     sites.pass_on_sigterm()
 
 

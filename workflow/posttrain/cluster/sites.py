@@ -1,4 +1,4 @@
-"""What this SLURM site needs to be told, from `slurm/site.yaml`, as `slurm/profile.yaml` reads it.
+"""One SLURM site: its settings in `slurm/site.yaml`, and what they ask of Snakemake and SLURM for each job.
 
 snakemake --profile slurm
 """
@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -19,16 +20,17 @@ from posttrain.config import reader
 from posttrain.config.sections import Count, Section, Text
 from posttrain.config.stages import SHARDED, STAGES, TRAINERS
 from posttrain.dag import campaign
+from posttrain.dag.plan import Plan
 from posttrain.engine import executor
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
-from posttrain.jobs import attempt, cards, slurm
+from posttrain.jobs import cards, node, slurm
 from posttrain.resources import estimates
 
 FILE = Path("slurm/site.yaml")
-TOLD = "POSTTRAIN_SITE"  # the site as it was when a run began, for its jobs
-AROUND = 400  # MB that a job needs beside its stage: Snakemake's executor runs itself twice in it
+OVERHEAD = 400  # MB that a job needs beside its stage: Snakemake's executor runs itself twice in it
 Megabytes = Annotated[int, Field(ge=100)]
+Resources = dict[str, int | str]
 
 
 class Request(Section):
@@ -76,56 +78,61 @@ class Site(Section):
     stages: dict[str, Request] = Field(default={})
     """Stage -> what it asks for instead of the estimate."""
 
+    def gpus(self, count: int) -> str:
+        """The value of SLURM's options `--gpus` for so many of the site's GPUs."""
+        return f"{self.gpu_type}:{count}" if self.gpu_type else str(count)
 
-def site(file: Path = FILE) -> Site:
+
+def read(file: Path = FILE) -> Site:
     """The site's settings; the defaults where there is no file. Raises UserError that names every mistake."""
     if not file.is_file():
         return Site()
     values, problems = reader.read(file), []
-    made = campaign.validated(Site, values, values.places, problems)
-    known = [*STAGES, "fetch", "report"]
-    asked = values["stages"] if isinstance(values.get("stages"), dict) else {}
+    site = campaign.validated(Site, values, values.places, problems)
+    stages = [*STAGES, "fetch", "report"]
+    requests = values["stages"] if isinstance(values.get("stages"), dict) else {}
     problems += [
-        f"{values.places[f'stages.{stage}']}: stages.{stage}: no such stage; known: {', '.join(known)}"
-        for stage in asked
-        if stage not in known
+        f"{values.places[f'stages.{stage}']}: stages.{stage}: no such stage; known: {', '.join(stages)}"
+        for stage in requests
+        if stage not in stages
     ]
-    if made and made.gpu_type and not re.fullmatch(r"[A-Za-z0-9_.]+", made.gpu_type):
-        problems.append(
-            f"{values.places['gpu_type']}: gpu_type: Snakemake's SLURM plugin takes letters, digits, _ and . alone, "
-            f"not {made.gpu_type!r}: leave it out, and choose by partition or constraint"
-        )
-    try:
-        attempt.scratch(made.scratch if made else None)
-    except UserError as error:
-        problems.append(f"{values.places['scratch']}: scratch: {error}")
-    for stage, request in (made.stages if made else {}).items():
-        at = {key: f"{values.places.get(f'stages.{stage}.{key}')}: stages.{stage}.{key}" for key in ("shard", "nodes")}
-        if request.shard and stage not in SHARDED:
-            problems.append(f"{at['shard']}: only {' and '.join(SHARDED)} can")
-        if request.nodes > 1 and stage not in TRAINERS:
-            problems.append(f"{at['nodes']}: only {', '.join(TRAINERS)} can share work out among nodes")
-        elif request.nodes > 1 and ((request.gpu or 0) < request.nodes or request.gpu % request.nodes):
-            problems.append(
-                f"{at['nodes']}: {request.nodes} nodes cannot have as many of {request.gpu or 0} GPUs each; "
-                f"set stages.{stage}.gpu to a multiple of {request.nodes}"
-            )
-    if problems:
+    problems += [f"{values.places.get(key)}: {key}: {problem}" for key, problem in contradictions(site or Site())]
+    if problems or site is None:
         raise UserError(*problems)
-    return made
+    return site
 
 
-def profile(works: bool) -> Site:
-    """`site`, for the profile: a mistake is told in words and ends Snakemake. SLURM is asked next what remembers jobs,
-    and how long a partition lets one run: one that asks for more time waits for ever. So this waits until it answers.
+def contradictions(site: Site) -> Iterator[tuple[str, str]]:
+    """The (key, problem) of each setting that its type allows and that cannot work."""
+    if site.gpu_type and not re.fullmatch(r"[A-Za-z0-9_.]+", site.gpu_type):
+        allowed = "Snakemake's SLURM plugin takes letters, digits, _ and . alone"
+        yield "gpu_type", f"{allowed}, not {site.gpu_type!r}: leave it out, and choose by partition or constraint"
+    try:
+        node.scratch(site.scratch)
+    except UserError as error:
+        yield "scratch", str(error)
+    for stage, request in site.stages.items():
+        if request.shard and stage not in SHARDED:
+            yield f"stages.{stage}.shard", f"only {' and '.join(SHARDED)} can"
+        gpus, key = request.gpu or 0, f"stages.{stage}.nodes"
+        if request.nodes > 1 and stage not in TRAINERS:
+            yield key, f"only {', '.join(TRAINERS)} can share work out among nodes"
+        elif request.nodes > 1 and (gpus < request.nodes or gpus % request.nodes):
+            todo = f"set stages.{stage}.gpu to a multiple of {request.nodes}"
+            yield key, f"{request.nodes} nodes cannot have as many of {gpus} GPUs each; {todo}"
 
-    works: whether Snakemake will run jobs, and does not only look.
+
+def read_for_profile(works: bool) -> Site:
+    """The site's settings, for Snakemake's profile: a mistake ends Snakemake, in words.
+
+    works: whether Snakemake will run jobs. Then this waits until SLURM answers, which is asked next for how long it
+    remembers jobs and lets one run: a job that asks for more time than its partition has would wait without an end.
     """
     try:
-        found = site()
+        site = read()
         if works:
-            slurm.wait("nothing is planned until it does")
-        return found
+            slurm.wait_until_reachable("nothing is planned until it does")
+        return site
     except UserError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
     except KeyboardInterrupt:
@@ -133,121 +140,122 @@ def profile(works: bool) -> Site:
     sys.exit(2)
 
 
-def begin(workflow) -> Site | None:
-    """The site whose jobs a Snakemake starts, or, in a job of its, the site it was started for; None on this machine.
+def enter(workflow) -> Site | None:
+    """Prepare a Snakemake for where its jobs run; returns the site, None on this machine.
 
-    workflow: Snakemake's. Locally, GPUs are counted, so that no two stages share one unless told to.
+    workflow: Snakemake's. Inside a job this is the site as it was when the run began. On this machine GPUs become a
+    resource, so that no two stages share one unless told to.
     """
     if not workflow.is_main_process:
-        return current()
-    os.environ.pop(TOLD, None)
+        return of_job()
+    os.environ.pop(slurm.SITE, None)
     if workflow.resource_settings.nodes is None:
         if "gpu" not in workflow.global_resources:
             workflow.register_resource("gpu", len(cards.present()))
         return None
     for name in [name for name in os.environ if name.startswith("SQUEUE_") or name in ("SBATCH_WAIT", "SBATCH_SIGNAL")]:
         del os.environ[name]  # the user's own, which would hide jobs, or end them
-    found = limited(site())
-    os.environ[TOLD] = found.model_dump_json(exclude_none=True)
-    expect_device(found)
+    site = limited(read())
+    os.environ[slurm.SITE] = site.model_dump_json(exclude_none=True)
+    expect_device(site)
     executor.report_states(states.settle)
     executor.submit_when_slurm_answers()
-    return found
+    return site
 
 
-def limited(found: Site) -> Site:
-    """A site with its partition's time limit: SLURM lets a job over it wait for ever."""
-    limit = found.max_runtime or slurm.longest(found.partition)
-    return found.model_copy(update={"max_runtime": limit}) if limit else found
+def limited(site: Site) -> Site:
+    """A site with its partition's time limit: SLURM lets a job over it wait without an end."""
+    limit = site.max_runtime or slurm.time_limit(site.partition)
+    return site.model_copy(update={"max_runtime": limit}) if limit else site
 
 
-def expect_device(found: Site) -> None:
-    """Let requests be those of the site's compute nodes, whatever this one has."""
-    os.environ["POSTTRAIN_DEVICE"] = "cpu" if found.cpu_only else "gpu"
+def expect_device(site: Site) -> None:
+    """Let estimates be for the site's compute nodes, whatever this machine has."""
+    os.environ["POSTTRAIN_DEVICE"] = "cpu" if site.cpu_only else "gpu"
 
 
-def current() -> Site | None:
+def of_job() -> Site | None:
     """The site that this process is a job of; None outside of one."""
-    return Site.model_validate_json(os.environ[TOLD]) if TOLD in os.environ else None
+    return Site.model_validate_json(os.environ[slurm.SITE]) if slurm.SITE in os.environ else None
 
 
-def resources(found: Site) -> dict[str, int | str]:
+def default_resources(site: Site) -> Resources:
     """Snakemake's resources of every job at this site, by the executor plugin's names."""
-    named = {
-        "slurm_partition": found.partition,
-        "slurm_account": found.account,
-        "qos": found.qos,
-        "constraint": found.constraint,
-        "gpu_model": found.gpu_type,
+    values = {
+        "slurm_partition": site.partition,
+        "slurm_account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "gpu_model": site.gpu_type,
         "nodes": 1,  # all GPUs of a job in one place, unless its stage is spread
-        "slurm_extra": extra(),
+        "slurm_extra": sbatch_options(),
     }
     # Snakemake reads a text as Python: `all`, 12_34 and what has a hyphen would be something else.
-    return {key: repr(value) if isinstance(value, str) else value for key, value in named.items() if value}
+    return {key: repr(value) if isinstance(value, str) else value for key, value in values.items() if value}
 
 
-def spread(found: Site) -> dict[str, dict[str, int | str]]:
+def stage_resources(site: Site) -> dict[str, Resources]:
     """Stage -> Snakemake's resources of one with several GPUs: two cores for each, and its nodes.
 
     `gpu` is what the executor plugin asks of SLURM for the whole job, `gpus` what it gives Snakemake on the first node.
     """
-    several = {}
-    for stage, asked in found.stages.items():
-        if stage in TRAINERS and (asked.gpu or 0) > 1:
-            each = asked.gpu // asked.nodes
-            several[stage] = {"cpus_per_task": 2 * each}
-            if asked.nodes > 1:
-                evenly = f"--gpus-per-node={found.gpu_type + ':' if found.gpu_type else ''}{each}"
-                several[stage] |= {"nodes": asked.nodes, "gpus": each, "slurm_extra": repr(extra(evenly))}
-    return several
+    resources: dict[str, Resources] = {}
+    for stage, request in site.stages.items():
+        if stage in TRAINERS and (request.gpu or 0) > 1:
+            each = request.gpu // request.nodes
+            resources[stage] = {"cpus_per_task": 2 * each}
+            if request.nodes > 1:
+                evenly = repr(sbatch_options(f"--gpus-per-node={site.gpus(each)}"))
+                resources[stage] |= {"nodes": request.nodes, "gpus": each, "slurm_extra": evenly}
+    return resources
 
 
-def extra(*options: str) -> str:
-    """Options of sbatch, for the executor plugin; the log of a job that is run again keeps what came before."""
+def sbatch_options(*options: str) -> str:
+    """Options of sbatch, for the executor plugin; the log of a requeued job keeps what came before."""
     return " ".join(["--open-mode=append", *options])
 
 
-def request(found: Site | None, plan, experiment: str, stage: str, policy: str = "") -> dict[str, int]:
-    """What a stage asks for: `gpu`, `mem_mb`, `disk_mb`, and `runtime` in minutes. found: None on this machine."""
-    if found is None:
+def request(site: Site | None, plan: Plan, experiment: str, stage: str, policy: str = "") -> dict[str, int]:
+    """What a stage asks for: `gpu`, `mem_mb`, `disk_mb`, and `runtime` in minutes. site: None on this machine."""
+    if site is None:
         estimate = estimates.request(plan, experiment, stage, policy)
         return estimate | {"gpu": min(estimate["gpu"], len(cards.present()))}
-    own = found.stages.get(stage, Request())
-    asked = own.model_dump(exclude_none=True, exclude={"shard", "nodes"})
+    own = site.stages.get(stage, Request())
+    values = own.model_dump(exclude_none=True, exclude={"shard", "nodes"})
     processes = max(1, (own.gpu or 1) // own.nodes) if stage in TRAINERS else 1
     estimate = estimates.request(plan, experiment, stage, policy, processes)
-    estimate["mem_mb"] += AROUND
-    estimate["runtime"] = min(estimate["runtime"], found.max_runtime or estimate["runtime"])
-    out = estimates.ran_out(plan, experiment, stage, policy) if "mem_mb" in asked else 0
-    if out and out / asked["mem_mb"] in (1, 2, 4, 8):  # a run was out of just that, or of what it was raised to
-        asked["mem_mb"] = 2 * out
-    return estimate | ({"gpu": 0} if found.cpu_only else {}) | asked
+    estimate["mem_mb"] += OVERHEAD
+    estimate["runtime"] = min(estimate["runtime"], site.max_runtime or estimate["runtime"])
+    exhausted = estimates.exhausted_mb(plan, experiment, stage, policy) if "mem_mb" in values else 0
+    if exhausted and exhausted / values["mem_mb"] in (1, 2, 4, 8):  # just that was too little, or what it was raised to
+        values["mem_mb"] = 2 * exhausted
+    return estimate | ({"gpu": 0} if site.cpu_only else {}) | values
 
 
 def pass_on_sigterm() -> None:
-    """Let the stage hear of a SIGTERM that SLURM sends to a task's first process alone, which is Snakemake.
+    """Pass SIGTERM on to the stage: SLURM sends it to a task's first process alone, which is Snakemake.
 
-    It keeps its own handler; a thread learns of the signal beside it, and tells the whole process group once.
+    Snakemake keeps its own handler; a thread learns of the signal beside it, and signals the whole process group once.
     """
     if "SLURM_STEP_ID" not in os.environ:  # not the process that runs the stage, but the one that submits it
         return
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    received, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
     def listen() -> None:
-        while signal.SIGTERM not in os.read(heard, 64):
+        while signal.SIGTERM not in os.read(received, 64):
             pass
         os.killpg(0, signal.SIGTERM)
 
     threading.Thread(target=listen, daemon=True).start()
 
 
-def prefix(found: Site) -> str:
-    """What the shell of a job does before its stage: it leaves SIGTERM to the stage, and loads modules.
+def shell_prefix(site: Site) -> str:
+    """What the shell of a job does before its stage: it ignores SIGTERM and loads modules.
 
-    A shell or `tee` that died of it would take the stage along in the middle of saving.
+    A shell or `tee` that died of SIGTERM would end the stage while it saves.
     """
-    modules = " ".join(map(shlex.quote, found.modules))
+    modules = " ".join(map(shlex.quote, site.modules))
     load = f"type module > /dev/null 2>&1 || . /etc/profile; module load {modules}; " if modules else ""
     return f"set -euo pipefail; trap '' TERM; {load}"

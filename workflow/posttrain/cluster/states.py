@@ -15,7 +15,7 @@ PASSING = {"PREEMPTED": "CANCELLED", "TIMEOUT": "TIMEOUT", "NODE_FAIL": "FAILED"
 
 def command() -> str:
     """Whom the executor asks for jobs' states: squeue, or sacct where the controller soon forgets an ended job."""
-    age, accounts = slurm.remembered(slurm.configured())
+    age, accounts = slurm.retention(slurm.configuration())
     return "sacct" if accounts and age < LONGEST_PAUSE else "squeue"
 
 

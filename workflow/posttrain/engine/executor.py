@@ -92,7 +92,7 @@ def submit_when_slurm_answers() -> None:
     over = threading.Event()
 
     def run_job(self, job):
-        if slurm.wait("a job waits to be submitted", over=over):
+        if slurm.wait_until_reachable("a job waits to be submitted", over=over):
             submit(self, job)
 
     def stop_waiting_and_shut_down(self):  # the executor waits for jobs that are still to be submitted

@@ -1,9 +1,9 @@
-"""Run a stage in a process of its own, and do what is to be done when it does not end well.
+"""Run a stage as a subprocess; handle time limit, preemption and out of memory.
 
 posttrain attempt --gpus 1 sft --config ... --output results/NAME/sft/manifest.json
 
-In a SLURM job: near its time limit, or out of memory, the job asks SLURM to run it again, which Snakemake does not
-notice. Preempted jobs and those of a dead node SLURM itself runs again. What a person cancels stays cancelled.
+A SLURM job that reaches its time limit or runs out of memory asks SLURM to requeue it, which Snakemake does not notice.
+SLURM itself requeues preempted jobs and those of a dead node. A job that a person cancels stays cancelled.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,58 +20,163 @@ from posttrain.config.stages import TRAINERS
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, UserError
 from posttrain.ground.files import read_json, write_json
 from posttrain.ground.progress import say
-from posttrain.jobs import cards, launch, slurm
+from posttrain.jobs import cards, launch, node, slurm
 
 SMALLER = "out of GPU memory: goes on with micro-batches of"
-FRUITLESS = 3  # attempts that end at a time limit without a step
+FRUITLESS = 3  # attempts in a row that end at a time limit without a saved step, after which the stage is refused
 
 
 class Stop:
-    """Whether this process was told to stop, and whether its job is to be run again for that; SIGTERM reaches the
-    stage, which saves and ends."""
+    """Whether this process was told to stop by SIGTERM, and whether its job was requeued for that."""
 
     def __init__(self):
-        self.told = self.again = False
-        signal.signal(signal.SIGTERM, self.hear)
+        self.requested = self.requeued = False
+        signal.signal(signal.SIGTERM, self.request)
         signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the stage too, which ends of it
 
-    def hear(self, *_) -> None:
-        self.told = True
+    def request(self, *_) -> None:
+        self.requested = True
 
 
 def attempt(arguments: list[str], gpus: int) -> int:
-    """Run a stage by its arguments until it ends; returns the exit code for Snakemake."""
-    stop, job = Stop(), slurm.job_id()
-    record = home(arguments) / "checkpoints" / "attempt"
-    at_scratch(home(arguments) / "checkpoints")
-    before = begin(record, arguments)
-    if job:  # which SLURM is asked about, should it be killed with all its processes (`resources.ran_out`)
-        before |= {"job": job, "mem_mb": slurm.memory_mb(job)}
-        write_json(record / "attempt.json", before)
+    """Run a stage by its arguments until it ends; returns the exit code for Snakemake.
+
+    gpus: how many it has for itself on this machine; in a SLURM job SLURM decides.
+    """
+    stop, trial = Stop(), Attempt(arguments)
     environment = dict(os.environ)
-    if not job and gpus:
-        own, _held = cards.take(gpus)
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-    while True:
-        code = run(arguments + shape(arguments[0], before) + limit(job), environment, stop, job, before, record)
-        if code != TOO_LARGE or arguments[0] not in TRAINERS:
-            break
-        world = launch.processes(environment) * asked(arguments[0]).get("nodes", 1)
-        before["micro_batch_size"] = smaller(arguments, before, world)
-        write_json(record / "attempt.json", before)
+    if not trial.job and gpus:
+        taken, _held = cards.take(gpus)
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+    code = trial.run(environment, stop)
+    while code == TOO_LARGE and trial.stage in TRAINERS:
+        trial.halve_micro_batch(launch.processes(environment) * trial.nodes)
+        code = trial.run(environment, stop)
     if code == 0:
-        shutil.rmtree(record, ignore_errors=True)
+        shutil.rmtree(trial.folder, ignore_errors=True)
         return 0
-    if job:
-        slurm.wait("the job asks to be run again, if it is to be, when it does", longest=5)
-    if job and not stop.told and out_of_memory(code, job):
-        more_memory(job, before, record)
-    elif code < 0 and not stop.told:
-        ended = signal.Signals(-code).name
-        say(f"error: {ended} ended the stage, which had held {held():.0f} MB at most; the next call continues it")
-    elif job and not stop.again and (slurm.preempted(job) if stop.told else code == INTERRUPTED):
-        slurm.again(job)  # preempted before it could say that it stopped for that, too
+    if trial.job:
+        slurm.wait_until_reachable("the job asks to be run again, if it is to be, when it does", longest=5)
+    if trial.job and not stop.requested and is_out_of_memory(code, trial.job):
+        trial.requeue_with_more_memory()
+    elif code < 0 and not stop.requested:
+        name = signal.Signals(-code).name
+        say(f"error: {name} ended the stage, which had held {peak_mb():.0f} MB at most; the next call continues it")
+    elif trial.job and not stop.requeued and (slurm.is_preempted(trial.job) if stop.requested else code == INTERRUPTED):
+        slurm.requeue(trial.job)  # preempted before the stage could say that it stopped for that, too
     return code if code > 0 else 128 - code
+
+
+class Attempt:
+    """An attempt at a stage, and its record of it and of those before it with the same settings, inputs and code."""
+
+    def __init__(self, arguments: list[str]):
+        """Raises UserError where too many attempts ended at their time limit without a saved step."""
+        self.arguments, self.stage = arguments, arguments[0]
+        self.job = slurm.job_id()
+        self.nodes = node.request(self.stage).get("nodes", 1)
+        checkpoints = home(arguments) / "checkpoints"
+        link_to_scratch(checkpoints)
+        self.folder = checkpoints / "attempt"
+        self.record = register(self.folder, arguments)
+        if self.job:  # about which SLURM is asked where it is killed with all its processes (`resources.estimates`)
+            self.note(job=self.job, mem_mb=slurm.memory_mb(self.job))
+
+    def note(self, **values) -> None:
+        """Add to the record."""
+        self.record |= values
+        write_json(self.folder / "attempt.json", self.record)
+
+    def run(self, environment: dict[str, str], stop: Stop) -> int:
+        """Start the stage and wait for it; returns its exit code. A signal to stop is passed on once."""
+        outcome = self.folder / "outcome.json"  # torchrun has one exit code for all that goes wrong
+        outcome.unlink(missing_ok=True)
+        python = node.python(node.site().get("container"), node.site().get("scratch"))
+        command = launch.command(self.options(), launch.processes(environment), self.nodes, python)
+        several = "torch.distributed.run" in command
+        environment = launch.outside_step(environment) if self.nodes > 1 else environment
+        # SLURM itself signals each step of a job. An srun that is signalled from here too kills its step, and a
+        # torchrun that is signalled a third time, after `sites.pass_on_sigterm`, ends before its processes have saved.
+        group = {"start_new_session": True} if self.nodes > 1 else {}
+        child = subprocess.Popen(command, env=environment | {"POSTTRAIN_OUTCOME": str(outcome)}, **group)
+        while child.poll() is None and not stop.requested:
+            time.sleep(0.1)
+        if stop.requested:
+            if not (self.job and several):
+                child.send_signal(signal.SIGTERM)
+            self.wait_for_stopped(child, stop)
+        if not child.returncode or not outcome.is_file():
+            return child.returncode
+        try:
+            ended = read_json(outcome)
+        except UserError:  # nothing could be written: the disk is full
+            return child.returncode
+        if several:
+            say(f"what ended it: {ended['message']}")  # once more, below all that torchrun prints
+        return ended["code"]
+
+    def wait_for_stopped(self, child: subprocess.Popen, stop: Stop) -> None:
+        """Wait for a stage that was told to stop, and requeue its job meanwhile where that cannot wait."""
+        if self.job and slurm.field(self.job, "Reason") == "TimeLimit":
+            self.note(limited=True)
+            self.requeue_at_time_limit()
+        while child.poll() is None:
+            time.sleep(0.1 if not self.job or stop.requeued else 1.0)
+            if self.job and not stop.requeued and slurm.is_ended_by_preemption(self.job):
+                stop.requeued = True  # at once: the stage may be killed before it has saved
+                slurm.requeue(self.job)
+
+    def options(self) -> list[str]:
+        """The stage's arguments, and those that change no result: smaller micro-batches, sharding, minutes left."""
+        size, sharded = self.record.get("micro_batch_size"), node.request(self.stage).get("shard")
+        smaller = ["--micro-batch-size", str(size)] if size else []
+        left = slurm.ask("squeue", "-h", "-j", self.job, "-o", "%L") if self.job else None
+        minutes = slurm.minutes((left or "").strip())
+        limit = ["--minutes", f"{minutes:.2f}"] if minutes else []
+        return [*self.arguments, *smaller, *(["--shard"] if sharded else []), *limit]
+
+    def halve_micro_batch(self, processes: int) -> None:
+        """Go on with half of the micro-batch that was too large for one process. Raises UserError where it was 1."""
+        section = json.loads(self.arguments[self.arguments.index("--config") + 1])
+        section = section.get("scratch") or section
+        batch = section.get("batch_size", 1)
+        size = self.record.get("micro_batch_size") or section.get("micro_batch_size") or batch
+        size = min(size, max(1, batch // processes))
+        if size == 1:
+            short = "out of GPU memory with one sequence at a time"
+            raise UserError(f"{home(self.arguments)}: {short}; `posttrain plan` says what fits")
+        say(f"{SMALLER} {size // 2} at the same global batch: another shape")
+        self.note(micro_batch_size=size // 2)
+
+    def requeue_at_time_limit(self) -> None:
+        """Run the job again; where no step was saved with twice the time, if the partition has it."""
+        minutes = slurm.minutes(slurm.field(self.job, "TimeLimit"))
+        twice = str(max(1, round(2 * minutes)))
+        has_saved = newest_checkpoint(self.folder.parent) != self.record["saved"]
+        if not minutes or has_saved or slurm.refusal(self.job, time=twice):
+            say(f"the time limit of {minutes:g} min is here: run again")
+            slurm.requeue(self.job)
+        else:
+            say(f"the time limit of {minutes:g} min is here and no step was saved: run again with twice the time")
+            slurm.requeue(self.job, TimeLimit=twice)
+
+    def requeue_with_more_memory(self) -> None:
+        """Run the job again with twice the memory, where SLURM has it; later runs then ask for that much at once."""
+        memory, file = slurm.memory_mb(self.job) or self.record["mem_mb"], self.folder / "failed.json"
+        failure = {"reason": "out of memory", "mem_mb": memory, "job": self.job}
+        if file.is_file() and read_json(file) == failure:
+            refusal = "SLURM did not give this job the twice that it was to get"
+        else:
+            refusal = slurm.refusal(self.job, mem=str(2 * memory))
+        if refusal:
+            file.unlink(missing_ok=True)
+            self.record.pop("job")
+            self.note()
+            say(f"error: out of memory with {memory} MB, and no more is to be had ({refusal}): lower batch sizes")
+        else:
+            write_json(file, failure)
+            say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")
+            slurm.requeue(self.job, MinMemoryNode=str(2 * memory))
 
 
 def home(arguments: list[str]) -> Path:
@@ -80,183 +184,65 @@ def home(arguments: list[str]) -> Path:
     return Path(arguments[arguments.index("--output") + 1]).parent
 
 
-def site() -> dict:
-    """What this run was told of the site (`cluster.Site`); nothing outside of its jobs."""
-    return json.loads(os.environ.get("POSTTRAIN_SITE", "{}"))
-
-
-def asked(stage: str) -> dict:
-    """What the site asks for a stage (`cluster.Request`)."""
-    return site().get("stages", {}).get(stage, {})
-
-
-def scratch(text: str | None) -> Path | None:
-    """The site's folder for checkpoints, with ~ and variables filled in. Raises UserError where it is none then."""
-    if text is None:
-        return None
-    folder = os.path.expandvars(os.path.expanduser(text))
-    if "$" in folder or not os.path.isabs(folder):
-        raise UserError(f"{text!r} is {folder!r}: give a folder from / on, with variables that are set")
-    return Path(folder)
-
-
-def python(container: str | None, folder: str | None) -> list[str]:
-    """How Python is started on a compute node: in the site's container where it has one, which sees its scratch."""
-    if container is None:
-        return [sys.executable]
-    return ["apptainer", "exec", "--nv", *(["--bind", str(scratch(folder))] if folder else []), container, "python"]
-
-
-def at_scratch(checkpoints: Path) -> None:
-    """Let checkpoints lie in the site's scratch, where it has one and there are none yet: not in an earlier scratch
-    either, nor in that of the folder where this one was before."""
-    folder = scratch(site().get("scratch"))
+def link_to_scratch(checkpoints: Path) -> None:
+    """Let checkpoints lie in the site's scratch, where it has one and there are none yet: neither here, nor in an
+    earlier scratch, nor in that of the folder where this one was before."""
+    folder = node.scratch(node.site().get("scratch"))
     if folder and not checkpoints.exists():
         project = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:8]
-        there = Path(folder, f"posttrain-{project}", *checkpoints.parts[1:-1])
-        there.mkdir(parents=True, exist_ok=True)
+        target = Path(folder, f"posttrain-{project}", *checkpoints.parts[1:-1])
+        target.mkdir(parents=True, exist_ok=True)
         checkpoints.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.unlink(missing_ok=True)
-        checkpoints.symlink_to(there)
+        checkpoints.symlink_to(target)
 
 
-def what(arguments: list[str]) -> str:
-    """Digest of all that a stage is made from, by its arguments: settings, code and inputs, not how it is run."""
-    said = arguments[arguments.index("--config") :]
-    said = said[: said.index("--output")] if "--output" in said else said
-    return hashlib.sha256("\0".join(said).encode()).hexdigest()
+def digest(arguments: list[str]) -> str:
+    """Digest of what a stage is made from, by its arguments: settings, code and inputs, not how it is run."""
+    made_from = arguments[arguments.index("--config") :]
+    made_from = made_from[: made_from.index("--output")] if "--output" in made_from else made_from
+    return hashlib.sha256("\0".join(made_from).encode()).hexdigest()
 
 
-def begin(record: Path, arguments: list[str]) -> dict:
-    """What is known of earlier attempts at just this, with this one counted. Raises UserError where the time limit is
-    too short."""
-    file, digest = record / "attempt.json", what(arguments)
-    known = read_json(file) if file.is_file() else {}
-    if known.get("what") != digest:  # other settings, inputs or code
-        known = {}
-        (record / "failed.json").unlink(missing_ok=True)
-    saved = newest(record.parent)
-    fruitless = known.get("fruitless", 0) + 1 if known.get("limited") and known.get("saved") == saved else 0
+def register(folder: Path, arguments: list[str]) -> dict:
+    """Count this attempt in the record of those before it with the same settings, inputs and code; returns the record.
+
+    Raises UserError where too many of them ended at their time limit without a saved step.
+    """
+    file, what = folder / "attempt.json", digest(arguments)
+    before = read_json(file) if file.is_file() else {}
+    if before.get("what") != what:  # other settings, inputs or code
+        before = {}
+        (folder / "failed.json").unlink(missing_ok=True)
+    saved = newest_checkpoint(folder.parent)
+    fruitless = before.get("fruitless", 0) + 1 if before.get("limited") and before.get("saved") == saved else 0
     if fruitless >= FRUITLESS:
-        shutil.rmtree(record)
+        shutil.rmtree(folder)
         raise UserError(
-            f"{record.parent.parent}: {fruitless} jobs ended at their time limit without a step that was saved; raise "
+            f"{folder.parent.parent}: {fruitless} jobs ended at their time limit without a step that was saved; raise "
             f"stages.{arguments[0]}.runtime in slurm/site.yaml"
             + (", or lower checkpoint_minutes" if arguments[0] in TRAINERS else "")
         )
-    now = known | {"what": digest, "saved": saved, "fruitless": fruitless, "limited": False}
-    record.mkdir(parents=True, exist_ok=True)
-    write_json(file, now)
-    return now
+    record = before | {"what": what, "saved": saved, "fruitless": fruitless, "limited": False}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, record)
+    return record
 
 
-def newest(checkpoints: Path) -> str:
+def newest_checkpoint(checkpoints: Path) -> str:
     """The whole checkpoint that was written last; "" where there is none."""
     whole = checkpoints.glob("*/checkpoint-*/manifest.json")
     return str(max(whole, key=lambda file: file.stat().st_mtime, default=""))
 
 
-def run(arguments: list[str], environment: dict, stop: Stop, job: str | None, before: dict, record: Path) -> int:
-    """Start the stage and wait for it; returns its exit code. A signal to stop is handed on once."""
-    outcome = record / "outcome.json"  # torchrun has one exit code for all that goes wrong
-    outcome.unlink(missing_ok=True)
-    nodes, inside = asked(arguments[0]).get("nodes", 1), python(site().get("container"), site().get("scratch"))
-    command = launch.command(arguments, launch.processes(environment), nodes, inside)
-    several = "torch.distributed.run" in command
-    environment = launch.outside(environment) if nodes > 1 else environment
-    # SLURM itself signals each of a job's steps. An srun that hears of it from here too forces its step to end, and a
-    # torchrun that hears a third time, after `cluster.pass_on_sigterm`, ends before its processes have saved.
-    group = {"start_new_session": True} if nodes > 1 else {}
-    child = subprocess.Popen(command, env=environment | {"POSTTRAIN_OUTCOME": str(outcome)}, **group)
-    while child.poll() is None and not stop.told:
-        time.sleep(0.1)
-    if stop.told and not (job and several):
-        child.send_signal(signal.SIGTERM)
-    if stop.told and job and slurm.shown(job, "Reason") == "TimeLimit":
-        before["limited"] = True
-        write_json(record / "attempt.json", before)
-        longer(job, before, record)
-    while child.poll() is None:
-        time.sleep(0.1 if not job or stop.again else 1.0)
-        if job and not stop.again and slurm.ended_by_preemption(job):  # it may be killed before its stage has saved
-            stop.again = True
-            slurm.again(job)
-    if not child.returncode or not outcome.is_file():
-        return child.returncode
-    try:
-        ended = read_json(outcome)
-    except UserError:  # nothing could be written: the disk is full
-        return child.returncode
-    if several:
-        say(f"what ended it: {ended['message']}")  # once more, below all that torchrun says
-    return ended["code"]
-
-
-def shape(stage: str, before: dict) -> list[str]:
-    """How the stage goes through its batch: smaller micro-batches after an attempt without enough GPU memory, weights
-    shared out where the site says so."""
-    size = before.get("micro_batch_size")
-    return (["--micro-batch-size", str(size)] if size else []) + (["--shard"] if asked(stage).get("shard") else [])
-
-
-def smaller(arguments: list[str], before: dict, world: int) -> int:
-    """Half of the micro-batch that was too large for one of `world` processes. Raises UserError where it was 1."""
-    section = json.loads(arguments[arguments.index("--config") + 1])
-    section = section.get("scratch") or section
-    size = before.get("micro_batch_size") or section.get("micro_batch_size") or section.get("batch_size", 1)
-    size = min(size, max(1, section.get("batch_size", 1) // world))
-    if size == 1:
-        raise UserError(
-            f"{home(arguments)}: out of GPU memory with one sequence at a time; `posttrain plan` says what fits"
-        )
-    say(f"{SMALLER} {size // 2} at the same global batch: another shape")
-    return size // 2
-
-
-def limit(job: str | None) -> list[str]:
-    """The minutes that the job has left, for the stage."""
-    left = (slurm.ask("squeue", "-h", "-j", job, "-o", "%L") or "").strip() if job else ""
-    minutes = slurm.minutes_of(left)
-    return ["--minutes", f"{minutes:.2f}"] if minutes else []
-
-
-def longer(job: str, before: dict, record: Path) -> None:
-    """Ended by its time limit: run again; where no step was saved, with twice the time, if the partition has it."""
-    minutes = slurm.minutes_of(slurm.shown(job, "TimeLimit"))
-    twice = max(1, round(2 * minutes))
-    if not minutes or newest(record.parent) != before["saved"] or slurm.refusal(job, time=str(twice)):
-        say(f"the time limit of {minutes:g} min is here: run again")
-        slurm.again(job)
-    else:
-        say(f"the time limit of {minutes:g} min is here and no step was saved: run again with twice the time")
-        slurm.again(job, TimeLimit=str(twice))
-
-
-def out_of_memory(code: int, job: str) -> bool:
-    """Whether the stage ended for want of memory: the kernel killed one of its processes, whatever the others said of
-    that, or it was killed and had held nearly all that the job has."""
-    if slurm.kills() > 0:
+def is_out_of_memory(code: int, job: str) -> bool:
+    """Whether a stage ended out of memory: the kernel killed one of its processes, whatever the others said of that, or
+    it was killed and had held nearly all memory of its job."""
+    if slurm.oom_kills() > 0:
         return code != INTERRUPTED
-    return code in (-signal.SIGKILL, 128 + signal.SIGKILL) and held() > 0.85 * (slurm.memory_mb(job) or 1e9)
+    return code in (-signal.SIGKILL, 128 + signal.SIGKILL) and peak_mb() > 0.85 * (slurm.memory_mb(job) or 1e9)
 
 
-def held() -> float:
-    """MB that the largest of this process's children had at most."""
+def peak_mb() -> float:
+    """The most memory that any one of this process's children had, in MB."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-
-
-def more_memory(job: str, before: dict, record: Path) -> None:
-    """Run again with twice the memory, where SLURM would; later runs ask for it at once, else for as much as before."""
-    memory, file = slurm.memory_mb(job) or before["mem_mb"], record / "failed.json"
-    now = {"reason": "out of memory", "mem_mb": memory, "job": job}
-    if file.is_file() and read_json(file) == now:
-        refused = "SLURM did not give this job the twice that it was to get"
-    else:
-        refused = slurm.refusal(job, mem=str(2 * memory))
-    if refused:
-        file.unlink(missing_ok=True)
-        write_json(record / "attempt.json", {key: value for key, value in before.items() if key != "job"})
-        return say(f"error: out of memory with {memory} MB, and no more is to be had ({refused}): lower batch sizes")
-    write_json(file, now)
-    say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")
-    slurm.again(job, MinMemoryNode=str(2 * memory))

@@ -1,6 +1,6 @@
-"""The GPUs of this machine: how many there are, and which of them a stage has for itself.
+"""The GPUs of this machine, and which of them a stage has for itself.
 
-Snakemake counts GPUs and hands out none: two stages of one user would meet on the first.
+Snakemake counts GPUs and hands out none: two stages of one user would both take the first.
 """
 
 import functools
@@ -18,12 +18,12 @@ from posttrain.ground.progress import say
 def present() -> list[str]:
     """The GPUs that a process started here may use, as CUDA_VISIBLE_DEVICES names them."""
     try:
-        found = subprocess.run(
+        listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True
         )
     except OSError:
         return []
-    cards = found.stdout.split() if found.returncode == 0 else []
+    cards = listing.stdout.split() if listing.returncode == 0 else []
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
         return cards
@@ -31,27 +31,24 @@ def present() -> list[str]:
 
 
 def take(count: int) -> tuple[list[str], list[int]]:
-    """`count` GPUs that no other stage on this machine has, and the open files that hold them; waits for them.
-
-    A GPU is held as long as its file is open, so that a stage that was killed holds none. None where there are none.
-    """
-    cards, files, spoken = [], [], False
-    there = present()
-    while len(cards) < min(count, len(there)):
-        for card in [card for card in there if card not in cards]:
-            if len(cards) < count and (file := held(card)) is not None:
-                cards.append(card)
-                files.append(file)
-        if len(cards) < min(count, len(there)):
-            if not spoken:
-                say(f"waiting for {count} of the GPUs {', '.join(there)}, which other stages have")
-            spoken = True
+    """Wait for `count` GPUs (at most all) that no other stage on this machine has; returns them and their open lock
+    files. A GPU is taken as long as its file is open, so that a stage that was killed keeps none."""
+    taken: dict[str, int] = {}
+    cards, told = present(), False
+    while len(taken) < min(count, len(cards)):
+        for card in cards:
+            if len(taken) < count and card not in taken and (file := lock_card(card)) is not None:
+                taken[card] = file
+        if len(taken) < min(count, len(cards)):
+            if not told:
+                say(f"waiting for {count} of the GPUs {', '.join(cards)}, which other stages have")
+            told = True
             time.sleep(5)
-    return cards, files
+    return list(taken), list(taken.values())
 
 
-def held(card: str) -> int | None:
-    """The open file that holds a GPU for this process; None where another has it."""
+def lock_card(card: str) -> int | None:
+    """Take a GPU for this process; returns the open file that holds it, None where another process has it."""
     folder = Path(tempfile.gettempdir(), f"posttrain-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     file = os.open(folder / f"gpu-{card}", os.O_RDWR | os.O_CREAT, 0o600)

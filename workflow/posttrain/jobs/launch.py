@@ -1,4 +1,4 @@
-"""The command line of a stage in one process or several, on one node or several (SLURM); the only place that knows it.
+"""The command line that starts a stage in one process or several, on one node or several (SLURM).
 
 python -m posttrain.jobs.launch [--processes 4] [--nodes 2] STAGE --config ... --output ...
 """
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from posttrain.config.stages import TRAINERS
 from posttrain.training.interruption import WAIT
 
-JOB = ("SLURM_CONF", "SLURM_JOB_ID")  # what a process of a job needs to know of it to start a step
+KEPT = ("SLURM_CONF", "SLURM_JOB_ID")  # what a process of a job must know of it to start a step
 # Read by each node's shell, inside its step: the job's number is not known before. Two steps meet at other ports.
-MEET = (
+RENDEZVOUS = (
     "--rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID.$SLURM_STEP_ID "
     "--rdzv-endpoint=$SLURM_LAUNCH_NODE_IPADDR:$((15000 + (SLURM_JOB_ID * 31 + SLURM_STEP_ID) % 15000))"
 )
@@ -22,10 +22,11 @@ MEET = (
 def command(
     stage_arguments: list[str], processes: int, nodes: int = 1, python: Sequence[str] = (sys.executable,)
 ) -> list[str]:
-    """The command line of a stage. stage_arguments: the stage and its flags; processes: on each of the nodes; python:
-    how Python is started there.
+    """The command line of a stage.
 
-    Processes of one node meet at a port that is free; nodes at one that follows from the numbers of SLURM's job and
+    stage_arguments: the stage and its flags. processes: on each node. python: how Python is started there.
+
+    Processes of one node meet at a free port. Nodes meet at a port that follows from the numbers of SLURM's job and
     step, on the node that started the step, which must be one of them (as in a batch job).
     """
     module = ["-m", "posttrain", *stage_arguments]
@@ -37,14 +38,16 @@ def command(
         return [*torchrun, "--standalone", *module]
     # --overlap: in the job's resources, which the step that starts this one holds. One node's failure ends all.
     step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap", "--kill-on-bad-exit=1"]
-    ready = f'exec "${{@:1:{len(torchrun)}}}" --nnodes={nodes} {MEET} "${{@:{len(torchrun) + 1}}}"'
-    return [*step, "bash", "-c", ready, "bash", *torchrun, *module]
+    line = f'exec "${{@:1:{len(torchrun)}}}" --nnodes={nodes} {RENDEZVOUS} "${{@:{len(torchrun) + 1}}}"'
+    return [*step, "bash", "-c", line, "bash", *torchrun, *module]
 
 
-def outside(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which a step can take all nodes of its job, from that of a process in a step on one of them:
-    srun reads the size of the outer step as options."""
-    kept = {key: value for key, value in environ.items() if not key.startswith(("SLURM_", "SRUN_")) or key in JOB}
+def outside_step(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process in a step, without what srun would read in it as options of a new step.
+
+    So a step can take all nodes of the job, though the one that starts it runs on one of them.
+    """
+    kept = {key: value for key, value in environ.items() if not key.startswith(("SLURM_", "SRUN_")) or key in KEPT}
     cores = environ.get("SLURM_CPUS_PER_TASK")
     return kept | ({"SRUN_CPUS_PER_TASK": cores} if cores else {})
 
@@ -57,18 +60,18 @@ def processes(environ: Mapping[str, str]) -> int:
 
 
 def main() -> None:
-    """Become the stage's command."""
+    """Replace this process by the stage's command."""
     parser = argparse.ArgumentParser(
         prog="python -m posttrain.jobs.launch", description="Start a stage on all its devices."
     )
     parser.add_argument("--processes", type=int, default=processes(os.environ), help="default: one for each GPU")
     parser.add_argument("--nodes", type=int, default=1, help="nodes of the SLURM job (default 1)")
     parser.add_argument("stage", nargs=argparse.REMAINDER, help="the stage and its arguments")
-    given = parser.parse_args()
-    if not given.stage:
+    options = parser.parse_args()
+    if not options.stage:
         parser.error("name a stage")
-    started = command(given.stage, given.processes, given.nodes)
-    os.execvpe(started[0], started, outside(os.environ) if given.nodes > 1 else os.environ)
+    line = command(options.stage, options.processes, options.nodes)
+    os.execvpe(line[0], line, outside_step(os.environ) if options.nodes > 1 else os.environ)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def request(plan: Plan, experiment: str, stage: str, policy: str = "", processes
         asked["runtime"] = 10 + round(2 * known / 60)
         if stage in TRAINERS:  # a longer one goes on in further jobs, which a partition lets in sooner
             asked["runtime"] = min(asked["runtime"], UNKNOWN["runtime"])
-    asked["mem_mb"] = max(processes * asked["mem_mb"], 2 * ran_out(plan, experiment, stage, policy))
+    asked["mem_mb"] = max(processes * asked["mem_mb"], 2 * exhausted_mb(plan, experiment, stage, policy))
     return asked
 
 
@@ -188,7 +188,7 @@ def folder_of(plan: Plan, experiment: str, stage: str, policy: str) -> str:
     return plan.folder(experiment, stage, policy)
 
 
-def ran_out(plan: Plan, experiment: str, stage: str, policy: str) -> int:
+def exhausted_mb(plan: Plan, experiment: str, stage: str, policy: str) -> int:
     """MB with which a run of just this, with these settings, inputs and code, was killed for want of memory; 0 where
     none was.
 
@@ -196,10 +196,10 @@ def ran_out(plan: Plan, experiment: str, stage: str, policy: str) -> int:
     """
     record = Path(folder_of(plan, experiment, stage, policy), "checkpoints", "attempt")
     began, failed = noted(record / "attempt.json"), noted(record / "failed.json")
-    if not began or began.get("what") != attempt.what(shlex.split(plan.arguments(experiment, stage, policy))):
+    if not began or began.get("what") != attempt.digest(shlex.split(plan.arguments(experiment, stage, policy))):
         return 0
     out = [failed.get("mem_mb")] if failed.get("reason") == "out of memory" else []
-    out += [began.get("mem_mb")] if began.get("job") and slurm.ran_out(began["job"]) else []
+    out += [began.get("mem_mb")] if began.get("job") and slurm.ran_out_of_memory(began["job"]) else []
     return max((round(had) for had in out if isinstance(had, int | float)), default=0)
 
 
