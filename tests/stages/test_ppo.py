@@ -13,7 +13,7 @@ from tiny import ROOT, make, ppo, sft
 
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
-from posttrain.models import adapters, policy, tokens
+from posttrain.models import adapters, completions, policy, tokens
 from posttrain.rl import answers, ppo_health, ppo_state
 from posttrain.stages import ppo as stage
 from posttrain.training import checkpoint
@@ -74,7 +74,7 @@ def test_generation_and_the_training_forward_agree(setting):
     prompts, seeds = [row["ids"] for row in rows[:5]], list(range(5))
     with torch.no_grad(), answers.adapter(models.peft, "policy"):
         said = answers.draw(models.peft, models.tokenizer, prompts, seeds, 12, 0.7)
-        logits = answers.reply_logits(models.peft, said, 0.7)
+        logits = completions.reply_logits(models.peft, said, 0.7)
         alone = answers.draw(models.peft, models.tokenizer, prompts[2:3], seeds[2:3], 12, 0.7)
     noise = answers.Gumbel(seeds, 1.0)
     for t in range(said.replies.shape[1]):
@@ -89,8 +89,8 @@ def test_parts_of_similar_length_say_the_same(setting):
     _, models, _, rows = setting()
     with torch.no_grad(), answers.adapter(models.peft, "policy"):
         said = answers.draw(models.peft, models.tokenizer, [row["ids"] for row in rows[:7]], list(range(7)), 24, 1.5)
-        whole = answers.log_probs(models.peft, said)
-        parts = [(part, some, answers.log_probs(models.peft, some)) for part, some in said.by_length(3)]
+        whole = completions.log_probs(models.peft, said)
+        parts = [(part, some, completions.log_probs(models.peft, some)) for part, some in said.by_length(3)]
     assert sorted(n for part, _, _ in parts for n in part) == list(range(7))
     lengths = said.mask.sum(dim=1)
     assert len(set(lengths.tolist())) > 1, "else nothing is trimmed"
@@ -322,7 +322,7 @@ def test_a_models_own_generation_settings_do_not_count(setting):
     prompts = [row["ids"] for row in rows[:4]]
     with torch.no_grad(), answers.adapter(models.peft, "policy"):
         known = answers.draw(models.peft, models.tokenizer, prompts, [1, 2, 3, 4], 12, 1.0)
-        answers.causal(models.peft).generation_config.repetition_penalty = 5.0
+        completions.causal(models.peft).generation_config.repetition_penalty = 5.0
         again = answers.draw(models.peft, models.tokenizer, prompts, [1, 2, 3, 4], 12, 1.0)
     assert torch.equal(known.replies, again.replies)
 

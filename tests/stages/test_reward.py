@@ -11,7 +11,7 @@ from tiny import first_gradient, make, reward, sft
 from posttrain.data import preferences
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
-from posttrain.models import adapters, policy, reward_head, tokens
+from posttrain.models import adapters, completions, policy, reward_head, tokens
 from posttrain.rl import answers
 from posttrain.stages import reward as stage
 
@@ -25,7 +25,7 @@ def scorer(base, tuned_policy, rewarded):
 def scored(scorer, prompts, replies) -> torch.Tensor:
     model, head, tokenizer = scorer
     with torch.no_grad(), answers.adapter(model, "reward"):
-        return answers.scores(model, head, answers.given(tokenizer, prompts, replies, model.device))
+        return answers.scores(model, head, completions.given(tokenizer, prompts, replies, model.device))
 
 
 @pytest.fixture(scope="module")

@@ -1,52 +1,18 @@
-"""A policy's own answers: drawn in batches, and their log-probabilities, values and rewards under any adapter.
+"""A policy's own answers: drawn in batches, and their values and rewards under any adapter.
 
-A batch of answers is `prompts` padded on the left and `replies` padded on the right, so that answers begin in one
-column. Each answer has a random stream of its own: what is drawn does not depend on the batch it is drawn in.
+Each answer has a random stream of its own: what is drawn does not depend on the batch it is drawn in.
 """
 
 import contextlib
 import hashlib
-import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from posttrain.ground.errors import UserError
-from posttrain.maths import likelihood
+from posttrain.models.completions import Answers, causal, finished, hidden
 from posttrain.training import parallel
-
-
-@dataclass
-class Answers:
-    """B answers: `prompts` B x P padded on the left, `replies` B x T padded on the right, each with its mask.
-
-    A reply's mask covers its tokens up to and with the end of turn; `ended` (B) says whether it has one.
-    """
-
-    prompts: Tensor
-    prompt_mask: Tensor
-    replies: Tensor
-    mask: Tensor
-    ended: Tensor
-
-    def rows(self, which) -> "Answers":
-        """Some of the answers, padded as they all are."""
-        return Answers(*(getattr(self, name)[which] for name in ("prompts", "prompt_mask", "replies", "mask", "ended")))
-
-    def __len__(self) -> int:
-        return len(self.replies)
-
-    def by_length(self, parts: int) -> Iterator[tuple[list[int], "Answers"]]:
-        """Rows of similar length with their numbers, each part padded to its own longest: less to compute."""
-        lengths = self.mask.sum(dim=1)
-        for part in torch.tensor_split(lengths.argsort(stable=True), parts):
-            if len(part):
-                some, longest = self.rows(part), int(lengths[part].max())
-                trimmed = replace(some, replies=some.replies[:, :longest], mask=some.mask[:, :longest])
-                yield part.tolist(), trimmed
 
 
 class Gumbel(LogitsProcessor):
@@ -96,62 +62,6 @@ def draw(
     return finished(ids, mask, replies, tokenizer)
 
 
-def finished(prompts: Tensor, prompt_mask: Tensor, replies: Tensor, tokenizer, ends: Tensor | None = None) -> Answers:
-    """Answers cut after their first end of turn: what follows it is padding and never counts.
-
-    ends: a mask of replies that may stop before it; all are trimmed to the longest.
-    """
-    is_end = replies == tokenizer.eos_token_id
-    before = is_end.long().cumsum(dim=1) - is_end.long()  # ends of turn before each token
-    mask = (before == 0).long() * (1 if ends is None else ends)
-    longest = int(mask.sum(dim=1).max())
-    replies = replies.masked_fill(mask == 0, tokenizer.pad_token_id)
-    ended = (is_end * mask).any(dim=1)
-    return Answers(prompts, prompt_mask, replies[:, :longest], mask[:, :longest], ended)
-
-
-def given(tokenizer, prompts: list[list[int]], replies: list[list[int]], device) -> Answers:
-    """Answers from token ids that are there already."""
-    pad = tokenizer.pad_token_id
-    width, length = max(map(len, prompts)), max(map(len, replies))
-    rows = [[pad] * (width - len(p)) + p + r + [pad] * (length - len(r)) for p, r in zip(prompts, replies, strict=True)]
-    ids = torch.tensor(rows, device=device)
-    prompt_mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    mask = torch.tensor([[1] * len(r) + [0] * (length - len(r)) for r in replies], device=device)
-    return finished(ids[:, :width], prompt_mask, ids[:, width:], tokenizer, ends=mask)
-
-
-def inputs(model, answers: Answers) -> dict[str, Tensor]:
-    """What a model is called with: prompt and reply in one row, positions counted from the first real token."""
-    mask = torch.cat([answers.prompt_mask, answers.mask], dim=1)
-    called = {"input_ids": torch.cat([answers.prompts, answers.replies], dim=1), "attention_mask": mask}
-    if "position_ids" in inspect.signature(causal(model).forward).parameters:
-        called["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return called
-
-
-def causal(model):
-    """The transformers model under an adapter, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def reply_logits(model, answers: Answers, temperature: float = 1.0) -> Tensor:
-    """Logits / temperature of each reply token, B x T x V; those of the prompt are never made."""
-    kept = answers.replies.shape[1] + 1
-    logits = causal(model)(**inputs(model, answers), logits_to_keep=kept, use_cache=False).logits
-    return logits[:, -kept:-1].float() / temperature
-
-
-def log_probs(model, answers: Answers, temperature: float = 1.0) -> Tensor:
-    """log pi of each reply token under the active adapter, B x T, 0 on padding."""
-    return likelihood.log_probs(reply_logits(model, answers, temperature), answers.replies) * answers.mask
-
-
-def hidden(model, answers: Answers) -> Tensor:
-    """Last hidden states of prompt and reply, B x (P + T) x H, under the active adapter."""
-    return causal(model).base_model(**inputs(model, answers), use_cache=False).last_hidden_state
-
-
 def values(model, head, answers: Answers) -> Tensor:
     """V(s_t), the value before each reply token is chosen, B x T, 0 on padding. head: H -> 1."""
     length = answers.replies.shape[1]
@@ -185,13 +95,6 @@ def refuse_long(model, rows: list[dict], longest: int) -> None:
         raise UserError(
             f"max_new_tokens {longest} and the longest prompt ({most} tokens) are over the model's context of {context}"
         )
-
-
-def autocast(model, precision: str):
-    """Arithmetic of a forward pass: `float32`, or `bfloat16` by autocast."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(model.device.type, dtype=torch.bfloat16)
 
 
 @contextlib.contextmanager

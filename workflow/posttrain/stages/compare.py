@@ -142,6 +142,7 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
 
     import torch
 
+    from posttrain.models import completions
     from posttrain.rl import answers
 
     seeds = [answers.stream("compare", section.seed, row["id"], again) for row in rows]
@@ -157,9 +158,9 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
         for part, some in said.by_length(PARTS):
             if not again:
                 with speaking():
-                    logp = answers.log_probs(model, some, section.temperature)
+                    logp = completions.log_probs(model, some, section.temperature)
                 with answers.adapter(judge.model, "sft"):
-                    reference = answers.log_probs(judge.model, some, section.temperature)
+                    reference = completions.log_probs(judge.model, some, section.temperature)
                 put(kl, part, (likelihood.kl_k1(logp, reference) * some.mask).sum(dim=1))
             if judge.reward_head is not None:
                 with answers.adapter(judge.model, "reward"):

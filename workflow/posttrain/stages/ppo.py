@@ -23,9 +23,10 @@ from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_json, read_jsonl, write_json
 from posttrain.maths import likelihood
 from posttrain.maths import ppo as maths
-from posttrain.models import adapters, policy, tokens
+from posttrain.models import adapters, completions, policy, tokens
+from posttrain.models.completions import Answers
 from posttrain.rl import answers, ppo_health, ppo_state
-from posttrain.rl.answers import Answers, adapter
+from posttrain.rl.answers import adapter
 from posttrain.training import interruption, parallel, tracking, trainers
 from posttrain.world import world
 
@@ -201,7 +202,7 @@ def experience(
     Policy log-probabilities are taken in the batches of the first epoch, so that its first ratio is exactly 1.
     """
     seeds = [answers.stream("answer", section.seed, iteration, n) for n in range(len(asked))]
-    with torch.no_grad(), answers.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
+    with torch.no_grad(), completions.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
         made = answers.draw(
             models.peft,
             models.tokenizer,
@@ -215,11 +216,11 @@ def experience(
     scores = torch.zeros(len(asked), device=made.mask.device)
     for part in [part for some in minibatches(section, range(len(asked))) for part in micro_batches(section, some)]:
         some = made.rows(part)
-        with torch.no_grad(), answers.autocast(models.peft, section.precision):
+        with torch.no_grad(), completions.autocast(models.peft, section.precision):
             with adapter(models.peft, "policy"):
-                found["logp"][part] = answers.log_probs(models.peft, some, section.temperature)
+                found["logp"][part] = completions.log_probs(models.peft, some, section.temperature)
             with adapter(models.peft, models.reference):
-                found["reference"][part] = answers.log_probs(models.peft, some, section.temperature)
+                found["reference"][part] = completions.log_probs(models.peft, some, section.temperature)
             with adapter(models.peft, "value"):
                 found["values"][part] = answers.values(models.peft, models.value_head, some)
         scores[part] = scorer(some, [asked[n] for n in part])
@@ -276,9 +277,9 @@ def minibatch(
     optimizer.zero_grad()
     for part in micro_batches(section, which):
         some, mask = made.answers.rows(part), made.answers.mask[part]
-        with answers.autocast(models.peft, section.precision):
+        with completions.autocast(models.peft, section.precision):
             with adapter(models.peft, "policy"), torch.set_grad_enabled(not warming):
-                logits = answers.reply_logits(models.peft, some, section.temperature)
+                logits = completions.reply_logits(models.peft, some, section.temperature)
                 logp = likelihood.log_probs(logits, some.replies) * mask
                 losses = maths.policy_loss(logp, made.logp[part], made.advantages[part], section.clip)
                 loss = (losses * mask).sum() / total
@@ -316,9 +317,9 @@ def rehearse(section: Ppo, models: Models, rows: list[tuple[list[int], list[int]
     of the loss."""
     total, loss = sum(len(reply) for _, reply in rows), 0.0
     for part in micro_batches(section, range(len(rows))):
-        some = answers.given(models.tokenizer, *zip(*[rows[n] for n in part], strict=True), models.peft.device)
-        with answers.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
-            nll = -answers.log_probs(models.peft, some).sum() / total
+        some = completions.given(models.tokenizer, *zip(*[rows[n] for n in part], strict=True), models.peft.device)
+        with completions.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
+            nll = -completions.log_probs(models.peft, some).sum() / total
             (section.sft_coefficient * nll).backward()
         loss += nll.item()
     return loss

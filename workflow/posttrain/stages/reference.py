@@ -42,14 +42,14 @@ def summed(model, tokenizer, encoded: list[dict], answer: str, section: Referenc
     """log pi(answer | prompt) in nats, summed over the answer's tokens, of each pair."""
     import torch
 
-    from posttrain.rl import answers
+    from posttrain.models import completions
 
     found = []
     for start in range(0, len(encoded), section.batch_size):
         part = encoded[start : start + section.batch_size]
-        batch = answers.given(
+        batch = completions.given(
             tokenizer, [pair["prompt_ids"] for pair in part], [pair[f"{answer}_ids"] for pair in part], model.device
         )
-        with torch.no_grad(), answers.autocast(model, section.precision):
-            found += answers.log_probs(model, batch).double().sum(dim=1).tolist()
+        with torch.no_grad(), completions.autocast(model, section.precision):
+            found += completions.log_probs(model, batch).double().sum(dim=1).tolist()
     return found
