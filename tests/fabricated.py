@@ -25,7 +25,15 @@ def fabricate(plan, folders=None, text: str = "") -> None:
         for part in parts:
             (folder / part).mkdir(parents=True, exist_ok=True)
             (folder / part / "bytes").write_text(f"{folder} {part}{text}")
-        for name in ("metrics.json", "lm_eval.json", "table.csv", "table.md", "curves.csv", "index.html"):
+        for name in (
+            "metrics.json",
+            "lm_eval.json",
+            "table.csv",
+            "table.md",
+            "summary.txt",
+            "curves.csv",
+            "index.html",
+        ):
             (folder / name).write_text("{}")
         section = named(canonical(summary(plan))) if stage == "report" else plan.section(experiment, stage)
         inputs = plan.inputs(experiment, stage, policy)

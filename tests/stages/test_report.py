@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.reporting.records import COLUMNS, print_table
+from posttrain.reporting.tables import COLUMNS
 from posttrain.stages.report import report
 
 TASKS = ("copy", "reverse")
@@ -69,7 +69,7 @@ def evaluation(results: Path, name: str, accuracy: float, answer: str = "blue") 
                 lines.write(json.dumps(sample) + "\n")
     mean = sum(row["value"] for row in rows) / len(rows)
     rows.append(rows[0] | {"task": "world", "value": mean, "stderr": 0.01, "n": 400})
-    write(results / name / "data" / "results.json", {"groups": {"world": {}}, "results": {}})
+    write(results / name / "lm_eval.json", {"groups": {"world": {}}, "group_subtasks": {"world": TASKS}})
     artifact(results, name, {"policy": name.rpartition("/")[2], "rows": rows})
 
 
@@ -98,10 +98,10 @@ def campaign(tmp_path) -> dict:
     for name, accuracy in METHODS.items():
         artifact(results, f"{name}/sft", training(random.Random(name), 2.2, 1.6 - accuracy))
         evaluation(results, f"{name}/evaluate/sft", accuracy)
-        shared = {"prepare": "results/tiny/prepare", "base": "results/tiny/base"}
+        shared = {part: f"results/tiny/{part}" for part in ("prepare", "base", "evaluate/base")}
         question = f"How far does {name.removeprefix('tiny-')} tuning come with the same data and steps?"
-        experiments.append({"name": name, "question": question, "seed": 0,
-                            "stages": shared | {"sft": f"results/{name}/sft"}})  # fmt: skip
+        own = {part: f"results/{name}/{part}" for part in ("sft", "evaluate/sft")}
+        experiments.append({"name": name, "question": question, "seed": 0, "stages": shared | own})
     return {"title": "The embedded world: what each way of tuning learns", "experiments": experiments}
 
 
@@ -115,7 +115,7 @@ def made(campaign, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """No figures: for tests of everything else, which matplotlib would make slow."""
-    monkeypatch.setattr("posttrain.reporting.figures.figures", lambda rows, trained, frontier, positions: [])
+    monkeypatch.setattr("posttrain.reporting.figures.draw", lambda record: [])
 
 
 def table(output: Path) -> list[dict]:
@@ -145,7 +145,9 @@ def test_complete_report_has_all_its_parts(made):
     known = json.loads((output / "manifest.json").read_text())["files"]
     written = {str(p.relative_to(output)) for p in output.rglob("*") if p.is_file()} - {"manifest.json"}
     figures = {"figures/benchmark-exact_match.svg", "figures/training-curves.svg"}
-    assert set(known) == written == {"index.html", "table.csv", "table.md", "metrics.json", "curves.csv"} | figures
+    assert set(known) == written == figures | {
+        "index.html", "table.csv", "table.md", "summary.txt", "metrics.json", "curves.csv"
+    }  # fmt: skip
     for name, entry in known.items():
         assert hashlib.sha256((output / name).read_bytes()).hexdigest() == entry["sha256"]
     page = (output / "index.html").read_text()
@@ -307,7 +309,8 @@ def test_seeds_of_one_experiment_become_one_bar(campaign, made, tmp_path):
         name = f"tiny-lora-s{seed}"
         artifact(results, f"{name}/sft", training(random.Random(seed), 2.2, 0.6))
         evaluation(results, f"{name}/evaluate/sft", 0.9)
-        stages = campaign["experiments"][1]["stages"] | {"sft": f"results/{name}/sft"}
+        own = {part: f"results/{name}/{part}" for part in ("sft", "evaluate/sft")}
+        stages = campaign["experiments"][1]["stages"] | own
         entry = {"name": name, "family": "tiny-lora", "question": "", "seed": seed, "stages": stages}
         campaign["experiments"].append(entry)
     missing, output = made()
@@ -350,16 +353,15 @@ def test_long_answers_are_cut_with_a_note(undrawn, made, tmp_path):
     assert "4,800 characters left out" in (output / "index.html").read_text()
 
 
-def test_terminal_table_fits_and_holds_every_value(undrawn, made, capsys):
+def test_the_last_lines_hold_the_groups_figure_of_every_policy(undrawn, made, tmp_path):
     _, output = made()
-    print_table(output / "table.md")
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 100
-    assert sum("±" in line for line in lines) == 1 + len(METHODS)
-    print_table(output / "table.md", width=60)
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 60
-    assert sum(line.count("±") for line in lines) == (1 + len(METHODS)) * ROWS
+    head, _, *lines, end = (output / "summary.txt").read_text().splitlines()
+    assert head.split() == ["experiment", "policy", "world"], "not the tasks of the group"
+    assert len(lines) == 1 + len(METHODS) and all("±" in line for line in lines)
+    assert end == f"Value ± standard error. {(1 + len(METHODS)) * len(TASKS)} more figures are in the report."
+    shutil.rmtree(tmp_path / "results/tiny-lora/evaluate/sft")
+    made()
+    assert (output / "summary.txt").read_text().endswith("PARTIAL: 1 missing:\n  results/tiny-lora/evaluate/sft\n")
 
 
 def test_report_never_loads_a_model_library():
@@ -390,16 +392,16 @@ def test_a_browser_runs_nothing(made, tmp_path):
 
 
 def test_the_page_shows_what_a_model_said_and_what_was_read_as_its_answer():
-    from posttrain.stages import report as stage
+    from posttrain.reporting import samples
 
     same = {"arguments": [["question", {}]], "target": "red", "exact_match": 0.0}
     said = same | {"resps": [["go away!"]], "filtered_resps": ["[invalid]"]}
-    assert stage.answer(said, "exact_match")["answer"] == "go away!\n[read as the answer: [invalid]]"
-    assert stage.answer(same | {"resps": [["red"]], "filtered_resps": ["red"]}, "exact_match")["answer"] == "red"
+    assert samples.read_sample(said, "exact_match")["answer"] == "go away!\n[read as the answer: [invalid]]"
+    assert samples.read_sample(same | {"resps": [["red"]], "filtered_resps": ["red"]}, "exact_match")["answer"] == "red"
     number = same | {"resps": [["42"]], "filtered_resps": ["42"]}
-    assert stage.answer(number, "exact_match")["answer"] == "42", "a number that was said is an answer"
+    assert samples.read_sample(number, "exact_match")["answer"] == "42", "a number that was said is an answer"
     rolling = same | {"arguments": [["a whole text"]], "resps": [["-113.969"]], "filtered_resps": ["-113.969"]}
-    assert stage.answer(rolling, "bits_per_byte")["answer"] == "log-likelihood -114.0"
+    assert samples.read_sample(rolling, "bits_per_byte")["answer"] == "log-likelihood -114.0"
 
 
 def test_the_page_names_the_command_for_its_own_campaign(campaign, made, tmp_path):
@@ -429,7 +431,7 @@ def test_figures_of_longer_contexts():
     ]
     parts = [{"from": 1, "to": 64, "loss": 2.0, "stderr": 0.1}, {"from": 65, "to": 255, "loss": 3.0, "stderr": None}]
     curves = [{"experiment": "long", "policy": "longctx", "parts": parts}]
-    found = {figure["name"]: figure for figure in figures.figures([*texts, *keys], [], (), curves)}
+    found = {figure["name"]: figure for figure in figures.figures([*texts, *keys], [], [], curves)}
     assert set(found) == {"long-perplexity", "long-positions", "long-passkey"}, "and no bars of the same"
     drawn = {name: figure["draw"](figures.WIDE) for name, figure in found.items()}
     assert "0.25  [0.14, 0.40]" in drawn["long-passkey"] and "1.00  [0.91, 1.00]" in drawn["long-passkey"]

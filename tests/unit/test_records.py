@@ -1,4 +1,4 @@
-"""records: statistics against closed forms, numbers and text made safe."""
+"""reporting: statistics against closed forms, numbers and text made safe, tables, the last lines of a run."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from posttrain.maths import intervals
-from posttrain.reporting import records
+from posttrain.reporting import records, tables, text
 
 
 def test_standard_error_of_a_proportion_is_lm_evals():
@@ -36,42 +36,42 @@ def test_what_is_not_finite_survives_statistics():
 
 
 def test_hidden_characters_become_visible():
-    assert records.visible("a\x1b\u202eb\u200b\ud800\ufffe") == "a⟨U+001B⟩⟨U+202E⟩b⟨U+200B⟩⟨U+D800⟩⟨U+FFFE⟩"
-    assert records.visible("a\nb\tc", keep="\n") == "a\nb⟨U+0009⟩c"
+    assert text.visible("a\x1b\u202eb\u200b\ud800\ufffe") == "a⟨U+001B⟩⟨U+202E⟩b⟨U+200B⟩⟨U+D800⟩⟨U+FFFE⟩"
+    assert text.visible("a\nb\tc", keep="\n") == "a\nb⟨U+0009⟩c"
     plain = "naïve 你好 العربية 😀 a\u00a0b $x$ <b>"
-    assert records.visible(plain) == plain
+    assert text.visible(plain) == plain
 
 
 def test_clean_reaches_keys_and_lists():
-    assert records.clean({"a\x00": ["b\x00", 1, None, 2.5]}) == {"a⟨U+0000⟩": ["b⟨U+0000⟩", 1, None, 2.5]}
+    assert text.clean({"a\x00": ["b\x00", 1, None, 2.5]}) == {"a⟨U+0000⟩": ["b⟨U+0000⟩", 1, None, 2.5]}
 
 
 def test_number_takes_numbers_only():
-    assert records.number(3, "x") == 3
-    assert math.isnan(records.number(math.nan, "x"))
-    assert records.number(10**400, "x") == math.inf
+    assert text.number(3, "x") == 3
+    assert math.isnan(text.number(math.nan, "x"))
+    assert text.number(10**400, "x") == math.inf
     for wrong in (True, "3", None, [1]):
         with pytest.raises(ValueError, match="x is not a number"):
-            records.number(wrong, "x")
+            text.number(wrong, "x")
 
 
-@pytest.mark.parametrize("value, text", [
+@pytest.mark.parametrize("value, shown", [
     (0.9123, "0.912"), (12.34, "12.3"), (1234, "1,234"), (2e-5, "2.0e-05"), (0.0, "0.000"), (None, ""),
     (math.nan, "nan"), (-math.inf, "-inf"), (True, "True"), ("a\x00", "a⟨U+0000⟩"),
 ])  # fmt: skip
-def test_short(value, text):
-    assert records.short(value) == text
+def test_short(value, shown):
+    assert text.short(value) == shown
 
 
 def test_markdown_cells_stay_cells():
-    row = dict.fromkeys(records.COLUMNS, "x") | {"task": "a|b<i>", "value": 0.5, "stderr": None, "n": 10}
-    line = records.table_md([row]).splitlines()[2]
+    row = dict.fromkeys(tables.COLUMNS, "x") | {"task": "a|b<i>", "value": 0.5, "stderr": None, "n": 10}
+    line = tables.table_md([row]).splitlines()[2]
     assert line == "| x | x | x | a\\|b&lt;i> | x | 0.500 |  | 10 | x |"
 
 
 def test_csv_keeps_every_digit_and_quotes():
-    row = dict.fromkeys(records.COLUMNS, "x") | {"task": 'a,"b"', "value": 0.1 + 0.2, "stderr": None}
-    assert records.table_csv([row]).splitlines()[1] == 'x,x,x,"a,""b""",x,0.30000000000000004,,x,x'
+    row = dict.fromkeys(tables.COLUMNS, "x") | {"task": 'a,"b"', "value": 0.1 + 0.2, "stderr": None}
+    assert tables.table_csv([row]).splitlines()[1] == 'x,x,x,"a,""b""",x,0.30000000000000004,,x,x'
 
 
 def test_read_json_names_the_file(tmp_path):
@@ -86,9 +86,9 @@ def test_read_json_names_the_file(tmp_path):
 
 
 def test_every_artifact_once_with_owner_and_users(tmp_path):
-    stages = {"prepare": "results/a/prepare", "sft": "results/a/sft"}
+    stages = {"prepare": "results/a/prepare", "sft": "results/a/sft", "evaluate/sft": "results/a/evaluate/sft"}
     campaign = {"experiments": [{"name": n, "seed": s, "stages": stages} for n, s in (("b", 5), ("a", 3))]}
-    found = {entry["name"]: entry for entry in records.artifacts(campaign, tmp_path)}
+    found = {entry["name"]: entry for entry in records.list_artifacts(campaign, tmp_path)}
     assert list(found) == ["results/a/prepare", "results/a/sft", "results/a/evaluate/sft"]
     sft = found["results/a/evaluate/sft"]
     assert (sft["experiment"], sft["seed"], sft["users"]) == ("a", 3, ["b", "a"])
@@ -98,21 +98,21 @@ def test_every_artifact_once_with_owner_and_users(tmp_path):
 def test_figures_that_several_seeds_have():
     row = {"family": "a|b", "policy": "sft", "task": "t", "metric": "m"}
     table = [row | {"value": value} for value in (1.0, 2.0, 3.0)] + [row | {"task": "alone", "value": 5.0}]
-    (found,) = records.seeds(table)
+    (found,) = tables.seeds(table)
     named = {"experiment": "a|b", "policy": "sft", "task": "t", "metric": "m"}
     assert found == named | {"mean": 2.0, "deviation": pytest.approx(1.0), "seeds": 3}
-    text = records.seeds_md(table)
-    assert "| a\\|b | sft | t | m | 2.000 | 1.000 | 3 |" in text and "alone" not in text
-    assert records.seeds_md(table[-1:]) == ""
+    lines = tables.seeds_md(table)
+    assert "| a\\|b | sft | t | m | 2.000 | 1.000 | 3 |" in lines and "alone" not in lines
+    assert tables.seeds_md(table[-1:]) == ""
 
 
 def test_metrics_for_programs_and_a_column_for_every_curve():
     same = {"experiment": "e", "policy": "sft", "task": "t"}
     table = [same | {"metric": "m", "value": 0.5}, same | {"metric": "x", "value": math.nan}]
-    assert json.loads(records.metrics_json(table)) == {"e": {"sft": {"t": {"m": 0.5, "x": None}}}}
+    assert json.loads(tables.metrics_json(table)) == {"e": {"sft": {"t": {"m": 0.5, "x": None}}}}
     curves = [
         {"name": "results/a/sft", "history": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.0}]},
         {"name": "results/b/sft", "history": [{"step": 2, "loss": 3.0}]},
         {"name": "results/b/prepare"},
     ]
-    assert records.curves_csv(curves) == "step,a/sft,b/sft\n1,2.0,\n2,,3.0\n"
+    assert tables.curves_csv(curves) == "step,a/sft,b/sft\n1,2.0,\n2,,3.0\n"

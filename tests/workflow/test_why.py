@@ -50,6 +50,25 @@ def test_nothing_stale_is_said_in_one_line(project):
     assert why.why(load(), "whole/dpo") == "Nothing of whole/dpo is stale."
 
 
+def test_what_other_settings_made_is_left_out_of_a_partial_report(project):
+    assert why.stale(load()) == {}, "control"
+    edit(dpo={"beta": 0.3})
+    Path("results/whole/ppo/manifest.json").unlink()
+    stale = why.stale(load())
+    assert {"results/whole/dpo", "results/whole/evaluate/dpo", "results/whole/compare/dpo"} <= stale.keys()
+    assert stale["results/whole/dpo"].endswith("posttrain why whole/dpo")
+    assert not {"results/whole/sft", "results/whole/evaluate/sft", "results/whole/ppo"} & stale.keys()
+
+
+def test_the_summary_is_that_of_the_plan_or_is_refused(project, capsys):
+    assert main(["summary"]) == 0
+    assert capsys.readouterr().out.endswith("report: results/report/index.html\n"), "control"
+    edit(dpo={"beta": 0.3})
+    assert main(["summary"]) == 2
+    told = capsys.readouterr()
+    assert not told.out and "results/report: is another campaign's, or the settings" in told.err
+
+
 def test_a_key_is_named_with_both_values_what_follows_and_what_it_costs(project):
     edit(dpo={"beta": 0.3})
     said = why.why(load())

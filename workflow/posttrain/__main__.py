@@ -126,8 +126,10 @@ def workflow_commands(subparsers) -> None:
     report.add_argument("--output", type=Path, required=True, help="the manifest to write")
     planned(report)
     report.add_argument("--partial", action="store_true", help="render what exists; missing pieces are no error")
-    summary = command(subparsers, "summary", "print the result table and where the report is", commands.run_summary)
+    report.add_argument("--left-out", type=Path, help="JSON file: artifacts that are not to be shown, each with why")
+    summary = command(subparsers, "summary", "print headline figures and where the report is", commands.run_summary)
     summary.add_argument("folder", type=Path, nargs="?", default=Path("results/report"))
+    summary.add_argument("--campaign", type=Path, default=CAMPAIGN, help=f"default {CAMPAIGN}")
 
 
 def campaign_commands(subparsers) -> None:

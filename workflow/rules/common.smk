@@ -14,7 +14,8 @@ from posttrain.ground import credentials
 from posttrain.ground.code import remember
 from posttrain.ground.errors import UserError
 from posttrain.ground.identity import canonical, named, write_named
-from posttrain.tools import budget, status
+from posttrain.reporting.summary import last_lines, outdated
+from posttrain.tools import budget, status, why
 
 # Planning makes no garbage to speak of: to look for it is a fifth of the time of a large plan. `onstart` turns it on again.
 gc.disable()
@@ -59,6 +60,7 @@ os.environ.update(
 # The report is told of the campaign by a file under the name of its content, which a later edit cannot change.
 SUMMARY = canonical(summary(PLAN))
 CAMPAIGN = named(SUMMARY)
+LINEAGE = PLAN.lineage("", "report")
 if workflow.is_main_process:
     credentials.hide()
     remember()

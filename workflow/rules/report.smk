@@ -16,6 +16,7 @@ rule report:
             category="report",
         ),
         markdown="results/report/table.md",
+        summary="results/report/summary.txt",
         metrics="results/report/metrics.json",
         curves="results/report/curves.csv",
         page=report(
@@ -34,6 +35,6 @@ rule report:
     params:
         campaign=CAMPAIGN,
         code=PLAN.code["report"],
-        lineage=PLAN.lineage("", "report"),
+        lineage=LINEAGE,
     shell:
         "posttrain report --campaign {params.campaign} --code {params.code} --lineage {params.lineage} --output {output.manifest} 2>&1 | tee -i {log}"

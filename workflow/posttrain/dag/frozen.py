@@ -5,7 +5,7 @@ from functools import cache
 
 from posttrain.config import grid
 from posttrain.config.experiment import Campaign, Experiment
-from posttrain.config.stages import JUDGES, POLICIES, STAGES
+from posttrain.config.stages import STAGES
 from posttrain.dag.plan import Plan
 from posttrain.ground.identity import canonical
 
@@ -34,8 +34,6 @@ def summary(plan: Plan) -> dict:
     return {
         "title": plan.campaign.title,
         "configfile": plan.configfile,
-        "policies": POLICIES,
-        "judges": JUDGES,
         "owners": {name: _without_seed(plan, name) for name in plan.axes if name not in family},
         "experiments": [
             {

@@ -45,7 +45,8 @@ def run_report(arguments: Namespace) -> None:
         if "/" in stage
     )
     digests = {"evaluations": {file: sha256(Path(file)) for file in judged if Path(file).is_file()}}
-    missing = report(summary, folder, Path("results"))
+    left_out = read_json(arguments.left_out) if arguments.left_out else {}
+    missing = report(summary, folder, Path("results"), left_out)
     params = [str(arguments.campaign), arguments.code or "", arguments.lineage]
     write_json(folder / "provenance.json", {"stage": "report", "params": params, "inputs": digests})
     if missing and not arguments.partial:
@@ -53,13 +54,17 @@ def run_report(arguments: Namespace) -> None:
 
 
 def run_summary(arguments: Namespace) -> None:
-    """Print the result table, and where the report is."""
-    from posttrain.reporting.records import print_table
+    """Print the last lines of a run; a report of another plan than the campaign's is refused."""
+    from posttrain.dag.frozen import summary
+    from posttrain.ground.identity import canonical, named
+    from posttrain.reporting.summary import last_lines, outdated
 
-    if not (arguments.folder / "table.md").is_file():
-        raise UserError(f"{arguments.folder}: no report is there; run snakemake")
-    print_table(arguments.folder / "table.md")
-    print(f"report: {arguments.folder / 'index.html'}")
+    if not arguments.folder.is_dir():
+        raise UserError(f"{arguments.folder}: there is no report; run snakemake")
+    plan = campaign.load(arguments.campaign)
+    if reason := outdated(arguments.folder, named(canonical(summary(plan))), plan.lineage("", "report")):
+        raise UserError(f"{arguments.folder}: {reason}, or name its campaign: posttrain summary --campaign FILE")
+    print(last_lines(arguments.folder))
 
 
 def run_check(arguments: Namespace) -> None:

@@ -10,7 +10,7 @@ import yaml
 from posttrain.dag.campaign import DEFAULT
 from posttrain.dag.plan import Plan
 
-PAGES = ("table.csv", "table.md", "index.html", "figures", "curves.csv")
+PAGES = ("table.csv", "table.md", "summary.txt", "index.html", "figures", "curves.csv")
 TRAINED = ("base", "sft", "reward", "ppo", "dpo", "longctx")
 HEAD = """# Written by `posttrain ledger`; write it again when the campaign's experiments change. One stage, since
 # Snakemake decides what runs; one out for each artifact, so that each can be pulled alone. Without `persist` DVC would

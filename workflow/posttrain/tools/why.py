@@ -164,6 +164,14 @@ def to_run(artifacts: dict[str, dict]) -> list[str]:
         run |= more
 
 
+def stale(plan: Plan) -> dict[str, str]:
+    """Artifacts that are there, but not as the plan makes them: folder -> why it is not to be shown as its result."""
+    artifacts = survey(plan)
+    folders = [folder for folder in to_run(artifacts) if artifacts[folder]["whole"]]
+    reason = "stale, made from other settings, inputs or code: posttrain why"
+    return {folder: f"{reason} {folder.removeprefix('results/')}" for folder in folders}
+
+
 def replaced(folder: str, record: dict) -> str:
     """What goes when an artifact is made anew."""
     size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

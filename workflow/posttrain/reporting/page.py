@@ -1,0 +1,58 @@
+"""index.html: one page that needs nothing else. Jinja escapes every text that models, data and logs wrote."""
+
+import re
+import shlex
+from pathlib import Path
+
+from posttrain.reporting import figures, tables
+from posttrain.reporting.text import clean, short, visible
+
+ANSWERS = ("gold_reward", "reward", "win_rate", "kl_to_sft", "length", "eos_rate", "distinct_2", "distinct_answers")
+
+
+def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
+    """The report as HTML. record: artifacts, rows, missing, samples; drawn: the figures with their SVG."""
+    from jinja2 import Environment, FileSystemLoader
+
+    folder = FileSystemLoader(Path(__file__).parents[1] / "templates")
+    environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
+    environment.filters |= {"short": short, "themed": figures.themed}
+    experiments = {experiment["name"]: experiment for experiment in clean(campaign["experiments"])}
+    for artifact in record["artifacts"]:  # a parent that owns an artifact need not be in the campaign itself
+        experiments.setdefault(artifact["experiment"], {"name": artifact["experiment"], "outside": True})
+    return environment.get_template("report.html.j2").render(
+        record,
+        side=side_by_side(record["artifacts"]),
+        seeds=tables.seeds(record["rows"]),
+        title=visible(campaign["title"]),
+        again=lambda target: command(target, campaign.get("configfile", "")),
+        experiments=list(experiments.values()),
+        figures=drawn,
+    )
+
+
+def command(target: str, configfile: str) -> str:
+    """The command that makes an artifact, or without a target everything, of this campaign.
+
+    The target comes first: Snakemake takes all that follows `--configfile` for files of the config.
+    """
+    if not target and not configfile:
+        return "make run"
+    words = ["snakemake", "--cores", "2", *([target] if target else [])]
+    return shlex.join([*words, *(["--configfile", configfile] if configfile else [])])
+
+
+def side_by_side(artifacts: list[dict]) -> dict:
+    """One line for each policy that was compared: task accuracy (the benchmark's first row) and its own answers."""
+    judged = {(a["stage"].partition("/")[0], a["policy"]): a["rows"] for a in artifacts if "rows" in a}
+    lines = []
+    for artifact in artifacts:
+        if artifact["stage"].startswith("compare/"):
+            cells = {row["metric"]: row for row in artifact["rows"]}
+            benchmark = next(iter(judged.get(("evaluate", artifact["policy"]), [])), None)
+            name = f"{artifact['experiment']} · {artifact['stage'].partition('/')[2]}"
+            lines.append({"name": name, "benchmark": benchmark, "cells": [cells.get(key) for key in ANSWERS]})
+    first = next((line["benchmark"] for line in lines if line["benchmark"]), None)
+    title = f"{first['task']} {first['metric']}" if first else "benchmark"
+    return {"columns": [title, *(key.replace("_", " ") for key in ANSWERS)], "lines": lines}

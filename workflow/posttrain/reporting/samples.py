@@ -1,0 +1,91 @@
+"""Sample answers of each task: the first ones, and the next wrong one if none of them was wrong."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from posttrain.reporting.records import BROKEN, explain
+from posttrain.reporting.text import short, visible
+
+FIRST, CHARACTERS = 3, 1200  # answers of each task, and characters of each that are shown
+
+
+def read_samples(artifacts: list[dict], missing: list[dict]) -> list[dict]:
+    """Examples per task of every judged artifact; an unreadable file is added to `missing`."""
+    return [sample for artifact in artifacts if "rows" in artifact for sample in samples_of(artifact, missing)]
+
+
+def samples_of(judgement: dict, missing: list[dict]) -> Iterator[dict]:
+    """The examples of one judgement per task, in the order of its result rows."""
+    for task, metric in {row["task"]: row["metric"] for row in judgement["rows"]}.items():
+        file = judgement["path"] / "data" / "samples" / f"{task.replace(os.sep, '_')}.jsonl"
+        if judgement["stage"].startswith("compare/"):
+            file = judgement["path"] / "data" / "answers.jsonl"
+        try:
+            if file.is_file():
+                yield {"artifact": judgement, "task": task, "examples": choose(file, metric)}
+        except BROKEN as error:
+            piece = {"name": f"{judgement['name']}/data/samples/{file.name}", "users": judgement["users"]}
+            missing.append(piece | explain(error, log=Path(os.devnull)))
+
+
+def choose(file: Path, metric: str) -> list[dict]:
+    """The first few answers as they come, then the next wrong one if none was: by place, not by taste."""
+    chosen: list[dict] = []
+    with file.open(encoding="utf-8") as lines:
+        for line in filter(str.strip, lines):
+            example = read_sample(json.loads(line), metric)
+            if len(chosen) < FIRST or example["score"] == 0:
+                chosen.append(example)
+            if len(chosen) >= FIRST and any(example["score"] == 0 for example in chosen):
+                break
+    return chosen
+
+
+def read_sample(sample: dict, metric: str) -> dict:
+    """One sample of lm-eval (by its API or its tracker) or of `compare`: prompt, expected, answer, score."""
+    if "reply" in sample:
+        scores = [sample[key] for key in ("gold_reward", "reward") if sample.get(key) is not None]
+        texts = {"prompt": sample["prompt"], "expected": sample.get("answer") or "", "answer": sample["reply"]}
+        return {key: shorten(text) for key, text in texts.items()} | {"score": scores[0] if scores else None}
+    arguments = sample["arguments"]
+    request = list(arguments["gen_args_0"].values()) if isinstance(arguments, dict) else arguments[0]
+    generated = len(request) > 1 and isinstance(request[1], dict)  # settings of generation, where text was asked for
+    response, filtered = (innermost(sample.get(key)) for key in ("resps", "filtered_resps"))
+    keys = (metric.partition(",")[0], "exact_match", "acc")
+    scores = [sample[key] for key in keys if isinstance(sample.get(key), int | float)]
+    answer = with_filtered(response, filtered) if generated else likelihood(response)
+    texts = {"prompt": request[0], "expected": sample.get("target", ""), "answer": answer}
+    return {key: shorten(text) for key, text in texts.items()} | {"score": scores[0] if scores else None}
+
+
+def innermost(responses: object) -> object:
+    """The first response of lm-eval's nested lists."""
+    while isinstance(responses, list) and responses:
+        responses = responses[0]
+    return responses
+
+
+def likelihood(response: object) -> object:
+    """A log-likelihood in words; a response that is no number as it is."""
+    try:
+        return f"log-likelihood {short(float(response))}"
+    except (TypeError, ValueError):
+        return response or ""
+
+
+def with_filtered(response: object, filtered: object) -> object:
+    """The generated text, and what the task's filter took for its answer where that differs."""
+    if not response or filtered in (None, response, ""):
+        return response or filtered or ""
+    return f"{response}\n[read as the answer: {filtered}]"
+
+
+def shorten(text: object) -> str:
+    """Text from a model or a data set, made visible, its middle left out with a note where it is long."""
+    text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+    if (left_out := len(text) - CHARACTERS) > 0:
+        half = CHARACTERS // 2
+        text = f"{text[:half]}\n[… {left_out:,} characters left out …]\n{text[-half:]}"
+    return visible(text, "\n\t")
