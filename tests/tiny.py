@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+GOLD = "posttrain.world.gold:gold_reward"
 
 
 def make(stage: str, section, output: Path, keep_gb: float = 0.0, **inputs) -> Path:
@@ -99,7 +100,7 @@ def ppo(**changes):
 
     settings = dict(rails=Rails(min_eos_rate=0.0), steps=4, value_warmup=1,
                     batch_size=6, epochs=2, warmup_steps=0, checkpoint_steps=1, snapshot_steps=2, seed=0,
-                    max_new_tokens=12, learning_rate=1e-3)  # fmt: skip
+                    max_new_tokens=12, learning_rate=1e-3, gold_function=GOLD)  # fmt: skip
     return Ppo(**settings | changes)
 
 

@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import make, ppo
+from tiny import GOLD, make, ppo
 
 from posttrain.config.sections import Compare
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.maths import best_of_n
 from posttrain.models import policy
+from posttrain.rl import handwritten
 from posttrain.stages import compare as stage
 
-SECTION = Compare(prompts=8, max_new_tokens=12, best_of=4, batch_size=3)
+SECTION = Compare(prompts=8, max_new_tokens=12, best_of=4, batch_size=3, gold_function=GOLD)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,33 @@ def test_a_hand_written_reward_is_shown_where_there_is_no_model(inputs, tuned_po
     section = SECTION.model_copy(update={"reward_function": "long.py:longer", "best_of": 1})
     made = make("compare", section, Path("results/written/compare/sft/manifest.json"), policy=tuned_policy, **parts)
     assert [row["reward"] for row in said(made)] == [len(row["reply"]) for row in said(made)]
+
+
+def test_a_gold_function_of_ones_own_judges_rows_with_an_answer(inputs, tuned_policy, home):
+    Path("own_gold.py").write_text("def longer(prompt, reply, answer):\n    return len(reply) + 100 * len(answer)\n")
+    section = SECTION.model_copy(update={"gold_function": "own_gold.py:longer"})
+    compared = make(
+        "compare", section, Path("results/own-gold/compare/sft/manifest.json"), policy=tuned_policy, **inputs
+    )
+    golds = [row["gold_reward"] for row in said(compared)]
+    assert golds == [len(row["reply"]) + 100 * len(row["answer"]) for row in said(compared)]
+    assert table(compared)["gold_reward"]["value"] == pytest.approx(np.mean(golds))
+    point = next(p for p in read_json(compared.parent / "metrics.json")["frontier"] if p["label"] == "best of 4")
+    assert "gold_reward" in point
+    without = section.model_copy(update={"gold_function": None})
+    bare = make("compare", without, Path("results/no-gold/compare/sft/manifest.json"), policy=tuned_policy, **inputs)
+    assert "gold_reward" not in table(bare), "control"
+    assert [row["gold_reward"] for row in said(bare)] == [None] * len(golds)
+    assert [row["reply"] for row in said(bare)] == [row["reply"] for row in said(compared)]
+
+
+def test_a_row_without_an_answer_has_no_gold(home):
+    Path("one.py").write_text("def one(prompt, reply, answer):\n    return float(answer)\n")
+    judge = handwritten.load_judge(SECTION.model_copy(update={"gold_function": "one.py:one"}), "gold")
+    rows = [{"prompt": "a", "answer": "2"}, {"prompt": "b", "answer": None}]
+    assert judge.scores_of_answered(rows, ["x", "y"]) == [2.0, None]
+    with pytest.raises(UserError, match=r"^gold_function one.py:one: ValueError"):
+        judge.scores_of_answered([{"prompt": "a", "answer": "no number"}], ["x"])
 
 
 def test_other_prompts_are_refused(compared, beside):

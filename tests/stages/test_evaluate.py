@@ -13,7 +13,7 @@ from posttrain.config.sections import Evaluate, Task
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.tools.export import export
-from posttrain.world.world import KINDS
+from posttrain.world.language import KINDS
 
 TABLE = ("task", "metric", "value", "stderr", "n", "higher_is_better")
 

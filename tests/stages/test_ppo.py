@@ -371,6 +371,19 @@ def test_a_hand_written_reward(inputs, home):
         make("ppo", section, Path("results/nan-reward/ppo/manifest.json"), **parts)
 
 
+def test_a_gold_function_is_watched_and_trains_nothing(inputs, home):
+    Path("watch.py").write_text("def watch(prompt, reply, answer):\n    return 1000.0 + len(answer)\n")
+    histories = {}
+    for gold in ("watch.py:watch", None):
+        output = Path(f"results/gold-{bool(gold)}/ppo/manifest.json")
+        made = make("ppo", ppo(steps=2, gold_function=gold), output, **inputs)
+        histories[gold] = read_json(made.parent / "metrics.json")["history"]
+    assert all(entry["gold_reward"] > 1000 for entry in histories["watch.py:watch"])
+    assert histories[None] == [
+        {key: value for key, value in entry.items() if key != "gold_reward"} for entry in histories["watch.py:watch"]
+    ], "control: without it the same training, and no gold"
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_on_plain_weights_and_after_full_fine_tuning(data, base, method, home):
     from posttrain.config.sections import Reward

@@ -119,6 +119,31 @@ def test_a_hand_written_reward_takes_the_place_of_the_model(tmp_path):
     assert load(tmp_path, one=text).section("one", "ppo") != before
 
 
+def test_gold_is_the_worlds_or_a_function_of_ones_own_and_reruns_what_it_judges(tmp_path):
+    """Watched by PPO and compared: each by its own key. Without the built-in world there is none by itself."""
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(prompt, reply, answer):\n    return 1.0\n")
+    plain = load(tmp_path, one=ALIGNED)
+    for section in (plain.experiments["one"].ppo, plain.experiments["one"].compare):
+        assert section.gold_function == "posttrain.world.gold:gold_reward" and section.gold_code
+    text = ALIGNED + f"compare: {{gold_function: '{file}:mine'}}\n"
+    plan = load(tmp_path, one=text)
+    assert plan.section("one", "ppo") == plain.section("one", "ppo")
+    before = plan.section("one", "compare")
+    assert before != plain.section("one", "compare")
+    file.write_text("def mine(prompt, reply, answer):\n    # a comment\n    return 1.0\n")
+    assert load(tmp_path, one=text).section("one", "compare") == before
+    file.write_text("def mine(prompt, reply, answer):\n    return 2.0\n")
+    assert load(tmp_path, one=text).section("one", "compare") != before
+    rows = {name: tmp_path / f"{name}.jsonl" for name in ("text", "sft", "preference")}
+    for path in rows.values():
+        path.write_text("{}\n")
+    sources = ", ".join(f"{name}: [{{path: '{path}'}}]" for name, path in rows.items())
+    own = ALIGNED.replace("{world: {}}", f"{{{sources}}}")
+    assert own != ALIGNED, "the world is taken out"
+    assert "gold_function" not in load(tmp_path, one=own).section("one", "compare"), "control"
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
@@ -133,9 +158,15 @@ def test_a_hand_written_reward_takes_the_place_of_the_model(tmp_path):
         (ALIGNED.replace("ppo: {}", "ppo: {value_warmup: 40}"), "ppo.value_warmup: 40 leaves none of the 40"),
         (ALIGNED.replace("ppo: {}", "ppo: {reward_function: nosuch:f}"), "there is no module 'nosuch'"),
         (
-            ALIGNED.replace("ppo: {}", "ppo: {reward_function: 'posttrain.world.world:nosuch'}"),
+            ALIGNED.replace("ppo: {}", "ppo: {reward_function: 'posttrain.world.gold:nosuch'}"),
             "defines no function 'nosuch'",
         ),
+        (
+            ALIGNED.replace("ppo: {}", "ppo: {gold_function: nosuch:f}"),
+            "ppo.gold_function: there is no module 'nosuch'",
+        ),
+        (ALIGNED + "compare: {gold_function: nosuch}\n", "compare.gold_function: found 'nosuch', allowed: file.py:"),
+        (ALIGNED + "compare: {gold_code: abc}\n", "compare.gold_code: is written by the workflow"),
         (ALIGNED.replace("ppo: {}", "ppo: {reward_function: nosuch}"), "allowed: file.py:function or package"),
         (ALIGNED.replace("ppo: {}", "ppo: {reward_code: abc}"), "ppo.reward_code: is written by the workflow"),
         (ALIGNED.replace("dpo: {}", "dpo: {loss: [ppo]}"), "dpo.loss[0]: found 'ppo', it should be"),

@@ -42,8 +42,10 @@ def test_a_pass_word_is_stated_once_at_its_depth(depth):
 
 def test_lengths_of_documents_and_their_split():
     made = longtext.generate(0, 40, Long(context=64, factor=4, documents=64, questions=10))
-    assert longtext.lengths(Long(context=64, factor=4)) == [64, 128, 256]
-    assert longtext.lengths(Long(context=64, factor=6)) == [64, 128, 256, 384], "the longest is what is trained for"
+    assert longtext.held_out_lengths(Long(context=64, factor=4)) == [64, 128, 256]
+    assert longtext.held_out_lengths(Long(context=64, factor=6)) == [64, 128, 256, 384], (
+        "the longest is what is trained for"
+    )
     for row in made["long"]["test"]:
         if "answer" not in row:
             assert longtext.size(row["text"]) >= row["length"]

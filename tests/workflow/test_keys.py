@@ -77,6 +77,7 @@ SPECIAL = {
     "reward": ({}, {"steps": 10}),
     "ppo": ({}, {"steps": 10}),
     "ppo.reward_function": ({"ppo.reward_function": "reward.py:short"}, "reward.py:long"),
+    "ppo.gold_function": ({}, "reward.py:long"),
     "ppo.kl_target": ({}, 3.0),
     "ppo.kl_horizon": ({"ppo.kl_target": 3.0}, 500),
     "ppo.rails": ({}, {"max_kl": 40.0}),
@@ -99,9 +100,12 @@ SPECIAL = {
     "evaluate.tasks[].revision": ({"evaluate.tasks": [{"task": "sciq", "revision": COMMIT}]}, LATER),
     "evaluate.tasks[].allow_floating": ({"evaluate.tasks": [{"task": "sciq", "revision": COMMIT}]}, True),
     "evaluate.tasks[].shots": ({"evaluate.tasks": [{"task": "world"}]}, 2),
+    "compare.gold_function": ({"compare.gold_function": "reward.py:short"}, "reward.py:long"),
     "compare.reward_function": ({}, "refused"),
     "compare.reward_code": ({}, "refused"),
     "ppo.reward_code": ({}, "refused"),
+    "ppo.gold_code": ({}, "refused"),
+    "compare.gold_code": ({}, "refused"),
 }
 for source in SOURCES:
     rows = {"dataset": "some/rows", "revision": COMMIT}
@@ -124,7 +128,14 @@ FURTHER = {
     "base.scratch": RERUN["base"],
     "ppo.reward_function": RERUN["ppo"] | RERUN["compare"],
 }
-REFUSED = ("reward_code", "compare.reward_function", "choices[].format", "choices[].use", "choices[].separator")
+REFUSED = (
+    "reward_code",
+    "gold_code",
+    "compare.reward_function",
+    "choices[].format",
+    "choices[].use",
+    "choices[].separator",
+)
 REFUSED += ("text[].separator", "long[].separator")
 
 

@@ -419,6 +419,12 @@ class Ppo(Optimisation, Adapter):
     `function(prompt: str, reply: str, answer: str | None) -> float`. Default: the model of section `reward`."""
     reward_code: Text | None = None
     """Fingerprint of the function's file; written by the workflow."""
+    gold_function: Text | None = None
+    """A function, named and called like `reward_function`, that judges answers to rows with an `answer`; it is watched,
+    and no training sees it. Default: the built-in world's (`posttrain.world.gold:gold_reward`) where `prepare.world` is
+    set."""
+    gold_code: Text | None = None
+    """Fingerprint of the gold function's file; written by the workflow."""
     prompts: Literal["preference", "sft"] = "preference"
     """Training rows whose prompts are answered."""
     max_new_tokens: Count = 48
@@ -481,6 +487,12 @@ class Compare(Section):
     """A hand-written reward beside gold; that of `ppo` where it has one. Written by the workflow."""
     reward_code: Text | None = None
     """Fingerprint of the function's file; written by the workflow."""
+    gold_function: Text | None = None
+    """`file.py:function` or `package.module:function`, called as `function(prompt: str, reply: str, answer: str) ->
+    float`: judges answers to rows with an `answer`; no training sees it. Default: the built-in world's
+    (`posttrain.world.gold:gold_reward`) where `prepare.world` is set."""
+    gold_code: Text | None = None
+    """Fingerprint of the gold function's file; written by the workflow."""
     best_of: Count = 16
     """Answers of the SFT policy to each prompt, for best-of-n; 1 for none."""
     batch_size: Count = 64

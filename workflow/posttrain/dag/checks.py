@@ -22,9 +22,9 @@ from posttrain.config.sources import sides
 from posttrain.data.formats import FORMATS
 from posttrain.ground.code import fingerprint, function_file
 from posttrain.ground.errors import UserError
-from posttrain.world.longtext import lengths
-from posttrain.world.world import KINDS
+from posttrain.world import tasks as world_tasks
 
+GOLD_OF_WORLD = "posttrain.world.gold:gold_reward"
 OF_SOURCES = {"test_fraction", "group_key", "allow_empty_user", "max_line_mb"}  # keys of `prepare`
 
 
@@ -156,20 +156,18 @@ def _tokenizer(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 def _tasks(experiment: Experiment) -> Iterator[tuple[str, str]]:
     prepare = experiment.prepare
-    made = {"world": prepare.world, "heldout_text": prepare.world or prepare.text}
-    made |= {"heldout_sft": prepare.sft and not prepare.world, "choices": prepare.choices}
-    known = [name for name, source in made.items() if source]
-    kinds = [f"world_{kind}" for kind in KINDS] if prepare.world else []
-    if prepare.world and prepare.world.long:
-        known += [f"{kind}_{length}" for length in lengths(prepare.world.long) for kind in ("passkey", "recall")]
+    sources = {"heldout_text": prepare.world or prepare.text, "heldout_sft": prepare.sft and not prepare.world}
+    sources |= {"choices": prepare.choices}
+    prepared = world_tasks.names(prepare.world) if prepare.world else []
+    prepared += [name for name, source in sources.items() if source]
     tasks = experiment.evaluate.tasks or []
     for number, task in enumerate(tasks):
         if task.task in [earlier.task for earlier in tasks[:number]]:
             yield f"evaluate.tasks[{number}].task", f"{task.task!r} is named twice"
-        if task.task not in [*known, *kinds] and task.revision is None and not task.allow_floating:
+        if task.task not in prepared and task.revision is None and not task.allow_floating:
             yield (
                 f"evaluate.tasks[{number}].task",
-                f"{task.task!r} is not made by prepare here ({', '.join([*known, *kinds]) or 'none is'}); "
+                f"{task.task!r} is not made by prepare here ({', '.join(prepared) or 'none is'}); "
                 "for a task of lm-eval give `revision`, the commit of its data set",
             )
 
@@ -224,9 +222,14 @@ def _aligned(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield where, "has no preference pairs: set prepare.world or prepare.preference"
     if ppo:
         yield from _ppo(experiment)
-    for where, key in (("ppo", "reward_code"), ("compare", "reward_code"), ("compare", "reward_function")):
-        if (section := getattr(experiment, where)) and key in section.model_fields_set:
-            yield f"{where}.{key}", "is written by the workflow; leave it out"
+    written = {"ppo": ("reward_code", "gold_code"), "compare": ("reward_function", "reward_code", "gold_code")}
+    for where, keys in written.items():
+        section = getattr(experiment, where)
+        for key in keys:
+            if section and key in section.model_fields_set:
+                yield f"{where}.{key}", "is written by the workflow; leave it out"
+        if section and section.gold_function:
+            yield from _function(f"{where}.gold_function", section.gold_function)
     if dpo and dpo.loss_weights and len(dpo.loss_weights) != len(dpo.loss):
         yield "dpo.loss_weights", f"has {len(dpo.loss_weights)} weights for {len(dpo.loss)} losses"
     smoothed = {"robust", "exo_pair", "aot", "aot_unpaired"}
@@ -298,6 +301,11 @@ def _function(where: str, named: str) -> Iterator[tuple[str, str]]:
             yield where, str(error)
 
 
+def _function_code(named: str) -> str | None:
+    """Fingerprint of the file of a function that the config names; None where `_function` finds a mistake."""
+    return None if list(_function("", named)) else fingerprint(function_file(named))
+
+
 def longest_row(base: Base) -> int:
     """Default of `prepare.max_tokens`, in tokens."""
     return base.scratch.context if base.scratch else 512
@@ -320,11 +328,15 @@ def resolve(experiment: Experiment) -> Experiment:
             if "max_length" in type(section).model_fields:
                 update["max_length"] = section.max_length or max_tokens
             filled[stage] = section.model_copy(update=update)
-    if filled.get("ppo") and filled["ppo"].reward_function:
-        named = filled["ppo"].reward_function
-        code = fingerprint(function_file(named)) if not list(_function("", named)) else None
-        filled["ppo"] = filled["ppo"].model_copy(update={"reward_code": code})
-        filled["compare"] = experiment.compare.model_copy(update={"reward_function": named, "reward_code": code})
+    filled["compare"] = experiment.compare
+    if filled.get("ppo") and (named := filled["ppo"].reward_function):
+        update = {"reward_function": named, "reward_code": _function_code(named)}
+        filled |= {stage: filled[stage].model_copy(update=update) for stage in ("ppo", "compare")}
+    for stage in ("ppo", "compare"):
+        named = filled.get(stage) and (filled[stage].gold_function or (GOLD_OF_WORLD if prepare.world else None))
+        if named:
+            update = {"gold_function": named, "gold_code": _function_code(named)}
+            filled[stage] = filled[stage].model_copy(update=update)
     resolved = experiment.model_copy(update=filled)
     resolved._seeded = frozenset(seeded)
     return resolved

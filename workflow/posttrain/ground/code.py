@@ -132,9 +132,14 @@ def function_file(named: str) -> Path:
 def fingerprint(file: Path) -> str:
     """Digest of the syntax tree of a file of the user's own. Raises UserError when it is no Python."""
     try:
-        return digest(spelled(ast.parse(file.read_bytes())))
+        return _fingerprint_of_text(file.read_bytes())
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{file}: is no Python module that can be read: {error}") from None
+
+
+@cache
+def _fingerprint_of_text(content: bytes) -> str:
+    return digest(spelled(ast.parse(content)))
 
 
 def functions(content: str | bytes) -> dict[str, str]:

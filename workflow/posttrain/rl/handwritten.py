@@ -1,50 +1,74 @@
-"""A reward written by hand: a Python function named in the config, in place of a reward model.
+"""Functions of the user's own that judge answers: a reward in place of a reward model, and a gold reward.
 
     def brevity(prompt: str, reply: str, answer: str | None) -> float: ...
 
-prompt: what is asked, without roles and system turn; reply: the policy's answer, without special tokens; answer: the
-row's expected answer (`answer`, a string), None where it has none. It is called once for each answer and returns a
-finite number. It stands in one file with all it needs of its own: only that file is fingerprinted.
+prompt: the user's text, without roles and system turn; reply: the policy's answer, without special tokens; answer: the
+row's expected answer (`answer`, a string), None where it has none. The function is called once for each answer and
+returns a finite number. It stands in one file with all it needs of its own: only that file is fingerprinted.
 """
 
 import importlib
 import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
+from posttrain.config.sections import Compare, Ppo
 from posttrain.ground.code import fingerprint, function_file
 from posttrain.ground.errors import UserError
 
 
-def load(named: str, code: str | None) -> Callable:
-    """The function `file.py:function` or `package.module:function`.
+@dataclass(frozen=True)
+class Judge:
+    """A function that judges answers, and what its errors name: the key of the config and the key's value."""
 
-    Raises UserError when its file is no longer the one (`code`, its fingerprint) that the run was planned with.
+    key: str
+    name: str
+    function: Callable
+
+    def scores(self, rows: list[dict], replies: list[str]) -> list[float]:
+        """A number for each reply to a row (`prompt` and, where it is known, `answer`).
+
+        Raises UserError, naming the function, when it fails or returns no finite number.
+        """
+        return [self._score(row, reply) for row, reply in zip(rows, replies, strict=True)]
+
+    def scores_of_answered(self, rows: list[dict], replies: list[str]) -> list[float | None]:
+        """Like `scores`, with None for rows without an `answer`, of which the function is not asked."""
+        pairs = zip(rows, replies, strict=True)
+        return [None if row.get("answer") is None else self._score(row, reply) for row, reply in pairs]
+
+    def _score(self, row: dict, reply: str) -> float:
+        try:
+            value = float(self.function(row["prompt"], reply, row.get("answer")))
+        except Exception as error:  # a program of the user's, which can raise anything
+            raise UserError(f"{self.key} {self.name}: {type(error).__name__}: {error}") from None
+        if not math.isfinite(value):
+            raise UserError(f"{self.key} {self.name}: returned {value} for the reply {reply[:80]!r}")
+        return value
+
+
+def load_judge(section: Ppo | Compare, kind: Literal["reward", "gold"]) -> Judge | None:
+    """The function that a section names as `reward_function` or `gold_function`; None where it names none.
+
+    Raises UserError when the function cannot be loaded, or its file is no longer the one that the run was planned with
+    (`reward_code`, `gold_code`).
     """
-    file = function_file(named)
+    key = f"{kind}_function"
+    name, code = getattr(section, key), getattr(section, f"{kind}_code")
+    if name is None:
+        return None
+    file = function_file(name)
     if code is not None and fingerprint(file) != code:
         raise UserError(f"{file}: was edited after this run was planned; run snakemake again")
-    place, _, function = named.rpartition(":")
+    place, _, function = name.rpartition(":")
     try:
         if not place.endswith(".py"):
-            return getattr(importlib.import_module(place), function)
+            return Judge(key, name, getattr(importlib.import_module(place), function))
         spec = importlib.util.spec_from_file_location(f"handwritten_{file.stem}", file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return getattr(module, function)
+        return Judge(key, name, getattr(module, function))
     except Exception as error:  # a program of the user's, which can raise anything
-        raise UserError(f"reward_function {named}: cannot be loaded: {type(error).__name__}: {error}") from None
-
-
-def scores(function: Callable, rows: list[dict], replies: list[str]) -> list[float]:
-    """The reward of each reply. Raises UserError, naming the function, when it fails or returns no finite number."""
-    found = []
-    for row, reply in zip(rows, replies, strict=True):
-        try:
-            value = float(function(row["prompt"], reply, row.get("answer")))
-        except Exception as error:  # a program of the user's, which can raise anything
-            raise UserError(f"reward_function {function.__name__}: {type(error).__name__}: {error}") from None
-        if not math.isfinite(value):
-            raise UserError(f"reward_function {function.__name__}: returned {value} for the reply {reply[:80]!r}")
-        found.append(value)
-    return found
+        raise UserError(f"{key} {name}: cannot be loaded: {type(error).__name__}: {error}") from None

@@ -8,11 +8,14 @@ from posttrain.ground.errors import Diverged
 from posttrain.maths import likelihood
 from posttrain.maths import ppo as maths
 from posttrain.rl import answers
-from posttrain.world import world
+from posttrain.rl.handwritten import Judge
 
 
-def summary(made, asked: list[dict], tokenizer) -> dict:
-    """The health of an iteration's answers (`stages.ppo.Experience`); KL and its estimators in nats an answer."""
+def summary(made, asked: list[dict], tokenizer, gold: Judge | None) -> dict:
+    """The health of an iteration's answers (`stages.ppo.Experience`); KL and its estimators in nats an answer.
+
+    gold: what judges answers to rows that have an `answer`.
+    """
     mask = made.answers.mask
     health = {
         "reward": made.scores.mean().item(),
@@ -23,10 +26,10 @@ def summary(made, asked: list[dict], tokenizer) -> dict:
         "eos_rate": made.answers.ended.float().mean().item(),
         "length": mask.sum(dim=1).float().mean().item(),
     }
-    if any(row["world"] for row in asked):
-        said = zip(asked, answers.texts(tokenizer, made.answers), strict=True)
-        gold = [world.gold_reward(row["prompt"], text, row["answer"]) for row, text in said if row["world"]]
-        health["gold_reward"] = sum(gold) / len(gold)
+    if gold:
+        judged = gold.scores_of_answered(asked, answers.texts(tokenizer, made.answers))
+        if known := [value for value in judged if value is not None]:
+            health["gold_reward"] = sum(known) / len(known)
     return health
 
 

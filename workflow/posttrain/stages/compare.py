@@ -24,7 +24,6 @@ from posttrain.maths.intervals import mean_stderr
 from posttrain.models import adapters, tokens
 from posttrain.models import policy as policies
 from posttrain.rl import handwritten
-from posttrain.world import world
 
 PARTS = 4  # a batch of answers is measured in so many parts of similar length
 
@@ -35,7 +34,8 @@ class Judge(NamedTuple):
     model: object
     tokenizer: object
     reward_head: object | None
-    function: object | None
+    function: handwritten.Judge | None
+    gold: handwritten.Judge | None
 
 
 def compare(
@@ -81,9 +81,8 @@ def load(section: Compare, found: adapters.Foundation, reward: Path | None) -> J
 
     model = adapters.load_as_sft(found, name="sft").eval()
     head = reward_head.add_to(model, reward) if reward else None
-    named = section.reward_function
-    function = handwritten.load(named, section.reward_code) if named else None
-    return Judge(model, policies.load_tokenizer(found.weights), head, function)
+    reward_function, gold = (handwritten.load_judge(section, kind) for kind in ("reward", "gold"))
+    return Judge(model, policies.load_tokenizer(found.weights), head, reward_function, gold)
 
 
 def prompts(section: Compare, data: Path, tokenizer, model) -> list[dict]:
@@ -97,7 +96,6 @@ def prompts(section: Compare, data: Path, tokenizer, model) -> list[dict]:
         for row in read_jsonl(file) if file.is_file() else []:
             ids = tokens.encode_prompt(tokenizer, row)
             known = {"id": row["id"], "ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer")}
-            known["world"] = world.made(row)
             rows.setdefault(tuple(ids), known)
         if rows:
             order = np.random.default_rng(section.seed).permutation(len(rows))[: section.prompts]
@@ -167,7 +165,8 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
                     put(scores, part, answers.scores(judge.model, judge.reward_head, some))
     replies = answers.texts(judge.tokenizer, said)
     if judge.function and judge.reward_head is None:
-        scores = handwritten.scores(judge.function, rows, replies)
+        scores = judge.function.scores(rows, replies)
+    golds = judge.gold.scores_of_answered(rows, replies) if judge.gold else [None] * len(rows)
     return [
         {
             "id": row["id"],
@@ -178,10 +177,10 @@ def answer_batch(section: Compare, judge: Judge, rows: list[dict], model, name: 
             "ended": ended,
             "kl": distance,
             "reward": score,
-            "gold_reward": gold(row, reply),
+            "gold_reward": gold,
         }
-        for row, reply, length, ended, distance, score in zip(
-            rows, replies, said.mask.sum(dim=1).tolist(), said.ended.tolist(), kl, scores, strict=True
+        for row, reply, length, ended, distance, score, gold in zip(
+            rows, replies, said.mask.sum(dim=1).tolist(), said.ended.tolist(), kl, scores, golds, strict=True
         )
     ]
 
@@ -190,11 +189,6 @@ def put(column: list, places: list[int], values) -> None:
     """Write values (a tensor) into their places."""
     for place, value in zip(places, values.tolist(), strict=True):
         column[place] = value
-
-
-def gold(row: dict, reply: str) -> float | None:
-    """The built-in world's own reward, where the row is the world's."""
-    return world.gold_reward(row["prompt"], reply, row["answer"]) if row["world"] else None
 
 
 def column(answered: list[dict], key: str) -> list[float]:
@@ -233,7 +227,7 @@ def paired(answered: list[dict], beside: list[dict]) -> list[dict]:
     """Against the SFT policy's answers to the same prompts: win rate (a tie is half won) with the p of an exact sign
     test, and mean gain, plain and in standard deviations of the SFT policy's reward.
 
-    By gold reward where the world has one, else by the learned one. Raises UserError for other prompts.
+    By gold reward where there is one, else by the learned one. Raises UserError for other prompts.
     """
     from scipy.stats import binomtest
 
@@ -274,7 +268,7 @@ def best_of(
     drawn = [answered, *(answer(section, judge, rows, model, name, again) for again in range(1, section.best_of))]
     rewards = np.array([column(one, "reward") for one in drawn]).T
     golds = np.array([column(one, "gold_reward") for one in drawn]).T
-    with_gold = [number for number, row in enumerate(rows) if row["world"]]
+    with_gold = [number for number, row in enumerate(answered) if row["gold_reward"] is not None]
     points = []
     for n in (2**k for k in range(int(math.log2(section.best_of)) + 1)):
         made = {"series": "best of n", "label": f"best of {n}", "n": len(rows)}

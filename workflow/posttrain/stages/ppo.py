@@ -25,10 +25,9 @@ from posttrain.maths import likelihood
 from posttrain.maths import ppo as maths
 from posttrain.models import adapters, completions, policy, tokens
 from posttrain.models.completions import Answers
-from posttrain.rl import answers, ppo_health, ppo_state
+from posttrain.rl import answers, handwritten, ppo_health, ppo_state
 from posttrain.rl.answers import adapter
 from posttrain.training import interruption, parallel, tracking, trainers
-from posttrain.world import world
 
 
 class Models(NamedTuple):
@@ -59,6 +58,7 @@ def ppo(
     found = adapters.foundation(base, sft)
     models = load(section, found)
     scorer = model_scorer(models, reward) if reward else function_scorer(section, models)
+    gold = handwritten.load_judge(section, "gold")
     rows = prompts(section, data, models)
     taught = demonstrations(data, models) if section.sft_coefficient else []
     optimizer, schedule = ppo_state.optimizers(section, models)
@@ -70,7 +70,7 @@ def ppo(
     watch = interruption.Watch(section)
     for iteration in range(state["iteration"], section.steps):
         warming = iteration < section.value_warmup
-        made, health = answered(section, models, scorer, rows, state, checkpoints)
+        made, health = answered(section, models, scorer, gold, rows, state, checkpoints)
         health |= update(section, models, optimizer, made, warming, taught)
         ppo_health.check_ratio(section, health)
         schedule.step()
@@ -84,19 +84,20 @@ def ppo(
             tracking.log(health, iteration + 1)
             progress.beat(iteration + 1, f"reward {health['reward']:.3f}, KL {health['kl']:.2f}")
         ppo_state.keep(section, models, found, state, optimizer, schedule, watch, checkpoints)
-    _, health = answered(section, models, scorer, rows, state, checkpoints)  # the last update's policy is watched too
+    # The policy of the last update is watched too.
+    _, health = answered(section, models, scorer, gold, rows, state, checkpoints)
     publish(section, models, found, work, checkpoints)
     return {"summary": {key: value for key, value in health.items() if key != "step"}, "history": state["history"]}
 
 
 def answered(
-    section: Ppo, models: Models, scorer, rows: list[dict], state: dict, checkpoints: Path
+    section: Ppo, models: Models, scorer, gold, rows: list[dict], state: dict, checkpoints: Path
 ) -> tuple[Experience, dict]:
     """The next iteration's experience and its health. Raises UserError when the policy has left the rails."""
     iteration = state["iteration"]
     asked = [rows[n] for n in drawn(len(rows), section.batch_size, section.seed, iteration)]
     made = experience(section, models, scorer, asked, iteration, state["kl_coefficient"])
-    health = ppo_health.summary(made, asked, models.tokenizer) | {
+    health = ppo_health.summary(made, asked, models.tokenizer, gold) | {
         "kl_coefficient": state["kl_coefficient"],
         "step": iteration + 1,
     }
@@ -138,13 +139,11 @@ def model_scorer(models: Models, reward: Path) -> Callable[[Answers, list[dict]]
 
 def function_scorer(section: Ppo, models: Models) -> Callable[[Answers, list[dict]], Tensor]:
     """Scores answers with the hand-written reward."""
-    from posttrain.rl import handwritten
-
-    function = handwritten.load(section.reward_function, section.reward_code)
+    function = handwritten.load_judge(section, "reward")
 
     def score(given: Answers, rows: list[dict]) -> Tensor:
         said = answers.texts(models.tokenizer, given)
-        return torch.tensor(handwritten.scores(function, rows, said), device=given.replies.device)
+        return torch.tensor(function.scores(rows, said), device=given.replies.device)
 
     return score
 
@@ -158,7 +157,7 @@ def prompts(section: Ppo, data: Path, models: Models) -> list[dict]:
     rows = {}
     for row in read_jsonl(file) if file.is_file() else []:
         ids = tokens.encode_prompt(models.tokenizer, row)
-        known = {"ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer"), "world": world.made(row)}
+        known = {"ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer")}
         rows.setdefault(tuple(ids), known)
     answers.refuse_long(models.peft, list(rows.values()), section.max_new_tokens)
     if len(rows) < section.batch_size:

@@ -14,6 +14,8 @@ from posttrain.data.tokenizer import make_tokenizer
 from posttrain.evaluation import tasks
 from posttrain.ground.files import write_jsonl
 from posttrain.ground.progress import say
+from posttrain.world import rows as world_rows
+from posttrain.world import tasks as world_tasks
 
 WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
 
@@ -66,23 +68,32 @@ def write_data(section: Prepare, work: Path, sides: dict, tokenizer, questions: 
             if rows:
                 write_jsonl(folder / task / f"{side}.jsonl", rows)
     tokenizer.save_pretrained(folder / "tokenizer")
-    retrieval = [row for row in sides["long"]["test"] if "answer" in row]
-    home, texts = f"{os.path.relpath(work.parent)}/data/tasks", held_out(section, sides)
-    return tasks.write_tasks(folder / "tasks", home, questions, texts, choices, retrieval)
+    home = f"{os.path.relpath(work.parent)}/data/tasks"
+    return write_tasks(folder / "tasks", home, section, sides, questions, choices)
 
 
 def add_world(section: Prepare, sides: dict, cards: list) -> list[dict]:
     """Add the built-in world's rows to both sides; returns its held-out questions."""
-    from posttrain.world import longtext, world
+    for task, split in world_rows.generate(section.seed, section.world).items():
+        for side, rows_of_side in split.items():
+            sides[task][side] += rows_of_side
+            cards.append(card(f"world, {side}", task, {}, total=len(rows_of_side), kept=len(rows_of_side)))
+    return list(filter(world_rows.made_here, sides["sft"]["test"]))
 
-    made = vars(world.generate(section.seed, **section.world.model_dump(exclude={"long"})))
-    if section.world.long:
-        made = made | longtext.generate(section.seed, section.world.documents, section.world.long)
-    for task in made:
-        for side, found in made[task].items():
-            sides[task][side] += [{"group": row["id"], **row, "source": f"world:{row['id']}"} for row in found]
-            cards.append(card(f"world, {side}", task, {}, total=len(found), kept=len(found)))
-    return [row for row in sides["sft"]["test"] if row["source"].startswith("world:")]
+
+def write_tasks(
+    folder: Path, home: str, section: Prepare, sides: dict, questions: list[dict], choices: list[dict]
+) -> list[str]:
+    """Write the lm-eval tasks of all that is held out into `folder`, to be read as `home`; returns their names.
+
+    questions: those of the built-in world.
+    """
+    names = world_tasks.write_questions(folder, home, questions)
+    names += tasks.write_texts(folder, home, held_out(section, sides))
+    names += tasks.write_choices(folder, home, choices)
+    names += world_tasks.write_retrieval(folder, home, sides["long"]["test"])
+    tasks.write_default(folder, names)
+    return names
 
 
 def held_out(section: Prepare, sides: dict) -> dict[str, list[str]]:
