@@ -80,12 +80,6 @@ def inputs(stage):
     return lambda wildcards: flat(PLAN.inputs(*artifact(wildcards, stage)))
 
 
-def command(stage):
-    """The command of a stage. It ends in `tee -i`: a plain tee would end at Ctrl-C, before the stage has reported."""
-    run = f"posttrain attempt --gpus {{resources.gpu}} {stage} --threads {{threads}}"
-    return run + " {params.arguments} --output {output.manifest} 2>&1 | tee -i {log}"
-
-
 def arguments(stage):
     """All that a stage depends on and all that it reads, as its command takes it: `--config SECTION --code ...`."""
     return lambda wildcards: PLAN.arguments(*artifact(wildcards, stage))

@@ -32,6 +32,10 @@ for stage, entry in STAGES.items():
             runtime=need(stage, "runtime"),
             disk_mb=need(stage, "disk_mb"),
         params:
+            stage=stage,
             arguments=arguments(stage),
+        # The command ends in `tee -i`: a plain tee would end at Ctrl-C, before the stage has reported. It must not name
+        # the loop's variable, which holds the table's last stage when a job runs.
         shell:
-            command(stage)
+            "posttrain attempt --gpus {resources.gpu} {params.stage} --threads {threads} {params.arguments} "
+            "--output {output.manifest} 2>&1 | tee -i {log}"

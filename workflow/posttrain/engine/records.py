@@ -48,7 +48,7 @@ def sync(folders: list[str]) -> None:
         other = dict.fromkeys(file for file, digest in inputs if digests[file] not in (digest, None) or damaged(file))
         remarks += [f"made from another {file}" for file in other]
         if not remarks:
-            remarks = record["params"] if stage == "report" else [arguments(record["params"], record["inputs"])]
+            remarks = record["params"] if stage == "report" else [stage, arguments(record["params"], record["inputs"])]
         _write(folder, stage, inputs, remarks)
     if seen:
         SEEN.parent.mkdir(exist_ok=True)
