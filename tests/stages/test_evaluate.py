@@ -120,6 +120,7 @@ def by_hand(folder: Path, data: Path, *more: str) -> dict:
 def test_lm_eval_by_hand_gives_the_same_numbers(rows, data, base, tuned):
     """On the exported 4-bit policy and on the base's own folder; the two differ from each other (control)."""
     export(tuned, Path("exported"))
+    assert "`qlora, merged; a whole model`" in Path("exported/README.md").read_text()
     hand = by_hand(Path("exported"), data)
     untouched = by_hand(base.parent / "model", data)
     ours = evaluate(data, base, base, "first")

@@ -63,6 +63,15 @@ def test_artifacts_hold_safetensors_and_no_path_of_this_machine(tuned, home):
                 assert str(home).encode() not in file.read_bytes(), file
 
 
+def test_every_policy_has_a_model_card(tuned, base):
+    for method, manifest in tuned.items():
+        text = (manifest.parent / "model/README.md").read_text()
+        library = "transformers" if method == "full" else "peft"
+        assert f"library_name: {library}\n" in text and f"`{method if method != 'full' else 'weights'}; " in text
+        assert "license: unknown\n" in text and "trained-from-scratch" in text and "eval_loss_before" in text
+        assert "model/README.md" in read_json(manifest)["files"]
+
+
 def test_an_adapter_is_refused_on_another_base(tuned, base, data, home):
     other = Path("results/other-base/base/manifest.json")
     from tiny import scratch

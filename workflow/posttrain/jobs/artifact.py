@@ -23,6 +23,7 @@ from posttrain.ground.files import read_json, sha256, write_json
 from posttrain.ground.identity import DAMAGED, canonical, identity, manifest_of, verify
 from posttrain.ground.progress import say, spent
 from posttrain.jobs import audit, failure, kept
+from posttrain.reporting import card
 from posttrain.training import interruption, tracking
 
 # Hold times, hosts and what the artifact was made from: they lie beside its bytes, not among them.
@@ -118,6 +119,7 @@ def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, check
     with failure.remembered(checkpoints):
         metrics = run(audit.Watched(section, asked), **inputs, work=work, checkpoints=checkpoints)
     write_json(work / "metrics.json", metrics)
+    card.write_published(work / "model", made_from["stage"], slice_of(section), inputs, metrics)
     (work / "config.yaml").write_text(made_from["params"][0] + "\n", encoding="utf-8")
     parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
     write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))

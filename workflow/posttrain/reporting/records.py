@@ -125,15 +125,22 @@ def groups_of(file: Path) -> dict[str, list[str]]:
 
 def training(metrics: dict) -> dict:
     """What training recorded: `summary`, `history`, `warnings`, and of a reward model its calibration `bins`."""
+    history = [numbers(entry, drop_none=True) for entry in metrics.get("history", [])]
+    shown = {"summary": training_summary(metrics), "history": history}
+    if calibration := metrics.get("calibration"):
+        shown["bins"] = [numbers(part) for part in calibration["bins"]]
+    return shown | {"warnings": [str(text) for text in metrics.get("warnings", [])]}
+
+
+def training_summary(metrics: dict) -> dict:
+    """The figures of a training by name: its own summary, tokens, accuracies and calibration."""
     summary = metrics.get("summary", {}) | {f"tokens: {k}": v for k, v in metrics.get("tokens", {}).items()}
     for kind, pairs in metrics.get("pairs", {}).items():
         error = f" ± {short(pairs['stderr'])}" if pairs.get("stderr") is not None else ""
         summary[f"accuracy, {kind} pairs"] = f"{short(pairs['accuracy'])}{error} (n {pairs['n']})"
-    shown = {"summary": summary, "history": [numbers(entry, drop_none=True) for entry in metrics.get("history", [])]}
     if calibration := metrics.get("calibration"):
-        summary["expected calibration error"] = number(calibration["ece"], "ece")
-        shown["bins"] = [numbers(part) for part in calibration["bins"]]
-    return shown | {"warnings": [str(text) for text in metrics.get("warnings", [])]}
+        summary["expected calibration error"] = calibration["ece"]
+    return summary
 
 
 def numbers(entry: dict, text: tuple[str, ...] = (), drop_none: bool = False) -> dict:

@@ -9,6 +9,7 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.identity import verify
 from posttrain.ground.progress import say
 from posttrain.models.policy import MERGEABLE, certify_merge, load, load_contract
+from posttrain.reporting import card
 
 
 def export(policy: Path, folder: Path) -> None:
@@ -30,3 +31,4 @@ def export(policy: Path, folder: Path) -> None:
         say(f"merged: logits differ by {certify_merge(policy, base, model):.1g} of the largest")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    card.write_exported(policy, folder)

@@ -1,0 +1,170 @@
+"""The model card of a policy: README.md with its data, method, settings, metrics, base and licence.
+
+It is in the Hugging Face format, and part of the artifact's bytes: equal settings and inputs give equal text, without
+dates, hosts or folders. What is not recorded is called unknown. Benchmarks are known to the card of an exported model
+only, since a policy is evaluated after it was published.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from posttrain.config.stages import STAGES
+from posttrain.ground.files import read_json, sha256
+from posttrain.reporting.records import training_summary
+from posttrain.reporting.text import clean, short, visible
+
+UNKNOWN = "unknown"
+FROM_SCRATCH = "trained-from-scratch"  # tag of a model whose base was trained on the prepared text
+HOW_TO_LOAD = {"transformers": "a whole model", "peft": "an adapter: load it with PEFT on its base"}
+
+
+def write_published(model: Path, stage: str, section: dict, inputs: dict, metrics: dict) -> None:
+    """Write the card into the folder `model` of an artifact; nothing where that holds no language model.
+
+    section: the stage's settings; inputs: role -> manifest, or several.
+    """
+    if (model / "policy.json").is_file():
+        text = card(stage, section, inputs, metrics, read_json(model / "policy.json"))
+        (model / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_exported(policy: Path, folder: Path) -> None:
+    """Write the card of an exported policy into `folder`, with its benchmarks where they lie beside the policy.
+
+    policy: manifest. An input that is gone, or has other bytes by now, is unknown.
+    """
+    home = policy.parent
+    record = optional(home / "provenance.json")
+    inputs = {
+        role: Path(file)
+        for role, files in record.get("inputs", {}).items()
+        for file, digest in files.items()
+        if Path(file).name == "manifest.json" and Path(file).is_file() and sha256(Path(file)) == digest
+    }
+    contract = read_json(home / "model" / "policy.json")
+    whole = contract | {"method": "weights", "merged": contract["method"]}
+    stage = record.get("stage", home.name)
+    rows = benchmarks(policy, home.parent / "evaluate" / stage)
+    text = card(stage, optional(home / "config.yaml"), inputs, optional(home / "metrics.json"), whole, rows)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def optional(file: Path) -> dict:
+    """A JSON file that may have been lost on the way; {} without it."""
+    return read_json(file) if file.is_file() else {}
+
+
+def benchmarks(policy: Path, evaluation: Path) -> list[dict]:
+    """The rows of an evaluation, if it is of this policy's bytes."""
+    judged = optional(evaluation / "provenance.json").get("inputs", {}).get("policy", {})
+    return optional(evaluation / "metrics.json").get("rows", []) if sha256(policy) in judged.values() else []
+
+
+def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict, rows: list[dict] = ()) -> str:
+    """The text of a card. contract: of `policy.json`; rows: benchmarks, as the evaluation recorded them."""
+    inherited = metadata_of(inputs.get("base") or inputs.get("sft") or inputs.get("policy"))
+    hub = section.get("hub") or {}
+    known = {"base_model": hub.get("id"), "license": license_of(hub, inputs), "tags": ["posttrain", stage]}
+    known |= {key: inherited[key] for key in ("base_model", "license") if key in inherited}
+    if section.get("scratch") or FROM_SCRATCH in inherited.get("tags", []):
+        known["tags"].append(FROM_SCRATCH)
+    known["library_name"] = "transformers" if contract["method"] == "weights" else "peft"
+    known["datasets"] = datasets_of(inputs.get("data")) or None
+    known["pipeline_tag"] = "text-classification" if contract["method"] == "reward" else "text-generation"
+    origin = "trained from scratch" if FROM_SCRATCH in known["tags"] else known["base_model"]
+    method = f"{contract['merged']}, merged" if contract.get("merged", "weights") != "weights" else contract["method"]
+    facts = {
+        "stage": f"{stage}: {STAGES[stage].help}" if stage in STAGES else stage,
+        "method": f"{method}; {HOW_TO_LOAD[known['library_name']]}",
+        "base model": origin,
+        "revision of the base": hub.get("revision"),
+        "licence": known["license"],
+        "context, tokens": contract.get("positions", {}).get("context"),
+        **{f"{role}, sha256 of its manifest": sha256(file) for role, file in inputs.items() if isinstance(file, Path)},
+    }
+    parts = [
+        f"---\n{yaml_of(known, rows)}---\n\n# Model of the stage {stage}\n",
+        table(["", ""], facts.items()),
+        "## Data\n",
+        table(["source", "task", "rows"], sources_of(inputs.get("data"))) or "Unknown.\n",
+        f"## Settings\n\n```json\n{json.dumps(clean(without_folders(section)), indent=1, ensure_ascii=False)}\n```\n",
+        "## Training metrics\n",
+        table(["metric", "value"], training_summary(metrics).items()) or "Unknown.\n",
+        "## Benchmarks\n",
+        table(["task", "metric", "value", "standard error", "n"], [
+            [row.get(key) for key in ("task", "metric", "value", "stderr", "n")] for row in rows
+        ]) or "Unknown: this card was written without them.\n",
+        "## Intended use, limits and bias\n\nUnknown: nothing was recorded.\n",
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def yaml_of(known: dict, rows: list[dict]) -> str:
+    """The metadata block, with benchmarks as the Hugging Face hub reads them (`model-index`)."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult("text-generation", row["task"], row["task"], row["metric"], row["value"])
+        for row in map(clean, rows)
+        if math.isfinite(row["value"])
+    ]
+    named = {"model_name": "policy", "eval_results": results} if results else {}
+    return ModelCardData(**clean(known), **named).to_yaml() + "\n"
+
+
+def metadata_of(manifest: Path | None) -> dict:
+    """The metadata block of the card that lies in an artifact; {} without one."""
+    from huggingface_hub import metadata_load
+
+    file = manifest.parent / "model" / "README.md" if manifest else Path()
+    return (metadata_load(file) or {}) if file.is_file() else {}
+
+
+def license_of(hub: dict, inputs: dict) -> str:
+    """The licence that the card of a model from the hub names, where it was fetched with the model."""
+    from huggingface_hub import metadata_load
+
+    if not hub:
+        return UNKNOWN
+    from posttrain.data.hub import find_manifest, local_model
+
+    manifest = find_manifest(list(inputs.get("fetched", [])), "model", hub["id"], hub.get("revision"))
+    file = local_model(hub["id"], hub.get("revision") or "main", manifest) / "README.md"
+    named = (metadata_load(file) or {}).get("license") if file.is_file() else None
+    return named if isinstance(named, str) else UNKNOWN
+
+
+def datasets_of(data: Path | None) -> list[str]:
+    """Data sets of the hub that the data was prepared from, by the settings beside it."""
+    sources = optional(data.parent / "config.yaml") if data else {}
+    listed = [source for value in sources.values() if isinstance(value, list) for source in value]
+    names = [source.get("dataset") for source in listed if isinstance(source, dict)]
+    return sorted({name for name in names if name})
+
+
+def sources_of(data: Path | None) -> list[list]:
+    """Name, task and kept rows of every source of the data."""
+    sources = optional(data.parent / "metrics.json").get("sources", []) if data else []
+    return [[without_folders(source.get("name")), source.get("task"), source.get("kept")] for source in sources]
+
+
+def without_folders(value):
+    """The same value; of absolute paths in it, the last name alone."""
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
+def table(head: list[str], lines) -> str:
+    """A Markdown table with a line for each of `lines`, every cell as code; "" without any."""
+    rows = [f"| {' | '.join(map(code, line))} |\n" for line in lines]
+    return "".join([f"| {' | '.join(head)} |\n", f"|{'---|' * len(head)}\n", *rows]) if rows else ""
+
+
+def code(value: object) -> str:
+    """A value as inline code, which can hold neither markup nor an end of the cell."""
+    text = visible(short(value)).replace("`", "'").replace("|", "\\|")
+    return f"`{text}`" if text else UNKNOWN
