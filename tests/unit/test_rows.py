@@ -307,11 +307,6 @@ def test_plain_text(tmp_path):
     report = rows.read_file(path, "text")
     assert [(row["id"], row["text"]) for row in report.rows] == [("a-1", "one\ntwo"), ("a-6", "three")]
     assert list(report.warnings) == ["byte_order_mark"]
-    path.write_text("one\n\ntwo\n<|endoftext|>\nthree\n<|endoftext|>\n")
-    assert [row["text"] for row in rows.read_file(path, "text", separator="<|endoftext|>").rows] == [
-        "one\n\ntwo",
-        "three",
-    ]
     path.write_bytes(b"caf\xe9\n")
     assert "byte offset 3" in refusal(path, "text")
     path.write_bytes(b"a" * 100 + b"\0" + b"\n")
@@ -351,7 +346,6 @@ def test_dropped_lines(tmp_path, line, reason, said):
 def test_ids(tmp_path):
     clash = [{"id": 1, "text": "a"}, {"id": "1", "text": "b"}]
     assert "id 1 on lines 1 and 2" in refusal(write(tmp_path / "a.jsonl", clash), "text")
-    assert rows.read_file(tmp_path / "a.jsonl", "text", id_key=None).kept == 2
     twice = rows.read_file(write(tmp_path / "a.jsonl", [clash[0], clash[0], {"id": None, "text": "c"}]), "text")
     assert twice.kept == 3 and twice.rows[2]["id"] == "a-3"
     assert overlap.deduplicate(twice.rows)[1] == 1
@@ -510,9 +504,9 @@ def test_empty_user_only_where_allowed():
     assert rows.read_rows([chat("", "a")], "made", "sft", allow_empty_user=True).kept == 1
 
 
-def test_hub_rows_with_null_columns_and_other_names():
-    row = {"question": "q", "answer": "a", "messages": None, "prompt": None, "score": float("1.5")}
-    report = rows.read_rows([row], "org/set", "sft", columns={"prompt": "question", "completion": "answer"})
+def test_hub_rows_with_null_columns():
+    row = {"prompt": "q", "completion": "a", "messages": None, "group": None, "score": float("1.5")}
+    report = rows.read_rows([row], "org/set", "sft")
     assert texts.content(report.rows[0]) == {"prompt": "q", "completion": "a"}
     assert (report.rows[0]["id"], report.rows[0]["source"]) == ("set-1", "org/set:1")
 

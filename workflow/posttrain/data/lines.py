@@ -1,4 +1,4 @@
-"""Reads a local file into numbered objects or paragraphs, in bounded memory; refuses what is not text."""
+"""Read a local file into numbered objects or paragraphs, in bounded memory; refuse what is not text."""
 
 import gzip
 import json
@@ -8,6 +8,7 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from posttrain.ground.errors import UserError
@@ -112,34 +113,26 @@ def read_objects(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[i
         raise UserError(f"{path}: file has no rows")
 
 
-def read_paragraphs(path, separator: str = "", max_line_bytes: int = MAX_LINE_BYTES):
-    """Yield (number of its first line, text, BOM stripped) for each run of lines between separator lines.
+def read_paragraphs(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, dict, bool]]:
+    """Yield (number of its first line, {"text": paragraph}, whether a byte order mark was stripped) for each run of
+    lines between blank ones.
 
-    The default separator is a blank line; "<|endoftext|>" reads files that end each document so.
     Raises UserError: what read_lines raises; NUL bytes; not UTF-8; a paragraph over the limit; no rows.
     """
-    block, first, size, found = [], 0, 0, False
-    for number, text in _text_lines(path, max_line_bytes):
-        ends = text.strip() == separator
-        if ends and block:
-            yield _paragraph(block, first)
-            block, size, found = [], 0, True
-        elif not ends:
+    block, first, size, empty = [], 0, 0, True
+    for number, line in chain(_text_lines(path, max_line_bytes), [(0, "")]):
+        if line.strip():
             first = first if block else number
-            block.append(text)
-            size += len(text)
+            block.append(line)
+            size += len(line)
+        elif block:
+            text = "\n".join(block)
+            yield first, {"text": text.removeprefix(BOM)}, text.startswith(BOM)
+            block, size, empty = [], 0, False
         if size > max_line_bytes:
             raise UserError(f"{path}:{first}: paragraph over the size limit of {max_line_bytes:,} characters")
-    if block:
-        yield _paragraph(block, first)
-    if not (block or found):
+    if empty:
         raise UserError(f"{path}: file has no rows")
-
-
-def _paragraph(block: list[str], first: int) -> tuple[int, dict, bool]:
-    """The block as a row, telling whether its byte order mark was stripped."""
-    text = "\n".join(block)
-    return first, {"text": text.removeprefix(BOM)}, text.startswith(BOM)
 
 
 def _text_lines(path, max_line_bytes: int) -> Iterator[tuple[int, str]]:
@@ -199,12 +192,12 @@ def _parse(text: str):
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
     """A JSON object; raises RowError where a key comes twice (json would silently keep the last)."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(key for key in names if names.count(key) > 1)
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
         raise RowError("duplicate_key", f"key {twice!r} appears twice in one object")
-    return found
+    return value
 
 
 def _integer(digits: str) -> int | float:

@@ -1,22 +1,23 @@
-"""Turns every good line of a source into one canonical row, and says of every other line why it was dropped.
+"""Turn every good line of a source into one canonical row, and say of every other line why it was dropped.
 
 Canonical rows hold "id", "group", "source" (file:line) and, by task,
     text        text
     sft         messages, or prompt and completion
     preference  prompt, chosen, rejected: all strings or all lists of messages
-    kto         prompt, completion, label
+    kto         prompt, completion: both strings or both lists of messages; label
     eval        question, choices and the answer's index
 """
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
 from posttrain.data import formats, lines, texts
+from posttrain.data.fields import json_kind
 from posttrain.data.lines import RowError
 from posttrain.ground.errors import UserError
 
@@ -42,80 +43,67 @@ class Report:
 
     def describe(self, limit: int = 5) -> list[str]:
         """Sentences for a person, at most `limit` for each reason; line 0 is the file as a whole."""
-        said = []
-        for verb, found in (("dropped", self.dropped), ("warning", self.warnings)):
-            for reason, cases in found.items():
-                said += [f"{self.name}{f':{n}' if n else ''}: {verb}: {text}" for n, text in cases[:limit]]
+        sentences = []
+        for verb, cases_by_reason in (("dropped", self.dropped), ("warning", self.warnings)):
+            for reason, cases in cases_by_reason.items():
+                sentences += [f"{self.name}{f':{n}' if n else ''}: {verb}: {text}" for n, text in cases[:limit]]
                 if len(cases) > limit:
-                    said.append(f"{self.name}: {verb}: {reason}: {len(cases) - limit} more lines")
-        return said
+                    sentences.append(f"{self.name}: {verb}: {reason}: {len(cases) - limit} more lines")
+        return sentences
 
 
 def read_file(
-    path,
-    task: str,
-    format: str = "auto",
-    *,
-    max_line_bytes: int = lines.MAX_LINE_BYTES,
-    separator: str = "",
-    source_name: str | None = None,
-    **options,
+    path, task: str, format: str = "auto", *, max_line_bytes: int = lines.MAX_LINE_BYTES, **options
 ) -> Report:
-    """Read a local .jsonl, .ndjson or .txt file, also with .gz; `options` are those of _read.
+    """Read a local .jsonl, .ndjson or .txt file, also with .gz; `options` are those of _check_rows.
 
     Raises UserError, naming file:line, where the file as a whole is unfit.
     """
     if not lines.is_text(path):
         numbered = lines.read_objects(path, max_line_bytes)
     elif task in ("text", "long"):
-        numbered = lines.read_paragraphs(path, separator, max_line_bytes)
+        numbered = lines.read_paragraphs(path, max_line_bytes)
     else:
         raise UserError(f"{path}: plain text is read for text and long only; for {task} allowed: .jsonl")
-    return _read(numbered, source_name or str(path), task, format, **options)
+    return _check_rows(numbered, str(path), task, format, **options)
 
 
 def read_rows(objects: Iterable[dict], source_name: str, task: str, format: str = "auto", **options) -> Report:
-    """Read rows that another loader opened (a Hugging Face dataset), counted from 1. Options as for read."""
+    """Read rows that another loader opened (a Hugging Face dataset), counted from 1. Options as for _check_rows."""
     numbered = ((number, row, False) for number, row in enumerate(objects, 1))
-    return _read(numbered, source_name, task, format, **options)
+    return _check_rows(numbered, source_name, task, format, **options)
 
 
-def _read(
-    numbered,
+def _check_rows(
+    numbered: Iterator[tuple[int, object, bool]],
     name: str,
     task: str,
     format: str,
     *,
-    id_key: str | None = "id",
     group_key: str = "group",
-    columns: dict[str, str] | None = None,
     allow_empty_user: bool = False,
-    max_row_characters: int = MAX_ROW_CHARACTERS,
 ) -> Report:
-    """Check (line, object, BOM stripped) one by one.
+    """Check (line, object, whether a BOM was stripped) one by one; `group_key` names the key of a row's group.
 
-    id_key and group_key name the keys that hold a row's id and group (id_key None: ids are made from lines);
-    columns renames keys, as {"prompt": "question"}; rows over max_row_characters are dropped, not plain text.
     Raises UserError for an unknown task or format, ids that name two rows, a group key that no row has.
     """
-    numbered = iter(numbered)
     head = list(islice(numbered, 100))
-    objects = [_renamed(value, columns) for _, value, _ in head if isinstance(value, dict)]
+    objects = [value for _, value, _ in head if isinstance(value, dict)]
     report = Report(name, task, formats.choose(objects, task, format))
     for line, value, marked in chain(head, numbered):
         report.total += 1
         if marked:
             _note(report.warnings, "byte_order_mark", line, "byte order mark stripped")
         try:
-            row = _renamed(_checked(value), columns)
-            says = formats.check_row(row, task, report.format, allow_empty_user)
-            names = _names(row, says, name, line, id_key, group_key)
-            _check_size(says, task, max_row_characters)
+            row = _checked(value)
+            content = formats.check_row(row, task, report.format, allow_empty_user)
+            names = _names(row, content, name, line, group_key)
+            _check_size(content, task)
         except RowError as error:
             _note(report.dropped, error.reason, line, str(error))
         else:
-            report.rows.append(names | says)
-            for kind in texts.odd(texts.all_text(says)):
+            report.rows.append(names | content)
+            for kind in texts.odd(texts.all_text(content)):
                 _note(report.warnings, kind, line, texts.ODD_MEANING[kind])
     _check_groups(report, group_key, objects)
     _check_ids(report)
@@ -123,15 +111,8 @@ def _read(
     return report
 
 
-def _note(where: dict, reason: str, line: int, message: str) -> None:
-    where.setdefault(reason, []).append((line, message))
-
-
-def _renamed(value, columns: dict[str, str] | None):
-    """The object with the columns that the source calls otherwise under their canonical names."""
-    if not columns or not isinstance(value, dict):
-        return value
-    return value | {ours: value.get(theirs) for ours, theirs in columns.items()}
+def _note(cases_by_reason: dict, reason: str, line: int, message: str) -> None:
+    cases_by_reason.setdefault(reason, []).append((line, message))
 
 
 def _checked(value) -> dict:
@@ -142,7 +123,7 @@ def _checked(value) -> dict:
     if isinstance(value, RowError):
         raise value
     if not isinstance(value, dict):
-        raise RowError("not_an_object", f"a row must be an object, found {formats.kind(value)}")
+        raise RowError("not_an_object", f"a row must be an object, found {json_kind(value)}")
     pending = [("", value)]
     while pending:  # a loop, not recursion: a deeply nested row must not overflow the stack
         path, item = pending.pop()
@@ -159,7 +140,7 @@ def _checked(value) -> dict:
 
 
 def _check_unicode(path: str, text: str) -> None:
-    """Raise RowError for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    """Raise RowError for half of a surrogate pair: JSON can spell it, UTF-8 cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -167,17 +148,17 @@ def _check_unicode(path: str, text: str) -> None:
         raise RowError("not_unicode", message) from None
 
 
-def _names(row: dict, says: dict, name: str, line: int, id_key: str | None, group_key: str) -> dict:
+def _names(row: dict, content: dict, name: str, line: int, group_key: str) -> dict:
     """The row's id, group and source. Without a group, rows that ask the same thing share one.
 
     Raises RowError where id or group is neither a string nor an integer.
     """
-    given = _label(row, id_key) if id_key else None
-    group = _label(row, group_key)
+    id, group = _label(row, "id"), _label(row, group_key)
     if group is None:
-        group = f"prompt:{texts.digest(texts.words(texts.prompt_text(says)) or texts.prompt_text(says))}"
+        prompt = texts.prompt_text(content)
+        group = f"prompt:{texts.digest(texts.words(prompt) or prompt)}"
     stem = Path(name).name.removesuffix(".gz").rsplit(".", 1)[0]
-    return {"id": f"{stem}-{line}" if given is None else given, "group": group, "source": f"{name}:{line}"}
+    return {"id": f"{stem}-{line}" if id is None else id, "group": group, "source": f"{name}:{line}"}
 
 
 def _label(row: dict, key: str) -> str | None:
@@ -186,15 +167,16 @@ def _label(row: dict, key: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError("bad_name", f"{key} must be a string or an integer, found {formats.kind(value)}")
+        raise RowError("bad_name", f"{key} must be a string or an integer, found {json_kind(value)}")
     return str(value)
 
 
-def _check_size(says: dict, task: str, most: int) -> None:
+def _check_size(content: dict, task: str) -> None:
     """Raise RowError for a row that no context could hold; plain text is exempt, as it is cut in blocks."""
-    size = len(texts.full_text(says))
-    if task not in ("text", "long") and size > most:
-        raise RowError("too_long", f"row is over the max length: {size:,} characters, allowed {most:,}")
+    size = len(texts.full_text(content))
+    if task not in ("text", "long") and size > MAX_ROW_CHARACTERS:
+        allowed = f"{MAX_ROW_CHARACTERS:,}"
+        raise RowError("too_long", f"row is over the max length: {size:,} characters, allowed {allowed}")
 
 
 def _check_groups(report: Report, group_key: str, objects: list[dict]) -> None:
@@ -210,9 +192,9 @@ def _check_ids(report: Report) -> None:
     for row in report.rows:
         earlier = first.setdefault(row["id"], row)
         if earlier is not row and texts.content(earlier) != texts.content(row):
-            here, there = (r["source"].rsplit(":", 1)[1] for r in (row, earlier))
-            said = f"id {row['id']} on lines {there} and {here} names different rows"
-            clashes.append(f"{report.name}:{here}: {said}")
+            line, first_line = _line(row), _line(earlier)
+            what = f"id {row['id']} on lines {first_line} and {line} names different rows"
+            clashes.append(f"{report.name}:{line}: {what}")
     if clashes:
         more = len(clashes) - lines.MAX_PROBLEMS
         raise UserError(*clashes[: lines.MAX_PROBLEMS], *[f"{report.name}: {more} more"] * (more > 0))
@@ -221,8 +203,7 @@ def _check_ids(report: Report) -> None:
 def _warn_whole(report: Report) -> None:
     """Warn about what only the rows together show: near-duplicates, bias, too few to split."""
     for row, earlier in texts.near_duplicates(report.rows):
-        line, there = (int(r["source"].rsplit(":", 1)[1]) for r in (row, earlier))
-        _note(report.warnings, "near_duplicate", line, f"near-duplicate of line {there}")
+        _note(report.warnings, "near_duplicate", _line(row), f"near-duplicate of line {_line(earlier)}")
     longer, pairs = texts.chosen_longer(report.rows)
     if pairs >= 10 and max(longer, pairs - longer) >= 0.8 * pairs:
         _note(report.warnings, "length_bias", 0, f"chosen longer in {longer}/{pairs} rows")
@@ -230,8 +211,13 @@ def _warn_whole(report: Report) -> None:
         _note(report.warnings, "too_few_rows", 0, "a single row: too few rows for a train/test split")
 
 
+def _line(row: dict) -> int:
+    """The line of its source in which a row stands."""
+    return int(row["source"].rsplit(":", 1)[1])
+
+
 def _nearest(key: str, objects: list[dict]) -> str:
     """A hint naming the nearest key that the rows do have."""
-    known = sorted({name for row in objects for name in row if isinstance(name, str)})
-    near = get_close_matches(key, known, 1)
-    return f"; hint: did you mean {near[0]!r}" if near else f"; keys found: {', '.join(known[:20])}"
+    keys = sorted({name for row in objects for name in row if isinstance(name, str)})
+    near = get_close_matches(key, keys, 1)
+    return f"; hint: did you mean {near[0]!r}" if near else f"; keys found: {', '.join(keys[:20])}"
