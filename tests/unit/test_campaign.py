@@ -6,7 +6,8 @@ import time
 import pytest
 
 from posttrain.config import sections
-from posttrain.dag import campaign, checks
+from posttrain.config.slices import slice_of
+from posttrain.dag import campaign
 from posttrain.dag.frozen import families
 from posttrain.ground.errors import UserError
 
@@ -432,7 +433,7 @@ def test_a_thousand_experiments_are_read_in_seconds(tmp_path):
 
 
 def test_settings_without_effect_are_no_part_of_a_slice():
-    values = checks.slice_of(sections.Sft(method="full"))
+    values = slice_of(sections.Sft(method="full"))
     assert "rank" not in values and "virtual_tokens" not in values and values["packing"] is False
 
 

@@ -19,7 +19,7 @@ from posttrain.cluster import states
 from posttrain.config import reader
 from posttrain.config.sections import Count, Section, Text
 from posttrain.config.stages import SHARDED, STAGES, TRAINERS
-from posttrain.dag import campaign
+from posttrain.config.validation import validated
 from posttrain.dag.plan import Plan
 from posttrain.engine import executor
 from posttrain.ground.errors import UserError
@@ -88,7 +88,7 @@ def read(file: Path = FILE) -> Site:
     if not file.is_file():
         return Site()
     values, problems = reader.read(file), []
-    site = campaign.validated(Site, values, values.places, problems)
+    site = validated(Site, values, values.places, problems)
     stages = [*STAGES, "fetch", "report"]
     requests = values["stages"] if isinstance(values.get("stages"), dict) else {}
     problems += [

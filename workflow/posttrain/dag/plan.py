@@ -9,9 +9,9 @@ from pathlib import Path
 from posttrain.config import grid
 from posttrain.config.experiment import Campaign, Experiment
 from posttrain.config.sections import Section, section_class
+from posttrain.config.slices import slice_of
 from posttrain.config.sources import hub_items, own_files
 from posttrain.config.stages import ALIGNED, BUILDERS, FETCHERS, JUDGES, POLICIES, STAGES, source
-from posttrain.dag import checks
 from posttrain.dag.artifacts import REPORT, Artifact, at
 from posttrain.dag.command import arguments, flat
 from posttrain.ground.code import fingerprint_of
@@ -129,7 +129,7 @@ class Plan:
         name = self.origin(experiment)
         if name != experiment and not any(stage in self.grids[name][axis] for axis in self.axes[experiment]):
             return self.section(name, stage)  # no axis of the cell changes it
-        return canonical(checks.slice_of(getattr(self.experiments[experiment], stage)))
+        return canonical(slice_of(getattr(self.experiments[experiment], stage)))
 
     def reads(self, experiment: str, stage: str, policy: str = "") -> Iterator[tuple[str, str, str]]:
         """(role, stage, policy) of each artifact that a stage reads; policy: the one that is judged."""

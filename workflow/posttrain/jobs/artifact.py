@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from posttrain.config.sections import Ppo, Training
+from posttrain.config.slices import slice_of
 from posttrain.config.sources import own_files
-from posttrain.dag.checks import slice_of
 from posttrain.dag.command import flat
 from posttrain.ground import code
 from posttrain.ground.errors import UserError

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from posttrain.config import reader
 from posttrain.config.stages import ROLES, STAGES
-from posttrain.dag import artifacts, campaign, checks
+from posttrain.config.validation import validated
+from posttrain.dag import artifacts
+from posttrain.dag.resolution import unresolved
 from posttrain.ground import progress
 from posttrain.ground.errors import TooLarge, UserError
 from posttrain.jobs import artifact
@@ -76,9 +78,9 @@ def section_of(stage: str, text: str):
     """A stage's section from the command line. Raises UserError that names every mistake in it."""
     values, problems = reader.given(text), []
     file = values.places[""].partition(":")[0]
-    section = campaign.validated(STAGES[stage].section, values, values.places, problems)
+    section = validated(STAGES[stage].section, values, values.places, problems)
     if section:
-        problems += [f"{file}: {key}: {problem}" for key, problem in checks.incomplete(stage, section)]
+        problems += [f"{file}: {key}: {problem}" for key, problem in unresolved(stage, section)]
     if problems:
         raise UserError(*problems)
     return section

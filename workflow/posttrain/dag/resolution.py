@@ -1,0 +1,107 @@
+"""Defaults that follow from other sections: seeds, tokenizer, longest row, hand-written functions and their code."""
+
+import re
+from collections.abc import Iterator
+
+from posttrain.config.experiment import Experiment
+from posttrain.config.sections import Base, Optimisation, Prepare, Section, Tokenizer
+from posttrain.config.stages import STAGES
+from posttrain.config.validation import one_of
+from posttrain.ground.code import fingerprint, function_file
+from posttrain.ground.errors import UserError
+
+GOLD_OF_WORLD = "posttrain.world.gold:gold_reward"
+FUNCTIONS = {"reward_function": "reward_code", "gold_function": "gold_code"}  # key -> key of the file's fingerprint
+
+
+def longest_row(experiment: Experiment) -> int:
+    """`prepare.max_tokens`, or its default, in tokens."""
+    scratch = experiment.base.scratch
+    return experiment.prepare.max_tokens or (scratch.context if scratch else 512)
+
+
+def resolve(experiment: Experiment) -> Experiment:
+    """The experiment with the defaults filled in that follow from other sections."""
+    base, prepare, seeded = experiment.base, experiment.prepare, []
+    tokenizer = prepare.tokenizer or Tokenizer(path=base.path, hub=base.hub, vocab_size=1024 if base.scratch else None)
+    update: dict[str, Section] = {
+        "prepare": prepare.model_copy(update={"max_tokens": longest_row(experiment), "tokenizer": tokenizer})
+    }
+    if base.scratch and base.scratch.seed is None:
+        update["base"] = base.model_copy(update={"scratch": base.scratch.model_copy(update={"seed": experiment.seed})})
+        seeded.append("base")
+    for stage in STAGES:
+        section = getattr(experiment, stage)
+        if isinstance(section, Optimisation):
+            seeded += [stage] if section.seed is None else []
+            update[stage] = _trained(section, experiment)
+    for stage, filled in _functions(experiment).items():
+        update[stage] = update.get(stage, getattr(experiment, stage)).model_copy(update=filled)
+    resolved = experiment.model_copy(update=update)
+    resolved._seeded = frozenset(seeded)
+    return resolved
+
+
+def _trained(section: Optimisation, experiment: Experiment) -> Section:
+    """The section of a stage that trains, with its seed and its longest row."""
+    update = {"seed": experiment.seed if section.seed is None else section.seed}
+    if "max_length" in type(section).model_fields:
+        update["max_length"] = section.max_length or longest_row(experiment)
+    return section.model_copy(update=update)
+
+
+def _functions(experiment: Experiment) -> dict[str, dict[str, str | None]]:
+    """Stage -> keys of the hand-written functions that it calls, and of their code.
+
+    A reward function counts in the stages that its field names (`also`), too; gold is the built-in world's where the
+    experiment has it and names no other.
+    """
+    filled: dict[str, dict[str, str | None]] = {}
+    for stage in STAGES:
+        section = getattr(experiment, stage)
+        for key, code in FUNCTIONS.items():
+            if section is None or key not in (fields := type(section).model_fields):
+                continue
+            default = GOLD_OF_WORLD if key == "gold_function" and experiment.prepare.world else None
+            if named := getattr(section, key) or default:
+                for other in (stage, *(fields[key].json_schema_extra or {}).get("also", ())):
+                    filled.setdefault(other, {}).update({key: named, code: function_code(named)})
+    return filled
+
+
+def function_code(named: str) -> str | None:
+    """Fingerprint of the file of a function that the config names; None where the name is wrong."""
+    return None if list(function_mistakes("", named)) else fingerprint(function_file(named))
+
+
+def function_mistakes(where: str, named: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with the name of a function: `file.py:function` or `package.module:function`."""
+    place, _, function = named.rpartition(":")
+    if not place or not function.isidentifier():
+        yield where, f"found {named!r}, allowed: file.py:function or package.module:function"
+        return
+    file = function_file(named)
+    if not file.is_file():
+        yield where, f"there is no module {place!r}"
+    elif not re.search(rf"^def {re.escape(function)}\(", file.read_text(encoding="utf-8", errors="replace"), re.M):
+        yield where, f"{file} defines no function {function!r}"
+    else:
+        try:
+            fingerprint(file)
+        except UserError as error:
+            yield where, str(error)
+
+
+def unresolved(stage: str, section: Section) -> Iterator[tuple[str, str]]:
+    """The keys that a section written by hand lacks, since the workflow fills them in."""
+    where = stage
+    if isinstance(section, Base):
+        yield from one_of(stage, section, "path", "hub", "scratch")
+        if section.scratch is None:
+            return
+        where, section = f"{stage}.scratch", section.scratch
+    keys = ["seed", "max_length"] if isinstance(section, Optimisation) else []
+    keys += ["tokenizer", "max_tokens"] if isinstance(section, Prepare) else []
+    for key in keys:
+        if key in type(section).model_fields and getattr(section, key) is None:
+            yield f"{where}.{key}", "missing; the workflow writes it"

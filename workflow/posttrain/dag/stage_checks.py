@@ -1,0 +1,140 @@
+"""Rules across keys for the stages that train: by the class of a stage's section, not by its name."""
+
+from collections.abc import Iterator
+
+from posttrain.config.experiment import Experiment
+from posttrain.config.sections import WHOLE_BATCH, Adapter, Dpo, Longctx, Optimisation, Pairs, Ppo, Section, Sft
+from posttrain.config.sources import sides
+from posttrain.config.stages import POLICIES, STAGES
+from posttrain.config.validation import nearest
+from posttrain.dag.resolution import FUNCTIONS, function_mistakes, longest_row
+
+Mistakes = Iterator[tuple[str, str]]  # dotted key, what is wrong and what would be right
+
+
+def stage_mistakes(experiment: Experiment) -> Mistakes:
+    """Contradictions of every stage's section with the others."""
+    kinds = {Optimisation: training_mistakes, Sft: _sft, Adapter: _adapter, Ppo: _ppo, Dpo: _dpo, Longctx: _longctx}
+    for stage in STAGES:
+        section = getattr(experiment, stage)
+        for kind, mistakes in kinds.items():
+            if isinstance(section, kind):
+                yield from mistakes(stage, section, experiment)
+        if section:
+            yield from _named_functions(stage, section)
+
+
+def training_mistakes(where: str, training: Optimisation, experiment: Experiment | None = None) -> Mistakes:
+    """Contradictions within the settings of a training loop."""
+    micro = training.micro_batch_size
+    if micro and training.batch_size % micro:
+        yield f"{where}.micro_batch_size", f"{micro} does not divide batch_size {training.batch_size}"
+    if (training.warmup_steps or 0) > training.steps:
+        yield f"{where}.warmup_steps", f"{training.warmup_steps} is more than steps ({training.steps})"
+    if training.schedule == "constant" and training.warmup_steps:
+        yield f"{where}.warmup_steps", "has no effect with schedule: constant (use constant_with_warmup)"
+
+
+def _sft(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
+    prepare, scratch, longest = experiment.prepare, experiment.base.scratch, longest_row(experiment)
+    if "train" not in sides(prepare, "sft"):
+        yield where, "has no rows to train on: set prepare.world, or prepare.sft not for `use: test` alone"
+    if sft.max_length is not None and sft.max_length < longest:
+        yield f"{where}.max_length", f"{sft.max_length} would cut rows that prepare.max_tokens ({longest}) lets through"
+    if scratch and longest > scratch.context:
+        yield "prepare.max_tokens", f"{longest} is longer than base.scratch.context ({scratch.context})"
+    if sft.packing and scratch and scratch.positions == "alibi":
+        yield (
+            f"{where}.packing",
+            "cannot be combined with base.scratch.positions: alibi, which ignores where a row begins",
+        )
+    if sft.method in ("prefix", "prompt") and scratch and sft.virtual_tokens >= scratch.context:
+        yield f"{where}.virtual_tokens", f"{sft.virtual_tokens} leave no room in a context of {scratch.context}"
+    if sft.method == "prefix" and sft.gradient_checkpointing:
+        yield f"{where}.gradient_checkpointing", "cannot be combined with method: prefix (PEFT crashes)"
+
+
+def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
+    """A stage whose adapter begins as the SFT policy."""
+    sft, prepare = experiment.sft, experiment.prepare
+    if sft is None:
+        yield where, "begins with the SFT policy: set sft"
+    elif sft.method in ("prefix", "prompt"):
+        yield where, f"cannot follow sft.method: {sft.method}, which cannot be merged (use lora, qlora or full)"
+    elif sft.method != "full" and (section.rank or sft.rank) < sft.rank:
+        yield f"{where}.rank", f"{section.rank} is under sft.rank ({sft.rank}), whose adapter it begins as"
+    longest = getattr(section, "max_length", None)
+    if longest and longest < longest_row(experiment):
+        yield f"{where}.max_length", f"{longest} would cut pairs that prepare.max_tokens lets through"
+    pairs = isinstance(section, Pairs) or getattr(section, "prompts", "") == "preference"
+    if pairs and not (prepare.world or prepare.preference):
+        yield where, "has no preference pairs: set prepare.world or prepare.preference"
+
+
+def _named_functions(where: str, section: Section) -> Mistakes:
+    """Hand-written functions must exist; the keys that the workflow fills in must be left out."""
+    written = [code for key, code in FUNCTIONS.items() if code in type(section).model_fields]
+    written += ["reward_function"] if "reward_function" in type(section).model_fields and where == "compare" else []
+    for key in written:
+        if key in section.model_fields_set:
+            yield f"{where}.{key}", "is written by the workflow; leave it out"
+    for key in FUNCTIONS.keys() - set(written):
+        if named := getattr(section, key, None):
+            yield from function_mistakes(f"{where}.{key}", named)
+
+
+def _ppo(where: str, ppo: Ppo, experiment: Experiment) -> Mistakes:
+    if ppo.reward_function is None and experiment.reward is None:
+        yield where, f"has nothing to be rewarded by: set reward, or {where}.reward_function"
+    if ppo.kl_target is None and "kl_horizon" in ppo.model_fields_set:
+        yield f"{where}.kl_horizon", f"has no effect without {where}.kl_target"
+    if ppo.kl_target is not None and not ppo.kl_coefficient:
+        yield f"{where}.kl_coefficient", f"0 can never adapt to {where}.kl_target; give beta a first value over 0"
+    if ppo.kl_target is not None and ppo.kl_horizon < ppo.batch_size:
+        problem = f"{ppo.kl_horizon} is under batch_size ({ppo.batch_size}); beta could turn negative"
+        yield f"{where}.kl_horizon", problem
+    if ppo.snapshot_steps >= ppo.steps and "snapshot_steps" in ppo.model_fields_set:
+        yield f"{where}.snapshot_steps", f"{ppo.snapshot_steps} makes no snapshot in {ppo.steps} iterations"
+    if ppo.minibatches > ppo.batch_size:
+        yield f"{where}.minibatches", f"{ppo.minibatches} is more than the {ppo.batch_size} answers of an iteration"
+    if ppo.value_warmup >= ppo.steps:
+        yield f"{where}.value_warmup", f"{ppo.value_warmup} leaves none of the {ppo.steps} iterations to the policy"
+
+
+def _dpo(where: str, dpo: Dpo, experiment: Experiment) -> Mistakes:
+    if dpo.loss_weights and len(dpo.loss_weights) != len(dpo.loss):
+        yield f"{where}.loss_weights", f"has {len(dpo.loss_weights)} weights for {len(dpo.loss)} losses"
+    smoothed = {"robust", "exo_pair", "aot", "aot_unpaired"}
+    if dpo.label_smoothing and not smoothed & set(dpo.loss):
+        only = f"only with {', '.join(sorted(smoothed))}"
+        yield f"{where}.label_smoothing", f"has no effect with loss: {dpo.loss} ({only})"
+    whole = WHOLE_BATCH & set(dpo.loss)
+    if whole and dpo.micro_batch_size and dpo.micro_batch_size < dpo.batch_size:
+        problem = f"would change what is learned: TRL takes the loss {' and '.join(sorted(whole))} over a micro-batch"
+        yield f"{where}.micro_batch_size", f"{problem}; leave it out, or leave out that loss"
+    if "exo_pair" in dpo.loss and not dpo.label_smoothing:
+        yield f"{where}.label_smoothing", "must be over 0 with loss exo_pair (its paper: 1e-3)"
+
+
+def _longctx(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
+    prepare, scratch, policy = experiment.prepare, experiment.base.scratch, longctx.policy
+    earlier = [name for name in POLICIES if not issubclass(STAGES[name].section, Longctx)]
+    if policy not in earlier:
+        hint = nearest(policy, earlier)
+        yield f"{where}.policy", f"found {policy!r}, it should be {', '.join(earlier[:-1])} or {earlier[-1]}{hint}"
+    elif getattr(experiment, policy) is None:
+        yield f"{where}.policy", f"{policy!r} is not made here: set {policy}, or name another"
+    elif policy == "sft" and experiment.sft.method in ("prefix", "prompt"):
+        yield f"{where}.policy", f"cannot follow sft.method: {experiment.sft.method}, which cannot be merged"
+    if {"train", "test"} - sides(prepare, "long"):
+        yield where, "has no long documents, trained on and held out: set prepare.world.long or prepare.long"
+    if scratch and scratch.positions == "alibi":
+        yield (
+            f"{where}.method",
+            "cannot be combined with base.scratch.positions: alibi, which has no RoPE to rescale",
+        )
+    long = prepare.world and prepare.world.long
+    if long and scratch and (long.context, long.factor) != (scratch.context, longctx.factor):
+        found = f"{long.context} x {long.factor}, base.scratch.context x longctx.factor "
+        found += f"{scratch.context} x {longctx.factor:g}"
+        yield "prepare.world.long", f"makes documents of {found}; they must be equal"
