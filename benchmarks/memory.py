@@ -19,9 +19,9 @@ from pathlib import Path
 
 from posttrain.config.stages import JUDGES
 from posttrain.dag import campaign
+from posttrain.dag.artifacts import at
 from posttrain.dag.plan import Plan
 from posttrain.resources import estimates
-from posttrain.tools.budget import place
 
 SIZES = {
     "bare": {"hidden_size": 64, "layers": 1, "heads": 1, "kv_heads": 1, "intermediate_size": 64, "context": 256,
@@ -144,7 +144,7 @@ def measured(plan: Plan, folder: str) -> float | None:
 
     A base that learned nothing in a few steps has failed, and has been measured all the same.
     """
-    experiment, stage, policy = place(folder)
+    experiment, stage, policy = at(folder)
     file, words = Path(folder, "peak.json"), Path(folder, "said.txt")
     if not file.is_file():
         command = [sys.executable, "-m", "posttrain", stage, *shlex.split(plan.arguments(experiment, stage, policy))]
@@ -162,7 +162,7 @@ def measured(plan: Plan, folder: str) -> float | None:
 
 def wanted(folder: str) -> bool:
     """Whether a stage is measured: all that train, and the judgements of two policies."""
-    experiment, stage, policy = place(folder)
+    experiment, stage, policy = at(folder)
     return stage not in JUDGES or (experiment in SIZES and policy in ("base", "sft"))
 
 
@@ -173,8 +173,8 @@ def main() -> None:
         errors, bare = [], {}
         print(f"{'stage':32} {'measured MB':>12} {'predicted MB':>13} {'error':>7} {'beyond':>7}")
         for folder in [folder for folder in plan.folders() if folder != "results/report" and wanted(folder)]:
-            experiment, stage, policy = place(folder)
-            used, need = measured(plan, folder), estimates.predicted(plan, experiment, stage, policy)
+            experiment, stage, _ = at(folder)
+            used, need = measured(plan, folder), estimates.predicted(plan, at(folder))
             if used is None or need is None:
                 continue
             told, key = need.host / 2**20, stage if need.terms else "given"

@@ -8,9 +8,12 @@ import pytest
 import yte
 
 from posttrain.cluster import sites
+from posttrain.dag.artifacts import Artifact
 from posttrain.ground.errors import UserError
 from posttrain.jobs import attempt, cards, launch, node, slurm
 from posttrain.resources import estimates
+
+SFT, DPO = Artifact("one", "sft"), Artifact("one", "dpo")
 
 
 class Workflow:
@@ -73,11 +76,11 @@ def test_no_estimate_is_over_the_partitions_limit(here, monkeypatch):
     assert {partition: slurm.time_limit(partition) for partition in known} == known
     monkeypatch.setattr(estimates, "request", lambda *_: {"gpu": 1, "mem_mb": 1000, "runtime": 720, "disk_mb": 1})
     site = sites.Site(stages={"sft": sites.Request(runtime=50)})
-    assert sites.request(sites.limited(site), None, "one", "dpo")["runtime"] == 30
-    assert sites.request(sites.limited(site), None, "one", "sft")["runtime"] == 50, "control: what the site says"
+    assert sites.request(sites.limited(site), None, DPO)["runtime"] == 30
+    assert sites.request(sites.limited(site), None, SFT)["runtime"] == 50, "control: what the site says"
     mine = sites.limited(sites.Site(partition="open", max_runtime=60))
-    assert sites.request(mine, None, "one", "dpo")["runtime"] == 60
-    assert sites.request(sites.limited(sites.Site(partition="open")), None, "one", "dpo")["runtime"] == 720
+    assert sites.request(mine, None, DPO)["runtime"] == 60
+    assert sites.request(sites.limited(sites.Site(partition="open")), None, DPO)["runtime"] == 720
     monkeypatch.setattr(slurm, "field", lambda job, key: {"Partition": "debug"}.get(key, ""))
     assert slurm.refusal("7", time="60") == "its partition allows 30 min"
 

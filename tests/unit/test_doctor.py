@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from posttrain import __main__ as command
+from posttrain.cluster import sites
 from posttrain.cluster.sites import Request, Site
 from posttrain.dag import campaign
+from posttrain.dag.artifacts import Artifact
 from posttrain.jobs import slurm
 from posttrain.tools import doctor
 
@@ -34,11 +36,10 @@ def test_each_of_a_list_of_partitions_is_looked_at(monkeypatch, site, said):
 
 def test_what_is_over_a_partitions_limit_is_missing_though_sbatch_takes_it(monkeypatch):
     monkeypatch.setattr(slurm, "ask", lambda *_, **__: "debug*|30:00\n")
-    monkeypatch.setattr(doctor, "to_submit", lambda plan: ["results/one/sft", "results/one/dpo"])
-    needs = {"results/one/sft": 50, "results/one/dpo": 30}
-    monkeypatch.setattr(
-        doctor, "request", lambda site, plan, folder: {"gpu": 1, "mem_mb": 1000, "runtime": needs[folder]}
-    )
+    monkeypatch.setattr(doctor, "to_submit", lambda plan: [Artifact("one", "sft"), Artifact("one", "dpo")])
+    needs = {"sft": 50, "dpo": 30}
+    asked = {"gpu": 1, "mem_mb": 1000}
+    monkeypatch.setattr(sites, "request", lambda site, plan, artifact: asked | {"runtime": needs[artifact.stage]})
     accepted = subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: accepted)
     lines = doctor.jobs(Site(stages={"sft": Request(runtime=50)}), None)
@@ -55,8 +56,8 @@ def test_what_is_over_a_partitions_limit_is_missing_though_sbatch_takes_it(monke
 )
 def test_what_is_to_be_set_is_what_sbatch_was_given(monkeypatch, site, todo):
     monkeypatch.setattr(slurm, "ask", lambda *_, **__: "")
-    monkeypatch.setattr(doctor, "to_submit", lambda plan: ["results/one/sft"])
-    monkeypatch.setattr(doctor, "request", lambda *_: {"gpu": 1, "mem_mb": 1000, "runtime": 9})
+    monkeypatch.setattr(doctor, "to_submit", lambda plan: [Artifact("one", "sft")])
+    monkeypatch.setattr(sites, "request", lambda *_: {"gpu": 1, "mem_mb": 1000, "runtime": 9})
     refused = subprocess.CompletedProcess([], 1, "", "allocation failure: Invalid feature specification\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
     said, what = doctor.jobs(Site(**site), None)

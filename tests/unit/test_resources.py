@@ -5,16 +5,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from posttrain.cluster import sites
-from posttrain.config.sections import Scratch
+from posttrain.config.sections import Adapter, Pairs, Scratch, Training
+from posttrain.config.stages import STAGES
 from posttrain.dag import campaign
+from posttrain.dag.artifacts import Artifact
 from posttrain.ground.errors import UserError
 from posttrain.jobs import attempt, slurm
 from posttrain.resources import architecture, estimates, memory, moments
 from posttrain.resources.architecture import Architecture, from_config
+from posttrain.resources.steps import learned
 from posttrain.tools import budget
 
 LLAMA_7B = {
@@ -23,6 +27,7 @@ LLAMA_7B = {
 }  # fmt: skip
 PARAMETERS_7B = 6_738_415_616  # of the published checkpoint
 GIGA = 1e9
+SFT, DPO = Artifact("one", "sft"), Artifact("one", "dpo")
 
 
 def plan_of(folder, monkeypatch, model=LLAMA_7B, **sections):
@@ -170,7 +175,7 @@ def test_more_of_anything_needs_no_less_memory(tmp_path, monkeypatch):
     settings, shape = plan.experiments["one"], from_config(LLAMA_7B)
 
     def total(stage, shape=shape, settings=settings):
-        return sum(moments.peak(moments.moments(settings, shape, stage, "sft", {}, False))[1].values())
+        return sum(moments.peak(moments.moments(moments.Case(settings, shape, stage, "sft", {}, False)))[1].values())
 
     for stage in ("sft", "reward", "reference", "ppo", "dpo", "evaluate", "compare"):
         for field in ("layers", "vocab", "hidden", "intermediate"):
@@ -181,30 +186,55 @@ def test_more_of_anything_needs_no_less_memory(tmp_path, monkeypatch):
     assert total("sft", settings=budget.changed(settings, (("sft", "method", "full"),))) > total("sft")
 
 
+class Pretend(Training, Adapter, Pairs):
+    """The section of a stage that nobody has thought of: pairs, and an adapter on the SFT policy."""
+
+    max_length: int = 512
+
+
+@pytest.mark.parametrize("makes", ["policy", "reward"])
+def test_a_stage_is_planned_by_the_kind_of_its_settings(tmp_path, monkeypatch, makes):
+    """It needs what its known counterpart does, with no word about it in this room."""
+    same = {"max_length": 2048, "learning_rate": 1e-3, "steps": 10, "batch_size": 16}
+    plan = plan_of(tmp_path, monkeypatch, sft={}, dpo=same, reward=same)
+    known = {"policy": "dpo", "reward": "reward"}[makes]
+    monkeypatch.setitem(STAGES, "pretend", STAGES[known]._replace(section=Pretend))
+    settings = SimpleNamespace(**dict(plan.experiments["one"]), pretend=Pretend(**same))
+    rows, shape = {"preference": 100}, from_config(LLAMA_7B)
+    cases = [moments.Case(settings, shape, stage, "", rows, False) for stage in ("pretend", known)]
+    first, second = map(moments.moments, cases)
+    assert first == second and moments.moments(cases[0]._replace(longest={})) != first, "control: of longer rows"
+    numbers = [learned(settings, shape, stage).numbers for stage in ("pretend", known)]
+    assert numbers[0] == numbers[1] > 0
+    assert [way[0][1] for way in budget.changes(settings, "pretend")] == [
+        "micro_batch_size", "gradient_checkpointing", "precision",
+    ]  # fmt: skip
+
+
 def test_past_use_corrects_the_request(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     keep_section(plan, tmp_path)
     monkeypatch.setattr(estimates, "on_gpu", lambda: False)
-    before = estimates.request(plan, "one", "sft")
-    need = estimates.predicted(plan, "one", "sft")
+    before = estimates.request(plan, SFT)
+    need = estimates.predicted(plan, SFT)
     assert before["mem_mb"] == round(need.host / 1e6 * estimates.MARGIN) and before["runtime"] == 720
-    assert estimates.seconds(plan, "one", "sft", "", need) is None
+    assert estimates.seconds(plan, SFT, need) is None
     record(tmp_path, peak_memory_mb=1.5 * need.host / 2**20)
     forget()
-    after = estimates.request(plan, "one", "sft")
+    after = estimates.request(plan, SFT)
     assert after["mem_mb"] == pytest.approx(1.5 * before["mem_mb"], rel=1e-3)
     assert after["runtime"] == 10 + 2 * 60
-    assert estimates.predicted(plan, "one", "sft").terms == need.terms, "the prediction stays; the request is corrected"
+    assert estimates.predicted(plan, SFT).terms == need.terms, "the prediction stays; the request is corrected"
     record(tmp_path, peak_memory_mb=100 * need.host / 2**20)
     forget()
-    assert estimates.request(plan, "one", "sft")["mem_mb"] == pytest.approx(4 * before["mem_mb"], rel=1e-3)
+    assert estimates.request(plan, SFT)["mem_mb"] == pytest.approx(4 * before["mem_mb"], rel=1e-3)
 
 
 def test_what_past_runs_used_of_a_gpu_corrects_what_is_refused(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     keep_section(plan, tmp_path)
     monkeypatch.setattr(estimates, "on_gpu", lambda: True)
-    need = estimates.predicted(plan, "one", "sft")
+    need = estimates.predicted(plan, SFT)
     fits = budget.size(need) + 1
     assert not [way for way in refused(plan, fits) if way.startswith("one/sft")], "control"
     gpu = {"shape": {"device": "H100"}, "peak_gpu_memory_mb": 2 * sum(need.terms.values()) / 2**20}
@@ -228,14 +258,14 @@ def test_runs_of_another_kind_do_not_count(tmp_path, monkeypatch, other):
     plan = plan_of(tmp_path, monkeypatch, sft={}, reward={})
     keep_section(plan, tmp_path)
     monkeypatch.setattr(estimates, "on_gpu", lambda: False)
-    before = estimates.request(plan, "one", "sft")
+    before = estimates.request(plan, SFT)
     if other == "method":
         section = json.loads((tmp_path / "section.json").read_text()) | {"method": "full"}
         (tmp_path / "section.json").write_text(json.dumps(section))
     device = {"shape": {"device": "H100" if other == "device" else "cpu"}}
     record(tmp_path, "reward" if other == "stage" else "sft", peak_memory_mb=10**6, **device)
     forget()
-    assert estimates.request(plan, "one", "sft") == before
+    assert estimates.request(plan, SFT) == before
 
 
 def test_time_is_in_proportion_to_the_work(tmp_path, monkeypatch):
@@ -244,8 +274,8 @@ def test_time_is_in_proportion_to_the_work(tmp_path, monkeypatch):
     record(tmp_path)
     plan = plan_of(tmp_path, monkeypatch, sft={"steps": 300})
     monkeypatch.setattr(estimates, "on_gpu", lambda: False)
-    need = estimates.predicted(plan, "one", "sft")
-    assert estimates.seconds(plan, "one", "sft", "", need) == pytest.approx(3 * 3600)
+    need = estimates.predicted(plan, SFT)
+    assert estimates.seconds(plan, SFT, need) == pytest.approx(3 * 3600)
 
 
 def test_a_long_training_asks_for_the_time_of_one_of_its_jobs(tmp_path, monkeypatch):
@@ -256,8 +286,8 @@ def test_a_long_training_asks_for_the_time_of_one_of_its_jobs(tmp_path, monkeypa
     for hours, minutes in ((1, 10 + 2 * 60), (24, 720)):
         record(tmp_path, seconds=3600.0 * hours)
         forget()
-        assert estimates.request(plan, "one", "sft")["runtime"] == minutes
-    assert estimates.seconds(plan, "one", "sft", "", estimates.predicted(plan, "one", "sft")) == 24 * 3600
+        assert estimates.request(plan, SFT)["runtime"] == minutes
+    assert estimates.seconds(plan, SFT, estimates.predicted(plan, SFT)) == 24 * 3600
 
 
 def test_the_run_nearest_in_work_tells_the_time(tmp_path, monkeypatch):
@@ -268,34 +298,34 @@ def test_the_run_nearest_in_work_tells_the_time(tmp_path, monkeypatch):
         keep_section(plan, tmp_path)
         record(tmp_path, seconds=time)
         forget()
-        need = estimates.predicted(plan, "one", "sft")
+        need = estimates.predicted(plan, SFT)
         before = json.loads((tmp_path / "results/one/sft/provenance.json").read_text())
         (tmp_path / f"{steps}.json").write_text(json.dumps(before))
     both = [("results/one/sft", json.loads((tmp_path / f"{steps}.json").read_text())) for steps in (10, 10000)]
     monkeypatch.setattr(estimates, "records", lambda here: both)
     estimates._past.cache_clear()
-    assert estimates.seconds(plan, "one", "sft", "", need) == 7200
+    assert estimates.seconds(plan, SFT, need) == 7200
     monkeypatch.setattr(estimates, "records", lambda here: both[:1])
     estimates._past.cache_clear()
-    assert estimates.seconds(plan, "one", "sft", "", need) == 3600 * 1000, "control: there is no other"
+    assert estimates.seconds(plan, SFT, need) == 3600 * 1000, "control: there is no other"
 
 
 def test_a_run_that_was_out_of_memory_gets_twice_as_much(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
-    before = estimates.request(plan, "one", "sft")["mem_mb"]
+    before = estimates.request(plan, SFT)["mem_mb"]
     folder = attempted(plan, tmp_path)
     (folder / "failed.json").write_text(json.dumps({"reason": "time limit", "mem_mb": 10**6}))
-    assert estimates.request(plan, "one", "sft")["mem_mb"] == before, "control: another reason"
+    assert estimates.request(plan, SFT)["mem_mb"] == before, "control: another reason"
     (folder / "failed.json").write_text("{")
-    assert estimates.request(plan, "one", "sft")["mem_mb"] == before, "control: half written"
+    assert estimates.request(plan, SFT)["mem_mb"] == before, "control: half written"
     (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": before}))
-    assert estimates.request(plan, "one", "sft")["mem_mb"] == 2 * before
+    assert estimates.request(plan, SFT)["mem_mb"] == 2 * before
     for smaller in ({"sft": {"batch_size": 2}}, {"sft": {}, "base": {"path": "smaller"}}):
         shutil.copytree(tmp_path / "model", tmp_path / "smaller", dirs_exist_ok=True)
         other = plan_of(tmp_path, monkeypatch, **smaller)
-        assert estimates.request(other, "one", "sft")["mem_mb"] <= before, "control: of other settings or another base"
+        assert estimates.request(other, SFT)["mem_mb"] <= before, "control: of other settings or another base"
     (folder / "attempt.json").write_text("[]")
-    assert estimates.request(plan, "one", "sft")["mem_mb"] == before, "control: whose it was is not known"
+    assert estimates.request(plan, SFT)["mem_mb"] == before, "control: whose it was is not known"
 
 
 @pytest.mark.parametrize(
@@ -312,20 +342,20 @@ def test_a_run_that_was_out_of_memory_gets_twice_as_much(tmp_path, monkeypatch):
 def test_what_was_killed_with_all_its_processes_is_asked_about(tmp_path, monkeypatch, state, more):
     """Nothing of it could write why; what SLURM has forgotten without accounts is not known."""
     plan = plan_of(tmp_path, monkeypatch, sft={})
-    before = estimates.request(plan, "one", "sft")["mem_mb"]
+    before = estimates.request(plan, SFT)["mem_mb"]
     attempted(plan, tmp_path, job="7", mem_mb=before)
     kept = {"-nP": state, "-nXP": (state or "").partition("\n")[0]}  # -X leaves out the steps
     monkeypatch.setattr(slurm, "ask", lambda *asked: kept[asked[1]] if asked[0] == "sacct" else "JobState=FAILED")
-    assert estimates.request(plan, "one", "sft")["mem_mb"] == more * before
+    assert estimates.request(plan, SFT)["mem_mb"] == more * before
     monkeypatch.setattr(slurm, "ask", lambda *asked: f"JobId=7\n   JobState={state} Reason=None" if state else None)
-    assert estimates.request(plan, "one", "sft")["mem_mb"] == more * before
+    assert estimates.request(plan, SFT)["mem_mb"] == more * before
 
 
 def test_a_model_that_was_not_fetched_is_unknown(tmp_path, monkeypatch):
     hub = {"hub": {"id": "org/model", "revision": "a" * 40}}
     plan = plan_of(tmp_path, monkeypatch, base=hub, sft={})
-    assert estimates.predicted(plan, "one", "sft") is None
-    assert estimates.request(plan, "one", "sft") == estimates.UNKNOWN
+    assert estimates.predicted(plan, SFT) is None
+    assert estimates.request(plan, SFT) == estimates.UNKNOWN
     shown = next(line for line in budget.table(plan, True).splitlines() if line.startswith("one/sft"))
     assert budget.UNTIL in shown
     budget.refuse_too_large(plan, 0.001, True)  # of what is unknown nothing is refused
@@ -344,18 +374,14 @@ def test_what_cannot_fit_is_refused_with_what_would(tmp_path, monkeypatch):
         for where, key, value in chosen
     ]
     settings = budget.changed(plan.experiments["one"], chosen)
-    assert budget.size(estimates.predicted(plan, "one", "sft", "", settings, gpu=True)) <= 80
+    assert budget.size(estimates.predicted(plan, SFT, settings, gpu=True)) <= 80
     for left_out in range(len(chosen)):
         fewer = budget.changed(plan.experiments["one"], chosen[:left_out] + chosen[left_out + 1 :])
-        assert budget.size(estimates.predicted(plan, "one", "sft", "", fewer, gpu=True)) > 80, (
-            "control: each of them is needed"
-        )
+        assert budget.size(estimates.predicted(plan, SFT, fewer, gpu=True)) > 80, "control: each of them is needed"
     larger = [(w, k, 2 * v if k == "micro_batch_size" else v) for w, k, v in chosen]
     if larger != chosen:
         settings = budget.changed(plan.experiments["one"], larger)
-        assert budget.size(estimates.predicted(plan, "one", "sft", "", settings, gpu=True)) > 80, (
-            "control: the largest that fits"
-        )
+        assert budget.size(estimates.predicted(plan, SFT, settings, gpu=True)) > 80, "control: the largest that fits"
     budget.refuse_too_large(plan, 10000.0, True)  # control
     with pytest.raises(UserError) as others:
         budget.refuse_too_large(plan, 80.0, True, sharded={"sft"})
@@ -366,10 +392,10 @@ def test_what_cannot_fit_is_refused_with_what_would(tmp_path, monkeypatch):
 def test_what_fits_with_its_part_of_the_batch_is_not_refused(tmp_path, monkeypatch, stage, gpus, there):
     """8 GPUs each hold as many rows as one with an eighth of the batch; a stage that does not train has no parts."""
     plan = plan_of(tmp_path, monkeypatch, sft={"batch_size": 64}, dpo=None, evaluate={"batch_size": 64})
-    where = {"sft": ("sft", ""), "evaluate": ("evaluate", "sft")}[stage]
+    artifact = Artifact("one", stage, "" if stage == "sft" else "sft")
     small = budget.changed(plan.experiments["one"], ((stage, "batch_size", 64 // gpus),))
     needs = [
-        budget.size(estimates.predicted(plan, "one", *where, settings, gpu=True))
+        budget.size(estimates.predicted(plan, artifact, settings, gpu=True))
         for settings in (small, plan.experiments["one"])
     ]
     between = sum(needs) / 2 if gpus > 1 else needs[1] - 0.1
@@ -378,36 +404,36 @@ def test_what_fits_with_its_part_of_the_batch_is_not_refused(tmp_path, monkeypat
         budget.refuse_too_large(plan, between, True, gpus={stage: gpus})
     except UserError as refused:
         said = str(refused)
-    assert (f"one/{'/'.join(filter(None, where))}: needs" not in said) == there, said
+    assert (f"{artifact.name}: needs" not in said) == there, said
 
 
 def test_memory_is_asked_for_as_many_processes_as_gpus(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     for stage, times in (("sft", 4), ("evaluate", 1)):
-        policy = "sft" if stage == "evaluate" else ""
-        alone = sites.request(sites.Site(), plan, "one", stage, policy)["mem_mb"] - sites.OVERHEAD
+        artifact = Artifact("one", stage, "sft" if stage == "evaluate" else "")
+        alone = sites.request(sites.Site(), plan, artifact)["mem_mb"] - sites.OVERHEAD
         site = sites.Site(stages={stage: sites.Request(gpu=4)})
-        assert sites.request(site, plan, "one", stage, policy)["mem_mb"] == times * alone + sites.OVERHEAD
+        assert sites.request(site, plan, artifact)["mem_mb"] == times * alone + sites.OVERHEAD
     two = sites.Site(stages={"sft": sites.Request(gpu=4, nodes=2)})
-    on_one = sites.request(sites.Site(), plan, "one", "sft")["mem_mb"] - sites.OVERHEAD
-    assert sites.request(two, plan, "one", "sft")["mem_mb"] == 2 * on_one + sites.OVERHEAD, "on each of two nodes"
+    on_one = sites.request(sites.Site(), plan, SFT)["mem_mb"] - sites.OVERHEAD
+    assert sites.request(two, plan, SFT)["mem_mb"] == 2 * on_one + sites.OVERHEAD, "on each of two nodes"
     folder = attempted(plan, tmp_path)
     (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": 8000000}))
     four = sites.Site(stages={"sft": sites.Request(gpu=4)})
-    assert sites.request(four, plan, "one", "sft")["mem_mb"] == 16000000 + sites.OVERHEAD, "what all of them had, twice"
+    assert sites.request(four, plan, SFT)["mem_mb"] == 16000000 + sites.OVERHEAD, "what all of them had, twice"
     asked = sites.Site(stages={"sft": sites.Request(gpu=4, mem_mb=1000, shard=True)})
-    assert sites.request(asked, plan, "one", "sft")["mem_mb"] == 1000, "what the site says comes first"
+    assert sites.request(asked, plan, SFT)["mem_mb"] == 1000, "what the site says comes first"
     for had in (1000, 2000):
         (folder / "failed.json").write_text(json.dumps({"reason": "out of memory", "mem_mb": had}))
-        assert sites.request(asked, plan, "one", "sft")["mem_mb"] == 2 * had, "but for what was not enough"
+        assert sites.request(asked, plan, SFT)["mem_mb"] == 2 * had, "but for what was not enough"
 
 
 def test_no_setting_is_advised_that_would_be_refused(tmp_path, monkeypatch):
     """TRL takes the `sft` loss over a micro-batch, so that a smaller one would change what is learned."""
     for loss, allowed in ((["sigmoid"], True), (["sigmoid", "sft"], False)):
         plan = plan_of(tmp_path, monkeypatch, sft={}, dpo={"loss": loss, "batch_size": 16})
-        need = budget.size(estimates.predicted(plan, "one", "dpo", gpu=True))
-        ways = " or ".join(budget.remedies(plan, "one", "dpo", "", need - 0.1))
+        need = budget.size(estimates.predicted(plan, DPO, gpu=True))
+        ways = " or ".join(budget.remedies(plan, DPO, need - 0.1))
         assert ("micro_batch_size" in ways) == allowed and "gradient_checkpointing" in ways
 
 
@@ -416,22 +442,22 @@ def test_the_host_of_a_gpu_holds_weights_alone(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     keep_section(plan, tmp_path)
     record(tmp_path, shape={"device": "cpu"})
-    on_cpu = estimates.request(plan, "one", "sft")["mem_mb"]
+    on_cpu = estimates.request(plan, SFT)["mem_mb"]
     monkeypatch.setenv("POSTTRAIN_DEVICE", "gpu")
     estimates._past.cache_clear()
-    with_gpu = estimates.request(plan, "one", "sft")["mem_mb"]
+    with_gpu = estimates.request(plan, SFT)["mem_mb"]
     assert 4 * PARAMETERS_7B / 1e6 < with_gpu < 45000 < on_cpu
     monkeypatch.delenv("POSTTRAIN_DEVICE")
     record(tmp_path, shape={"device": "H100"})
     forget()
-    assert estimates.request(plan, "one", "sft")["mem_mb"] == with_gpu
+    assert estimates.request(plan, SFT)["mem_mb"] == with_gpu
 
 
 def test_a_continued_run_reads_its_optimiser_into_the_process(tmp_path, monkeypatch):
     """Eight bytes of a trained number, where the weights on their way are four."""
     monkeypatch.setenv("POSTTRAIN_DEVICE", "gpu")
     adapter, whole = (
-        estimates.predicted(plan_of(tmp_path, monkeypatch, sft={"method": method}), "one", "sft").host
+        estimates.predicted(plan_of(tmp_path, monkeypatch, sft={"method": method}), SFT).host
         for method in ("lora", "full")
     )
     assert whole - adapter == pytest.approx(4 * PARAMETERS_7B)
@@ -439,7 +465,7 @@ def test_a_continued_run_reads_its_optimiser_into_the_process(tmp_path, monkeypa
 
 def test_the_sum_is_told_term_by_term(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
-    need = estimates.predicted(plan, "one", "sft")
+    need = estimates.predicted(plan, SFT)
     numbers = [float(line.split()[0].replace(",", "")) for line in list(budget.sums(need))[1:]]
     assert (
         numbers[-1]

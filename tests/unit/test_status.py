@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.dag.artifacts import Artifact
 from posttrain.jobs import attempt
 from posttrain.tools import status
 from posttrain.training import interruption
@@ -38,6 +39,7 @@ LOCAL = """Error in rule evaluate:
     output: results/one/evaluate/sft/manifest.json, results/one/evaluate/sft/metrics.json
     log: results/logs/one/evaluate/sft.log (check log file(s) for error details)
 """
+SFT = Artifact("one", "sft")
 STOPPED = "told to stop (SIGTERM): saved at step 5 of 9; the next run continues"
 
 
@@ -64,30 +66,30 @@ def test_status_says_where_slurm_does_not_answer(root, tmp_path, monkeypatch, co
 
 def test_status_tells_what_goes_on_from_what_failed(here):
     """After an attempt without enough GPU memory a stage goes on in the same job, and in the same log."""
-    folder, log = Path("results/one/sft"), Path("results/logs/one/sft.log")
+    folder, log = Path(SFT.folder), SFT.log
     (folder / "checkpoints/0123").mkdir(parents=True)
     beat = {"step": 5, "steps": 9, "loss": "loss 1.0", "left": 60}
     (folder / "checkpoints/0123/progress.json").write_text(json.dumps(beat))
     log.parent.mkdir(parents=True)
     log.write_text("error: out of GPU memory: 2 GB\n")
-    assert status.state(folder, {}) == f"failed (see {log})", "control"
+    assert status.state(SFT, {}) == f"failed (see {log})", "control"
     log.write_text(log.read_text() + f"[one/sft] {attempt.SMALLER} 4 at the same global batch\n")
-    assert status.state(folder, {}) == "running, step 5/9, loss 1.0, 1:00 left"
-    assert status.state(folder, {"rule_sft_wildcards_one": "PD, Priority"}) == "in SLURM's queue (Priority)"
+    assert status.state(SFT, {}) == "running, step 5/9, loss 1.0, 1:00 left"
+    assert status.state(SFT, {"rule_sft_wildcards_one": "PD, Priority"}) == "in SLURM's queue (Priority)"
     (folder / "checkpoints/earlier").mkdir()
     known = {"reason": "the loss is nan\nmore", "final": True}
     (folder / "checkpoints/earlier/failed.json").write_text(json.dumps(known))
-    assert status.state(folder, {}).startswith("running"), "with other settings it failed; with these it has not"
+    assert status.state(SFT, {}).startswith("running"), "with other settings it failed; with these it has not"
     log.write_text(log.read_text() + "[one/sft] error: the loss is nan\n")
-    assert status.state(folder, {}) == "failed: the loss is nan"
+    assert status.state(SFT, {}) == "failed: the loss is nan"
     log.write_text("[one/sft] error: the disk is full\n")
-    assert status.state(folder, {}) == f"failed (see {log})"
+    assert status.state(SFT, {}) == f"failed (see {log})"
 
 
 @pytest.fixture
 def running(here) -> tuple[Path, Path]:
     """The folder and the log of a stage that said something just now."""
-    folder, log = Path("results/one/sft"), Path("results/logs/one/sft.log")
+    folder, log = Path(SFT.folder), SFT.log
     (folder / "checkpoints/0123").mkdir(parents=True)
     log.parent.mkdir(parents=True)
     log.write_text("[one/sft] step 5/9\n")
@@ -95,39 +97,39 @@ def running(here) -> tuple[Path, Path]:
 
 
 def test_a_stage_that_said_that_it_stops_is_not_running(running):
-    folder, log = running
-    assert status.state(folder, {}) == "running", "control"
+    _, log = running
+    assert status.state(SFT, {}) == "running", "control"
     log.write_text(log.read_text() + f"[one/sft] {STOPPED}\n")
-    assert status.state(folder, {}) == "stopped; the next run continues"
-    assert status.state(folder, {"rule_sft_wildcards_one": "R"}) == "running", "SLURM runs it again"
+    assert status.state(SFT, {}) == "stopped; the next run continues"
+    assert status.state(SFT, {"rule_sft_wildcards_one": "R"}) == "running", "SLURM runs it again"
 
 
 def test_a_stage_that_was_killed_is_not_running(running):
     folder, log = running
     held = interruption.locked(folder / ".lock-0123")
     (folder / ".lock-earlier").touch()  # of one with other settings, that was killed too
-    assert status.state(folder, {}) == "running"
+    assert status.state(SFT, {}) == "running"
     os.close(held)
-    assert status.state(folder, {}) == "stopped; the next run continues"
+    assert status.state(SFT, {}) == "stopped; the next run continues"
     (folder / ".lock-unreadable").mkdir()
-    assert status.state(folder, {}) == "running", "which cannot be told"
+    assert status.state(SFT, {}) == "running", "which cannot be told"
     (folder / ".lock-unreadable").rmdir()
     log.write_text("")
-    assert status.state(folder, {}) == "running", "it is run again, and has not come to its lock"
+    assert status.state(SFT, {}) == "running", "it is run again, and has not come to its lock"
 
 
 def test_without_locks_a_stage_counts_as_running_for_a_while(running, monkeypatch):
     folder, log = running
     (folder / ".lock-0123").touch()
     monkeypatch.setattr(status, "lock", lambda file: None)
-    assert status.state(folder, {}) == "running"
+    assert status.state(SFT, {}) == "running"
     before = time.time() - status.ALIVE - 1
     os.utime(log, (0, before))
     beat = folder / "checkpoints/0123/progress.json"
     beat.write_text(json.dumps({"step": 5, "steps": 9, "loss": "loss 1.0", "left": 60}))
     os.utime(beat, (0, before))
-    assert status.state(folder, {}) == "stopped; the next run continues"
-    assert status.state(folder, {"rule_sft_wildcards_one": "R"}) == "running"
+    assert status.state(SFT, {}) == "stopped; the next run continues"
+    assert status.state(SFT, {"rule_sft_wildcards_one": "R"}) == "running"
 
 
 def test_the_end_of_a_failed_run_says_what_each_job_came_to(running):

@@ -7,6 +7,7 @@ from pathlib import Path
 from posttrain.cluster import sites
 from posttrain.config.stages import STAGES
 from posttrain.dag import campaign
+from posttrain.dag.artifacts import Artifact
 from posttrain.dag.command import flat
 from posttrain.dag.frozen import freeze, summary, thaw
 from posttrain.engine import controller, records, versions
@@ -86,16 +87,16 @@ def arguments(stage):
 
 
 def artifact(wildcards, stage):
-    """The experiment, the stage and the policy of a job."""
-    return wildcards.experiment, stage, wildcards.get("policy", "")
+    """The artifact that a job makes."""
+    return Artifact(wildcards.experiment, stage, wildcards.get("policy", ""))
 
 
 @cache
-def requested(*job):
-    """All that a job asks for."""
-    return sites.request(SITE, PLAN, *job)
+def requested(made):
+    """All that an artifact's job asks for."""
+    return sites.request(SITE, PLAN, made)
 
 
 def need(stage, what):
     """How much of a resource a stage asks for: `gpu`, `mem_mb`, `disk_mb`, or `runtime` in minutes."""
-    return lambda wildcards: requested(*artifact(wildcards, stage))[what]
+    return lambda wildcards: requested(artifact(wildcards, stage))[what]

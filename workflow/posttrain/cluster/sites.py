@@ -20,6 +20,7 @@ from posttrain.config import reader
 from posttrain.config.sections import Count, Section, Text
 from posttrain.config.stages import SHARDED, STAGES, TRAINERS
 from posttrain.config.validation import validated
+from posttrain.dag.artifacts import Artifact
 from posttrain.dag.plan import Plan
 from posttrain.engine import executor
 from posttrain.ground.errors import UserError
@@ -215,18 +216,21 @@ def sbatch_options(*options: str) -> str:
     return " ".join(["--open-mode=append", *options])
 
 
-def request(site: Site | None, plan: Plan, experiment: str, stage: str, policy: str = "") -> dict[str, int]:
-    """What a stage asks for: `gpu`, `mem_mb`, `disk_mb`, and `runtime` in minutes. site: None on this machine."""
+def request(site: Site | None, plan: Plan, artifact: Artifact) -> dict[str, int]:
+    """What an artifact's job asks for: `gpu`, `mem_mb`, `disk_mb`, and `runtime` in minutes.
+
+    site: None on this machine.
+    """
     if site is None:
-        estimate = estimates.request(plan, experiment, stage, policy)
+        estimate = estimates.request(plan, artifact)
         return estimate | {"gpu": min(estimate["gpu"], len(cards.present()))}
-    own = site.stages.get(stage, Request())
+    own = site.stages.get(artifact.stage, Request())
     values = own.model_dump(exclude_none=True, exclude={"shard", "nodes"})
-    processes = max(1, (own.gpu or 1) // own.nodes) if stage in TRAINERS else 1
-    estimate = estimates.request(plan, experiment, stage, policy, processes)
+    processes = max(1, (own.gpu or 1) // own.nodes) if artifact.stage in TRAINERS else 1
+    estimate = estimates.request(plan, artifact, processes)
     estimate["mem_mb"] += OVERHEAD
     estimate["runtime"] = min(estimate["runtime"], site.max_runtime or estimate["runtime"])
-    exhausted = estimates.exhausted_mb(plan, experiment, stage, policy) if "mem_mb" in values else 0
+    exhausted = estimates.exhausted_mb(plan, artifact) if "mem_mb" in values else 0
     if exhausted and exhausted / values["mem_mb"] in (1, 2, 4, 8):  # just that was too little, or what it was raised to
         values["mem_mb"] = 2 * exhausted
     return estimate | ({"gpu": 0} if site.cpu_only else {}) | values

@@ -4,6 +4,7 @@ posttrain plan [CAMPAIGN]
 """
 
 import json
+import math
 import os
 from functools import cache
 from pathlib import Path
@@ -55,13 +56,14 @@ class Architecture(NamedTuple):
                 "dense_h_to_4h": (inner, h),
                 "dense_4h_to_h": (h, inner),
             }
-        found = {"q_proj": (wide, h), "k_proj": (narrow, h), "v_proj": (narrow, h), "o_proj": (h, wide)}
+        attention = {"q_proj": (wide, h), "k_proj": (narrow, h), "v_proj": (narrow, h), "o_proj": (h, wide)}
         if self.family in UNGATED:
-            return found | {"fc1": (inner, h), "fc2": (h, inner)}
-        return found | {"gate_proj": (inner, h), "up_proj": (inner, h), "down_proj": (h, inner)}
+            return attention | {"fc1": (inner, h), "fc2": (h, inner)}
+        return attention | {"gate_proj": (inner, h), "up_proj": (inner, h), "down_proj": (h, inner)}
 
     @property
     def gated(self) -> bool:
+        """Whether the feed-forward part has a gate."""
         return self.family not in UNGATED
 
     @property
@@ -94,13 +96,13 @@ def of_experiment(plan: Plan, experiment: str) -> Architecture | None:
 
 
 def vocabulary(plan: Plan, experiment: str) -> int:
-    """Tokens of an experiment's tokenizer: as prepared, else as the settings ask, else as its own model has."""
-    known = prepared(plan, experiment).get("vocabulary")
+    """Tokens of an experiment's tokenizer: as prepared, else by the settings, else of the model that it comes from."""
     tokenizer = plan.experiments[experiment].prepare.tokenizer
-    if known or (tokenizer and tokenizer.vocab_size):
-        return known or tokenizer.vocab_size
-    own = in_folder(Path(tokenizer.path)) if tokenizer and tokenizer.path else None
-    return own.vocab if own else 32000
+    size = prepared(plan, experiment).get("vocabulary") or (tokenizer and tokenizer.vocab_size)
+    if size:
+        return size
+    model = in_folder(Path(tokenizer.path)) if tokenizer and tokenizer.path else None
+    return model.vocab if model else 32000
 
 
 def prepared(plan: Plan, experiment: str) -> dict:
@@ -120,41 +122,35 @@ def from_scratch(section: Scratch, vocab: int) -> Architecture:
 
 def in_folder(folder: Path) -> Architecture | None:
     """The shape of a model in the transformers format; None where its `config.json` does not tell it."""
-    found = from_config(_read(folder / "config.json"))
-    if found is None:
-        return None
-    shapes = headers(folder)
-    if not shapes:
-        return found
-    return found._replace(
-        counted=sum(shapes.values()), tied=not any("lm_head" in n or "embed_out" in n for n in shapes)
-    )
+    shape, sizes = from_config(_read(folder / "config.json")), headers(folder)
+    if shape is None or not sizes:
+        return shape
+    tied = not any("lm_head" in name or "embed_out" in name for name in sizes)
+    return shape._replace(counted=sum(sizes.values()), tied=tied)
 
 
 def from_config(values: dict) -> Architecture | None:
     """The shape that a `config.json` describes, whatever its family calls the numbers; None where one is missing."""
     values = values.get("text_config") or values
     family = values.get("model_type", "")
-    known = {key: next((values[name] for name in names if values.get(name)), 0) for key, names in NAMES.items()}
-    h, heads, vocab = known["hidden"], known["heads"], values.get("vocab_size")
-    if not (h and heads and vocab and known["layers"]):
+    sizes = {key: next((values[name] for name in names if values.get(name)), 0) for key, names in NAMES.items()}
+    h, heads, vocab = sizes["hidden"], sizes["heads"], values.get("vocab_size")
+    if not (h and heads and vocab and sizes["layers"]):
         return None
     kv_heads = 1 if values.get("multi_query") else values.get("num_key_value_heads") or heads
     head = values.get("head_dim") or h // heads
-    inner = known["intermediate"] or 4 * h
+    inner = sizes["intermediate"] or 4 * h
     extra = 13 * h if family in UNGATED else 2 * h
-    if values.get("attention_bias"):
-        extra += (heads + 2 * kv_heads) * head + h
-    elif family == "qwen2":
-        extra += (heads + 2 * kv_heads) * head
+    if values.get("attention_bias") or family == "qwen2":
+        extra += (heads + 2 * kv_heads) * head + (h if values.get("attention_bias") else 0)
     tied = values.get("tie_word_embeddings", family in TIED)
     return Architecture(
-        family, vocab, h, known["layers"], heads, kv_heads, head, inner, known["context"] or 2048, tied, extra
+        family, vocab, h, sizes["layers"], heads, kv_heads, head, inner, sizes["context"] or 2048, tied, extra
     )
 
 
 def headers(folder: Path) -> dict[str, int]:
-    """Weight -> its numbers, by the headers of the safetensors of a folder: 8 bytes of length, then JSON."""
+    """Weight -> how many numbers it has, by the headers of a folder's safetensors: 8 bytes of length, then JSON."""
     return {name: size for file in sorted(folder.glob("*.safetensors")) for name, size in _header(str(file))}
 
 
@@ -165,23 +161,16 @@ def _header(file: str) -> list[tuple[str, int]]:
             header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
     except (OSError, ValueError, MemoryError):
         return []
-    found = []
-    for name, tensor in header.items():
-        size = 1
-        for length in tensor.get("shape", []) if name != "__metadata__" else [0]:
-            size *= length
-        if name != "__metadata__":
-            found.append((name, size))
-    return found
+    return [(name, math.prod(tensor.get("shape", []))) for name, tensor in header.items() if name != "__metadata__"]
 
 
 @cache
 def _text(file: str, changed: int) -> dict:
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        value = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _read(file: str | Path) -> dict:

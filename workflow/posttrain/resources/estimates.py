@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from posttrain.config.experiment import Experiment
+from posttrain.config.sections import Base, Longctx, Ppo
 from posttrain.config.stages import JUDGES, STAGES, TRAINERS
+from posttrain.dag.artifacts import Artifact, at
 from posttrain.dag.plan import Plan
 from posttrain.ground.identity import record_of
 from posttrain.jobs import attempt, cards, slurm
 from posttrain.resources import architecture, memory, moments
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import MB
-from posttrain.resources.steps import learned
+from posttrain.resources.steps import learned, loop
 
-# Minutes and MB that are asked for where nothing is known: of a model that was not fetched yet, or of another stage.
+# Minutes and MB that are asked for where nothing is known: of a stage without a model, and of a model that was not
+# fetched yet.
+WITHOUT_MODEL = {"mem_mb": 4000, "runtime": 120, "disk_mb": 2000, "gpu": 0}
 UNKNOWN = {"mem_mb": 8000, "runtime": 720, "disk_mb": 20000, "gpu": 1}
-PREPARE = {"mem_mb": 4000, "runtime": 120, "disk_mb": 2000, "gpu": 0}
 JUDGED = 240  # minutes
 MARGIN = 1.25  # of memory; twice of time
 BOUNDS = 0.5, 4.0  # of the correction by past use
@@ -42,94 +45,108 @@ class Need(NamedTuple):
     disk: float  # bytes
     trained: int  # parameters
 
+    @property
+    def device(self) -> float:
+        """Bytes on the device at its peak."""
+        return sum(self.terms.values())
 
-def request(plan: Plan, experiment: str, stage: str, policy: str = "", processes: int = 1) -> dict[str, int]:
+
+def request(plan: Plan, artifact: Artifact, processes: int = 1) -> dict[str, int]:
     """`mem_mb`, `runtime` (minutes), `disk_mb` and `gpu` to ask for. processes: on a node, of which each holds as much.
 
     Reads the data card, headers and past records, each once, and no weight.
     """
-    asked = dict(PREPARE if stage == "prepare" else UNKNOWN | ({"runtime": JUDGED} if stage in JUDGES else {}))
-    need = predicted(plan, experiment, stage, policy)
+    stage = artifact.stage
+    values = dict(UNKNOWN if holds_model(stage) else WITHOUT_MODEL)
+    values |= {"runtime": JUDGED} if stage in JUDGES else {}
+    need = predicted(plan, artifact)
     if need:
-        asked["mem_mb"] = round(need.host / MB * ratio(plan, experiment, stage, policy) * MARGIN)
-        asked["disk_mb"] = round(need.disk / MB)
-    if known := seconds(plan, experiment, stage, policy, need):
-        asked["runtime"] = 10 + round(2 * known / 60)
+        values["mem_mb"] = round(need.host / MB * ratio(plan, artifact) * MARGIN)
+        values["disk_mb"] = round(need.disk / MB)
+    if time := seconds(plan, artifact, need):
+        values["runtime"] = 10 + round(2 * time / 60)
         if stage in TRAINERS:  # a longer one goes on in further jobs, which a partition lets in sooner
-            asked["runtime"] = min(asked["runtime"], UNKNOWN["runtime"])
-    asked["mem_mb"] = max(processes * asked["mem_mb"], 2 * exhausted_mb(plan, experiment, stage, policy))
-    return asked
+            values["runtime"] = min(values["runtime"], UNKNOWN["runtime"])
+    values["mem_mb"] = max(processes * values["mem_mb"], 2 * exhausted_mb(plan, artifact))
+    return values
 
 
-def predicted(
-    plan: Plan, experiment: str, stage: str, policy: str = "", settings: Experiment | None = None, gpu: bool = False
-) -> Need | None:
+def holds_model(stage: str) -> bool:
+    """Whether a stage loads or makes a model: those that read no artifact prepare data."""
+    return bool(STAGES[stage].reads)
+
+
+def predicted(plan: Plan, artifact: Artifact, settings: Experiment | None = None, gpu: bool = False) -> Need | None:
     """What a stage needs by the formulas; None for one without a model, or of a model that is not fetched yet.
 
     settings: others than the experiment's. gpu: on a GPU, whatever past runs had.
     """
-    shape = None if stage in ("prepare", "report", "fetch") else architecture.of_experiment(plan, experiment)
+    experiment, stage, policy = artifact
+    shape = architecture.of_experiment(plan, experiment) if holds_model(stage) else None
     if shape is None:
         return None
-    settings, gpu = settings or plan.experiments[experiment], gpu or on_gpu()
-    rows = {kind: found["max"] for kind, found in architecture.prepared(plan, experiment).get("tokens", {}).items()}
-    moment, terms = moments.peak(moments.moments(settings, shape, stage, policy, rows, gpu))
+    counts = architecture.prepared(plan, experiment).get("tokens", {})
+    longest = {kind: lengths["max"] for kind, lengths in counts.items()}
+    settings = settings or plan.experiments[experiment]
+    case = moments.Case(settings, shape, stage, policy, longest, gpu or on_gpu())
+    moment, terms = moments.peak(moments.moments(case))
     trained = learned(settings, shape, stage).numbers
-    host = moments.host(shape, stage, terms, trained, gpu)
-    return Need(settings, shape, moment, terms, host, disk(settings, shape, stage, trained), trained)
+    return Need(settings, shape, moment, terms, moments.host(case, terms, trained), disk(case, trained), trained)
 
 
-def disk(settings: Experiment, shape: Architecture, stage: str, trained: int) -> float:
+def disk(case: moments.Case, trained: int) -> float:
     """Bytes of an artifact and, while it is made, of two checkpoints: weights that are trained, and two moments."""
-    whole = 4 * shape.parameters
-    kept = {"base": whole, "longctx": 2 * whole}.get(stage, 4 * trained)
-    snapshots = settings.ppo.steps // settings.ppo.snapshot_steps * 4 * trained if stage == "ppo" else 0
+    kept, section = 4 * trained, case.section
+    if isinstance(section, Base | Longctx):  # whole models; the second one beside the one that it is made from
+        kept = 4 * case.shape.parameters * (2 if isinstance(section, Longctx) else 1)
+    snapshots = section.steps // section.snapshot_steps * 4 * trained if isinstance(section, Ppo) else 0
     return TEXTS * MB + kept + snapshots + 2 * 12 * trained
 
 
 def on_gpu() -> bool:
     """Whether stages run on a GPU: as POSTTRAIN_DEVICE says (`gpu` or `cpu`: a cluster's head has no GPU of its own),
     else as the newest record of a stage does, else as this machine has one."""
-    told = os.environ.get("POSTTRAIN_DEVICE")
-    return told == "gpu" if told else _on_gpu(os.getcwd())
+    device = os.environ.get("POSTTRAIN_DEVICE")
+    return device == "gpu" if device else _on_gpu(os.getcwd())
 
 
 @cache
 def _on_gpu(here: str) -> bool:
-    found = [record for _, record in records(here) if record.get("shape", {}).get("device")]
-    newest = max(found, key=lambda record: record.get("started", ""), default=None)
+    with_device = [record for _, record in records(here) if record.get("shape", {}).get("device")]
+    newest = max(with_device, key=lambda record: record.get("started", ""), default=None)
     return newest["shape"]["device"] != "cpu" if newest else bool(cards.present())
 
 
 @cache
 def records(here: str) -> list[tuple[str, dict]]:
-    """(folder, record) of every artifact under results/ of a directory, read once in a process."""
+    """(folder, record) of every artifact under results/ of a directory but the report, read once in a process."""
     files = [*Path(here, "results").glob("*/*/provenance.json"), *Path(here, "results").glob("*/*/*/provenance.json")]
-    found = [(str(file.parent.relative_to(here)), record_of(file.parent)) for file in sorted(files)]
-    return [(folder, record) for folder, record in found if record and record["stage"] != "report"]
+    pairs = [(str(file.parent.relative_to(here)), record_of(file.parent)) for file in sorted(files)]
+    return [(folder, record) for folder, record in pairs if record and record["stage"] != "report"]
 
 
-def past(plan: Plan, experiment: str, stage: str, policy: str) -> list[tuple[dict, Need]]:
+def past(plan: Plan, artifact: Artifact) -> list[tuple[dict, Need]]:
     """(record, what was predicted of it) of past runs of the same kind: stage, method and device."""
+    experiment, stage, policy = artifact
     return _past(os.getcwd(), plan, stage, method(plan.experiments[experiment], stage, policy))
 
 
 @cache
 def _past(here: str, plan: Plan, stage: str, kind: str) -> list[tuple[dict, Need]]:
-    found = []
+    runs = []
     for folder, record in records(here):
-        _, name, made, policy = [*folder.split("/"), ""][:4]
+        made = at(folder)
         same_device = (record.get("shape", {}).get("device", "cpu") != "cpu") == on_gpu()
-        if made != stage or name not in plan.experiments or not same_device:
+        if made.stage != stage or made.experiment not in plan.experiments or not same_device:
             continue
-        settings = as_it_was(plan.experiments[name], stage, record)
-        if method(settings, stage, policy) == kind and (need := predicted(plan, name, stage, policy, settings)):
-            found.append((record, need))
-    return found
+        settings = as_recorded(plan.experiments[made.experiment], stage, record)
+        if method(settings, stage, made.policy) == kind and (need := predicted(plan, made, settings)):
+            runs.append((record, need))
+    return runs
 
 
-def as_it_was(settings: Experiment, stage: str, record: dict) -> Experiment:
-    """An experiment with the section that a record was made from; as it is, where that is no section any more."""
+def as_recorded(settings: Experiment, stage: str, record: dict) -> Experiment:
+    """An experiment with the section of a past run; as it is, where that is not valid any more."""
     try:
         section = STAGES[stage].section.model_validate(json.loads(record["params"][0]))
     except ValueError:
@@ -139,74 +156,71 @@ def as_it_was(settings: Experiment, stage: str, record: dict) -> Experiment:
 
 def method(settings: Experiment, stage: str, policy: str) -> str:
     """What tells runs of a stage apart in kind: how it is trained, or on what."""
-    tuned = settings.sft.method if settings.sft else ""
-    if stage == "longctx":
-        return settings.longctx.tuning
-    if stage == "base":
-        return settings.base.scratch.positions if settings.base.scratch else "given"
-    return f"{tuned if policy != 'base' else ''} {policy}"
+    section = getattr(settings, stage)
+    if isinstance(section, Longctx):
+        return section.tuning
+    if isinstance(section, Base):
+        return section.scratch.positions if section.scratch else "given"
+    tuned = settings.sft.method if settings.sft and policy != "base" else ""
+    return f"{tuned} {policy}"
 
 
-def ratio(plan: Plan, experiment: str, stage: str, policy: str = "", gpu: bool = False) -> float:
+def ratio(plan: Plan, artifact: Artifact, gpu: bool = False) -> float:
     """Resident memory (gpu: the GPU's) over its prediction: the median of past runs of the same kind, held within
     bounds; 1 where there is none."""
-    key, found = "peak_gpu_memory_mb" if gpu else "peak_memory_mb", []
-    for record, need in past(plan, experiment, stage, policy):
-        used, told = record.get(key), sum(need.terms.values()) if gpu else need.host
-        found += [used * 2**20 / told] if isinstance(used, int | float) and used > 0 and told else []
-    return min(max(statistics.median(found), BOUNDS[0]), BOUNDS[1]) if found else 1.0
+    key, ratios = "peak_gpu_memory_mb" if gpu else "peak_memory_mb", []
+    for record, need in past(plan, artifact):
+        used, expected = record.get(key), need.device if gpu else need.host
+        ratios += [used * 2**20 / expected] if isinstance(used, int | float) and used > 0 and expected else []
+    return min(max(statistics.median(ratios), BOUNDS[0]), BOUNDS[1]) if ratios else 1.0
 
 
-def seconds(plan: Plan, experiment: str, stage: str, policy: str, need: Need | None) -> float | None:
+def seconds(plan: Plan, artifact: Artifact, need: Need | None) -> float | None:
     """Time by the past runs of the same kind whose work is nearest, in proportion to it; None where there is none.
 
     need: as predicted. Small runs spend their time on starting, and say little of large ones.
     """
-    if stage == "prepare":
-        found = [record.get("seconds") for _, record in records(os.getcwd()) if record["stage"] == "prepare"]
-        return statistics.median(times) if (times := [time for time in found if time]) else None
-    found = past(plan, experiment, stage, policy) if need else []
-    timed = [(record["seconds"], work(was, stage)) for record, was in found if record.get("seconds")]
+    stage = artifact.stage
+    if not holds_model(stage):
+        times = [record.get("seconds") for _, record in records(os.getcwd()) if record["stage"] == stage]
+        times = [time for time in times if time]
+        return statistics.median(times) if times else None
+    runs = past(plan, artifact) if need else []
+    timed = [(record["seconds"], work(before, stage)) for record, before in runs if record.get("seconds")]
     if not timed:
         return None
     wanted = work(need, stage)
-    near = min(abs(math.log(wanted / done)) for _, done in timed)
-    return statistics.median(time * wanted / done for time, done in timed if abs(math.log(wanted / done)) == near)
+    nearest = min(abs(math.log(wanted / done)) for _, done in timed)
+    return statistics.median(time * wanted / done for time, done in timed if abs(math.log(wanted / done)) == nearest)
 
 
 def work(need: Need, stage: str) -> float:
     """What a run's time is in proportion to: parameters, times the tokens of all steps where it trains."""
-    section = need.settings.base.scratch if stage == "base" else getattr(need.settings, stage)
+    section = loop(getattr(need.settings, stage))
     if not hasattr(section, "steps"):
         return float(need.shape.parameters)
     length = getattr(section, "context", None) or getattr(section, "max_length", None) or 1
     return float(need.shape.parameters) * section.steps * section.batch_size * length
 
 
-def folder_of(plan: Plan, experiment: str, stage: str, policy: str) -> str:
-    """Where an artifact lies."""
-    return plan.folder(experiment, stage, policy)
-
-
-def exhausted_mb(plan: Plan, experiment: str, stage: str, policy: str) -> int:
-    """MB with which a run of just this, with these settings, inputs and code, was killed for want of memory; 0 where
-    none was.
+def exhausted_mb(plan: Plan, artifact: Artifact) -> int:
+    """MB with which a run with these settings, inputs and code was killed out of memory; 0 where none was.
 
     By `failed.json`, or by what SLURM says of a job that was killed with all its processes, and could write none.
     """
-    record = Path(folder_of(plan, experiment, stage, policy), "checkpoints", "attempt")
-    began, failed = noted(record / "attempt.json"), noted(record / "failed.json")
-    if not began or began.get("what") != attempt.digest(shlex.split(plan.arguments(experiment, stage, policy))):
+    folder = Path(plan.folder(*artifact), "checkpoints", "attempt")
+    began, failed = _object(folder / "attempt.json"), _object(folder / "failed.json")
+    if not began or began.get("what") != attempt.digest(shlex.split(plan.arguments(*artifact))):
         return 0
-    out = [failed.get("mem_mb")] if failed.get("reason") == "out of memory" else []
-    out += [began.get("mem_mb")] if began.get("job") and slurm.ran_out_of_memory(began["job"]) else []
-    return max((round(had) for had in out if isinstance(had, int | float)), default=0)
+    sizes = [failed.get("mem_mb")] if failed.get("reason") == "out of memory" else []
+    sizes += [began.get("mem_mb")] if began.get("job") and slurm.ran_out_of_memory(began["job"]) else []
+    return max((round(size) for size in sizes if isinstance(size, int | float)), default=0)
 
 
-def noted(file: Path) -> dict:
-    """What an attempt left; nothing where it left none, or no whole one."""
+def _object(file: Path) -> dict:
+    """A JSON file's object; empty where there is none, or no whole one."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -29,15 +29,15 @@ def linear(shape: Architecture) -> int:
     return shape.layers * sum(out * into for out, into in shape.linear.values())
 
 
-def targets(shape: Architecture, named: list[str] | str | None) -> list[str]:
+def targets(shape: Architecture, modules: list[str] | str | None) -> list[str]:
     """The matrices of a layer that get an adapter."""
-    last = [name.rpartition(".")[2] for name in named] if isinstance(named, list) else list(shape.linear)
+    last = [name.rpartition(".")[2] for name in modules] if isinstance(modules, list) else list(shape.linear)
     return [name for name in shape.linear if name in last]
 
 
-def lora(shape: Architecture, rank: int, named: list[str] | str | None) -> int:
+def lora(shape: Architecture, rank: int, modules: list[str] | str | None) -> int:
     """Numbers of a LoRA: rank x (out + in) for each of its matrices (Hu et al., arXiv 2106.09685, section 4.1)."""
-    return shape.layers * sum(rank * sum(shape.linear[name]) for name in targets(shape, named))
+    return shape.layers * sum(rank * sum(shape.linear[name]) for name in targets(shape, modules))
 
 
 def learning(trained: int, matrices: int = 0) -> Terms:
@@ -46,21 +46,28 @@ def learning(trained: int, matrices: int = 0) -> Terms:
 
 
 def activations(
-    shape: Architecture, rows: int, length: int, kept: list[str], whole: bool, half: bool, again: bool, rank: int = 0
+    shape: Architecture,
+    rows: int,
+    length: int,
+    kept: list[str],
+    norms: bool,
+    half: bool,
+    recomputed: bool,
+    rank: int = 0,
 ) -> Terms:
     """What the forward pass keeps for the backward pass, of rows x length tokens.
 
-    kept: matrices that are trained or have an adapter of `rank`, whose input is kept; whole: norms are trained too;
-    half: bfloat16 by autocast; again: gradient checkpointing, which keeps the input of each layer and makes one
-    layer's anew.
+    kept: matrices that are trained or have an adapter of `rank`, whose input is kept. norms: whether these are trained
+    too. half: bfloat16 by autocast. recomputed: gradient checkpointing, which keeps the input of each layer and
+    computes one layer's activations anew.
     """
-    tokens, one = rows * length, layer(shape, length, kept, whole, half) + rank * len(kept) * (HALF if half else FULL)
-    if again:
+    tokens, one = rows * length, layer(shape, length, kept, norms, half) + rank * len(kept) * (HALF if half else FULL)
+    if recomputed:
         return {"activations": tokens * (FULL * shape.hidden * shape.layers + one)}
     return {"activations": tokens * one * shape.layers}
 
 
-def layer(shape: Architecture, length: int, kept: list[str], whole: bool, half: bool) -> float:
+def layer(shape: Architecture, length: int, kept: list[str], norms: bool, half: bool) -> float:
     """Bytes for each token that one layer keeps.
 
     The residual before each norm (2 H) and, where norms are trained, the normalised values (2 H), always float32; the
@@ -76,13 +83,13 @@ def layer(shape: Architecture, length: int, kept: list[str], whole: bool, half: 
     attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head
     attention += shape.heads * length if shape.family in UNFUSED else 0
     inner = (3 if shape.gated else 1) * shape.intermediate + (shape.intermediate if last in kept else 0)
-    return FULL * h * (4 if whole else 2) + size * (fed * h + attention + inner)
+    return FULL * h * (4 if norms else 2) + size * (fed * h + attention + inner)
 
 
-def padding_mask(shape: Architecture, rows: int, length: int, again: bool) -> Terms:
+def padding_mask(shape: Architecture, rows: int, length: int, recomputed: bool) -> Terms:
     """Rows of unequal length: each layer keeps the mask, length x length for each row, as float32; with gradient
-    checkpointing (again) one does."""
-    return {"masks": FULL * rows * length * length * (1 if again else shape.layers)}
+    checkpointing (recomputed) one layer does."""
+    return {"masks": FULL * rows * length * length * (1 if recomputed else shape.layers)}
 
 
 def workspace(shape: Architecture, tokens: int, quantised: bool, half: bool) -> Terms:

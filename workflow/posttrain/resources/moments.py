@@ -4,47 +4,91 @@ posttrain plan EXPERIMENT/STAGE
 """
 
 import os
+from functools import singledispatch
+from typing import NamedTuple
 
 from posttrain.config.experiment import Experiment
+from posttrain.config.sections import (
+    Adapter,
+    Base,
+    Compare,
+    Dpo,
+    Evaluate,
+    Lengths,
+    Longctx,
+    Pairs,
+    Ppo,
+    Reference,
+    Reward,
+    Section,
+    Sft,
+)  # fmt: skip
+from posttrain.config.stages import STAGES
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import FULL, MB, Terms
 from posttrain.resources.steps import Batch, learned, micro, step
 
-# Resident memory in MB of Python and the libraries that a stage imports, measured (docs/plan.md).
-LIBRARIES = {"base": 605, "sft": 640, "reward": 625, "dpo": 640, "longctx": 610, "ppo": 500, "reference": 530,
-             "compare": 490, "lengths": 490, "evaluate": 605}  # fmt: skip
-GIVEN = 425  # MB of a base that is copied
+# Resident memory in MB of Python and the libraries that a stage imports, measured (docs/plan.md); the first also stands
+# for stages that were not measured.
+LIBRARIES = {Section: 640, Base: 605, Sft: 640, Reward: 625, Dpo: 640, Longctx: 610, Ppo: 500, Reference: 530,
+             Compare: 490, Lengths: 490, Evaluate: 605}  # fmt: skip
+COPY = 425  # MB of a process that copies a base
 CUDA = 3000  # MB of the host's that CUDA's libraries and its context take
 HEAP = {"adapter": 1.5, "whole": 0.5}  # of the activations: freed blocks that glibc keeps between those in use
+Moments = dict[str, Terms]  # moment -> term -> bytes on the device
 
 
-def moments(
-    settings: Experiment, shape: Architecture, stage: str, policy: str, rows: dict[str, int], gpu: bool
-) -> dict[str, Terms]:
-    """Moment -> term -> bytes on the device. rows: longest row in tokens of each kind, where it is known."""
-    if stage == "base":
-        return _base(settings, shape)
-    if stage == "sft":
-        return _sft(settings, shape, rows, gpu)
-    if stage in ("reward", "dpo"):
-        return _pairs(settings, shape, stage, rows, gpu)
-    if stage == "ppo":
-        return _ppo(settings, shape, rows)
-    if stage == "longctx":
-        return _longctx(settings, shape)
-    if stage in ("reference", "compare"):
-        return _compared(settings, shape, stage, policy, rows)
-    return _judged(settings, shape, stage, policy)
+class Case(NamedTuple):
+    """A stage of an experiment, on a model and a device."""
+
+    settings: Experiment
+    shape: Architecture
+    stage: str
+    policy: str  # that it judges; "" for other stages
+    longest: dict[str, int]  # kind of rows -> the longest in tokens, where it is known
+    gpu: bool
+
+    @property
+    def section(self) -> Section:
+        """The stage's settings."""
+        return getattr(self.settings, self.stage)
+
+    @property
+    def on_quantised(self) -> bool:
+        """Whether adapters of alignment rest on weights in NF4: they do, but after LoRA."""
+        return self.settings.sft.method != "lora"
+
+    @property
+    def foundation(self) -> Terms:
+        """The frozen weights that alignment rests on: float32 after LoRA, else NF4 (`adapters.foundation`)."""
+        return memory.weights(self.shape, self.on_quantised, self.settings.sft.double_quantization)
+
+    def policy_is(self, *kinds: type[Section]) -> bool:
+        """Whether the policy that is judged is made by a stage of one of these kinds."""
+        return isinstance(getattr(self.settings, self.policy, None), kinds)
+
+    def logits(self, batch: Batch, copies: int) -> Terms:
+        """The logits of a batch, as often as a loss holds them at once."""
+        return memory.logits(self.shape, batch.rows, batch.length, copies)
+
+    def step(self, section, batch: Batch, quantised: bool, loss: Terms) -> Terms:
+        """All that a training step of the stage holds beside the weights."""
+        return step(self.shape, section, batch, learned(self.settings, self.shape, self.stage), quantised, loss)
 
 
-def peak(found: dict[str, Terms]) -> tuple[str, Terms]:
+def moments(case: Case) -> Moments:
+    """Moment -> term -> bytes on the device."""
+    return _moments(case.section, case)
+
+
+def peak(by_moment: Moments) -> tuple[str, Terms]:
     """The moment that needs most, and its terms."""
-    moment = max(found, key=lambda name: sum(found[name].values()))
-    return moment, found[moment]
+    moment = max(by_moment, key=lambda name: sum(by_moment[name].values()))
+    return moment, by_moment[moment]
 
 
-def host(shape: Architecture, stage: str, terms: Terms, trained: int, gpu: bool) -> float:
+def host(case: Case, terms: Terms, trained: int) -> float:
     """Bytes of the process: the libraries, and on a CPU all that a GPU would hold; on a GPU the weights on their way.
 
     Of quantised weights the file stays mapped, since embeddings are read from it. Unless MALLOC_MMAP_THRESHOLD_ is set,
@@ -52,9 +96,10 @@ def host(shape: Architecture, stage: str, terms: Terms, trained: int, gpu: bool)
     optimiser's two moments into the process before they go to the GPU.
     """
     if not terms:  # a base that is copied
-        return GIVEN * MB
-    libraries = LIBRARIES[stage] * MB
-    if gpu:
+        return COPY * MB
+    shape = case.shape
+    libraries = next(LIBRARIES[kind] for kind in type(case.section).__mro__ if kind in LIBRARIES) * MB
+    if case.gpu:
         return libraries + CUDA * MB + max(FULL * shape.parameters, 2 * FULL * trained)
     mapped = FULL * memory.linear(shape) if "quantisation constants" in terms else 0
     kind = "whole" if trained >= shape.parameters else "adapter"
@@ -62,127 +107,140 @@ def host(shape: Architecture, stage: str, terms: Terms, trained: int, gpu: bool)
     return libraries + sum(terms.values()) + mapped + heap * terms.get("activations", 0)
 
 
-def _base(settings: Experiment, shape: Architecture) -> dict[str, Terms]:
-    section = settings.base.scratch
-    if section is None:
+@singledispatch
+def _moments(section: Section, case: Case) -> Moments:
+    """By the kind of the stage's settings; for other kinds the weights alone."""
+    return {"loading": memory.weights(case.shape, False)}
+
+
+@_moments.register
+def _base(section: Base, case: Case) -> Moments:
+    scratch = section.scratch
+    if scratch is None:
         return {"copying": {}}
-    batch = Batch(micro(section), section.context, padded=False)
-    made = step(shape, section, batch, learned(settings, shape, "base"), False, _logits(shape, batch, 3))
-    return {"training": memory.weights(shape, False) | made}
+    batch = Batch(micro(scratch), scratch.context, padded=False)
+    held = case.step(scratch, batch, False, case.logits(batch, 3))
+    return {"training": memory.weights(case.shape, False) | held}
 
 
-def _logits(shape: Architecture, batch: Batch, copies: int) -> Terms:
-    return memory.logits(shape, batch.rows, batch.length, copies)
-
-
-def _sft(settings: Experiment, shape: Architecture, known: dict[str, int], gpu: bool) -> dict[str, Terms]:
-    section = settings.sft
-    length = section.max_length if section.packing else min(known.get("sft", section.max_length), section.max_length)
+@_moments.register
+def _sft(section: Sft, case: Case) -> Moments:
+    longest = case.longest.get("sft", section.max_length)
+    length = section.max_length if section.packing else min(longest, section.max_length)
     virtual = section.virtual_tokens if section.method == "prompt" else 0
     batch = Batch(1 if section.packing else micro(section), length + virtual, not section.packing)
     if section.packing:  # one flat row of all that a pass holds
         batch = batch._replace(length=micro(section) * length)
-    loss, quantised = memory.tiled_logits(shape, batch.rows, batch.length, gpu), section.method == "qlora"
-    made = step(shape, section, batch, learned(settings, shape, "sft"), quantised, loss)
-    return {"training": memory.weights(shape, quantised, section.double_quantization) | made}
+    quantised = section.method == "qlora"
+    loss = memory.tiled_logits(case.shape, batch.rows, batch.length, case.gpu)
+    held = case.step(section, batch, quantised, loss)
+    return {"training": memory.weights(case.shape, quantised, section.double_quantization) | held}
 
 
-def _foundation(settings: Experiment, shape: Architecture) -> Terms:
-    """The frozen weights that alignment rests on: float32 after LoRA, else NF4 (`adapters.foundation`)."""
-    return memory.weights(shape, settings.sft.method != "lora", settings.sft.double_quantization)
+@_moments.register
+def _aligned(section: Adapter, case: Case) -> Moments:
+    """A trainer of TRL's on an adapter; of a pair it holds two rows. A policy has logits, a reward model has none."""
+    kind = "preference" if isinstance(section, Pairs) else case.stage
+    length = min(case.longest.get(kind, section.max_length), section.max_length)
+    batch = Batch((2 if isinstance(section, Pairs) else 1) * micro(section), length, padded=True)
+    has_logits = STAGES[case.stage].makes == "policy"
+    loss = memory.tiled_logits(case.shape, batch.rows, length, case.gpu) if has_logits else {}
+    return {"training": case.foundation | case.step(section, batch, case.on_quantised, loss)}
 
 
-def _pairs(settings: Experiment, shape: Architecture, stage: str, known: dict, gpu: bool) -> dict[str, Terms]:
-    section = getattr(settings, stage)
-    length = min(known.get("preference", section.max_length), section.max_length)
-    batch = Batch(2 * micro(section), length, padded=True)
-    loss = memory.tiled_logits(shape, batch.rows, length, gpu) if stage == "dpo" else {}
-    quantised = settings.sft.method != "lora"
-    made = step(shape, section, batch, learned(settings, shape, stage), quantised, loss)
-    return {"training": _foundation(settings, shape) | made}
-
-
-def _ppo(settings: Experiment, shape: Architecture, known: dict[str, int]) -> dict[str, Terms]:
+@_moments.register
+def _ppo(section: Ppo, case: Case) -> Moments:
     """Adapters: policy and value function; reference and reward model are taken to be as large."""
-    section, what = settings.ppo, learned(settings, shape, "ppo")
-    quantised, half = settings.sft.method != "lora", section.precision == "bfloat16"
-    held, length = _foundation(settings, shape), _answered(settings, shape, section, known)
+    shape, half = case.shape, section.precision == "bfloat16"
+    numbers = learned(case.settings, shape, case.stage).numbers
+    length = _answer_length(case, section.prompts, section.max_new_tokens)
     rows = min(micro(section), -(-section.batch_size // section.minibatches))
     loss = memory.logits(shape, rows, section.max_new_tokens, 5)
-    made = step(shape, section, Batch(rows, length, padded=True), what, quantised, loss)
-    said = memory.key_values(shape, section.batch_size, length, half) | memory.logits(shape, section.batch_size, 1, 3)
-    said |= memory.passing(shape, section.batch_size * length, half)
-    said |= {"optimiser": memory.learning(what.numbers)["optimiser"]}
-    adapters = {"adapters": 2 * FULL * what.numbers}
-    return {"training": held | made | adapters, "answering": held | said | adapters}
+    trained = case.step(section, Batch(rows, length, padded=True), case.on_quantised, loss)
+    answered = memory.key_values(shape, section.batch_size, length, half)
+    answered |= memory.logits(shape, section.batch_size, 1, 3)
+    answered |= memory.passing(shape, section.batch_size * length, half)
+    answered |= {"optimiser": memory.learning(numbers)["optimiser"]}
+    held, adapters = case.foundation, {"adapters": 2 * FULL * numbers}
+    return {"training": held | trained | adapters, "answering": held | answered | adapters}
 
 
-def _answered(settings: Experiment, shape: Architecture, section, known: dict[str, int]) -> int:
-    """Tokens of a prompt with its answer, at most: a prompt is taken to be as long as the longest row."""
-    kind = section.prompts if settings.ppo is section else "preference"
-    length = known.get(kind, settings.prepare.max_tokens) + section.max_new_tokens
-    return length if shape.family == "bloom" else min(length, shape.context)
+def _answer_length(case: Case, prompts: str, new_tokens: int) -> int:
+    """Most tokens of a prompt with its answer: a prompt is taken to be as long as the longest row of its kind."""
+    length = case.longest.get(prompts, case.settings.prepare.max_tokens) + new_tokens
+    return length if case.shape.family == "bloom" else min(length, case.shape.context)
 
 
-def _longctx(settings: Experiment, shape: Architecture) -> dict[str, Terms]:
-    section = settings.longctx
-    quantised, what = section.tuning == "qlora", learned(settings, shape, "longctx")
-    held, whole = memory.weights(shape, quantised), memory.weights(shape, False)
+@_moments.register
+def _longctx(section: Longctx, case: Case) -> Moments:
+    shape, quantised = case.shape, section.tuning == "qlora"
+    weights, whole = memory.weights(shape, quantised), memory.weights(shape, False)
     batch = Batch(micro(section), round(shape.context * section.factor), padded=False)
-    loss = _logits(shape, batch, 3)
-    found = {"loading": both(held, whole)}
+    loss = case.logits(batch, 3)
+    by_moment = {"loading": both(weights, whole)}
     if section.tuning == "none":
         half = section.precision == "bfloat16"
-        return found | {"scoring": held | loss | memory.passing(shape, batch.rows * batch.length, half)}
-    found["training"] = held | step(shape, section, batch, what, quantised, loss)
+        return by_moment | {"scoring": weights | loss | memory.passing(shape, batch.rows * batch.length, half)}
+    by_moment["training"] = weights | case.step(section, batch, quantised, loss)
     if section.tuning != "full":
-        found["merging"] = both(held, whole) | {"adapters": FULL * what.numbers}
-    return found
+        adapters = {"adapters": FULL * learned(case.settings, shape, case.stage).numbers}
+        by_moment["merging"] = both(weights, whole) | adapters
+    return by_moment
 
 
-def _compared(settings: Experiment, shape: Architecture, stage: str, policy: str, known: dict) -> dict[str, Terms]:
-    section, held = getattr(settings, stage), _foundation(settings, shape)
-    rows = section.batch_size
-    if stage == "reference":
-        length, half = known.get("preference", settings.prepare.max_tokens), section.precision == "bfloat16"
-        made = memory.logits(shape, rows, length, 3) | memory.passing(shape, rows * length, half)
-        return {"scoring": held | made}
-    held = both(held, memory.weights(shape, False)) if policy in ("base", "longctx") else held
-    length, part = _answered(settings, shape, section, known), -(-rows // 4)  # `compare.PARTS`
-    said = memory.key_values(shape, rows, length, False) | memory.logits(shape, rows, 1, 3)
-    read = memory.logits(shape, part, section.max_new_tokens, 4) | memory.passing(shape, part * length, False)
-    return {"answering": held | said | memory.passing(shape, rows * length, False), "scoring": held | read}
+@_moments.register
+def _reference(section: Reference, case: Case) -> Moments:
+    length = case.longest.get("preference", case.settings.prepare.max_tokens)
+    logits = memory.logits(case.shape, section.batch_size, length, 3)
+    passing = memory.passing(case.shape, section.batch_size * length, section.precision == "bfloat16")
+    return {"scoring": case.foundation | logits | passing}
 
 
-def _judged(settings: Experiment, shape: Architecture, stage: str, policy: str) -> dict[str, Terms]:
-    """Dequantising holds the quantised and the whole weights at once."""
-    section, whole = getattr(settings, stage), memory.weights(shape, False)
-    context = shape.context * (settings.longctx.factor if policy == "longctx" else 1)
-    rows, length = section.batch_size, getattr(section, "max_length", None) or round(context)
-    if stage == "lengths":
-        rows, length = _windows(settings)
-    made = memory.logits(shape, rows, length, 3 if stage == "lengths" else 2)
-    made |= memory.passing(shape, rows * length, False)
-    quantised = policy in ("sft", "ppo", "dpo") and settings.sft.method == "qlora"
+@_moments.register
+def _compare(section: Compare, case: Case) -> Moments:
+    """The policy, and what it is compared with: a whole model beside the foundation, unless it is an adapter on it."""
+    shape, rows, held = case.shape, section.batch_size, case.foundation
+    held = held if case.policy_is(Sft, Adapter) else both(held, memory.weights(shape, False))
+    length = _answer_length(case, "preference", section.max_new_tokens)
+    part = -(-rows // 4)  # `compare.PARTS`
+    answered = memory.key_values(shape, rows, length, False) | memory.logits(shape, rows, 1, 3)
+    scored = memory.logits(shape, part, section.max_new_tokens, 4) | memory.passing(shape, part * length, False)
+    return {"answering": held | answered | memory.passing(shape, rows * length, False), "scoring": held | scored}
+
+
+@_moments.register
+def _evaluate(section: Evaluate, case: Case) -> Moments:
+    stretched = case.settings.longctx.factor if case.policy_is(Longctx) else 1
+    return _judged(case, section.batch_size, section.max_length or round(case.shape.context * stretched), 2)
+
+
+@_moments.register
+def _lengths(section: Lengths, case: Case) -> Moments:
+    return _judged(case, *_windows(section, case), 3)
+
+
+def _judged(case: Case, rows: int, length: int, copies: int) -> Moments:
+    """Scoring rows by the whole model. Dequantising holds the quantised and the whole weights at once."""
+    shape, whole = case.shape, memory.weights(case.shape, False)
+    scored = memory.logits(shape, rows, length, copies) | memory.passing(shape, rows * length, False)
+    quantised = case.policy_is(Sft, Adapter) and case.settings.sft.method == "qlora"
     loading = both(memory.weights(shape, True), whole) if quantised else whole
-    return {"loading": loading, "scoring": whole | made}
+    return {"loading": loading, "scoring": whole | scored}
 
 
-def _windows(settings: Experiment) -> tuple[int, int]:
-    """(windows, tokens of each) of the forward pass of `lengths` that holds most: windows of one document. The built-in
-    world's are as long as their window, packed ones as the longest; of others the length is not known."""
-    section, longest = settings.lengths, max(settings.lengths.tokens)
-    if settings.prepare.long and not section.packing:
+def _windows(section: Lengths, case: Case) -> tuple[int, int]:
+    """(windows, tokens of each) of the forward pass that holds most: windows of one document. The built-in world's are
+    as long as their window, packed ones as the longest; of others the length is not known."""
+    longest = max(section.tokens)
+    if case.settings.prepare.long and not section.packing:
         return section.batch_size, longest
-    found = [(1, longest)]
+    windows = [(1, longest)]
     for length in section.tokens if section.packing else []:
         more = -(-(longest - length) // max(1, int(length * section.stride)))
-        found.append((min(section.batch_size, 1 + more), length))
-    return max(found, key=lambda windows: windows[0] * windows[1])
+        windows.append((min(section.batch_size, 1 + more), length))
+    return max(windows, key=lambda window: window[0] * window[1])
 
 
 def both(one: Terms, other: Terms) -> Terms:
     """Term by term, the sum of what is held at once."""
-    return {
-        name: one.get(name, 0) + other.get(name, 0) for name in [*one, *(name for name in other if name not in one)]
-    }
+    return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}

@@ -6,19 +6,19 @@ posttrain plan EXPERIMENT/STAGE
 from typing import NamedTuple
 
 from posttrain.config.experiment import Experiment
-from posttrain.config.sections import Longctx, Sft
+from posttrain.config.sections import Adapter, Base, Longctx, Optimisation, Ppo, Scratch, Section, Sft
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import FULL, Terms
 
 
 class Learned(NamedTuple):
-    """What is trained: the layers' matrices that are, or whose adapter of a rank is; how many numbers in all."""
+    """What is trained."""
 
-    kept: list[str]
+    kept: list[str]  # a layer's matrices that are trained or get an adapter, whose input is kept
     numbers: int
-    norms: bool = False  # too
-    rank: int = 0
+    norms: bool = False  # whether these are trained too
+    rank: int = 0  # of the adapter
     muon: int = 0  # numbers that Muon moves
 
 
@@ -30,15 +30,21 @@ class Batch(NamedTuple):
     padded: bool
 
 
+def loop(section: Section) -> Section | None:
+    """The settings with which a stage goes through its rows; None for a base that is not trained."""
+    return section.scratch if isinstance(section, Base) else section
+
+
 def learned(settings: Experiment, shape: Architecture, stage: str) -> Learned:
-    """What a stage trains."""
-    if stage == "base" and settings.base.scratch:
-        return _everything(shape, settings.base.scratch.optimizer)
-    if stage == "sft":
-        return _tuned(settings.sft, shape)
-    if stage in ("reward", "dpo", "ppo"):
-        return _aligned(settings, shape, stage)
-    return _lengthened(settings.longctx, shape) if stage == "longctx" else Learned([], 0)
+    """What a stage trains, by the kind of its settings."""
+    section = loop(getattr(settings, stage))
+    if isinstance(section, Scratch):
+        return _everything(shape, section.optimizer)
+    if isinstance(section, Sft):
+        return _tuned(section, shape)
+    if isinstance(section, Adapter):
+        return _aligned(section, settings.sft, shape)
+    return _lengthened(section, shape) if isinstance(section, Longctx) else Learned([], 0)
 
 
 def _everything(shape: Architecture, optimizer: str = "adamw") -> Learned:
@@ -56,17 +62,16 @@ def _tuned(section: Sft, shape: Architecture) -> Learned:
     return Learned([], section.virtual_tokens * width)
 
 
-def _adapter(shape: Architecture, rank: int, named: list[str] | str) -> Learned:
-    return Learned(memory.targets(shape, named), memory.lora(shape, rank, named), rank=rank)
+def _adapter(shape: Architecture, rank: int, modules: list[str] | str) -> Learned:
+    return Learned(memory.targets(shape, modules), memory.lora(shape, rank, modules), rank=rank)
 
 
-def _aligned(settings: Experiment, shape: Architecture, stage: str) -> Learned:
-    """An adapter that begins as the SFT policy's; in PPO one more of its kind, the value function."""
-    section, sft = getattr(settings, stage), settings.sft
-    own = sft.method in ("lora", "qlora")
-    rank = section.rank or (sft.rank if own else 16)
-    found = _adapter(shape, rank, section.target_modules or (sft.target_modules if own else "all-linear"))
-    return found._replace(numbers=2 * found.numbers) if stage == "ppo" else found
+def _aligned(section: Adapter, sft: Sft, shape: Architecture) -> Learned:
+    """An adapter that begins as the SFT policy's; in PPO a second one like it, the value function."""
+    has_adapter = sft.method in ("lora", "qlora")
+    rank = section.rank or (sft.rank if has_adapter else 16)
+    adapter = _adapter(shape, rank, section.target_modules or (sft.target_modules if has_adapter else "all-linear"))
+    return adapter._replace(numbers=2 * adapter.numbers) if isinstance(section, Ppo) else adapter
 
 
 def _lengthened(section: Longctx, shape: Architecture) -> Learned:
@@ -75,28 +80,32 @@ def _lengthened(section: Longctx, shape: Architecture) -> Learned:
         return _everything(shape, section.optimizer)
     if section.tuning == "none":
         return Learned([], 0)
-    found = _adapter(shape, section.rank, section.target_modules)
+    adapter = _adapter(shape, section.rank, section.target_modules)
     beside = shape.vocab * shape.hidden + 2 * shape.hidden * shape.layers if section.embeddings_and_norms else 0
-    return found._replace(numbers=found.numbers + beside, norms=bool(beside))
+    return adapter._replace(numbers=adapter.numbers + beside, norms=bool(beside))
 
 
-def step(shape: Architecture, section, batch: Batch, what: Learned, quantised: bool, loss: Terms) -> Terms:
-    """All that one training step holds beside the weights. section: `config.Optimisation`; loss: the logits.
+def step(
+    shape: Architecture, section: Optimisation, batch: Batch, trained: Learned, quantised: bool, loss: Terms
+) -> Terms:
+    """All that one training step holds beside the weights, in bytes. loss: the logits' terms.
 
     Without accumulation gradients are made while activations go, and need only the room that those do not leave.
     """
-    half, again = section.precision == "bfloat16", getattr(section, "gradient_checkpointing", False)
-    terms = {"adapters": FULL * what.numbers} if what.numbers < shape.parameters else {}
-    terms |= memory.learning(what.numbers, what.muon)
-    terms |= memory.activations(shape, batch.rows, batch.length, what.kept, what.norms, half, again, what.rank)
-    terms |= memory.padding_mask(shape, batch.rows, batch.length, again) if batch.padded else {}
-    terms |= loss | memory.workspace(shape, batch.rows * batch.length, quantised, half)
-    terms |= memory.half_copies(shape, quantised, half)
+    half, recomputed = section.precision == "bfloat16", getattr(section, "gradient_checkpointing", False)
+    tokens = batch.rows * batch.length
+    terms = {"adapters": FULL * trained.numbers} if trained.numbers < shape.parameters else {}
+    terms |= memory.learning(trained.numbers, trained.muon)
+    terms |= memory.activations(
+        shape, batch.rows, batch.length, trained.kept, trained.norms, half, recomputed, trained.rank
+    )
+    terms |= memory.padding_mask(shape, batch.rows, batch.length, recomputed) if batch.padded else {}
+    terms |= loss | memory.workspace(shape, tokens, quantised, half) | memory.half_copies(shape, quantised, half)
     if micro(section) == section.batch_size:
         terms["gradients"] = max(0.0, terms["gradients"] - terms["activations"] - terms.get("logits", 0))
     return terms
 
 
-def micro(section) -> int:
-    """Sequences in one forward pass."""
+def micro(section: Optimisation) -> int:
+    """Most sequences in one forward pass."""
     return section.micro_batch_size or section.batch_size

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from posttrain.cluster import sites
 from posttrain.cluster.sites import FILE, Site
+from posttrain.dag.artifacts import REPORT, Artifact, at
 from posttrain.dag.plan import LOCK, Plan
 from posttrain.ground.errors import UserError
 from posttrain.jobs import node, slurm
@@ -103,7 +104,7 @@ def partition(site: Site, plan: Plan) -> list[str]:
 
 def jobs(site: Site, plan: Plan) -> list[str]:
     """SLURM accepts the largest job of each stage."""
-    needs = [(folder.split("/")[2], request(site, plan, folder)) for folder in to_submit(plan)]
+    needs = [(artifact.stage, sites.request(site, plan, artifact)) for artifact in to_submit(plan)]
     if not needs:
         return ok("jobs", "nothing is to be made")
     lines = []
@@ -144,15 +145,10 @@ def options(site: Site) -> list[str]:
     return [f"--{key}={getattr(site, key)}" for key in keys_set(site, "partition", "account", "qos", "constraint")]
 
 
-def to_submit(plan: Plan) -> list[str]:
-    """The folders of all artifacts that jobs would make."""
-    return [folder for folder in why.to_run(why.survey(plan)) if folder != "results/report"]
-
-
-def request(site: Site, plan: Plan, folder: str) -> dict[str, int]:
-    """What an artifact's job asks for."""
-    _, experiment, stage, policy = [*folder.split("/"), ""][:4]
-    return sites.request(site, plan, experiment, stage, policy)
+def to_submit(plan: Plan) -> list[Artifact]:
+    """The artifacts that jobs would make."""
+    artifacts = map(at, why.to_run(why.survey(plan)))
+    return [artifact for artifact in artifacts if artifact != REPORT]
 
 
 def disk(site: Site, plan: Plan) -> list[str]:
@@ -160,7 +156,7 @@ def disk(site: Site, plan: Plan) -> list[str]:
     lines, folders = [], {"results": Path("results")}
     if scratch := node.scratch(site.scratch):
         folders["scratch"] = scratch
-    need = sum(request(site, plan, folder)["disk_mb"] for folder in to_submit(plan))
+    need = sum(sites.request(site, plan, artifact)["disk_mb"] for artifact in to_submit(plan))
     for what, folder in folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)

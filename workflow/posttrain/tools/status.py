@@ -8,6 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
+from posttrain.dag.artifacts import Artifact, at
 from posttrain.dag.plan import Plan
 from posttrain.engine import controller
 from posttrain.engine.log import Failure, failures
@@ -26,46 +27,45 @@ def table(plan: Plan) -> str:
     to_run = why.to_run(artifacts)
     queued = controller.queued_jobs(seconds=10)
     lines, jobs = [], {comment: state for _, state, comment in queued or []}
-    for folder in artifacts:
-        name = folder.removeprefix("results/")
-        is_stale = folder in to_run and artifacts[folder]["whole"]
-        lines.append(f"{name:40} {f'stale (posttrain why {name})' if is_stale else state(Path(folder), jobs)}")
+    for artifact in map(at, artifacts):
+        is_stale = artifact.folder in to_run and artifacts[artifact.folder]["whole"]
+        found = f"stale (posttrain why {artifact.name})" if is_stale else state(artifact, jobs)
+        lines.append(f"{artifact.name:40} {found}")
     if queued is None and shutil.which("squeue"):
         lines.append("SLURM does not answer: what is in its queue now is shown as waiting or stopped")
     return "\n".join(lines)
 
 
-def state(folder: Path, jobs: dict[str, str]) -> str:
+def state(artifact: Artifact, jobs: dict[str, str]) -> str:
     """The state of an artifact: done, in SLURM's queue, running (with step and time left), stopped, failed or waiting.
 
     jobs: comment -> state of the jobs in SLURM's queue.
     """
-    if (folder / "manifest.json").is_file():
+    if artifact.exists:
         return "done"
-    experiment, stage, policy = [*folder.parts[1:], "", ""][:3]
-    comment = controller.job_comment(stage, [name for name in (experiment, policy) if name])
-    job, _, reason = jobs.get(comment, "").partition(", ")
+    wildcards = [name for name in (artifact.experiment, artifact.policy) if name]
+    job, _, reason = jobs.get(controller.job_comment(artifact.stage, wildcards), "").partition(", ")
     if job == "PD":
         return f"in SLURM's queue ({reason})"
-    log = log_of(folder)
+    folder, log = Path(artifact.folder), artifact.log
     beats = sorted(folder.glob("checkpoints/*/progress.json"), key=lambda file: file.stat().st_mtime)
     newest = max((file.stat().st_mtime for file in [*beats, log] if file.is_file()), default=0)
     if not newest:
         return "waiting"
     text = text_of_last_attempt(log)
     if "error:" in text:  # and not only in the record of a failure under earlier settings
-        return failed(folder, text)
+        return failed(folder, log, text)
     is_silent = time.time() - newest > ALIVE
     if not job and (is_silent or STOPPED in text or (text and processes_died(folder))):
         return f"stopped; {STOPPED}"
     return "running" if is_silent else running(beats)
 
 
-def failed(folder: Path, text: str) -> str:
-    """The state of a stage that failed, with its recorded reason where its log says that one."""
+def failed(folder: Path, log: Path, text: str) -> str:
+    """The state of a stage that failed, with its recorded reason where the text of its log names that one."""
     recorded = [read_json(file).get("reason", "") for file in folder.glob("checkpoints/*/failed.json")]
     reasons = [reason.splitlines()[0] for reason in recorded if reason]
-    return next((f"failed: {reason}" for reason in reasons if reason in text), f"failed (see {log_of(folder)})")
+    return next((f"failed: {reason}" for reason in reasons if reason in text), f"failed (see {log})")
 
 
 def running(beats: list[Path]) -> str:
@@ -76,11 +76,6 @@ def running(beats: list[Path]) -> str:
         return f"running, step {beat['step']}/{beat['steps']}, {beat['loss']}, {left}"
     except (IndexError, KeyError, TypeError, UserError):
         return "running"
-
-
-def log_of(folder: Path) -> Path:
-    """The log of the stage that makes an artifact."""
-    return Path("results/logs", *folder.parts[1:]).with_suffix(".log")
 
 
 def text_of_last_attempt(log: Path) -> str:
@@ -109,7 +104,7 @@ def failed_jobs(logs: list[str], since: float) -> str:
     lines: dict[str, str] = {}
     for log in logs:
         for failure in failures(Path(log).read_text(errors="replace")):
-            name = "/".join(failure.output.parent.parts[1:])
+            name = at(failure.output).name
             written = [str(file).removeprefix(f"{Path.cwd()}/") for file in failure.logs if is_written(file, since)]
             # A job's own log, printed among Snakemake's, may name the same job again.
             lines.setdefault(name, "\n      ".join([f"  {name}: {cause(failure, since)}", *written]))
@@ -125,7 +120,7 @@ def is_written(log: Path, since: float) -> bool:
 
 def cause(failure: Failure, since: float) -> str:
     """Why a job failed: by its stage's log, else by what Snakemake says of the job."""
-    log = log_of(failure.output.parent)
+    log = at(failure.output).log
     if is_written(log, since) and (text := text_of_last_attempt(log).strip()):
         errors = re.findall(r"^(?:\[[^\]]*\] )?(?:what ended it|error): (?:error: )?(.*)", text, re.M)
         stops = re.findall(rf"\] (.*{STOPPED})", text)
