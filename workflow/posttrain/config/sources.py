@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from posttrain.config.sections import SOURCES, HubModel, Prepare, Section, Source, Task
+from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task
 
 
 def sides(prepare: Prepare, task: str) -> set[str]:
@@ -14,22 +14,22 @@ def sides(prepare: Prepare, task: str) -> set[str]:
     return uses - {"split"} | (split if "split" in uses else set())
 
 
-def own_files(stage: str, section: Section) -> list[tuple[str, Path]]:
+def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
     """(dotted key, file) of every local file that a section names; of a model's folder, what is read there."""
-    found = []
-    if stage == "prepare":
+    files = []
+    if isinstance(section, Prepare):
         for task in SOURCES:
             for number, source in enumerate(getattr(section, task)):
-                found += [(f"{stage}.{task}[{number}].path", Path(source.path))] if source.path else []
+                files += [(f"{stage}.{task}[{number}].path", Path(source.path))] if source.path else []
         if section.chat_template not in (None, "default", "tokenizer"):
-            found.append((f"{stage}.chat_template", Path(section.chat_template)))
+            files.append((f"{stage}.chat_template", Path(section.chat_template)))
         if section.tokenizer and section.tokenizer.path:
-            found.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
-    elif stage == "base" and section.path:
+            files.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
+    elif isinstance(section, Base) and section.path:
         folder = Path(section.path)
         weights = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []
-        found += [(f"{stage}.path", file) for file in [folder / "config.json", *weights]]
-    return found
+        files += [(f"{stage}.path", file) for file in [folder / "config.json", *weights]]
+    return files
 
 
 def hub_items(section: Section) -> dict[str, dict]:
