@@ -1,11 +1,10 @@
-"""Where fetched bytes are: models, data sets and benchmark data in the shared cache, without a network.
+"""Find fetched models, data sets and benchmark data in the shared cache, without a network.
 
-`fetch` is the only stage that opens a connection. Every other stage asks here, names the manifest that fetch
-wrote, and gets a directory whose files are all present, or a UserError that names what is missing and the
-command that brings it back. Nothing here reaches for the network.
+`fetch` is the only stage that opens a connection. Every other stage names here the manifest that fetch wrote, and
+gets a directory whose files are all present, or a UserError that names what is missing and the command that brings
+it back.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -16,29 +15,29 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 SHOWN = 10  # files named in one message; a model has dozens of shards
 
 
-def local_model(id: str, revision: str, manifest: Path, deep: bool = False) -> Path:
-    """The directory of a fetched model; its files have the manifest's sizes, with `deep` also its sha256.
+def local_model(id: str, revision: str, manifest: Path) -> Path:
+    """The directory of a fetched model, whose files have the manifest's sizes (fetch compared their checksums).
 
     `revision` is a commit, or the branch or tag that a config with `allow_floating` named.
     Raises UserError naming each missing, truncated or altered file and the command that brings it back.
     """
-    return local_repo("model", id, revision, manifest, deep)
+    return _local_repo("model", id, revision, manifest)
 
 
-def local_dataset(id: str, revision: str, manifest: Path, deep: bool = False) -> Path:
+def local_dataset(id: str, revision: str, manifest: Path) -> Path:
     """The directory of a fetched data set, to give to `datasets.load_dataset`. Raises as local_model.
 
     The id would not do: `load_dataset("org/name", revision=…)` offline never looks into the hub's cache.
     """
-    return local_repo("dataset", id, revision, manifest, deep)
+    return _local_repo("dataset", id, revision, manifest)
 
 
-def local_repo(kind: str, id: str, revision: str, manifest: Path, deep: bool) -> Path:
+def _local_repo(kind: str, id: str, revision: str, manifest: Path) -> Path:
     """The snapshot of a repository in the shared cache, checked against the manifest (see local_model)."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    repo = listed(read_manifest(manifest), kind, id, revision, manifest)
-    problems = [found for file in repo["files"] if (found := problem(repo, file, deep))]
+    repo = _listed(read_manifest(manifest), kind, id, revision, manifest)
+    problems = [fault for file in repo["files"] if (fault := _fault(repo, file))]
     if problems:
         more = [f"  … and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         where = f"the cache {HF_HUB_CACHE} (HF_HOME decides where)"
@@ -53,28 +52,24 @@ def snapshot(repo: dict) -> Path:
     return cached(repo, first).parents[first.count("/")]
 
 
-def listed(content: dict, kind: str, id: str, revision: str, manifest: Path) -> dict:
+def _listed(content: dict, kind: str, id: str, revision: str, manifest: Path) -> dict:
     """The manifest's entry of a repository, by commit or floating revision. Raises UserError if none."""
     for repo in content["repos"]:
-        same = repo["kind"] == kind and repo["id"] == id
-        if same and revision in (repo["revision"], *repo["requested"]):
+        if (repo["kind"], repo["id"]) == (kind, id) and revision in (repo["revision"], *repo["requested"]):
             return repo
-    missing = f"{manifest} lists no {kind} {id} at {revision}: it was not fetched."
-    raise UserError(missing, bring_back(manifest))
+    raise UserError(f"{manifest} lists no {kind} {id} at {revision}: it was not fetched.", bring_back(manifest))
 
 
-def problem(repo: dict, file: dict, deep: bool) -> str | None:
-    """What is wrong with a cached file, as one line; None where it is what the manifest says."""
+def _fault(repo: dict, file: dict) -> str | None:
+    """What is wrong with a cached file, as one line; None where it has the manifest's size."""
     path = cached(repo, file["path"])
     if path is None:
         return f"  {file['path']}: missing"
     size = path.stat().st_size
-    if size != file["size"]:
-        word = "truncated" if size < file["size"] else "altered"
-        return f"  {file['path']}: {word}, {size} of {file['size']} bytes ({path})"
-    if deep and digests(path)["sha256"] != file["sha256"]:
-        return f"  {file['path']}: altered, its sha256 is not the manifest's ({path})"
-    return None
+    if size == file["size"]:
+        return None
+    word = "truncated" if size < file["size"] else "altered"
+    return f"  {file['path']}: {word}, {size} of {file['size']} bytes ({path})"
 
 
 def cached(repo: dict, file: str) -> Path | None:
@@ -83,17 +78,6 @@ def cached(repo: dict, file: str) -> Path | None:
 
     path = try_to_load_from_cache(repo["id"], file, revision=repo["revision"], repo_type=repo["kind"])
     return Path(path) if isinstance(path, str) else None
-
-
-def digests(path: Path) -> dict:
-    """Size, sha256 and git's hash (all the hub knows of files that are not LFS), in one reading."""
-    size = path.stat().st_size
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            sha256.update(piece)
-            git.update(piece)
-    return {"size": size, "sha256": sha256.hexdigest(), "git": git.hexdigest()}
 
 
 def read_manifest(manifest: Path) -> dict:
@@ -116,8 +100,8 @@ def find_manifest(manifests: list[Path], kind: str, id: str, revision: str | Non
     """The one of several manifests that lists a repository. Raises UserError when none does."""
     for manifest in manifests:
         for repo in read_manifest(manifest)["repos"]:
-            named = revision in (repo["revision"], *repo["requested"]) or revision is None
-            if repo["kind"] == kind and repo["id"] == id and named:
+            same_revision = revision is None or revision in (repo["revision"], *repo["requested"])
+            if repo["kind"] == kind and repo["id"] == id and same_revision:
                 return manifest
     raise UserError(f"{kind} {id} at {revision} was not fetched: run snakemake, whose rule `fetch` brings it")
 

@@ -2,10 +2,10 @@
 
     posttrain fetch --config results/NAME/fetch/config.yaml --output results/NAME/fetch/manifest.json
 
-The only stage that opens a connection; light, for the login node. It may be stopped at any moment: the
-manifest appears last, and another run transfers only what is missing or spoilt. The manifest says what the
-bytes are, never where or when; `posttrain.data.hub` finds them again without a network. A token (HF_TOKEN) is read
-by huggingface_hub alone.
+This is the only stage that opens a connection; it is light, for the login node. It may be stopped at any moment: the
+manifest appears last, and another run transfers only what is missing or damaged. The manifest records what the bytes
+are, never where they lie or when they came; `posttrain.data.hub` finds them again without a network. Only
+huggingface_hub reads a token (HF_TOKEN).
 """
 
 import json
@@ -13,10 +13,11 @@ import os
 import shutil
 from pathlib import Path
 
-from posttrain.data.hub import COMMIT, cached, digests, wish
+from posttrain.data.hub import COMMIT, cached, wish
 from posttrain.data.hub_errors import FULL, explained
 from posttrain.evaluation.benchmarks import find_tasks, task_row
 from posttrain.ground.errors import UserError, gather
+from posttrain.ground.files import sha256
 
 # Pickles run code when they are loaded; the other formats repeat the weights, and nothing here reads them.
 PICKLES = ["*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"]
@@ -48,9 +49,9 @@ def fetch(section: dict, output: Path) -> None:
 
 
 def refuse_unknown(section: dict) -> None:
-    """Raise UserError for a key or an entry that is none of fetch's: what is misspelt would not be fetched."""
-    known = (*(f"{kind}s" for kind in NAMED), "task_dirs")
-    problems = [f"fetch: {key}: unknown key; known: {', '.join(known)}" for key in section if key not in known]
+    """Raise UserError for an unknown key or entry: what is misspelt would not be fetched."""
+    keys = (*(f"{kind}s" for kind in NAMED), "task_dirs")
+    problems = [f"fetch: {key}: unknown key; known: {', '.join(keys)}" for key in section if key not in keys]
     for kind, name in NAMED.items():
         for entry in section.get(f"{kind}s") or []:
             if not (isinstance(entry, dict) and name in entry and set(entry) <= {name, *OPTIONS}):
@@ -78,7 +79,7 @@ def fetch_all(wishes: list[tuple]) -> dict:
 
 
 def fetch_repo(kind: str, id: str, revision: str | None, floating: bool, patterns: tuple | None) -> dict:
-    """Bring one repository into the cache, prove every byte, return its entry in the manifest.
+    """Bring one repository into the cache, check every byte, return its entry in the manifest.
 
     Raises UserError: refused by hub, network or disk (in_words); no safetensors; bytes other than the hub's.
     """
@@ -86,28 +87,30 @@ def fetch_repo(kind: str, id: str, revision: str | None, floating: bool, pattern
 
     allow = [*patterns, *(CARDS if kind == "dataset" else [])] if patterns else None
     with explained(kind, id, revision):
-        commit, files = listing(kind, id, revision)
+        commit, files, online = listing(kind, id, revision)
         wanted = selected(files, kind, allow)
         refuse_unusable(kind, id, commit, wanted, patterns)
         where = {"repo_type": kind, "revision": commit}
-        folder = snapshot_download(id, allow_patterns=allow, ignore_patterns=IGNORED[kind], **where)
-        files = [proven(Path(folder), id, file, where) for file in wanted]
+        folder = Path(snapshot_download(id, allow_patterns=allow, ignore_patterns=IGNORED[kind], **where))
+        mend(folder, id, wanted, where, online)
+        files = [{**file, "sha256": file.get("sha256") or sha256(folder / file["path"])} for file in wanted]
     size = sum(file["size"] for file in files)
     print(f"fetch: {kind} {id} at {commit}: {len(files)} files, {size:,} bytes", flush=True)
     requested = [] if is_commit(revision) else [revision or "main"]
     return {"kind": kind, "id": id, "revision": commit, "requested": requested, "files": files}
 
 
-def listing(kind: str, id: str, revision: str | None) -> tuple[str, list[dict]]:
-    """The commit, and what the hub knows of its files: path, size, and sha256 (LFS) or git's hash (others).
+def listing(kind: str, id: str, revision: str | None) -> tuple[str, list[dict], bool]:
+    """(commit, the hub's list of its files, whether the hub could be asked); a file is path, size and, of LFS, sha256.
 
-    Without a network, for a pinned revision, the listing that an earlier download left in the cache, with
+    Without a network, for a pinned revision, the list is the one that an earlier download left in the cache, with
     sizes only: a cache carried to a machine without a network is enough. Raises what huggingface_hub raises.
     """
     from httpx2 import TransportError
     from huggingface_hub import HfApi, get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, OfflineModeIsEnabled
 
+    online = True
     try:
         # Asked first because it is not retried: without a network list_repo_tree takes 25 s to say so.
         commit = HfApi().repo_info(id, repo_type=kind, revision=revision or "main", timeout=10).sha
@@ -116,17 +119,12 @@ def listing(kind: str, id: str, revision: str | None) -> tuple[str, list[dict]]:
         if not is_commit(revision):
             raise
         try:
-            tree = get_cached_repo_tree(id, repo_type=kind, revision=revision)
+            commit, online, tree = revision, False, get_cached_repo_tree(id, repo_type=kind, revision=revision)
         except CachedRepoTreeNotFoundError:
             raise error from None
-        return revision, [{"path": file.path, "size": file.size} for file in tree]
-    return commit, [known_of(item) for item in tree if hasattr(item, "size")]  # folders have none
-
-
-def known_of(file) -> dict:
-    """One file of the hub's listing (huggingface_hub's RepoFile)."""
-    known = {"sha256": file.lfs.sha256} if file.lfs else {"git": file.blob_id}
-    return {"path": file.path, "size": file.size, **known}
+    files = [item for item in tree if hasattr(item, "size")]  # folders have none
+    checksums = [{"sha256": file.lfs.sha256} if online and file.lfs else {} for file in files]
+    return commit, [{"path": f.path, "size": f.size, **sha} for f, sha in zip(files, checksums, strict=True)], online
 
 
 def is_commit(revision: str | None) -> bool:
@@ -165,29 +163,33 @@ def refuse_unusable(kind: str, id: str, commit: str, wanted: list[dict], pattern
         raise UserError(f"{what}: {missing:,} bytes to fetch, {free:,} free in {cache}. {FULL}")
 
 
-def proven(folder: Path, id: str, file: dict, where: dict) -> dict:
-    """A file's entry in the manifest, from its bytes; what is not what the hub has is fetched once more.
+def mend(folder: Path, id: str, wanted: list[dict], where: dict, online: bool) -> None:
+    """Fetch once more every cached file that is not what the hub has.
 
-    huggingface_hub takes any file under the right name for the right one, so that without this a truncated
-    cache would stay truncated. Raises UserError where the second transfer is wrong too.
+    snapshot_download takes any file under the right name for the right one: without this a truncated cache would
+    stay truncated. Raises UserError where the second transfer is wrong too.
     """
     from huggingface_hub import hf_hub_download
 
-    path = folder / file["path"]
-    found = digests(path)
-    if differs(found, file):
+    damaged = differing(folder, id, wanted, where, online)
+    for file in damaged:
         hf_hub_download(id, file["path"], force_download=True, **where)
-        found = digests(path)
-    if differs(found, file):
+    for file in differing(folder, id, wanted, where, online) if damaged else ():
+        size = (folder / file["path"]).stat().st_size
         raise UserError(
-            f"{where['repo_type']} {id}: {file['path']} arrives as {found['size']} bytes, not the hub's "
-            f"{file['size']}: a proxy or a mirror (HF_ENDPOINT) alters them, or the disk is failing."
+            f"{where['repo_type']} {id}: {file['path']} arrives as {size} bytes, not the hub's {file['size']}: "
+            "a proxy or a mirror (HF_ENDPOINT) alters them, or the disk is failing."
         )
-    return {"path": file["path"], "size": found["size"], "sha256": found["sha256"]}
 
 
-def differs(found: dict, expected: dict) -> bool:
-    return any(found[key] != expected[key] for key in expected if key != "path")
+def differing(folder: Path, id: str, wanted: list[dict], where: dict, online: bool) -> list[dict]:
+    """The wanted files whose checksum is not the hub's, or whose size is not, where the hub could not be asked."""
+    from huggingface_hub import HfApi
+
+    if not online:
+        return [file for file in wanted if (folder / file["path"]).stat().st_size != file["size"]]
+    paths = {mismatch["path"] for mismatch in HfApi().verify_repo_checksums(id, **where).mismatches}
+    return [file for file in wanted if file["path"] in paths]
 
 
 def merged(repos: list[dict]) -> list[dict]:
@@ -195,10 +197,10 @@ def merged(repos: list[dict]) -> list[dict]:
     together = {}
     for repo in repos:
         key = repo["kind"], repo["id"], repo["revision"]
-        seen = together.setdefault(key, {**repo, "files": [], "requested": []})
-        files = {file["path"]: file for file in seen["files"] + repo["files"]}
-        seen["files"] = [files[path] for path in sorted(files)]
-        seen["requested"] = sorted({*seen["requested"], *repo["requested"]})
+        entry = together.setdefault(key, {**repo, "files": [], "requested": []})
+        files = {file["path"]: file for file in entry["files"] + repo["files"]}
+        entry["files"] = [files[path] for path in sorted(files)]
+        entry["requested"] = sorted({*entry["requested"], *repo["requested"]})
     return [together[key] for key in sorted(together)]
 
 
