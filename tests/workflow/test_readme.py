@@ -1,9 +1,12 @@
-"""What README says is there, is there."""
+"""What README and the pages say is there, is there."""
 
 import re
+import runpy
 import subprocess
-import sys
 import tomllib
+
+from posttrain import __main__
+from posttrain.config.stages import STAGES
 
 
 def named(line: str) -> list[str]:
@@ -30,15 +33,44 @@ def test_the_tree_names_what_is_there(root):
     assert named("                           (ppo: snapshots/ too") == []
 
 
-def test_the_commands_exist(root):
-    text = (root / "README.md").read_text()
-    targets = re.findall(r"^make (\w+)", text, re.M)
-    assert {"run", "test"} <= set(targets)
-    makefile = (root / "Makefile").read_text()
-    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
-    for command in re.findall(r"^posttrain (\S+)", text, re.M):
-        done = subprocess.run([sys.executable, "-m", "posttrain", command, "--help"], capture_output=True, text=True)
-        assert done.returncode == 0, command
+def pages(root) -> dict[str, str]:
+    """The text of every page by its place."""
+    files = [*root.glob("*.md"), *root.glob("docs/*.md"), root / "config/README.md"]
+    return {str(file.relative_to(root)): file.read_text() for file in files}
+
+
+def test_the_pages_name_commands_that_exist(root):
+    """As `posttrain COMMAND` or `make TARGET` at a line's beginning, or in backticks."""
+    commands = set(__main__.parser()._subparsers._group_actions[0].choices)
+    targets = set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.M))
+    for page, text in pages(root).items():
+        named = set(re.findall(r"(?:^ {0,4}|`)posttrain ([a-z][a-z-]*)", text, re.M))
+        assert named <= commands, f"{page}: {named - commands}"
+        named = set(re.findall(r"(?:^ {0,4}|`)make ([a-z][a-z-]*)", text, re.M))
+        assert named <= targets, f"{page}: {named - targets}"
+    for number in ("run", "test"):
+        assert f"\nmake {number} " in pages(root)["README.md"]
+
+
+def test_every_command_has_a_line(root):
+    text = (root / "docs/commands.md").read_text()
+    commands = set(__main__.parser()._subparsers._group_actions[0].choices) - {*STAGES, "fetch"}
+    assert [name for name in sorted(commands) if f"| `posttrain {name}" not in text] == []
+    targets = re.findall(r"^([a-z][\w-]*):", (root / "Makefile").read_text(), re.M)
+    assert [name for name in targets if f"`make {name}`" not in text] == []
+
+
+def test_links_lead_somewhere(root):
+    for page, text in pages(root).items():
+        for link in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", text):
+            assert (root / page).parent.joinpath("".join(link)).exists(), f"{page}: {''.join(link)}"
+    assert len(re.findall(r"\]\(docs/", pages(root)["README.md"])) > 8, "control: links are found"
+
+
+def test_the_picture_is_that_of_the_table(root):
+    drawn = runpy.run_path(str(root / "docs/draw.py"))["picture"]()
+    assert (root / "docs/stages.svg").read_text() == drawn, "run: python docs/draw.py"
+    assert all(f">{stage}<" in drawn for stage in [*STAGES, "fetch", "report"])
 
 
 def test_versions_are_pinned_in_one_place(root):
