@@ -271,8 +271,7 @@ def test_a_key_that_a_stage_never_reads_is_in_its_record(folder):
 
 
 def test_sections_within_sections_are_watched():
-    from posttrain.config.sections import Evaluate, Ppo, Task
-    from posttrain.config.slices import slice_of
+    from posttrain.config.sections import Evaluate, Ppo, Task, slice_of
     from posttrain.jobs.audit import Watched, unread
 
     read: set[str] = set()

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from posttrain.config import sections
-from posttrain.config.slices import slice_of
+from posttrain.config.sections import slice_of
 from posttrain.dag import campaign
 from posttrain.dag.frozen import families
 from posttrain.ground.errors import UserError

@@ -8,7 +8,7 @@ from posttrain.cluster import sites
 from posttrain.config.stages import STAGES
 from posttrain.dag import campaign
 from posttrain.dag.artifacts import Artifact
-from posttrain.dag.command import flat
+from posttrain.dag.artifacts import flat
 from posttrain.dag.frozen import freeze, summary, thaw
 from posttrain.engine import controller, records, versions
 from posttrain.ground import credentials

@@ -7,6 +7,8 @@ the stage that it reruns. Defaults that follow from another section are filled i
 import functools
 import types
 import typing
+from collections.abc import Iterator
+from operator import itemgetter
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,6 +76,29 @@ def has_hub_items(model: type[Section]) -> bool:
 def subsections(model: type[Section]) -> list[str]:
     """The keys of a section that hold sections, or lists of them."""
     return [key for key, field in model.model_fields.items() if section_class(field.annotation)]
+
+
+def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
+    """Keys of a section that have no effect under its other settings, each with the reason."""
+    for key, condition in conditional(type(section)).items():
+        for other, allowed in condition.items():
+            value = getattr(section, other)
+            if value not in allowed:
+                yield key, f"has no effect with {other}: {value} (only with {' or '.join(allowed)})"
+
+
+def slice_of(section: Section) -> dict:
+    """A section as plain values, without the keys that have no effect and without those that are unset."""
+    useless = {key for key, _ in inapplicable(section)}
+    values = {}
+    for key, value in sorted(section, key=itemgetter(0)):
+        if key in useless:
+            continue
+        if isinstance(value, list):
+            values[key] = [slice_of(item) if isinstance(item, Section) else item for item in value]
+        elif value is not None:
+            values[key] = slice_of(value) if isinstance(value, Section) else value
+    return values
 
 
 class HubModel(Section):

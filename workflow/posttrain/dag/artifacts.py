@@ -1,5 +1,6 @@
-"""The name of an artifact, and the folders, files and words that follow from it."""
+"""The name of an artifact, the files that follow from it, and the arguments of the command that makes it."""
 
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,3 +47,22 @@ def at(folder: str | Path) -> Artifact:
     parts = parts[parts.index("results") + 1 :]
     parts = parts[:-1] if parts[-1].endswith(".json") else parts
     return REPORT if parts[0] == "report" else Artifact(*parts[:3])
+
+
+def arguments(params: list[str], inputs: dict) -> str:
+    """The arguments of a stage's command: `--config SECTION --code FINGERPRINT --lineage DIGEST --data MANIFEST ...`.
+
+    params: the section, the fingerprint of the code, the lineage. inputs: files by role; the user's own files are named
+    in the section.
+    """
+    section, code, lineage = params
+    text = f"--config {shlex.quote(section)} --code {code} --lineage {lineage}"
+    for role in sorted(inputs):
+        if (files := flat({role: inputs[role]})) and role != "files":
+            text += f" --{role} {' '.join(files)}"
+    return text
+
+
+def flat(inputs: dict) -> list:
+    """All files of a stage's inputs."""
+    return [file for files in inputs.values() for file in ([files] if isinstance(files, str | Path) else files)]

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from posttrain.config import grid, reader
 from posttrain.config.experiment import Campaign, Experiment
-from posttrain.config.inheritance import ancestry, copied, merged, put
-from posttrain.config.sections import NAME, Section
+from posttrain.config.sections import NAME, Section, conditional
 from posttrain.config.sources import own_files
 from posttrain.config.stages import STAGES
-from posttrain.config.validation import nearest, place_of, validated, without_mistakes
+from posttrain.config.validation import model_at, nearest, place_of, validated, without_mistakes
 from posttrain.dag import checks
 from posttrain.dag.plan import RESERVED, Plan
 from posttrain.dag.resolution import resolve
@@ -91,9 +90,9 @@ def _experiments(layers: dict, root: reader.Settings, problems: list) -> dict[st
     """
     experiments: dict[str, Experiment | None] = {}
     for name, layer in layers.items():
-        if layer is None or (chain := ancestry(name, layers, problems)) is None:
+        if layer is None or (chain := _ancestry(name, layers, problems)) is None:
             continue
-        values, places = merged([root, *chain])
+        values, places = _merged([root, *chain])
         axes = _axes(name, values, places, layer, problems)
         experiments[name] = _resolved(values, places, layer, problems)
         if axes and experiments[name]:
@@ -111,9 +110,9 @@ def _cells(
     shared = {key: part for key, part in experiment or () if isinstance(part, Section) and key in unchanged}
     labels, cells = grid.labels(list(axes)), {}
     for cell in grid.cells(axes):
-        settings = copied({key: value for key, value in values.items() if key not in shared}) | shared
+        settings = _copied({key: value for key, value in values.items() if key not in shared}) | shared
         for key, value in cell.items():
-            put(settings, key, value)
+            _put(settings, key, value)
         cells[grid.cell_name(name, cell, labels)] = _resolved(settings, places, layer, problems)
     return cells
 
@@ -170,3 +169,65 @@ def _files(experiment: Experiment) -> list[tuple[str, str]]:
 def _related(key: str, other: str) -> bool:
     """Whether one dotted key is the other, or holds it."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _ancestry(name: str, layers: dict, problems: list) -> list[reader.Settings] | None:
+    """The layers from the oldest ancestor to the experiment; None when one is missing or there is a cycle."""
+    chain, names = [], []
+    while name is not None:
+        if name in names:
+            place = layers[name].places["extends"]
+            cycle = names[names.index(name) :]
+            first = cycle.index(min(cycle))  # reported the same from whichever experiment it is entered
+            problems.append(f"{place}: extends: a cycle: {' -> '.join([*cycle[first:], *cycle[: first + 1]])}")
+            return None
+        if layers.get(name) is None:
+            return None
+        names.append(name)
+        chain.insert(0, layers[name])
+        name = layers[name].get("extends")
+        if not isinstance(name, str | None):
+            return chain  # validation reports the type
+    return chain
+
+
+def _merged(chain: list[reader.Settings]) -> tuple[dict, dict[str, str]]:
+    """The settings of a chain of layers and where each stands: mappings key by key, everything else whole."""
+    values: dict = {}
+    places: dict[str, str] = {}
+    for layer in chain:
+        _overlay(values, layer, Experiment)
+        lists = {key.partition("[")[0] for key in layer.places if "[" in key}  # an inherited list goes as a whole
+        kept = {key: line for key, line in places.items() if "[" not in key or key.partition("[")[0] not in lists}
+        places = kept | layer.places
+    for key in ("extends", "question"):  # an experiment's own, never its parent's
+        values.pop(key, None)
+        if key in chain[-1]:
+            values[key] = chain[-1][key]
+    return values, places
+
+
+def _overlay(values: dict, layer: dict, model: type[Section] | None) -> None:
+    """Put a layer over `values`, settings of `model`. A key that has no effect under the layer's own choice is not
+    inherited: `method: prefix` in a child drops the parent's `rank`."""
+    for key, conditions in conditional(model).items() if model else ():
+        for other, allowed in conditions.items():
+            if other in layer and layer[other] not in allowed:
+                values.pop(key, None)
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _overlay(values[key], value, model_at(model, key))
+        else:
+            values[key] = _copied(value)
+
+
+def _put(values: dict, key: str, value) -> None:
+    """Set a dotted key of an experiment's settings, as a child's own key would."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    _overlay(values, value, Experiment)
+
+
+def _copied(value):
+    """A copy of nested mappings; lists and scalars are shared, since nothing changes them."""
+    return {key: _copied(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from posttrain.config.experiment import Experiment
-from posttrain.config.sections import SOURCES, TRAINED, Base, Prepare, Section, Source, subsections
-from posttrain.config.slices import inapplicable
+from posttrain.config.sections import SOURCES, TRAINED, Base, Prepare, Section, Source, inapplicable, subsections
 from posttrain.config.sources import sides
 from posttrain.config.stages import JUDGES, STAGES
 from posttrain.config.validation import one_of

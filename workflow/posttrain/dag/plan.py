@@ -8,12 +8,10 @@ from pathlib import Path
 
 from posttrain.config import grid
 from posttrain.config.experiment import Campaign, Experiment
-from posttrain.config.sections import Section, section_class
-from posttrain.config.slices import slice_of
+from posttrain.config.sections import Section, section_class, slice_of
 from posttrain.config.sources import hub_items, own_files
 from posttrain.config.stages import ALIGNED, BUILDERS, FETCHERS, JUDGES, POLICIES, STAGES, source
-from posttrain.dag.artifacts import REPORT, Artifact, at
-from posttrain.dag.command import arguments, flat
+from posttrain.dag.artifacts import REPORT, Artifact, arguments, at, flat
 from posttrain.ground.code import fingerprint_of
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256

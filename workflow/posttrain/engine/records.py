@@ -10,8 +10,8 @@ import json
 import os
 from pathlib import Path
 
-from posttrain.dag import command
-from posttrain.dag.command import arguments
+from posttrain.dag import artifacts
+from posttrain.dag.artifacts import arguments
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
 from posttrain.ground.identity import DAMAGED, canonical, listed, record_of
@@ -64,7 +64,7 @@ def damaged(file: str) -> bool:
 
 def _code() -> list[str]:
     """Digests of the modules that say what stands in a record: records that another version wrote are written anew."""
-    return [sha256(Path(file)) for file in (__file__, command.__file__)]
+    return [sha256(Path(file)) for file in (__file__, artifacts.__file__)]
 
 
 def _records() -> list[int]:

@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from posttrain.config.sections import Ppo, Training
-from posttrain.config.slices import slice_of
+from posttrain.config.sections import Ppo, Training, slice_of
 from posttrain.config.sources import own_files
-from posttrain.dag.command import flat
+from posttrain.dag.artifacts import flat
 from posttrain.ground import code
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256, write_json

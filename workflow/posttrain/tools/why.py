@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from posttrain.config.stages import JUDGES
-from posttrain.dag.command import flat
+from posttrain.dag.artifacts import flat
 from posttrain.dag.frozen import summary
 from posttrain.dag.plan import Plan
 from posttrain.engine.records import damaged
