@@ -34,7 +34,7 @@ def main(runs: dict, folder: Path, sharded: str = "") -> None:
 def twist(how: str, patch: pytest.MonkeyPatch) -> None:
     """Go through the batch in a way that is wrong: controls that must be seen. Or see other files than the first
     process, or be told to stop."""
-    split, arguments, due = trainers.split, trainers.arguments, interruption.due
+    split, arguments, due = parallel.split, trainers.arguments, interruption.due
     if how == "unseen" and os.environ["RANK"] != "0":
         patch.setattr(kept, "take", lambda *_: None)
     if how == "accumulation":  # as if there were one process
@@ -44,7 +44,7 @@ def twist(how: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(trainers, "arguments", lambda *given: arguments(*given) | own)
     if how == "evaluation":  # shared as accelerate shares it
         patch.setattr(
-            trainers, "evaluate_whole",
+            trainers, "evaluate_in_every_process",
             lambda trainer, *given, **named: type(trainer).evaluation_loop(trainer, *given, **named),
         )  # fmt: skip
     if how == "stopped":  # after the second step, once
@@ -69,7 +69,7 @@ def share_out() -> None:
         for name, weight in trainer.model.named_parameters():
             assert weight.to_local().numel() == weight.numel() / 2, name
 
-    AcceleratorState.__init__, trainers.run, trainers.refuse_shards = with_plugin, halves, lambda: None
+    AcceleratorState.__init__, trainers.run, parallel.refuse_shards = with_plugin, halves, lambda: None
     parallel.sharded = True
 
 

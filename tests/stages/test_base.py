@@ -12,7 +12,7 @@ from posttrain.data.packing import blocks
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, write_json
 from posttrain.ground.identity import manifest_of
-from posttrain.models.policy import load, load_contract
+from posttrain.models.policy import load_merged, read_contract
 from posttrain.stages.base import unigram_perplexity
 from posttrain.training.checkpoint import seal
 
@@ -20,7 +20,7 @@ from posttrain.training.checkpoint import seal
 def test_it_learned(base):
     summary = read_json(base.parent / "metrics.json")["summary"]
     assert summary["perplexity"] < 0.9 * summary["unigram_perplexity"]
-    assert load_contract(base)["positions"]["type"] == "default"
+    assert read_contract(base)["positions"]["type"] == "default"
 
 
 def test_a_base_that_did_not_learn_is_refused(data, home):
@@ -98,7 +98,7 @@ def test_alibi_has_no_positions_to_run_out_of(data, home):
     manifest = make(
         "base", Base(scratch=scratch(positions="alibi")), Path("results/alibi/base/manifest.json"), data=data
     )
-    model, tokenizer = load(manifest)
+    model, tokenizer = load_merged(manifest)
     assert model.config.model_type == "bloom"
     ids = tokenizer("one two three " * 120, return_tensors="pt").input_ids
     assert model(ids).logits.isfinite().all()

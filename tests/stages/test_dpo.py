@@ -8,10 +8,11 @@ import torch
 from test_base import killed_at
 from tiny import dpo, first_gradient, make
 
+from posttrain.data import preferences
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl, write_jsonl
 from posttrain.models import adapters, policy, tokens
-from posttrain.stages import dpo as stage
+from posttrain.training import parallel, trainers
 
 WEIGHTS = "model/adapter_model.safetensors"
 
@@ -51,11 +52,11 @@ def test_the_micro_batch_changes_no_gradient(inputs, micro):
 
 def test_the_reference_is_the_sft_policy_by_hand(inputs, data, base, tuned_policy, referenced):
     """log pi(answer | prompt) of the merged policy, one row at a time, without padding."""
-    model, tokenizer = policy.load(tuned_policy, base)
+    model, tokenizer = policy.load_merged(tuned_policy, base)
     rows = read_jsonl(data.parent / "data/preference/test.jsonl")[:4]
     known = read_jsonl(referenced.parent / "data/test.jsonl")
     for row, expected in zip(rows, known, strict=False):
-        pair = tokens.encode_pair(tokenizer, row)
+        pair = tokens.encode_answers(tokenizer, row)
         for side in ("chosen", "rejected"):
             ids = torch.tensor([pair["prompt_ids"] + pair[f"{side}_ids"]])
             with torch.no_grad():
@@ -70,7 +71,6 @@ def test_the_artifact_and_trls_own_reference_train_the_same(inputs, monkeypatch,
     from safetensors.torch import load_file
     from trl import DPOTrainer
 
-    monkeypatch.setattr(stage, "end_with_the_turn", lambda trainer, *rest: setattr(trainer, "own", True))
     monkeypatch.setattr(
         DPOTrainer, "precompute_ref_logps", property(lambda self: False, lambda self, value: None), raising=False
     )
@@ -133,26 +133,26 @@ def test_the_artifact_is_one_adapter_that_loads(trained, base, tuned_policy):
     assert {file.name for file in (trained.parent / "model").iterdir()} >= {"adapter_config.json", "policy.json"}
     assert not (trained.parent / "model/ref").exists(), "the trainer's copy of the reference is no part of it"
     one, two = (
-        policy.load(manifest, base)[0](torch.arange(20, 40)[None]).logits for manifest in (trained, tuned_policy)
+        policy.load_merged(manifest, base)[0](torch.arange(20, 40)[None]).logits for manifest in (trained, tuned_policy)
     )
     assert (one - two).abs().max() > 1e-4
 
 
-def test_a_reference_of_other_pairs_is_refused(inputs, data):
+def test_a_reference_of_other_pairs_is_refused(inputs, data, base):
     known = read_jsonl(inputs["reference"].parent / "data/train.jsonl")
     assert len(known) == len(read_jsonl(data.parent / "data/preference/train.jsonl"))
     section = dpo()
     patch = pytest.MonkeyPatch()
-    patch.setattr(stage, "read_jsonl", lambda file: known[1:])
+    patch.setattr(preferences, "rows", lambda *_: read_jsonl(data.parent / "data/preference/train.jsonl")[1:])
     with pytest.raises(UserError, match="was made from other pairs"):
-        stage.rows(data, inputs["reference"], "train", section)
+        preferences.with_reference(policy.load_tokenizer(base), data, inputs["reference"], "train", section)
     patch.undo()
 
 
 def test_falling_chosen_answers_are_named():
     before, after = {"eval_logps/chosen": -5.0}, {"eval_logps/chosen": -7.5}
-    assert "likelihood displacement" in stage.displacement(before, after)[0]
-    assert stage.displacement(before, {"eval_logps/chosen": -5.5}) == []
+    assert "likelihood displacement" in trainers.displacement(before, after)[0]
+    assert trainers.displacement(before, {"eval_logps/chosen": -5.5}) == []
 
 
 def test_frozen_weights_stay_as_they_are(trained, base, tuned_policy):
@@ -160,4 +160,41 @@ def test_frozen_weights_stay_as_they_are(trained, base, tuned_policy):
 
     verify(base)
     verify(tuned_policy)
-    assert adapters.foundation(base, tuned_policy).weights == base
+    assert adapters.foundation_of(base, tuned_policy).weights == base
+
+
+def test_a_loss_over_the_whole_batch_is_refused_for_a_part_of_it(inputs, monkeypatch):
+    """After an attempt that ran out of memory, fewer rows go through the model at once."""
+    monkeypatch.setattr(parallel, "fits", 2)
+    with pytest.raises(
+        UserError, match=r"dpo.loss: TRL takes sft over a whole batch \(4\), of which 2 fit into memory"
+    ):
+        make("dpo", dpo(loss=["sft"]), Path("results/part/dpo/manifest.json"), **inputs)
+    trainers.refuse_parts("dpo.loss", set(), dpo())  # control: other losses add up
+
+
+def test_a_row_over_max_length_is_refused(inputs, data, base):
+    """TRL would cut its answers, and drop the row where its prompt fills max_length."""
+    tokenizer, section = policy.load_tokenizer(base), dpo(max_length=16)
+    with pytest.raises(UserError, match=r"row .*: over max_length \(16 tokens\)"):
+        preferences.with_reference(tokenizer, data, inputs["reference"], "train", section)
+
+
+def test_the_trainer_learns_from_the_tokens_of_the_contract(inputs, monkeypatch):
+    """Not from those that TRL would make of the same rows, which may end otherwise."""
+    kept = {}
+
+    def keep(trainer, section, *rest):
+        kept["rows"] = list(trainer.train_dataset.dataset)
+        kept["batch"] = trainer.data_collator(kept["rows"][:2])
+        return {}
+
+    monkeypatch.setattr(trainers, "run_measured", keep)
+    make("dpo", dpo(), Path("results/rows/dpo/manifest.json"), **inputs)
+    tokenizer = policy.load_tokenizer(inputs["base"])
+    expected = preferences.with_reference(tokenizer, inputs["data"], inputs["reference"], "train", dpo())
+    assert kept["rows"] == expected
+    first, batch = expected[0], kept["batch"]
+    length = len(first["prompt_ids"] + first["chosen_ids"])
+    assert batch["input_ids"][0, :length].tolist() == first["prompt_ids"] + first["chosen_ids"]
+    assert batch["ref_chosen_logps"][0].item() == pytest.approx(first["ref_chosen_logps"])

@@ -181,10 +181,10 @@ def test_another_chat_template_than_the_trained_one_is_refused(rows, data, base,
     """What lm-eval itself would use is compared, and recorded; control: lm-eval handed another template."""
     from lm_eval.models.huggingface import HFLM
 
-    from posttrain.models.policy import load_contract
+    from posttrain.models.policy import read_contract
 
     used = read_json(Path("results/first/evaluate/sft/metrics.json"))["chat_template"]
-    assert used == load_contract(tuned)["chat_template"] is not None
+    assert used == read_contract(tuned)["chat_template"] is not None
     monkeypatch.setattr(HFLM, "chat_template", lambda self, chosen: "{{ messages }}")
     with pytest.raises(UserError, match="was trained with"):
         evaluate(data, tuned, base, "templated", limit=1)

@@ -75,7 +75,7 @@ def test_the_contract_of_each_method(data, base):
         section = longctx(method=method, tuning="none")
         made = make("longctx", section, Path(f"results/{method}/longctx/manifest.json"),
                     data=data, base=base, policy=base)  # fmt: skip
-        contract = policy.load_contract(made)["positions"]
+        contract = policy.read_contract(made)["positions"]
         original = 256 if method == "none" else 64
         expected = {"type": positions.METHODS[method], "factor": factor, "theta": 10000.0, "context": 256}
         assert contract == expected | {"original_context": original, "parameters": parameters | {"rope_theta": 10000.0}}
@@ -89,8 +89,8 @@ def test_the_contract_of_each_method(data, base):
 def test_an_untuned_model_has_the_bases_weights_and_reads_otherwise(data, base):
     """PI reads token 4 p as the base reads token p: the same logits at positions of a quarter, others at their own."""
     made = Path("results/linear/longctx/manifest.json")
-    model, _ = policy.load(made)
-    own, _ = policy.load(base)
+    model, _ = policy.load_merged(made)
+    own, _ = policy.load_merged(base)
     ids = long_ids(data, 32, 2)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}  # without it, gaps are read as packed rows
     places = torch.arange(32)[None]
@@ -108,11 +108,11 @@ def test_a_model_that_would_be_read_otherwise_is_refused(interpolated, data, key
     shutil.copytree(interpolated.parent, tmp_path / "longctx")
     edited = tmp_path / "longctx/model/config.json"
     config = json.loads(edited.read_text())
-    policy.load(tmp_path / "longctx/manifest.json")  # control: as it was made it loads
+    policy.load_merged(tmp_path / "longctx/manifest.json")  # control: as it was made it loads
     config["rope_parameters"][key] = {"factor": 2.0, "rope_theta": 500.0, "rope_type": "default"}[key]
     edited.write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"config\.json would have it read with other positions .* is .*, not"):
-        policy.load(tmp_path / "longctx/manifest.json")
+        policy.load_merged(tmp_path / "longctx/manifest.json")
 
 
 def test_positions_that_are_rescaled_or_missing_are_refused(interpolated, data, base, alibi):
@@ -160,9 +160,9 @@ def test_merges_are_certified(data, base, tuned, tuning):
     made = make("longctx", section, output, data=data, base=base, policy=tuned)
     summary = read_json(made.parent / "metrics.json")["summary"]
     assert 0 <= summary["merge_difference"] < 1e-4 and 0 <= summary["policy_merge_difference"] < 1e-4
-    assert policy.load_contract(made)["method"] == "weights"
+    assert policy.read_contract(made)["method"] == "weights"
     assert not list(made.parent.glob("**/adapter_config.json"))
-    before, after = (policy.load(manifest, base)[0].state_dict() for manifest in (tuned, made))
+    before, after = (policy.load_merged(manifest, base)[0].state_dict() for manifest in (tuned, made))
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert {"model.embed_tokens.weight", "model.norm.weight"} <= changed, "embeddings and norms are trained beside"
     assert torch.equal(after["model.embed_tokens.weight"], after["lm_head.weight"]), "tied as they were"
@@ -172,10 +172,10 @@ def test_a_wrong_merge_is_refused(data, base, tuned):
     """Control: merged into the weights before quantisation it is another model."""
     from peft import PeftModel
 
-    wrong = PeftModel.from_pretrained(policy.load_weights(base), tuned.parent / "model").merge_and_unload()
+    wrong = PeftModel.from_pretrained(policy.load_verified(base), tuned.parent / "model").merge_and_unload()
     with pytest.raises(UserError, match="the merged model is another than the adapter on its weights"):
         policy.certify_merge(tuned, base, wrong)
-    right, _ = policy.load(tuned, base)
+    right, _ = policy.load_merged(tuned, base)
     assert policy.certify_merge(tuned, base, right) < 1e-4
 
 
@@ -204,7 +204,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(data, base, interpolated, monkey
 
 def test_windows_slide_over_a_document_and_count_each_token_once(interpolated, base):
     """Against one forward pass for each token, which sees just the window before it."""
-    model, tokenizer = policy.load(base)
+    model, tokenizer = policy.load_merged(base)
     ids = [tokenizer.bos_token_id, *range(20, 95)]
     section = Lengths(tokens=[32], stride=0.5)
     found = lengths_stage.window_losses(section, model, ids, 32)
@@ -261,7 +261,7 @@ def test_gradient_checkpointing_changes_nothing(data, base):
         section = longctx(tuning="qlora", rank=4, alpha=8.0, steps=2, gradient_checkpointing=saving)
         output = Path(f"results/saving-{saving}/longctx/manifest.json")
         made[saving] = load_file(make("longctx", section, output, data=data, base=base, policy=base).parent / WEIGHTS)
-    own = policy.load_weights(base, {"double_quantization": True, "compute": "float32"}).dequantize().state_dict()
+    own = policy.load_verified(base, {"double_quantization": True, "compute": "float32"}).dequantize().state_dict()
     key = "model.layers.0.self_attn.q_proj.weight"
     assert (made[True][key] - own[key]).abs().max() > 1e-4, "the adapter learned"
     assert max((made[True][key] - made[False][key]).abs().max() for key in made[True]) < 1e-5

@@ -42,7 +42,7 @@ def setting(inputs):
 
     def made(section=None, sft_policy=None, **changes):
         section = section or ppo(**changes)
-        found = adapters.foundation(inputs["base"], inputs["sft"])
+        found = adapters.foundation_of(inputs["base"], inputs["sft"])
         models = stage.load(section, found)
         scorer = stage.model_scorer(models, inputs["reward"])
         return section, models, scorer, stage.prompts(section, inputs["data"], models)
@@ -153,7 +153,7 @@ def test_rewards_and_kl_from_the_raw_answers(setting, inputs, base, tuned_policy
     """What an iteration records, recomputed with the merged policy, one answer at a time."""
     section, models, scorer, rows = setting(batch_size=3)
     made = stage.experience(section, models, scorer, rows[:3], 0, 0.5)
-    merged, _ = policy.load(tuned_policy, base)
+    merged, _ = policy.load_merged(tuned_policy, base)
     for i in range(3):
         one, length = made.answers.rows([i]), int(made.answers.mask[i].sum())
         prompt = one.prompts[0][one.prompt_mask[0] == 1]
@@ -396,7 +396,7 @@ def test_on_plain_weights_and_after_full_fine_tuning(data, base, method, home):
     made = make("ppo", ppo(), Path(f"results/plain-{method}/ppo/manifest.json"), **inputs, reward=reward)
     history = read_json(made.parent / "metrics.json")["history"]
     assert history[0]["kl"] == 0 and history[0]["first_ratio_error"] == 0
-    model, _ = policy.load(made, under)
+    model, _ = policy.load_merged(made, under)
     assert model(torch.arange(20, 40)[None]).logits.isfinite().all()
 
 
@@ -436,7 +436,7 @@ from posttrain.stages import ppo as stage
 torch.set_num_threads(1)
 data, base, sft, reward = map(Path, sys.argv[2:6])
 section = ppo(batch_size=8, epochs=2, minibatches=2, value_warmup=0, sft_coefficient=0.5)
-models = stage.load(section, adapters.foundation(base, sft))
+models = stage.load(section, adapters.foundation_of(base, sft))
 scorer = stage.model_scorer(models, reward)
 rows = stage.prompts(section, data, models)
 optimizer, _ = ppo_state.optimizers(section, models)

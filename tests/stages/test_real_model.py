@@ -7,7 +7,7 @@ from tiny import make, sft
 
 from posttrain.config.sections import Base, Evaluate, Prepare, Source, Tokenizer
 from posttrain.ground.files import read_json
-from posttrain.models.policy import load_contract
+from posttrain.models.policy import read_contract
 from posttrain.tools.export import export
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,7 @@ def base_bits(stories) -> float:
 
 def test_its_bytes_are_taken_as_they_are(stories, shared):
     assert read_json(stories["base"])["files"]["model/model.safetensors"]["sha256"].startswith("407a7c581bdd6697")
-    assert load_contract(stories["base"])["chat_template"] is None
+    assert read_contract(stories["base"])["chat_template"] is None
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
@@ -63,9 +63,9 @@ def test_it_is_fine_tuned_and_evaluated(stories, base_bits, method):
 
 def test_the_base_writes_stories(stories):
     """Greedy continuation is English, as its author's tests have it: the conversion and the tokenizer are right."""
-    from posttrain.models.policy import load
+    from posttrain.models.policy import load_merged
 
-    model, tokenizer = load(stories["base"])
+    model, tokenizer = load_merged(stories["base"])
     ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
     text = tokenizer.decode(model.generate(ids, max_new_tokens=24, do_sample=False)[0], skip_special_tokens=True)
     assert text.startswith("Once upon a time, there was a little girl named Lily")
@@ -123,7 +123,7 @@ def test_its_context_is_made_four_times_as_long(shared, home):
     )  # fmt: skip
     longer = make("longctx", section, Path("results/stories-long/longctx/manifest.json"),
                   data=data, base=base, policy=base)  # fmt: skip
-    contract = load_contract(longer)["positions"]
+    contract = read_contract(longer)["positions"]
     assert (contract["original_context"], contract["context"], contract["factor"]) == (512, 2048, 4.0)
     judge, by_position = Lengths(tokens=[512, 2048], packing=True, documents=4, buckets=4, batch_size=4), {}
     for name, manifest in (("base", base), ("longctx", longer)):

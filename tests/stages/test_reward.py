@@ -18,7 +18,7 @@ from posttrain.stages import reward as stage
 
 def scorer(base, tuned_policy, rewarded):
     """A language model with the reward model's adapter on it, as PPO scores with it."""
-    model = adapters.load_as_sft(adapters.foundation(base, tuned_policy), name="sft").eval()
+    model = adapters.load_as_sft(adapters.foundation_of(base, tuned_policy), name="sft").eval()
     return model, reward_head.add_to(model, rewarded), policy.load_tokenizer(base)
 
 
@@ -37,7 +37,7 @@ def scoring(base, tuned_policy, rewarded):
 def pairs(data, base) -> list[tuple[list[int], list[int]]]:
     """Held-out prompts, each with its chosen answer."""
     rows = read_jsonl(data.parent / "data/preference/test.jsonl")
-    encoded = [tokens.encode_pair(policy.load_tokenizer(base), row) for row in rows]
+    encoded = [tokens.encode_answers(policy.load_tokenizer(base), row) for row in rows]
     return [(pair["prompt_ids"], pair["chosen_ids"]) for pair in encoded]
 
 
@@ -55,8 +55,8 @@ def test_the_classifier_and_ppo_score_alike(base, rewarded, tuned_policy, scorin
     """Loaded as PEFT's documentation says, on the quantised base, right-padded; and as PPO has it, left-padded."""
     import peft
 
-    found = adapters.foundation(base, tuned_policy)
-    classifier = policy.load_weights(found.weights, found.quantization, head=True)
+    found = adapters.foundation_of(base, tuned_policy)
+    classifier = policy.load_verified(found.weights, found.quantization, head=True)
     classifier = peft.PeftModel.from_pretrained(classifier, rewarded.parent / "model")
     tokenizer = scoring[2]
     classifier.config.pad_token_id = tokenizer.pad_token_id
@@ -72,8 +72,8 @@ def test_a_tokenizer_that_pads_with_its_end_of_turn(base, rewarded, tuned_policy
 
     import peft
 
-    found = adapters.foundation(base, tuned_policy)
-    classifier = policy.load_weights(found.weights, found.quantization, head=True)
+    found = adapters.foundation_of(base, tuned_policy)
+    classifier = policy.load_verified(found.weights, found.quantization, head=True)
     classifier = peft.PeftModel.from_pretrained(classifier, rewarded.parent / "model")
     tokenizer = copy.deepcopy(scoring[2])
     tokenizer.pad_token = tokenizer.eos_token
@@ -98,28 +98,28 @@ def test_padding_and_what_follows_the_end_of_turn_change_no_score(scoring, pairs
 
 def test_it_begins_as_the_sft_policy(base, tuned_policy):
     """A wider adapter on more layers is the same function at first; control: an untouched one is not."""
-    found = adapters.foundation(base, tuned_policy)
+    found = adapters.foundation_of(base, tuned_policy)
     ids = torch.arange(20, 60).unsqueeze(0)
     with torch.no_grad():
         known = adapters.load_as_sft(found).eval()(ids).logits
         wide = adapters.load_as_sft(found, reward(rank=24, alpha=7.0, target_modules="all-linear")).eval()(ids).logits
-        bare = policy.load_weights(found.weights, found.quantization).eval()(ids).logits
+        bare = policy.load_verified(found.weights, found.quantization).eval()(ids).logits
     assert (known - wide).abs().max() < 1e-4
     assert (known - bare).abs().max() > 1e-2
 
 
 def test_an_adapter_with_no_room_for_the_old_one_is_refused(base, tuned_policy):
-    found = adapters.foundation(base, tuned_policy)
+    found = adapters.foundation_of(base, tuned_policy)
     with pytest.raises(UserError, match=r"rank 8 is under that of the SFT policy's adapter \(16\)"):
-        adapters.lora(reward(rank=8), found)
+        adapters.lora_config(reward(rank=8), found)
     with pytest.raises(UserError, match="target_modules lacks"):
-        adapters.lora(reward(target_modules=["q_proj"]), found)
+        adapters.lora_config(reward(target_modules=["q_proj"]), found)
 
 
 def test_virtual_tokens_cannot_be_aligned(data, base):
     prompt = make("sft", sft(method="prompt"), Path("results/virtual/sft/manifest.json"), data=data, base=base)
     with pytest.raises(UserError, match="prompt tuning cannot be aligned"):
-        adapters.foundation(base, prompt)
+        adapters.foundation_of(base, prompt)
 
 
 def test_calibration():
@@ -174,7 +174,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(data, base, tuned_policy, step, 
 
 def test_after_full_fine_tuning_that_model_is_quantised_once(data, base, home):
     full = make("sft", sft(method="full"), Path("results/full-sft/sft/manifest.json"), data=data, base=base)
-    found = adapters.foundation(full, full)
+    found = adapters.foundation_of(full, full)
     assert found == (full, adapters.NF4, None)
     output = Path("results/full-sft/reward/manifest.json")
     make("reward", reward(target_modules=None), output, data=data, base=full, sft=full)

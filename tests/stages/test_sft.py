@@ -28,7 +28,7 @@ def tuned(data, base) -> dict[str, Path]:
 
 
 def logits(manifest: Path, base: Path) -> torch.Tensor:
-    model, tokenizer = policy.load(manifest, base)
+    model, tokenizer = policy.load_merged(manifest, base)
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "what is this ?"}], return_tensors="pt")
     with torch.no_grad():
         return model(ids["input_ids"]).logits[0, -1]
@@ -80,7 +80,7 @@ def test_an_adapter_is_refused_on_another_base(tuned, base, data, home):
 
     make("base", Base(scratch=scratch(seed=5)), other, data=data)
     with pytest.raises(UserError, match="another base"):
-        policy.load(tuned["lora"], other)
+        policy.load_merged(tuned["lora"], other)
 
 
 def test_a_changed_chat_template_is_refused(tuned, base, tmp_path):
@@ -91,14 +91,14 @@ def test_a_changed_chat_template_is_refused(tuned, base, tmp_path):
     template = folder / "model/chat_template.jinja"
     template.write_text(template.read_text().replace("<|assistant|>", "<|user|>"))
     with pytest.raises(UserError, match=r"chat template.*not the one"):
-        policy.load(folder / "manifest.json", base)
+        policy.load_merged(folder / "manifest.json", base)
 
 
 # Traps: each was measured to train or load wrong without an error ---------------------------------------------
 
 
 def quantised(base: Path):
-    return policy.load_weights(base, {"type": "nf4", "double_quantization": True, "compute": "float32"})
+    return policy.load_verified(base, {"type": "nf4", "double_quantization": True, "compute": "float32"})
 
 
 def gradient(model, ids) -> torch.Tensor:
@@ -142,10 +142,9 @@ def test_the_merged_model_is_the_trained_function(tuned, base):
     folder = tuned["qlora"].parent / "model"
     with torch.no_grad():
         trained = PeftModel.from_pretrained(quantised(base), folder).eval()(input_ids=ids).logits
-        merged = policy.load(tuned["qlora"], base)[0](input_ids=ids).logits
-        wrong = (
-            PeftModel.from_pretrained(policy.load_weights(base), folder).merge_and_unload().eval()(input_ids=ids).logits
-        )
+        merged = policy.load_merged(tuned["qlora"], base)[0](input_ids=ids).logits
+        other = PeftModel.from_pretrained(policy.load_verified(base), folder).merge_and_unload().eval()
+        wrong = other(input_ids=ids).logits
     assert (trained - merged).abs().max() < 1e-4
     assert (trained - wrong).abs().max() > 1e-2
 
@@ -168,7 +167,7 @@ def test_killed_and_continued_gives_the_same_bytes(tuned, data, base, home, meth
 
 def test_bfloat16_adapters_do_not_survive_a_resume(data, base, home, monkeypatch):
     """Control of the test above: without the cast to float32 a continued 4-bit run is another run."""
-    monkeypatch.setattr(trainers, "keep_adapters_exact", lambda model, begun=None: None)
+    monkeypatch.setattr(trainers, "make_trained_float32", lambda model: None)
     section = sft(method="qlora", micro_batch_size=2, dropout=0.1)
     whole = make("sft", section, Path("results/bf-whole/sft/manifest.json"), data=data, base=base)
     output = Path("results/bf-killed/sft/manifest.json")
@@ -211,13 +210,13 @@ def test_the_frozen_base_is_unchanged(tuned, base):
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_packed_neighbours_cannot_see_each_other(base, data, method):
     rows, _ = stage.tokenized(policy.load_tokenizer(base), data.parent / "data/sft/train.jsonl", 128)
-    stage.prove_isolation(policy.load_weights(base), rows[:9])
+    stage.prove_isolation(policy.load_verified(base), rows[:9])
 
 
 def test_packed_neighbours_that_see_each_other_are_found(base, data):
     """Control: a model that ignores where a packed row begins."""
     rows, _ = stage.tokenized(policy.load_tokenizer(base), data.parent / "data/sft/train.jsonl", 128)
-    model = policy.load_weights(base)
+    model = policy.load_verified(base)
     forward = model.forward
     model.forward = lambda input_ids, position_ids=None, **kwargs: forward(input_ids=input_ids, **kwargs)
     with pytest.raises(UserError, match="packed rows see each other"):
@@ -249,7 +248,7 @@ def test_a_target_module_that_the_base_has_not_is_named(data, base, home):
 def test_a_model_that_keeps_a_cache_can_be_packed(data, base):
     """Every published model says `use_cache: true`; the trainer runs it without, and so does the proof."""
     rows, _ = stage.tokenized(policy.load_tokenizer(base), data.parent / "data/sft/train.jsonl", 128)
-    model = policy.load_weights(base)
+    model = policy.load_verified(base)
     model.config.use_cache = True
     stage.prove_isolation(model, rows[:9])
 
@@ -302,7 +301,7 @@ def test_a_loss_that_is_no_number_stops_the_run(data, base, home, monkeypatch):
             if weight.requires_grad:
                 weight.data.fill_(float("nan"))
 
-    monkeypatch.setattr(trainers, "keep_adapters_exact", poison)
+    monkeypatch.setattr(trainers, "make_trained_float32", poison)
     with pytest.raises(UserError, match="the loss is nan at step 1"):
         make("sft", sft(method="lora"), Path("results/nan/sft/manifest.json"), data=data, base=base)
     assert not Path("results/nan/sft/manifest.json").exists()

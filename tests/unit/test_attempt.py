@@ -394,10 +394,10 @@ def test_a_container_is_entered_by_each_process_that_starts_others(here, monkeyp
 
 
 def test_accelerate_shares_nothing_out_on_cpus(monkeypatch):
-    from posttrain.training import parallel, trainers
+    from posttrain.training import parallel
 
     monkeypatch.setattr(parallel, "sharded", True)
-    assert trainers.sharding() == {}, "one process has nothing to share"
+    assert parallel.sharding() == {}, "one process has nothing to share"
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--shard needs GPUs"):
-        trainers.sharding()
+        parallel.sharding()

@@ -8,7 +8,7 @@ import pytest
 
 from posttrain.ground.errors import UserError
 from posttrain.jobs import launch
-from posttrain.training import trainers
+from posttrain.training import parallel, trainers
 
 SFT = ["sft", "--config", "it's {a: 1}", "--output", "results/a/sft/manifest.json"]
 SRUN = """#!/bin/bash
@@ -89,14 +89,14 @@ def test_a_process_for_each_gpu_that_the_job_sees(environ, count):
     ],
 )
 def test_the_largest_micro_batch_that_shares_the_batch_evenly(batch, most, processes, expected):
-    assert trainers.split(batch, most, processes) == expected
+    assert parallel.split(batch, most, processes) == expected
 
 
 def test_every_split_makes_the_global_batch_and_stays_under_the_most():
     for batch in range(1, 40):
         for processes in (count for count in range(1, 9) if batch % count == 0):
             for most in (None, *range(1, 12)):
-                micro, accumulation = trainers.split(batch, most, processes)
+                micro, accumulation = parallel.split(batch, most, processes)
                 assert micro * accumulation * processes == batch and micro <= (most or batch)
                 larger = range(micro + 1, min(most or batch, batch // processes) + 1)
                 assert not any(batch // processes % size == 0 for size in larger), (batch, most, processes)
@@ -104,7 +104,7 @@ def test_every_split_makes_the_global_batch_and_stays_under_the_most():
 
 def test_a_batch_that_processes_cannot_share_says_what_fits():
     with pytest.raises(UserError, match=r"batch_size 6 .* by 4 processes: start 1 or 2 or 3, .* multiple of 4, 8 for"):
-        trainers.split(6, None, 4)
+        parallel.split(6, None, 4)
 
 
 def test_more_gpus_than_processes_are_refused(monkeypatch, tmp_path):

@@ -182,10 +182,10 @@ def parts_of(section) -> dict[str, int]:
         parts = micro_batches(section, minibatches(section, range(section.batch_size))[0])
         return {"micro_batch": len(parts[0]), "accumulation": len(parts)}
     if isinstance(section, Training):
-        from posttrain.training import parallel, trainers
+        from posttrain.training import parallel
 
         fits = parallel.at_once(section, section.batch_size)
-        micro, accumulation = trainers.split(section.batch_size, fits, parallel.world())
+        micro, accumulation = parallel.split(section.batch_size, fits, parallel.world())
         return {"micro_batch": micro, "accumulation": accumulation} | ({"sharded": True} if parallel.sharded else {})
     return {}
 

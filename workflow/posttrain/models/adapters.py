@@ -1,8 +1,8 @@
 """LoRA adapters that begin as the SFT policy, on the frozen weights that policy rests on.
 
-Rewards, PPO and DPO all start here: after LoRA and QLoRA the frozen weights are the base and the adapter begins as
-the one that `sft` made; after full fine-tuning they are the fine-tuned model, quantised to NF4 once, and the adapter
-begins as nothing.
+Rewards, PPO, DPO and what else aligns start here: after LoRA and QLoRA the frozen weights are the base and the adapter
+begins as the one that `sft` made; after full fine-tuning they are the fine-tuned model, quantised to NF4 once, and the
+adapter begins as nothing.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from posttrain.config.sections import Adapter
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256
-from posttrain.models.policy import MERGEABLE, load_contract, load_weights
+from posttrain.models import policy
 
 NF4 = {"type": "nf4", "double_quantization": True, "compute": "float32"}
 
@@ -24,29 +24,29 @@ class Foundation(NamedTuple):
     adapter: Path | None
 
 
-def foundation(base: Path, sft: Path) -> Foundation:
+def foundation_of(base: Path, sft: Path) -> Foundation:
     """What the SFT policy rests on. base, sft: manifests; after full fine-tuning `base` is the SFT policy itself.
 
     Raises UserError for virtual tokens, which no further adapter can follow, and for the adapter of another base.
     """
-    contract = load_contract(sft)
+    contract = policy.read_contract(sft)
     if contract["method"] == "weights":
         return Foundation(sft, NF4, None)
-    if contract["method"] not in MERGEABLE:
+    if contract["method"] not in policy.MERGEABLE:
         raise UserError(f"{sft}: {contract['method']} tuning cannot be aligned; set sft.method to lora, qlora or full")
     if sha256(base) != contract["base"]:
         raise UserError(f"{sft}: its adapter was trained on another base than {base}")
     return Foundation(base, contract["quantization"], sft)
 
 
-def lora(section, found: Foundation, dropout: float = 0.0, **options):
+def lora_config(section: Adapter, foundation: Foundation, dropout: float = 0.0, **options):
     """PEFT's configuration of an adapter that can begin as the SFT policy's; options are LoraConfig's.
 
     Raises UserError where the new adapter has no room for the old one.
     """
     import peft
 
-    old = read_json(found.adapter.parent / "model" / "adapter_config.json") if found.adapter else {}
+    old = _settings(foundation.adapter) if foundation.adapter else {}
     rank = section.rank or old.get("r", 16)
     scale = old["lora_alpha"] / old["r"] if old else 2.0
     modules = section.target_modules or old.get("target_modules") or "all-linear"
@@ -59,23 +59,43 @@ def lora(section, found: Foundation, dropout: float = 0.0, **options):
     return peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, **options)
 
 
-def load_as_sft(found: Foundation, section: Adapter | None = None, dropout: float = 0.0, name: str = "default"):
+def load_to_align(section, base: Path, sft: Path, head: bool = False):
+    """(foundation, tokenizer, model) of a stage that aligns: the SFT policy as a fresh adapter, with the random weights
+    of the section's seed. head: a classifier with one output, `score`, in place of the language model."""
+    from transformers import set_seed
+
+    foundation = foundation_of(base, sft)
+    tokenizer = policy.load_tokenizer(foundation.weights)
+    set_seed(section.seed)
+    return foundation, tokenizer, load_as_sft(foundation, section, section.dropout, head=head)
+
+
+def load_as_sft(
+    foundation: Foundation,
+    section: Adapter | None = None,
+    dropout: float = 0.0,
+    name: str = "default",
+    head: bool = False,
+):
     """The SFT policy as an adapter on its frozen weights, ready to be trained on.
 
-    section: the adapter's shape; None for just that of the SFT policy.
+    section: the adapter's shape; None for just that of the SFT policy. head: as `policy.load_model` has it.
     """
     import peft
 
-    config = lora(section or Adapter(), found, dropout, task_type="CAUSAL_LM")
-    model = peft.get_peft_model(load_weights(found.weights, found.quantization), config, adapter_name=name)
-    start_as_sft(model, found, name)
+    kind = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if head else {"task_type": "CAUSAL_LM"}
+    config = lora_config(section or Adapter(), foundation, dropout, **kind)
+    model = policy.load_verified(foundation.weights, foundation.quantization, head)
+    model = peft.get_peft_model(model, config, adapter_name=name)
+    start_as_sft(model, foundation, name)
     return model
 
 
-def start_as_sft(model, found: Foundation, name: str = "default") -> None:
+def start_as_sft(model, foundation: Foundation, name: str = "default") -> None:
     """Make a fresh adapter the same function as the SFT policy's: its A and B in the first ranks, and B = 0 beyond.
 
-    What the new scale alpha / rank does to the update is taken back in B.
+    What the new scale alpha / rank does to the update is taken back in B. Raises UserError where the adapter is on a
+    layer that is not linear.
     """
     import peft
 
@@ -83,13 +103,11 @@ def start_as_sft(model, found: Foundation, name: str = "default") -> None:
     odd = sorted(key for key in state if not key.endswith(("lora_A.weight", "lora_B.weight", "score.weight")))
     if odd:
         raise UserError(f"target_modules: {odd[0]} is no adapter of a linear layer; name linear layers only")
-    if found.adapter is None:
+    if foundation.adapter is None:
         return
-    old = peft.load_peft_weights(found.adapter.parent / "model", device="cpu")
-    known = read_json(found.adapter.parent / "model" / "adapter_config.json")
-    config = model.peft_config[name]
-    rescale = (known["lora_alpha"] / known["r"]) / (config.lora_alpha / config.r)
-    for key, weight in old.items():
+    old, config = _settings(foundation.adapter), model.peft_config[name]
+    rescale = (old["lora_alpha"] / old["r"]) / (config.lora_alpha / config.r)
+    for key, weight in peft.load_peft_weights(foundation.adapter.parent / "model", device="cpu").items():
         if "lora_A" in key:
             state[key][: weight.shape[0]] = weight
         else:
@@ -98,14 +116,37 @@ def start_as_sft(model, found: Foundation, name: str = "default") -> None:
     peft.set_peft_model_state_dict(model, state, adapter_name=name)
 
 
+def _settings(adapter: Path) -> dict:
+    """PEFT's settings of an artifact's adapter."""
+    return read_json(adapter.parent / "model" / "adapter_config.json")
+
+
 def belongs(key: str, *names: str) -> bool:
     """Whether a weight of a PEFT model is one of these adapters'."""
     return any(f".lora_{half}.{name}." in key for half in "AB" for name in names)
 
 
+def publish(
+    model, tokenizer, foundation: Foundation, folder: Path, method: str | None = None, name: str = "default"
+) -> None:
+    """Write a trained adapter with its tokenizer and its contract. The first process writes, and all must come.
+
+    method: its kind in the contract; None for that of a policy.
+    """
+    from posttrain.training import parallel
+
+    state = parallel.gathered(model)
+    if not parallel.main():
+        return
+    save(model, folder, foundation.weights, name, state)
+    tokenizer.save_pretrained(folder)
+    method = method or ("qlora" if foundation.quantization else "lora")
+    policy.write_contract(folder, method, tokenizer, model.config, foundation.weights, foundation.quantization)
+
+
 def save(model, folder: Path, base: Path, name: str = "default", state: dict | None = None) -> None:
     """Write one adapter; the same bytes for the same weights. base: manifest of the weights it rests on; state: the
-    weights where they are not those of the model (`training.whole`)."""
+    weights where they are not those of the model (`parallel.gathered`)."""
     config = model.peft_config[name]
     config.base_model_name_or_path = str(base.parent / "model")
     if isinstance(getattr(config, "target_modules", None), set):

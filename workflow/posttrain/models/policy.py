@@ -7,12 +7,11 @@ from posttrain.ground.files import read_json, sha256, write_json
 from posttrain.models import positions
 from posttrain.models.tokens import template_digest
 
-ADAPTERS = ("lora", "qlora", "prefix", "prompt")
 MERGEABLE = ("lora", "qlora")
 MERGE_BOUND = 1e-3  # into the dequantised weights it is 1e-6, into those before quantisation 0.2
 
 
-def save_contract(folder: Path, method: str, tokenizer, config, base: Path | None = None, quantization=None) -> None:
+def write_contract(folder: Path, method: str, tokenizer, config, base: Path | None = None, quantization=None) -> None:
     """Write `policy.json`: what every later load of this model must agree with.
 
     method: "weights" for a whole model, else the kind of adapter; base: manifest of the model that an adapter
@@ -30,7 +29,7 @@ def save_contract(folder: Path, method: str, tokenizer, config, base: Path | Non
     write_json(folder / "policy.json", contract)
 
 
-def load_contract(manifest: Path) -> dict:
+def read_contract(manifest: Path) -> dict:
     """The contract of an artifact that holds a language model."""
     file = manifest.parent / "model" / "policy.json"
     if not file.is_file():
@@ -42,21 +41,21 @@ def load_tokenizer(manifest: Path):
     """The tokenizer of a policy. Raises UserError when its chat template is not the one it was trained with."""
     from transformers import AutoTokenizer
 
-    expected = load_contract(manifest)["chat_template"]
+    expected = read_contract(manifest)["chat_template"]
     tokenizer = AutoTokenizer.from_pretrained(manifest.parent / "model")
-    found = template_digest(tokenizer)
-    if expected != found:
+    digest = template_digest(tokenizer)
+    if expected != digest:
         raise UserError(
-            f"{manifest.parent / 'model'}: its chat template (sha256 {found}) is not the one that it was trained "
+            f"{manifest.parent / 'model'}: its chat template (sha256 {digest}) is not the one that it was trained "
             f"with ({expected}); remake it: rm {manifest} and run snakemake again"
         )
     return tokenizer
 
 
-def quantization_config(settings: dict, whole: list[str] | None = None):
+def quantization_config(settings: dict, skipped: list[str] | None = None):
     """bitsandbytes' configuration for 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314, section 3).
 
-    whole: layers that are not quantised; None for transformers' own choice, the output embedding.
+    skipped: layers that are not quantised; None for transformers' own choice, the output embedding.
     """
     import torch
     from transformers import BitsAndBytesConfig
@@ -70,29 +69,29 @@ def quantization_config(settings: dict, whole: list[str] | None = None):
         bnb_4bit_compute_dtype=getattr(torch, settings["compute"]),
         # The same bytes by another name: FSDP shares out no integers.
         bnb_4bit_quant_storage=torch.float32 if parallel.sharded else torch.uint8,
-        llm_int8_skip_modules=whole,  # in spite of its name, for 4 bits too
+        llm_int8_skip_modules=skipped,  # in spite of its name, for 4 bits too
     )
 
 
-def load_weights(manifest: Path, quantization: dict | None = None, head: bool = False):
-    """The whole model of an artifact, as `load_folder` loads it. Raises UserError where it would be read with other
+def load_verified(manifest: Path, quantization: dict | None = None, head: bool = False):
+    """The whole model of an artifact, as `load_model` loads it. Raises UserError where it would be read with other
     positions than it was made with."""
     positions.refuse_other(manifest, manifest.parent / "model")
-    return load_folder(manifest.parent / "model", quantization, head)
+    return load_model(manifest.parent / "model", quantization, head)
 
 
-def load_folder(folder: Path, quantization: dict | None = None, head: bool = False):
-    """A whole model on the GPU, where there is one; in 4 bits where `quantization` says so.
+def load_model(folder: Path, quantization: dict | None = None, head: bool = False):
+    """A whole model, on the GPU where there is one. quantization: how it is quantised to 4 bits; None for float32.
 
-    With `head` it is a classifier with one fresh output, `score`, instead of a language model.
+    head: a classifier with one fresh output, `score`, instead of a language model.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from posttrain.training import parallel
 
-    whole = ["score"] if head else None
-    options = {"quantization_config": quantization_config(quantization, whole)} if quantization else {}
+    skipped = ["score"] if head else None
+    options = {"quantization_config": quantization_config(quantization, skipped)} if quantization else {}
     kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if head else (AutoModelForCausalLM, {})
     model = kind.from_pretrained(folder, dtype=torch.float32, **attention(folder), **options, **labels)
     if quantization:
@@ -119,8 +118,8 @@ def keep_quantized_weights(model) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def load(policy: Path, base: Path | None = None):
-    """A policy ready for use: `(model, tokenizer)`, with an adapter merged where it can be.
+def load_merged(policy: Path, base: Path | None = None):
+    """A policy ready for use, `(model, tokenizer)`: its adapter merged into the weights where it can be.
 
     A LoRA trained on quantised weights is merged into just those weights, dequantised: the function is the one
     that was trained. policy, base: manifests; base is needed for adapters.
@@ -128,13 +127,13 @@ def load(policy: Path, base: Path | None = None):
     """
     from peft import PeftModel
 
-    contract, tokenizer = load_contract(policy), load_tokenizer(policy)
+    contract, tokenizer = read_contract(policy), load_tokenizer(policy)
     if contract["method"] == "weights":
-        return load_weights(policy).eval(), tokenizer
+        return load_verified(policy).eval(), tokenizer
     if base is None or sha256(base) != contract["base"]:
         raise UserError(f"{policy}: its adapter was trained on another base than {base}")
     positions.refuse_other(policy, base.parent / "model")
-    model = load_weights(base, contract["quantization"])
+    model = load_verified(base, contract["quantization"])
     if contract["quantization"]:
         model = model.dequantize()
     model = PeftModel.from_pretrained(model, policy.parent / "model")
@@ -164,6 +163,6 @@ def certify_merge(policy: Path, base: Path, merged) -> float:
     """`merge_difference` of a merged policy from the adapter on its (quantised) base, loaded for the purpose."""
     from peft import PeftModel
 
-    quantization = load_contract(policy)["quantization"]
-    adapted = load_weights(base, quantization and quantization | {"compute": "float32"})  # the weights are compared
+    quantization = read_contract(policy)["quantization"]
+    adapted = load_verified(base, quantization and quantization | {"compute": "float32"})  # the weights are compared
     return merge_difference(PeftModel.from_pretrained(adapted, policy.parent / "model"), merged)

@@ -155,14 +155,15 @@ def encode_prompt(tokenizer, row: dict) -> list[int]:
     return tokenize(tokenizer, write(tokenizer, row, prompt, prompt=True))
 
 
-def encode_pair(tokenizer, row: dict) -> dict[str, list[int]]:
-    """`prompt_ids`, `chosen_ids` and `rejected_ids` of a preference pair; an answer ends with its end of turn.
+def encode_answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "rejected")) -> dict[str, list[int]]:
+    """`prompt_ids` of a row and the tokens of its answers, `chosen_ids` and so on; one ends with its end of turn.
 
-    Raises UserError when the template is not prefix-preserving, or an answer has no end of turn.
+    sides: the row's keys that hold answers. Raises UserError when the template is not prefix-preserving, or an answer
+    has no end of turn.
     """
     prompt = encode_prompt(tokenizer, row)
-    pair = {}
-    for side in ("chosen", "rejected"):
+    written = {}
+    for side in sides:
         if isinstance(row["prompt"], str):
             ids = _encode_plain(tokenizer, {"prompt": row["prompt"], "completion": row[side]})["input_ids"]
             shared = next((n for n, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
@@ -173,14 +174,14 @@ def encode_pair(tokenizer, row: dict) -> dict[str, list[int]]:
             ids = tokenize(tokenizer, after)
             _common(tokenizer, ids, prompt, row)
             _refuse_other_words(row, row[side][0], after[len(before) :])
-        pair[side] = ids
-    end = tokenizer.eos_token_id
-    answers = {f"{side}_ids": pair[side][len(prompt) :] for side in pair}
-    for side, answer in answers.items():
+        written[side] = ids
+    end, encoded = tokenizer.eos_token_id, {"prompt_ids": prompt}
+    for side, ids in written.items():
+        answer = ids[len(prompt) :]
         if end not in answer:
-            raise UserError(f"token contract: row {row_name(row)}: {side[:-4]} answer without an end of turn")
-        answers[side] = answer[: answer.index(end) + 1]
-    return {"prompt_ids": prompt, **answers}
+            raise UserError(f"token contract: row {row_name(row)}: {side} answer without an end of turn")
+        encoded[f"{side}_ids"] = answer[: answer.index(end) + 1]
+    return encoded
 
 
 def _common(tokenizer, ids: list[int], prefix: list[int], row: dict) -> int:

@@ -1,6 +1,6 @@
 """What a stage holds in memory at its peak, as a sum of terms in bytes; docs/plan.md says how far it is off.
 
-Weights are float32 (`policy.load_folder`), or NF4 where they are quantised. Sources: AdamW's two moments, Loshchilov
+Weights are float32 (`policy.load_model`), or NF4 where they are quantised. Sources: AdamW's two moments, Loshchilov
 and Hutter, arXiv 1711.05101; NF4 and its constants, Dettmers et al., arXiv 2305.14314, section 3; what is kept for the
 backward pass, Korthikanti et al., arXiv 2205.05198, section 4, counted again for the code that runs here.
 """

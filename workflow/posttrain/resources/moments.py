@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
     @property
     def foundation(self) -> Terms:
-        """The frozen weights that alignment rests on: float32 after LoRA, else NF4 (`adapters.foundation`)."""
+        """The frozen weights that alignment rests on: float32 after LoRA, else NF4 (`adapters.foundation_of`)."""
         return memory.weights(self.shape, self.on_quantised, self.settings.sft.double_quantization)
 
     def policy_is(self, *kinds: type[Section]) -> bool:

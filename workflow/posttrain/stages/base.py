@@ -14,7 +14,7 @@ from posttrain.data import packing
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.ground.progress import say
-from posttrain.models.policy import save_contract
+from posttrain.models.policy import write_contract
 from posttrain.training import parallel
 
 
@@ -38,7 +38,7 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: list
     if not parallel.main():
         return {}  # the first process publishes for all
     tokenizer.save_pretrained(model_folder)
-    save_contract(model_folder, "weights", tokenizer, AutoConfig.from_pretrained(model_folder))
+    write_contract(model_folder, "weights", tokenizer, AutoConfig.from_pretrained(model_folder))
     return metrics
 
 
@@ -95,11 +95,11 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
     Raises UserError when it did not learn: held-out perplexity must be under `learned` times the unigram's.
     """
     import torch
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
     from posttrain.training import optimizer, trainers
 
-    trainers.seed_everything(section.seed)
+    set_seed(section.seed)
     config = architecture(section, tokenizer)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if section.locality and section.positions == "rope":

@@ -53,7 +53,7 @@ def compare(
 
     reward: manifest of the reward model, if there is one; beside: of the comparison of the SFT policy, for all others.
     """
-    found = adapters.foundation(base, sft)
+    found = adapters.foundation_of(base, sft)
     judge = load(section, found, reward)
     rows = prompts(section, data, judge.tokenizer, judge.model)
     model, name = speaker(judge, policy, found)
@@ -113,11 +113,11 @@ def speaker(judge: Judge, policy: Path, found: adapters.Foundation) -> tuple:
     The SFT policy is the one that the others are held to, quantised after full fine-tuning too. Raises UserError for
     an adapter of other weights.
     """
-    contract = policies.load_contract(policy)
+    contract = policies.read_contract(policy)
     if policy.parent.name == "sft":
         return judge.model, "sft"
     if contract["method"] == "weights":
-        return policies.load_weights(policy).eval(), None
+        return policies.load_verified(policy).eval(), None
     if contract["base"] != sha256(found.weights):
         raise UserError(f"{policy}: its adapter was trained on other weights than {found.weights}")
     judge.model.load_adapter(policy.parent / "model", "policy")

@@ -29,10 +29,10 @@ def evaluate(
 
     fetched: manifests of the lm-eval tasks whose data came from the hub.
     """
-    from posttrain.models.policy import load
+    from posttrain.models.policy import load_merged
 
     manager, names = tasks(section, data, list(fetched), work / ".packs")
-    model, tokenizer = load(policy, base)
+    model, tokenizer = load_merged(policy, base)
     say(f"{len(names)} tasks or groups: {', '.join(names)}")
     result, template = measure(section, model, tokenizer, manager, names, policy)
     for task, rows in result.pop("samples").items():
@@ -52,9 +52,9 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from posttrain.models.policy import load_contract
+    from posttrain.models.policy import read_contract
 
-    contract = load_contract(policy)
+    contract = read_contract(policy)
     longest = section.max_length or contract["positions"]["context"]
     # PEFT puts virtual tokens before the padding of a batch, so that they stand farther off than in training.
     batch_size = 1 if contract["method"] == "prompt" else section.batch_size
@@ -85,9 +85,9 @@ def digest(template: str) -> str:
 
 def refuse_other_template(used: str | None, policy: Path) -> None:
     """Raise UserError when lm-eval put the questions through another chat template than the policy was trained with."""
-    from posttrain.models.policy import load_contract
+    from posttrain.models.policy import read_contract
 
-    trained = load_contract(policy)["chat_template"]
+    trained = read_contract(policy)["chat_template"]
     if used is not None and used != trained:
         raise UserError(f"evaluate: questions went through chat template {used}, {policy} was trained with {trained}")
 

@@ -26,7 +26,7 @@ def lengths(
 ) -> dict:
     """Write `work/data/documents.jsonl`, a loss for each document and length, and return the table's rows and the loss
     by position."""
-    model, tokenizer = policies.load(policy, base)
+    model, tokenizer = policies.load_merged(policy, base)
     rows, losses_of, curve = [], [], []
     for task, held_out in tasks(data).items():
         for length in sorted(set(section.tokens)):

@@ -24,19 +24,21 @@ from posttrain.training import parallel
 
 def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, checkpoints: Path) -> dict:
     """Write `work/model`, a whole model, and return its metrics."""
+    from transformers import set_seed
+
     from posttrain.training import trainers
 
     model, tokenizer, measured = rescaled(section, base, policy, checkpoints / "rescaled")
     context = positions.contract(model.config, tokenizer.model_max_length)["context"]
     tokenizer.model_max_length = context
-    trainers.seed_everything(section.seed)
+    set_seed(section.seed)
     rows = {side: documents(section, tokenizer, data, side, context) for side in ("train", "test")}
     adapted = with_adapter(section, model)
     trainer = trainer_of(section, adapted, rows, checkpoints)
     trainers.share_rows(trainer, section)
     before = trainer.evaluate()["eval_loss"]
     if section.tuning != "none":
-        trainable = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+        trainable = trainers.trainable(adapted)
         say(f"{section.method} x{section.factor:g}: {trainable:,} trainable parameters, {len(rows['train']):,} rows")
         trainers.run(trainer, section, checkpoints)
     after = trainer.evaluate()["eval_loss"]
@@ -47,7 +49,7 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
     merged, difference = whole(section, adapted, checkpoints / "rescaled", work / ".adapter")
     merged.save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
-    policies.save_contract(work / "model", "weights", tokenizer, merged.config)
+    policies.write_contract(work / "model", "weights", tokenizer, merged.config)
     summary = {"context": context, "perplexity_before": math.exp(before), "perplexity": math.exp(after)}
     certificates = {"merge_difference": difference, "policy_merge_difference": measured}
     return {
@@ -61,14 +63,14 @@ def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
 
     Raises UserError where its adapter cannot be merged, or where it has no RoPE.
     """
-    contract = policies.load_contract(policy)
+    contract = policies.read_contract(policy)
     if contract["method"] not in (*policies.MERGEABLE, "weights"):
         raise UserError(f"longctx: {policy}: {contract['method']} tuning cannot be merged")
-    model, tokenizer = policies.load(policy, base)
+    model, tokenizer = policies.load_merged(policy, base)
     measured = policies.certify_merge(policy, base, model) if contract["method"] in policies.MERGEABLE else None
     positions.rescale(model.config, section.method, section.factor)
     parallel.first(lambda: model.save_pretrained(folder))
-    return policies.load_folder(folder, quantization(section)), tokenizer, measured
+    return policies.load_model(folder, quantization(section)), tokenizer, measured
 
 
 def quantization(section: Longctx) -> dict | None:
@@ -110,7 +112,7 @@ def with_adapter(section: Longctx, model):
         ensure_weight_tying=model.config.tie_word_embeddings, task_type="CAUSAL_LM",
     )  # fmt: skip
     adapted = peft.get_peft_model(model, config)
-    trainers.keep_adapters_exact(adapted)
+    trainers.make_trained_float32(adapted)
     return adapted
 
 
@@ -157,7 +159,7 @@ def whole(section: Longctx, adapted, rescaled: Path, folder: Path) -> tuple:
     import peft
 
     adapted.save_pretrained(folder)
-    model = policies.load_folder(rescaled, quantization(section))
+    model = policies.load_model(rescaled, quantization(section))
     if section.tuning == "qlora":
         model = model.dequantize()
     merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()

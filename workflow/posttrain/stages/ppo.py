@@ -55,7 +55,7 @@ def ppo(
     section: Ppo, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path, reward: Path | None = None
 ) -> dict:
     """Write `work/model`, the policy's adapter, and `work/snapshots`, and return the metrics. reward: its manifest."""
-    found = adapters.foundation(base, sft)
+    found = adapters.foundation_of(base, sft)
     models = load(section, found)
     scorer = model_scorer(models, reward) if reward else function_scorer(section, models)
     gold = handwritten.load_judge(section, "gold")
@@ -108,11 +108,12 @@ def answered(
 def load(section: Ppo, found: adapters.Foundation) -> Models:
     """The frozen weights with a policy and a value function that both begin as the SFT policy; the value head is 0."""
     import peft
+    from transformers import set_seed
 
-    trainers.seed_everything(section.seed)
+    set_seed(section.seed)
     tokenizer = policy.load_tokenizer(found.weights)
     model = adapters.load_as_sft(found, section, name="policy")
-    model.add_adapter("value", adapters.lora(section, found, task_type="CAUSAL_LM"))
+    model.add_adapter("value", adapters.lora_config(section, found, task_type="CAUSAL_LM"))
     adapters.start_as_sft(model, found, "value")
     if found.adapter:
         config = peft.PeftConfig.from_pretrained(found.adapter.parent / "model")
@@ -328,14 +329,9 @@ def publish(section: Ppo, models: Models, found: adapters.Foundation, work: Path
     """Write the policy and its snapshots."""
     import shutil
 
+    adapters.publish(models.peft, models.tokenizer, found, work / "model", name="policy")
     if not parallel.main():
         return
-    adapters.save(models.peft, work / "model", found.weights, "policy")
-    models.tokenizer.save_pretrained(work / "model")
-    method = "qlora" if found.quantization else "lora"
-    policy.save_contract(
-        work / "model", method, models.tokenizer, models.peft.config, found.weights, found.quantization
-    )
     (work / "snapshots").mkdir()
     contract = read_json(work / "model" / "policy.json")
     for number in range(section.snapshot_steps, section.steps, section.snapshot_steps):

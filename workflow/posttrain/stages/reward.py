@@ -19,50 +19,49 @@ BINS = 10  # of the reliability figure
 def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path) -> dict:
     """Write `work/model`, a PEFT adapter of a sequence classifier, and return its metrics."""
     import datasets
-    import peft
     from trl import RewardConfig, RewardTrainer
 
-    from posttrain.models import adapters, policy, reward_head
+    from posttrain.models import adapters, reward_head
     from posttrain.training import trainers
 
-    found = adapters.foundation(base, sft)
-    tokenizer = policy.load_tokenizer(found.weights)
-    train, test = (preferences.tokenized(tokenizer, data, side, section.max_length) for side in ("train", "test"))
-    trainers.seed_everything(section.seed)
-    model = policy.load_weights(found.weights, found.quantization, head=True)
-    reading = reward_head.pad_apart_from_end(tokenizer)
-    model.config.pad_token_id = reading.pad_token_id
-    config = adapters.lora(section, found, section.dropout, task_type="SEQ_CLS", modules_to_save=["score"])
-    model = peft.get_peft_model(model, config)
-    adapters.start_as_sft(model, found)
-    begun = trainers.trained_weights(model)
-    trainer = RewardTrainer(
-        model=model,
-        args=RewardConfig(
-            **trainers.arguments(section, checkpoints),
-            max_length=section.max_length,
-            center_rewards_coefficient=section.centering or None,
-            disable_dropout=section.dropout == 0,
-        ),
-        train_dataset=datasets.Dataset.from_list(preferences.relabelled(train, section.labels, section.seed)),
-        eval_dataset=datasets.Dataset.from_list(test) if test else None,
-        processing_class=reading,
-    )
-    trainers.keep_adapters_exact(trainer.model, begun)
-    trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    foundation, tokenizer, model = adapters.load_to_align(section, base, sft, head=True)
+    train, test = (pairs(tokenizer, data, side, section.max_length) for side in ("train", "test"))
+    padded = reward_head.pad_apart_from_end(tokenizer)
+    model.config.pad_token_id = padded.pad_token_id
+    with trainers.exact_weights(model):
+        trainer = RewardTrainer(
+            model=model,
+            args=RewardConfig(
+                **trainers.arguments(section, checkpoints),
+                max_length=section.max_length,
+                center_rewards_coefficient=section.centering or None,
+                disable_dropout=section.dropout == 0,
+            ),
+            train_dataset=datasets.Dataset.from_list(preferences.relabelled(train, section.labels, section.seed)),
+            eval_dataset=datasets.Dataset.from_list(test) if test else None,
+            processing_class=padded,
+        )
+    trainable = trainers.trainable(trainer.model)
     say(f"{trainable:,} trainable parameters, {len(train):,} pairs, {len(test):,} held out")
     trainers.share_rows(trainer, section)
     trainers.run(trainer, section, checkpoints)
+    adapters.publish(trainer.model, tokenizer, foundation, work / "model", method="reward")
     if not parallel.main():
-        return {}  # the first process publishes for all
-    adapters.save(trainer.model, work / "model", found.weights)
-    tokenizer.save_pretrained(work / "model")
-    policy.save_contract(work / "model", "reward", tokenizer, model.config, found.weights, found.quantization)
+        return {}  # the first process measures
     return {
         "summary": {"trainable_parameters": trainable, "pairs": len(train)},
         "history": trainers.history(trainer, ("accuracy", "margin")),
-        **held_out(trainer.model, reading, test),
+        **held_out(trainer.model, padded, test),
     }
+
+
+def pairs(tokenizer, data: Path, side: str, longest: int) -> list[dict]:
+    """Preference pairs as RewardTrainer reads them: `kind`, and `chosen_ids` and `rejected_ids` with the prompt."""
+    return [
+        {f"{answer}_ids": pair["prompt_ids"] + pair[f"{answer}_ids"] for answer in ("chosen", "rejected")}
+        | {"kind": pair.get("kind", "pairs")}
+        for pair in preferences.tokenized(tokenizer, data, side, longest)
+    ]
 
 
 def held_out(model, tokenizer, rows: list[dict]) -> dict:
@@ -79,15 +78,15 @@ def held_out(model, tokenizer, rows: list[dict]) -> dict:
             strict=True,
         )
     ]
-    found = {"all": measured(margins)}
+    figures = {"all": measured(margins)}
     kinds = {row["kind"] for row in rows}
     for kind in sorted(kinds | {kind.partition("/")[0] for kind in kinds}):  # correct, correct/fact, correct/order
         inside = [f"{row['kind']}/".startswith(f"{kind}/") for row in rows]
-        found[kind] = measured([margin for margin, one in zip(margins, inside, strict=True) if one])
-    for kind, numbers in found.items():
+        figures[kind] = measured([margin for margin, one in zip(margins, inside, strict=True) if one])
+    for kind, numbers in figures.items():
         error = f" ± {numbers['stderr']:.3f}" if numbers["stderr"] is not None else ""
         say(f"held-out pairs, {kind}: accuracy {numbers['accuracy']:.3f}{error} (n {numbers['n']})")
-    return {"pairs": found, "calibration": calibration(margins)}
+    return {"pairs": figures, "calibration": calibration(margins)}
 
 
 def measured(margins: list[float]) -> dict:

@@ -17,20 +17,41 @@ from posttrain.training import parallel
 
 def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> dict:
     """Write `work/model`, an adapter or (method `full`) a whole model, and return its metrics."""
-    import datasets
-    from trl import SFTConfig, SFTTrainer
-
     from posttrain.models import policy
     from posttrain.training import trainers
 
     tokenizer = policy.load_tokenizer(base)
     rows = data.parent / "data" / "sft"
-    train, counted = tokenized(tokenizer, rows / "train.jsonl", section.max_length)
+    train, counts = tokenized(tokenizer, rows / "train.jsonl", section.max_length)
     held_out = (rows / "test.jsonl").is_file()
     test = tokenized(tokenizer, rows / "test.jsonl", section.max_length)[0] if held_out else []
-    trainers.seed_everything(section.seed)
     quantization = quantization_of(section)
-    model = policy.load_weights(base, quantization)
+    trainer = trainer_of(section, policy.load_verified(base, quantization), tokenizer, train, test, checkpoints)
+    trainable = trainers.trainable(trainer.model)
+    say(f"{section.method}: {trainable:,} trainable parameters, {counts['trained_tokens']:,} tokens to learn")
+    before = trainer.evaluate()["eval_loss"] if test else None
+    trainers.run(trainer, section, checkpoints)
+    after = trainer.evaluate()["eval_loss"] if test else None
+    if after is not None and not math.isfinite(after):
+        raise Diverged(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
+    publish(trainer.model, tokenizer, section, base, quantization, work / "model")
+    summary = {"trainable_parameters": trainable, "eval_loss_before": before, "eval_loss": after}
+    return {
+        "summary": {key: value for key, value in summary.items() if value is not None},
+        "tokens": counts | {"chat_template": tokens.template_digest(tokenizer)},
+        "history": trainers.history(trainer),
+    }
+
+
+def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dict], checkpoints: Path):
+    """TRL's trainer, which puts the adapter on the model; what its collator makes of rows is proved."""
+    import datasets
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from posttrain.training import trainers
+
+    set_seed(section.seed)
     refuse_unknown_modules(section, model)
     if section.packing:
         prove_isolation(model, train)
@@ -46,39 +67,23 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
         processing_class=tokenizer,
         peft_config=adapter(section),
     )
-    trainers.keep_adapters_exact(trainer.model)
+    trainers.make_trained_float32(trainer.model)
     prove_batch(trainer.data_collator(list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))))
     trainers.share_rows(trainer, section)
-    trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
-    say(f"{section.method}: {trainable:,} trainable parameters, {counted['trained_tokens']:,} tokens to learn")
-    before = trainer.evaluate()["eval_loss"] if test else None
-    trainers.run(trainer, section, checkpoints)
-    after = trainer.evaluate()["eval_loss"] if test else None
-    if after is not None and not math.isfinite(after):
-        raise Diverged(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
-    state = trainers.whole(trainer.model)
-    if not parallel.main():
-        return {}  # the first process publishes for all
-    save(trainer.model, state, tokenizer, section, base, quantization, work / "model")
-    summary = {"trainable_parameters": trainable, "eval_loss_before": before, "eval_loss": after}
-    return {
-        "summary": {key: value for key, value in summary.items() if value is not None},
-        "tokens": counted | {"chat_template": tokens.template_digest(tokenizer)},
-        "history": trainers.history(trainer),
-    }
+    return trainer
 
 
 def tokenized(tokenizer, file: Path, longest: int) -> tuple[list[dict], dict]:
     """The rows of a file as tokens and labels, after the token contract has been proved on each of them."""
     rows = read_jsonl(file)
     encoded = [tokens.encode(tokenizer, row) for row in rows]
-    counted = tokens.prove(tokenizer, rows, encoded)
+    counts = tokens.prove(tokenizer, rows, encoded)
     for row, item in zip(rows, encoded, strict=True):
         if len(item["input_ids"]) > longest:
             raise UserError(
                 f"sft: row {tokens.row_name(row)}: {len(item['input_ids'])} tokens, over sft.max_length ({longest})"
             )
-    return encoded, counted
+    return encoded, counts
 
 
 def quantization_of(section: Sft) -> dict | None:
@@ -89,7 +94,7 @@ def quantization_of(section: Sft) -> dict | None:
 
 
 def refuse_unknown_modules(section: Sft, model) -> None:
-    """Raise UserError for target modules that the model has not: PEFT leaves them out as long as one is there."""
+    """Raise UserError for target modules that the model lacks: PEFT ignores them as long as it finds one."""
     import torch
 
     wanted = [] if section.target_modules == "all-linear" else section.target_modules
@@ -147,10 +152,7 @@ def prove_isolation(model, rows: list[dict]) -> None:
 
 
 def prove_batch(batch: dict) -> None:
-    """What the trainer's collator makes of rows: padding is no label, and packed rows begin at position 0 again.
-
-    Raises UserError when it is otherwise.
-    """
+    """Raise UserError where the trainer's collator made labels of padding, or of the first token of a packed row."""
     labels, mask, positions = batch["labels"], batch.get("attention_mask"), batch.get("position_ids")
     if mask is not None and (labels[mask == 0] != tokens.MASKED).any():
         raise UserError("token contract: the collator made labels of padding")
@@ -158,15 +160,16 @@ def prove_batch(batch: dict) -> None:
         raise UserError("token contract: a packed row is trained to follow from the row before it")
 
 
-def save(
-    model, state: dict | None, tokenizer, section: Sft, base: Path, quantization: dict | None, folder: Path
-) -> None:
+def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | None, folder: Path) -> None:
     """Write the trained weights, their tokenizer and their contract; the same bytes for the same weights.
 
-    state: the weights where they are not those of the model (`training.whole`).
+    The first process writes, and all must come.
     """
     from posttrain.models import adapters, policy
 
+    state = parallel.gathered(model)
+    if not parallel.main():
+        return
     if section.method == "full":
         model.save_pretrained(folder, state_dict=state)
     else:
@@ -174,4 +177,4 @@ def save(
     tokenizer.save_pretrained(folder)
     method = "weights" if section.method == "full" else section.method
     adapts = base if section.method != "full" else None
-    policy.save_contract(folder, method, tokenizer, model.config, adapts, quantization)
+    policy.write_contract(folder, method, tokenizer, model.config, adapts, quantization)

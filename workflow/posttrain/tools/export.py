@@ -8,7 +8,7 @@ from pathlib import Path
 from posttrain.ground.errors import UserError
 from posttrain.ground.identity import verify
 from posttrain.ground.progress import say
-from posttrain.models.policy import MERGEABLE, certify_merge, load, load_contract
+from posttrain.models.policy import MERGEABLE, certify_merge, load_merged, read_contract
 from posttrain.reporting import card
 
 
@@ -18,7 +18,7 @@ def export(policy: Path, folder: Path) -> None:
     Raises UserError for an adapter of virtual tokens, which is no part of any weight, for a folder that is there
     already, for bytes that differ from their manifest, and for a merged model that is another one.
     """
-    contract = load_contract(policy)
+    contract = read_contract(policy)
     if contract["method"] not in (*MERGEABLE, "weights"):
         raise UserError(f"{policy}: {contract['method']} tuning cannot be merged; load it with peft on its base")
     if folder.exists():
@@ -26,7 +26,7 @@ def export(policy: Path, folder: Path) -> None:
     base = Path(contract["base_path"]) if contract["base"] else None
     for manifest in filter(None, (policy, base)):
         verify(manifest)
-    model, tokenizer = load(policy, base)
+    model, tokenizer = load_merged(policy, base)
     if base:
         say(f"merged: logits differ by {certify_merge(policy, base, model):.1g} of the largest")
     model.save_pretrained(folder)

@@ -3,12 +3,15 @@
 torchrun --nproc-per-node 2 -m posttrain STAGE ... ; with one process nothing here does anything.
 """
 
+import math
 import os
 from collections.abc import Callable
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor
+
+from posttrain.ground.errors import UserError
 
 fits: int | None = None  # sequences for which a GPU has the memory, set by the command line after one had not
 sharded = False  # whether each process holds a share of the weights (FSDP) in place of all, set by the command line
@@ -48,6 +51,51 @@ def share(count: int) -> list[int]:
 def at_once(section, count: int) -> int:
     """How many of `count` sequences go through the model at once. section: `config.Optimisation`."""
     return max(1, min(count, section.micro_batch_size or count, fits or count))
+
+
+def split(batch_size: int, micro_batch_size: int | None, processes: int) -> tuple[int, int]:
+    """(micro-batch, accumulation) of each process: the largest micro-batch that shares the global batch evenly.
+
+    micro_batch_size: the most that fits; None for no limit. Raises UserError where processes would get unequal shares.
+    """
+    if batch_size % processes:
+        fit = [str(count) for count in range(1, processes) if batch_size % count == 0]
+        more = processes * math.ceil(batch_size / processes)
+        raise UserError(
+            f"batch_size {batch_size} cannot be shared evenly by {processes} processes: "
+            f"start {' or '.join(fit)}, or set batch_size to a multiple of {processes}, {more} for one"
+        )
+    of_one = batch_size // processes
+    micro = next(size for size in range(min(micro_batch_size or of_one, of_one), 0, -1) if of_one % size == 0)
+    return micro, of_one // micro
+
+
+def sharding() -> dict:
+    """A trainer's arguments for FSDP2 (arXiv 2304.11277), where the weights are to be shared out among processes."""
+    if not sharded or world() == 1:
+        return {}
+    refuse_shards()
+    return {"fsdp": True, "fsdp_config": {"version": 2}}
+
+
+def refuse_shards() -> None:
+    """Raise UserError on CPUs, where accelerate leaves sharding out without a message."""
+    if not torch.cuda.is_available():
+        raise UserError("--shard needs GPUs; without it every process holds all weights")
+
+
+def gathered(model) -> dict | None:
+    """Trained weights that are shared out, put together again in the first process; None where they are not.
+
+    Every process takes part.
+    """
+    if not sharded or world() == 1:
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    state, named = get_model_state_dict(model, options=options), dict(model.named_parameters())
+    return {name: weight for name, weight in state.items() if name in named}  # tied weights once
 
 
 def summed(value: Tensor) -> Tensor:

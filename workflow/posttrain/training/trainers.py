@@ -1,44 +1,49 @@
-"""What every trainer shares: arguments, progress that a person can follow, continuing an interrupted run, the curve."""
+"""What every trainer of transformers and TRL shares: arguments, rows, exact weights, continuing a run, the curve."""
 
 import array
+import contextlib
 import functools
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from posttrain.config.sections import Training
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import write_json
 from posttrain.ground.progress import say, spent
 from posttrain.training import checkpoint, interruption, parallel
 
+FALLEN = 1.0  # nats by which the chosen answers' log-probability may fall before a warning
 
-def arguments(training, checkpoints: Path) -> dict:
-    """A trainer's arguments from the settings that all trainers have (`config.Training`).
+
+def arguments(training: Training, checkpoints: Path) -> dict:
+    """A trainer's arguments from the settings that all trainers have.
 
     The batch is global: `batch_size` = micro-batch x accumulation x processes.
     """
-    micro, accumulation = split(training.batch_size, parallel.at_once(training, training.batch_size), parallel.world())
-    if parallel.world() < torch.cuda.device_count():  # transformers would give each of them a whole micro-batch
+    at_once, world = parallel.at_once(training, training.batch_size), parallel.world()
+    micro, accumulation = parallel.split(training.batch_size, at_once, world)
+    if world < torch.cuda.device_count():  # transformers would give each of them a whole micro-batch
         raise UserError(
-            f"{torch.cuda.device_count()} GPUs are visible to {parallel.world()} processes: start one for each "
+            f"{torch.cuda.device_count()} GPUs are visible to {world} processes: start one for each "
             "(docs/processes.md), or set CUDA_VISIBLE_DEVICES"
         )
     return {
         "output_dir": str(checkpoints),
         "max_steps": training.steps,
         "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": parallel.at_once(training, training.batch_size),  # see `evaluate_whole`
+        "per_device_eval_batch_size": at_once,  # see `evaluate_in_every_process`
         "gradient_accumulation_steps": accumulation,
         "train_sampling_strategy": "sequential",  # in the order of `in_batches`
         "average_tokens_across_devices": True,
-        "ddp_backend": parallel.backend() if parallel.world() > 1 else None,
-        **sharding(),
+        "ddp_backend": parallel.backend() if world > 1 else None,
+        **parallel.sharding(),
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.schedule,
         "warmup_steps": warmup(training),
@@ -46,7 +51,7 @@ def arguments(training, checkpoints: Path) -> dict:
         "adam_beta2": training.beta2,
         "max_grad_norm": training.max_grad_norm,
         "bf16": training.precision == "bfloat16",
-        "use_cpu": not torch.cuda.is_available(),  # said, because bf16 without a GPU is refused otherwise
+        "use_cpu": not torch.cuda.is_available(),  # without it, bf16 on a CPU is refused
         "gradient_checkpointing": training.gradient_checkpointing,
         "seed": training.seed,
         "data_seed": training.seed,
@@ -54,55 +59,12 @@ def arguments(training, checkpoints: Path) -> dict:
         "logging_nan_inf_filter": False,  # else a trainer leaves losses that are no number out of its mean
         "eval_strategy": "steps" if training.eval_steps else "no",
         "eval_steps": training.eval_steps,
-        "save_strategy": "no",  # `Progress` says when
+        "save_strategy": "no",  # `Progress` decides when
         "disable_tqdm": True,
         "optim": "adamw_torch",
-        "report_to": wandb_targets(),
+        "report_to": ["wandb"] if os.environ.get("WANDB_MODE", "disabled") == "offline" else [],
         "run_name": os.environ.get("WANDB_NAME"),
     }
-
-
-def sharding() -> dict:
-    """A trainer's arguments for FSDP2 (arXiv 2304.11277), where the weights are to be shared out among processes."""
-    if not parallel.sharded or parallel.world() == 1:
-        return {}
-    refuse_shards()
-    return {"fsdp": True, "fsdp_config": {"version": 2}}
-
-
-def refuse_shards() -> None:
-    """Raise UserError on CPUs, where accelerate leaves sharding out without a word."""
-    if not torch.cuda.is_available():
-        raise UserError("--shard needs GPUs; without it every process holds all weights")
-
-
-def whole(model) -> dict | None:
-    """Trained weights that are shared out, put together again in the first process; None where they are not.
-
-    Every process takes part.
-    """
-    if not parallel.sharded or parallel.world() == 1:
-        return None
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    state, named = get_model_state_dict(model, options=options), dict(model.named_parameters())
-    return {name: weight for name, weight in state.items() if name in named}  # tied weights once
-
-
-def split(batch_size: int, micro_batch_size: int | None, processes: int) -> tuple[int, int]:
-    """(micro-batch, accumulation) of each process: the largest micro-batch that shares the global batch evenly.
-
-    micro_batch_size: the most that fits; None for no limit. Raises UserError where processes would get unequal shares.
-    """
-    if batch_size % processes:
-        fit = [str(count) for count in range(1, processes) if batch_size % count == 0]
-        more = processes * math.ceil(batch_size / processes)
-        raise UserError(
-            f"batch_size {batch_size} cannot be shared evenly by {processes} processes: "
-            f"start {' or '.join(fit)}, or set batch_size to a multiple of {processes}, {more} for one"
-        )
-    share = batch_size // processes
-    micro = next(size for size in range(min(micro_batch_size or share, share), 0, -1) if share % size == 0)
-    return micro, share // micro
 
 
 def warmup(training) -> int:
@@ -112,31 +74,48 @@ def warmup(training) -> int:
     return training.steps // 20 if training.warmup_steps is None else training.warmup_steps
 
 
-def share_rows(trainer, training) -> None:
+def refuse_parts(key: str, losses: set[str], training: Training) -> None:
+    """Raise UserError where losses that TRL takes over a whole batch would be taken over parts of it.
+
+    key: the setting that names the losses.
+    """
+    whole = " and ".join(sorted(losses))
+    if whole and parallel.world() > 1:
+        raise UserError(f"{key}: TRL takes {whole} over a whole batch: start one process")
+    if whole and (fits := parallel.at_once(training, training.batch_size)) < training.batch_size:
+        raise UserError(
+            f"{key}: TRL takes {whole} over a whole batch ({training.batch_size}), of which {fits} fit into memory: "
+            "lower batch_size, or leave out that loss"
+        )
+
+
+def placeholders(test: list[dict]) -> dict:
+    """Data sets that a trainer of TRL can be made with, until `give_rows` replaces them.
+
+    From real rows it would make tokens of its own, which may differ from those that the token contract was proved on.
+    """
+    from datasets import Dataset
+
+    row = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    return {"train_dataset": row, "eval_dataset": row if test else None}
+
+
+def give_rows(trainer, training: Training, train: list[dict], test: list[dict]) -> None:
+    """Have a trainer of TRL learn from and be measured on tokenized rows, in the place of the `placeholders`."""
+    from datasets import Dataset
+
+    trainer.train_dataset, trainer.eval_dataset = (Dataset.from_list(rows) if rows else None for rows in (train, test))
+    share_rows(trainer, training)
+
+
+def share_rows(trainer, training: Training) -> None:
     """Let a trainer's steps and held-out losses be the same with any number of processes."""
     trainer.train_dataset = in_batches(trainer.train_dataset, training)
     if parallel.world() > 1:
-        trainer.evaluation_loop = functools.partial(evaluate_whole, trainer)
+        trainer.evaluation_loop = functools.partial(evaluate_in_every_process, trainer)
 
 
-def evaluate_whole(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoopOutput:
-    """The held-out loss, by every process on all rows, in the batches of one process; stands for `evaluation_loop`.
-
-    Shared among processes, other rows would be averaged together, and those that fill up a last batch count twice. And
-    a model that transformers prepared for evaluation before it trains is trained without adding up the processes'
-    gradients (5.23, seen in tests/stages/test_processes.py).
-    """
-    rows, size, total = trainer.eval_dataset, trainer.args.per_device_eval_batch_size, 0.0
-    trainer.model.eval()
-    for start in range(0, len(rows), size):
-        part = [rows[n] for n in range(start, min(start + size, len(rows)))]
-        with trainer.accelerator.autocast():
-            loss = trainer.prediction_step(trainer.model, trainer.data_collator(part), prediction_loss_only=True)[0]
-        total += loss.item() * len(part)
-    return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": total / len(rows)}, len(rows))
-
-
-def in_batches(rows, training) -> torch.utils.data.Subset:
+def in_batches(rows, training: Training) -> torch.utils.data.Subset:
     """The rows of a whole run in the order of its batches: passes through all of them, each in an order of its own.
 
     A trainer ends each of its own passes with a smaller batch, which processes and micro-batches would share unevenly.
@@ -150,26 +129,97 @@ def in_batches(rows, training) -> torch.utils.data.Subset:
     return torch.utils.data.Subset(rows, order[:wanted])
 
 
-def wandb_targets() -> list[str]:
-    """Where a trainer reports to: nowhere, or wandb's offline files (`WANDB_MODE`, set by the campaign)."""
-    return ["wandb"] if os.environ.get("WANDB_MODE", "disabled") == "offline" else []
+def evaluate_in_every_process(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoopOutput:
+    """The held-out loss, by every process on all rows, in the batches of one process; replaces `evaluation_loop`.
+
+    If processes shared the rows, other rows would be averaged together, and those that fill up a last batch would
+    count twice. And a model that transformers prepared for evaluation before it trains is trained without adding up
+    the processes' gradients (5.23, seen in tests/stages/test_processes.py).
+    """
+    rows, size, total = trainer.eval_dataset, trainer.args.per_device_eval_batch_size, 0.0
+    trainer.model.eval()
+    for start in range(0, len(rows), size):
+        part = [rows[n] for n in range(start, min(start + size, len(rows)))]
+        with trainer.accelerator.autocast():
+            loss = trainer.prediction_step(trainer.model, trainer.data_collator(part), prediction_loss_only=True)[0]
+        total += loss.item() * len(part)
+    return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": total / len(rows)}, len(rows))
 
 
-def run(trainer, section, checkpoints: Path) -> None:
-    """Train to the last step, continuing from the newest whole checkpoint. section: `config.Training`.
+@contextlib.contextmanager
+def exact_weights(model) -> Iterator[None]:
+    """Hold the weights that are trained in float32, as they are now, while a trainer is made of the model.
+
+    TRL makes a 4-bit base's adapter bfloat16 (TRL 1.16). PEFT reloads it as float32, so that a continued run would be
+    another run; and an adapter that begins as the SFT policy's would begin as a rounded copy of it.
+    """
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    yield
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weight.data = before[name]
+
+
+def make_trained_float32(model) -> None:
+    """Hold the weights that are trained in float32, where a trainer made the adapter itself (see `exact_weights`)."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def trainable(model) -> int:
+    """How many numbers training changes."""
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def run_measured(trainer, section, checkpoints: Path, watched: tuple[str, ...]) -> dict:
+    """`run` for a method that is held to a reference by `beta`; returns its metrics.
+
+    Held-out rows are measured before the first and after the last step. watched: the trainer's own measurements.
+    """
+    count = trainable(trainer.model)
+    say(f"{count:,} trainable parameters, {len(trainer.train_dataset.dataset):,} rows, beta {section.beta}")
+    before = trainer.evaluate() if trainer.eval_dataset else {}
+    run(trainer, section, checkpoints)
+    after = trainer.evaluate() if trainer.eval_dataset else {}
+    measured = {
+        f"{key} {when}": metrics[f"eval_{key}"]
+        for when, metrics in (("before", before), ("after", after))
+        for key in ("loss", *watched)
+        if f"eval_{key}" in metrics
+    }
+    return {
+        "summary": {"trainable_parameters": count, "beta": section.beta, **measured},
+        "warnings": displacement(before, after),
+        "history": history(trainer, watched),
+    }
+
+
+def displacement(before: dict, after: dict) -> list[str]:
+    """A warning where the answers that are wanted have become less likely (arXiv 2402.13228, section 3)."""
+    key = "eval_logps/chosen"
+    if key not in before or after[key] > before[key] - FALLEN:
+        return []
+    fell = f"held-out chosen answers fell from {before[key]:.1f} to {after[key]:.1f} nats while margins grew"
+    say(f"warning: {fell}")
+    return [f"{fell}: the policy moves away from both answers (likelihood displacement); lower learning_rate or steps"]
+
+
+def run(trainer, section: Training, checkpoints: Path) -> None:
+    """Train to the last step, continuing from the newest whole checkpoint.
 
     Raises Interrupted when it was to stop before, Diverged where the loss is no number, UserError when it ended before.
     """
     trainer.remove_callback(PrinterCallback)
     progress = Progress(section, checkpoints)
     trainer.add_callback(progress)
-    begin = checkpoint.newest(checkpoints)
-    if begin:
-        say(f"continuing from a checkpoint of step {checkpoint.step_of(begin)}")
-    trainer.train(resume_from_checkpoint=str(begin) if begin else None)
+    newest = checkpoint.newest(checkpoints)
+    if newest:
+        say(f"continuing from a checkpoint of step {checkpoint.step_of(newest)}")
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state = trainer.state
-    if stopped := progress.watch.stop(state.global_step):
-        raise stopped
+    if interrupted := progress.watch.stop(state.global_step):
+        raise interrupted
     if state.global_step < state.max_steps:
         raise UserError(f"training stopped at step {state.global_step} of {state.max_steps}; run it again to continue")
 
@@ -197,7 +247,7 @@ class Heartbeat:
 class Progress(TrainerCallback):
     """A trainer's heartbeat and checkpoints; stops it when it is time to, or when the loss is no number."""
 
-    def __init__(self, section, checkpoints: Path):
+    def __init__(self, section: Training, checkpoints: Path):
         self.section, self.checkpoints, self.loss = section, checkpoints, math.nan
 
     def on_train_begin(self, args, state, control, **_):
@@ -223,39 +273,22 @@ class Progress(TrainerCallback):
         self.watch.wrote()
 
 
-def trained_weights(model) -> dict:
-    """Copies of the weights that training will change, by name: what `keep_adapters_exact` restores."""
-    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def keep_adapters_exact(model, begun: dict | None = None) -> None:
-    """Hold trained weights in float32, as they were before the trainer was made (`begun`).
-
-    TRL makes a 4-bit base's adapter bfloat16 (TRL 1.16). PEFT reloads it as float32, so that a continued run would be
-    another run; and an adapter that begins as the SFT policy's would begin as a rounded copy of it.
-    """
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            weight.data = begun[name].clone() if begun else weight.data.float()
-
-
 def history(trainer, more: tuple[str, ...] = ()) -> list[dict]:
     """The training curve: one entry for each `log_steps` steps, the means over them, and the measurements of the
-    held-out loss, without what depends on the clock. more: a trainer's own keys."""
-    known = ("loss", "eval_loss", "learning_rate", "grad_norm", *more, *(f"eval_{key}" for key in more))
+    held-out loss, without what depends on the clock.
+
+    more: a trainer's own measurements; a step may lack one (KTO's of a class that its batch has no row of).
+    """
+    keys = ("loss", "eval_loss", "learning_rate", "grad_norm", *more, *(f"eval_{key}" for key in more))
     points, spans = {}, {}
     for entry in trainer.state.log_history:
-        kept = {key: entry[key] for key in ("step", *known) if key in entry}
+        kept = {key: entry[key] for key in ("step", *keys) if key in entry}
         if "loss" in kept:  # of one step
             spans.setdefault((kept["step"] - 1) // trainer.args.logging_steps, []).append(kept)
         elif len(kept) > 1:
             points.setdefault(kept["step"], {}).update(kept)
     for span in spans.values():
-        means = {key: sum(point[key] for point in span) / len(span) for key in ("loss", *more)}
+        values = {key: [point[key] for point in span if key in point] for key in ("loss", *more)}
+        means = {key: sum(numbers) / len(numbers) for key, numbers in values.items() if numbers}
         points[span[-1]["step"]] = points.get(span[-1]["step"], {}) | span[-1] | means
     return [points[step] for step in sorted(points)]
-
-
-def seed_everything(seed: int) -> None:
-    """Seed before any weight is made: an adapter's random half is drawn when it is created."""
-    set_seed(seed)
