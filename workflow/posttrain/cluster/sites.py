@@ -88,7 +88,8 @@ def read(file: Path = FILE) -> Site:
     """The site's settings; the defaults where there is no file. Raises UserError that names every mistake."""
     if not file.is_file():
         return Site()
-    values, problems = reader.read(file), []
+    values = reader.read(file)
+    problems: list[str] = []
     site = validated(Site, values, values.places, problems)
     stages = [*STAGES, "fetch", "report"]
     requests = values["stages"] if isinstance(values.get("stages"), dict) else {}
@@ -202,8 +203,9 @@ def stage_resources(site: Site) -> dict[str, Resources]:
     """
     resources: dict[str, Resources] = {}
     for stage, request in site.stages.items():
-        if stage in TRAINERS and (request.gpu or 0) > 1:
-            each = request.gpu // request.nodes
+        gpus = request.gpu or 0
+        if stage in TRAINERS and gpus > 1:
+            each = gpus // request.nodes
             resources[stage] = {"cpus_per_task": 2 * each}
             if request.nodes > 1:
                 evenly = repr(sbatch_options(f"--gpus-per-node={site.gpus(each)}"))

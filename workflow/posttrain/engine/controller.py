@@ -162,7 +162,7 @@ def wait_for_left_jobs(seconds: float = 10) -> None:
     while jobs:
         if time.monotonic() - told > 600 or not told:
             told = time.monotonic()
-            names = ", ".join(f"{number} ({comment or 'job'}: {state})" for number, state, comment in jobs)
+            names = ", ".join(f"{number} ({comment}: {state})" for number, state, comment in jobs)
             say(f"an earlier Snakemake left {len(jobs)} jobs; waiting for them: {names}. Stop them: scancel NUMBER")
         time.sleep(seconds)
         if (now := queued_jobs()) is not None:  # while SLURM does not answer, they may still run

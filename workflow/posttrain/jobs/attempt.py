@@ -58,7 +58,7 @@ def attempt(arguments: list[str], gpus: int) -> int:
     if trial.job:
         slurm.wait_until_reachable("the job asks to be run again, if it is to be, when it does", longest=5)
     if trial.job and not stop.requested and is_out_of_memory(code, trial.job):
-        trial.requeue_with_more_memory()
+        trial.requeue_with_more_memory(trial.job)
     elif code < 0 and not stop.requested:
         name = signal.Signals(-code).name
         say(f"error: {name} ended the stage, which had held {peak_mb():.0f} MB at most; the next call continues it")
@@ -97,8 +97,8 @@ class Attempt:
         environment = launch.outside_step(environment) if self.nodes > 1 else environment
         # SLURM itself signals each step of a job. An srun that is signalled from here too kills its step, and a
         # torchrun that is signalled a third time, after `sites.pass_on_sigterm`, ends before its processes have saved.
-        group = {"start_new_session": True} if self.nodes > 1 else {}
-        child = subprocess.Popen(command, env=environment | {"POSTTRAIN_OUTCOME": str(outcome)}, **group)
+        environment = environment | {"POSTTRAIN_OUTCOME": str(outcome)}
+        child = subprocess.Popen(command, env=environment, start_new_session=self.nodes > 1)
         while child.poll() is None and not stop.requested:
             time.sleep(0.1)
         if stop.requested:
@@ -119,7 +119,7 @@ class Attempt:
         """Wait for a stage that was told to stop, and requeue its job meanwhile where that cannot wait."""
         if self.job and slurm.field(self.job, "Reason") == "TimeLimit":
             self.note(limited=True)
-            self.requeue_at_time_limit()
+            self.requeue_at_time_limit(self.job)
         while child.poll() is None:
             time.sleep(0.1 if not self.job or stop.requeued else 1.0)
             if self.job and not stop.requeued and slurm.is_ended_by_preemption(self.job):
@@ -148,26 +148,26 @@ class Attempt:
         say(f"{SMALLER} {size // 2} at the same global batch: another shape")
         self.note(micro_batch_size=size // 2)
 
-    def requeue_at_time_limit(self) -> None:
+    def requeue_at_time_limit(self, job: str) -> None:
         """Run the job again; where no step was saved with twice the time, if the partition has it."""
-        minutes = slurm.minutes(slurm.field(self.job, "TimeLimit"))
+        minutes = slurm.minutes(slurm.field(job, "TimeLimit"))
         twice = str(max(1, round(2 * minutes)))
         has_saved = newest_checkpoint(self.folder.parent) != self.record["saved"]
-        if not minutes or has_saved or slurm.refusal(self.job, time=twice):
+        if not minutes or has_saved or slurm.refusal(job, time=twice):
             say(f"the time limit of {minutes:g} min is here: run again")
-            slurm.requeue(self.job)
+            slurm.requeue(job)
         else:
             say(f"the time limit of {minutes:g} min is here and no step was saved: run again with twice the time")
-            slurm.requeue(self.job, TimeLimit=twice)
+            slurm.requeue(job, TimeLimit=twice)
 
-    def requeue_with_more_memory(self) -> None:
+    def requeue_with_more_memory(self, job: str) -> None:
         """Run the job again with twice the memory, where SLURM has it; later runs then ask for that much at once."""
-        memory, file = slurm.memory_mb(self.job) or self.record["mem_mb"], self.folder / "failed.json"
-        failure = {"reason": "out of memory", "mem_mb": memory, "job": self.job}
+        memory, file = slurm.memory_mb(job) or self.record["mem_mb"], self.folder / "failed.json"
+        failure = {"reason": "out of memory", "mem_mb": memory, "job": job}
         if file.is_file() and read_json(file) == failure:
             refusal = "SLURM did not give this job the twice that it was to get"
         else:
-            refusal = slurm.refusal(self.job, mem=str(2 * memory))
+            refusal = slurm.refusal(job, mem=str(2 * memory))
         if refusal:
             file.unlink(missing_ok=True)
             self.record.pop("job")
@@ -176,7 +176,7 @@ class Attempt:
         else:
             write_json(file, failure)
             say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")
-            slurm.requeue(self.job, MinMemoryNode=str(2 * memory))
+            slurm.requeue(job, MinMemoryNode=str(2 * memory))
 
 
 def home(arguments: list[str]) -> Path:

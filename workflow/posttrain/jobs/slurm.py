@@ -92,7 +92,8 @@ def ran_out_of_memory(job: str) -> bool:
 def configuration() -> dict[str, str]:
     """SLURM's configuration at this site; empty where it does not say."""
     lines = (ask("scontrol", "show", "config", seconds=10) or "").splitlines()
-    return dict(map(str.strip, line.partition("=")[::2]) for line in lines if "=" in line)
+    pairs = [line.partition("=")[::2] for line in lines if "=" in line]
+    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def retention(fields: dict[str, str]) -> tuple[int, bool]:

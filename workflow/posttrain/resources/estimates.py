@@ -135,12 +135,12 @@ def past(plan: Plan, artifact: Artifact) -> list[tuple[dict, Need]]:
 def _past(here: str, plan: Plan, stage: str, kind: str) -> list[tuple[dict, Need]]:
     runs = []
     for folder, record in records(here):
-        made = at(folder)
+        artifact = at(folder)
         same_device = (record.get("shape", {}).get("device", "cpu") != "cpu") == on_gpu()
-        if made.stage != stage or made.experiment not in plan.experiments or not same_device:
+        if artifact.stage != stage or artifact.experiment not in plan.experiments or not same_device:
             continue
-        settings = as_recorded(plan.experiments[made.experiment], stage, record)
-        if method(settings, stage, made.policy) == kind and (need := predicted(plan, made, settings)):
+        settings = as_recorded(plan.experiments[artifact.experiment], stage, record)
+        if method(settings, stage, artifact.policy) == kind and (need := predicted(plan, artifact, settings)):
             runs.append((record, need))
     return runs
 
@@ -182,10 +182,12 @@ def seconds(plan: Plan, artifact: Artifact, need: Need | None) -> float | None:
     """
     stage = artifact.stage
     if not holds_model(stage):
-        times = [record.get("seconds") for _, record in records(os.getcwd()) if record["stage"] == stage]
-        times = [time for time in times if time]
+        of_stage = [record for _, record in records(os.getcwd()) if record["stage"] == stage]
+        times = [record["seconds"] for record in of_stage if record.get("seconds")]
         return statistics.median(times) if times else None
-    runs = past(plan, artifact) if need else []
+    if need is None:
+        return None
+    runs = past(plan, artifact)
     timed = [(record["seconds"], work(before, stage)) for record, before in runs if record.get("seconds")]
     if not timed:
         return None

@@ -5,7 +5,7 @@ posttrain plan EXPERIMENT/STAGE
 
 import os
 from functools import singledispatch
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from posttrain.config.experiment import Experiment
 from posttrain.config.sections import (
@@ -16,13 +16,14 @@ from posttrain.config.sections import (
     Evaluate,
     Lengths,
     Longctx,
+    Optimisation,
     Pairs,
     Ppo,
     Reference,
     Reward,
     Section,
     Sft,
-)  # fmt: skip
+)
 from posttrain.config.stages import STAGES
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
@@ -72,7 +73,7 @@ class Case(NamedTuple):
         """The logits of a batch, as often as a loss holds them at once."""
         return memory.logits(self.shape, batch.rows, batch.length, copies)
 
-    def step(self, section, batch: Batch, quantised: bool, loss: Terms) -> Terms:
+    def step(self, section: Optimisation, batch: Batch, quantised: bool, loss: Terms) -> Terms:
         """All that a training step of the stage holds beside the weights."""
         return step(self.shape, section, batch, learned(self.settings, self.shape, self.stage), quantised, loss)
 
@@ -123,8 +124,8 @@ def _base(section: Base, case: Case) -> Moments:
     return {"training": memory.weights(case.shape, False) | held}
 
 
-@_moments.register
-def _sft(section: Sft, case: Case) -> Moments:
+@_moments.register(Sft)
+def _sft(section: Any, case: Case) -> Moments:
     longest = case.longest.get("sft", section.max_length)
     length = section.max_length if section.packing else min(longest, section.max_length)
     virtual = section.virtual_tokens if section.method == "prompt" else 0
@@ -137,8 +138,8 @@ def _sft(section: Sft, case: Case) -> Moments:
     return {"training": memory.weights(case.shape, quantised, section.double_quantization) | held}
 
 
-@_moments.register
-def _aligned(section: Adapter, case: Case) -> Moments:
+@_moments.register(Adapter)
+def _aligned(section: Any, case: Case) -> Moments:
     """A trainer of TRL's on an adapter; of a pair it holds two rows. A policy has logits, a reward model has none."""
     kind = "preference" if isinstance(section, Pairs) else case.stage
     length = min(case.longest.get(kind, section.max_length), section.max_length)

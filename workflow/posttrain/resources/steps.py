@@ -3,7 +3,7 @@
 posttrain plan EXPERIMENT/STAGE
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from posttrain.config.experiment import Experiment
 from posttrain.config.sections import Adapter, Base, Longctx, Optimisation, Ppo, Scratch, Section, Sft
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     padded: bool
 
 
-def loop(section: Section) -> Section | None:
+def loop(section: Section) -> Any:
     """The settings with which a stage goes through its rows; None for a base that is not trained."""
     return section.scratch if isinstance(section, Base) else section
 
@@ -94,7 +94,7 @@ def step(
     """
     half, recomputed = section.precision == "bfloat16", getattr(section, "gradient_checkpointing", False)
     tokens = batch.rows * batch.length
-    terms = {"adapters": FULL * trained.numbers} if trained.numbers < shape.parameters else {}
+    terms: Terms = {"adapters": FULL * trained.numbers} if trained.numbers < shape.parameters else {}
     terms |= memory.learning(trained.numbers, trained.muon)
     terms |= memory.activations(
         shape, batch.rows, batch.length, trained.kept, trained.norms, half, recomputed, trained.rank

@@ -52,7 +52,7 @@ def line(plan: Plan, artifact: Artifact, request: dict[str, int]) -> str:
     time = estimates.seconds(plan, artifact, need)
     trained, peak, most = "", "", UNTIL if estimates.holds_model(artifact.stage) else ""
     if need:
-        largest = max(need.terms, key=need.terms.get, default="")
+        largest = max(need.terms, key=lambda name: need.terms[name], default="")
         used = estimates.ratio(plan, artifact, gpu=True)
         trained, peak = short(need.trained), f"{need.device / GB * used:.2f}"
         most = f"{largest} {need.terms[largest] / GB:.2f}" if largest else ""

@@ -117,7 +117,7 @@ def jobs(site: Site, plan: Plan) -> list[str]:
 def job(site: Site, stage: str, need: dict[str, int]) -> list[str]:
     """SLURM accepts a job that asks for so much. need: `gpu`, `mem_mb`, `runtime` in minutes."""
     spread, limit = sites.stage_resources(site).get(stage, {}), slurm.time_limit(site.partition)
-    nodes, cores = spread.get("nodes", 1), spread.get("cpus_per_task", 1)
+    nodes, cores = int(spread.get("nodes", 1)), spread.get("cpus_per_task", 1)
     what = f"{stage} ({need['mem_mb']} MB, {need['runtime']} min, {need['gpu']} GPU"
     what += f" on {nodes} nodes)" if nodes > 1 else ")"
     if 0 < limit < need["runtime"]:  # such a job would be accepted, and wait without an end

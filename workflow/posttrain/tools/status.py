@@ -29,8 +29,8 @@ def table(plan: Plan) -> str:
     lines, jobs = [], {comment: state for _, state, comment in queued or []}
     for artifact in map(at, artifacts):
         is_stale = artifact.folder in to_run and artifacts[artifact.folder]["whole"]
-        found = f"stale (posttrain why {artifact.name})" if is_stale else state(artifact, jobs)
-        lines.append(f"{artifact.name:40} {found}")
+        text = f"stale (posttrain why {artifact.name})" if is_stale else state(artifact, jobs)
+        lines.append(f"{artifact.name:40} {text}")
     if queued is None and shutil.which("squeue"):
         lines.append("SLURM does not answer: what is in its queue now is shown as waiting or stopped")
     return "\n".join(lines)
