@@ -88,7 +88,7 @@ def read(file: Path = FILE) -> Site:
     """The site's settings; the defaults where there is no file. Raises UserError that names every mistake."""
     if not file.is_file():
         return Site()
-    values = reader.read(file)
+    values = reader.read_settings(file)
     problems: list[str] = []
     site = validated(Site, values, values.places, problems)
     stages = [*STAGES, "fetch", "report"]

@@ -1,4 +1,4 @@
-"""Read a YAML file of settings strictly, remembering where each key stands."""
+"""Read a YAML file of settings strictly, remembering the line of each key."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from posttrain.ground.errors import UserError
 
 
 class Loader(yaml.CSafeLoader):
-    """YAML 1.2's core scalars: `1e-5` is a number; `on`, `yes`, `12:30` and `010` are not something else."""
+    """libyaml's parser with YAML 1.2's core scalars: `1e-5` is a number; `on`, `yes`, `12:30` and `010` are text."""
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
 
@@ -25,7 +25,8 @@ for tag, pattern, first in (
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
 
 
-DEEPEST = 50
+DEEPEST = 50  # nested mappings and lists: no config needs more, and thousands would overflow the stack
+LONGEST_NUMBER = 40  # characters
 
 
 class Settings(dict):
@@ -36,7 +37,7 @@ class Settings(dict):
         self.places = places
 
 
-def read(path: Path) -> Settings:
+def read_settings(path: Path) -> Settings:
     """The settings of one file.
 
     Raises UserError naming file and line: not there, not YAML, not a mapping, a key given twice, an anchor
@@ -44,7 +45,7 @@ def read(path: Path) -> Settings:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        refuse_deep(path, text)
+        _refuse_deep(path, text)
         root = yaml.compose(text, Loader=Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -64,18 +65,18 @@ def read(path: Path) -> Settings:
     return Settings(values, places)
 
 
-def given(argument: str) -> Settings:
+def settings_of_argument(argument: str) -> Settings:
     """A section as a command line gives it: the name of a file, or, as the workflow does, the settings as JSON."""
     if not argument.startswith("{"):
-        return read(Path(argument))
+        return read_settings(Path(argument))
     try:
         return Settings(json.loads(argument), {"": "--config"})
     except ValueError as error:
         raise UserError(f"--config: is neither a file nor JSON: {error}") from None
 
 
-def refuse_deep(path: Path, text: str) -> None:
-    """Raise UserError for nesting that no config needs and that would overflow the stack."""
+def _refuse_deep(path: Path, text: str) -> None:
+    """Raise UserError for nesting beyond DEEPEST."""
     depth = 0
     for event in yaml.parse(text, Loader=Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -84,7 +85,7 @@ def refuse_deep(path: Path, text: str) -> None:
 
 
 def _value(node, path: str, key: str, places: dict, problems: list, seen: set):
-    """The plain value of a YAML node; records the place of every key below it."""
+    """The plain value of a YAML node; records the place of every key below it. `seen`: ids of the nodes so far."""
     line = f"{path}:{node.start_mark.line + 1}"
     if id(node) in seen:
         problems.append(f"{line}: {key}: anchors and aliases are not supported; use `extends:`")
@@ -93,11 +94,9 @@ def _value(node, path: str, key: str, places: dict, problems: list, seen: set):
     if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
         problems.append(f"{line}: {key}: the tag {node.tag} is not supported; write a plain value")
     if isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            places[f"{key}[{number}]"] = f"{path}:{item.start_mark.line + 1}"
-        return [
-            _value(item, path, f"{key}[{number}]", places, problems, seen) for number, item in enumerate(node.value)
-        ]
+        items = {f"{key}[{number}]": item for number, item in enumerate(node.value)}
+        places |= {name: f"{path}:{item.start_mark.line + 1}" for name, item in items.items()}
+        return [_value(item, path, name, places, problems, seen) for name, item in items.items()]
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, key, places, problems, seen)
     return _scalar(node, line, key, problems)
@@ -129,7 +128,7 @@ def _scalar(node, line: str, key: str, problems: list):
     if kind == "null":
         return None
     if kind in ("int", "float"):
-        if len(node.value) > 40:
+        if len(node.value) > LONGEST_NUMBER:
             problems.append(f"{line}: {key}: a number of {len(node.value)} digits")
             return None
         return int(node.value) if kind == "int" else float(node.value)

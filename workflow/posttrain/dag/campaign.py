@@ -28,7 +28,7 @@ def load(path: str | Path, overrides: dict | None = None) -> Plan:
     Raises UserError with every mistake at once, each with file:line, dotted key, what was found and what is allowed.
     """
     path = Path(path)
-    values = _overridden(reader.read(path), overrides or {})
+    values = _overridden(reader.read_settings(path), overrides or {})
     problems: list[str] = []
     campaign = validated(Campaign, values, values.places, problems)
     listed = values.get("experiments")
@@ -74,7 +74,7 @@ def _read_layers(names: list[str], places: dict, folder: Path, problems: list) -
             problems.append(f"{place}: experiment {name!r}: there is no {file}{hint}")
         else:
             try:
-                layer = layers[name] = reader.read(file)
+                layer = layers[name] = reader.read_settings(file)
             except UserError as error:
                 problems += error.problems
                 continue

@@ -26,7 +26,7 @@ def run_fetch(arguments: Namespace) -> None:
 
     progress.name = "fetch"
     credentials.reveal()
-    section = dict(reader.given(arguments.config))
+    section = dict(reader.settings_of_argument(arguments.config))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     (arguments.output.parent / "config.yaml").write_text(canonical(section) + "\n", encoding="utf-8")
     fetch(section, arguments.output)
