@@ -1,4 +1,4 @@
-# Two commands: `make run` and `make test`. Either sets up what is missing first; again, it does only what is missing.
+# `make run` and `make test` set up what they need first. Typed again, they do only what is missing.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := pip install --quiet --disable-pip-version-check
@@ -7,19 +7,19 @@ PIP := pip install --quiet --disable-pip-version-check
 
 run: setup
 	POSTTRAIN_SUMMARY=later snakemake --cores all
-	@posttrain summary  # here, so that it is printed too where nothing was to be done
+	@posttrain summary  # printed here, so that it is also printed where nothing was to be done
 
-# The longest files first, in the order of `testpaths`, so that no core is idle at the end.
+# Files run in the order of `testpaths`, the longest first, so that no core is idle at the end.
 test: lint
 	tests/slurm/install.sh
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The part of `test` that needs a cluster: Debian's SLURM, installed where it is missing (as root).
+# The tests on a cluster: Debian's SLURM, installed if it is missing (as root).
 test-slurm: .venv/tests
 	tests/slurm/install.sh
 	pytest tests/slurm
 
-# The default campaign on such a cluster, without and with accounting; about half an hour.
+# The default campaign on such a cluster, without and with accounting; takes about half an hour.
 test-slurm-full: .venv/tests
 	tests/slurm/install.sh accounting
 	pytest tests/slurm/full.py
@@ -31,7 +31,7 @@ lint: .venv/tests
 
 setup: .venv/ready
 
-# What a run needs. The environment counts as ready only for the pins it was made from.
+# What a run needs. Changed pins make the environment anew.
 .venv/ready: envs/requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
@@ -39,7 +39,7 @@ setup: .venv/ready
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-# What tests, linters and the type checker need besides.
+# What only tests, linters and the type checker need.
 .venv/tests: .venv/ready envs/tests.txt
 	$(PIP) -r envs/tests.txt
 	touch $@

@@ -1,10 +1,10 @@
-"""How far the memory that `posttrain plan` predicts is from what stages really use, on the CPU.
+"""Compare the memory that `posttrain plan` predicts with what stages use on the CPU.
 
-python benchmarks/memory.py [FOLDER]    # default: a temporary folder; what lies in FOLDER already is not run again
+python benchmarks/memory.py [FOLDER]    # default: a temporary folder; stages that FOLDER holds are not run again
 
-Each stage of a small campaign runs as a process of its own; what it used is the peak of its resident memory, as the
-kernel counts it. `beyond` is the error of what comes on top of the libraries: what the stage of the same kind uses with
-a model of next to nothing. With MALLOC_MMAP_THRESHOLD_=131072 glibc gives freed blocks back, as a GPU's allocator does.
+Each stage of a small campaign runs as a process of its own, whose peak of resident memory the kernel reports. `beyond`
+is the error of what comes on top of the libraries, whose memory is measured with the same stage of a minimal model.
+With MALLOC_MMAP_THRESHOLD_=131072 glibc gives freed blocks back, as a GPU's allocator does.
 """
 
 import json
@@ -35,7 +35,7 @@ SHORT = {"steps": 2, "learning_rate": 1e-5, "checkpoint_steps": 100}
 
 
 def experiments(name: str, size: dict) -> dict[str, dict]:
-    """The experiments of one size of model: a parent with every stage, and children with other ways to train."""
+    """The experiments for one size of model: a parent with every stage, and children that train in other ways."""
     size = dict(size)
     vocab, context, _ = size.pop("vocab"), size["context"], size.pop("kv_heads")
     from_scratch = {"tokenizer": {"vocab_size": vocab}, "chat_template": "default"}
@@ -85,13 +85,13 @@ def experiments(name: str, size: dict) -> dict[str, dict]:
 
 
 def write(folder: Path) -> Plan:
-    """The campaign and its texts in a folder; the plan of it."""
+    """Write the campaign and its data into a folder; returns its plan."""
     os.chdir(folder)
     write_texts()
     for name, size in SIZES.items():
         if not Path("models", name, "config.json").is_file():
             maker = multiprocessing.get_context("spawn").Process(target=write_model, args=(name, size))
-            maker.start()  # in a process of its own: a child's peak counts what its parent held when it began
+            maker.start()  # in a process of its own: a child's peak includes what its parent held at its start
             maker.join()
     Path("config/experiments").mkdir(parents=True, exist_ok=True)
     made = {name: values for size, of in SIZES.items() for name, values in experiments(size, of).items()}
@@ -102,7 +102,7 @@ def write(folder: Path) -> Plan:
 
 
 def write_model(name: str, size: dict) -> None:
-    """A random Llama and its tokenizer in models/NAME."""
+    """Write a random Llama and its tokenizer into models/NAME."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from posttrain.models import tokens
@@ -121,7 +121,7 @@ def write_model(name: str, size: dict) -> None:
 
 
 def write_texts() -> None:
-    """Rows that fill every sequence. Text repeats its words, which tied embeddings predict from the first step on."""
+    """Write rows that fill every sequence. Text repeats its words, so that tied embeddings predict it at once."""
     chance = random.Random(0)
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(3, 7))) for _ in range(6000)]
 
@@ -142,7 +142,7 @@ def write_texts() -> None:
 def measured(plan: Plan, folder: str) -> float | None:
     """Peak resident memory in MB of the stage that makes a folder; None where it failed.
 
-    A base that learned nothing in a few steps has failed, and has been measured all the same.
+    A base that learned nothing in its few steps fails, but is measured all the same.
     """
     experiment, stage, policy = at(folder)
     file, words = Path(folder, "peak.json"), Path(folder, "said.txt")
@@ -161,13 +161,13 @@ def measured(plan: Plan, folder: str) -> float | None:
 
 
 def wanted(folder: str) -> bool:
-    """Whether a stage is measured: all that train, and the judgements of two policies."""
+    """Whether a stage is measured: every builder, and the judges of two policies."""
     experiment, stage, policy = at(folder)
     return stage not in JUDGES or (experiment in SIZES and policy in ("base", "sft"))
 
 
 def main() -> None:
-    """Print a line for each stage, and the errors over all but those of the bare model, which weigh the libraries."""
+    """Print a line for each stage, and the errors over all but the minimal model's, which measure the libraries."""
     with tempfile.TemporaryDirectory() as temporary:
         plan = write(Path(sys.argv[1] if len(sys.argv) > 1 else temporary))
         errors, bare = [], {}

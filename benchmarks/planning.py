@@ -1,9 +1,9 @@
-"""How long Snakemake takes to see that nothing is to be done: this workflow beside bare rules for as many jobs.
+"""Measure how long Snakemake takes to decide that nothing is to be done, in this workflow and with bare rules.
 
 python benchmarks/planning.py [JOBS ...]    # default: 100 1000 10000
 
-Bare rules have the same inputs, outputs and parameters for each job, written into the Snakefile; `chain` has one input
-and one output. Everything is done in all of them. Least CPU seconds of three rounds.
+Bare rules have as many jobs, with the same inputs, outputs and parameters, written into the Snakefile; `chain` has one
+input and one output for each job. All outputs exist. Reported are the least CPU seconds of three rounds.
 """
 
 import json
@@ -23,7 +23,7 @@ base: {scratch: {seed: 0}}
 sft: {rank: 8}
 dpo: {}
 """
-# name -> inputs of each of the rules of a chain; {n} is its number
+# Shape -> rule -> its inputs; {n} is the number of the chain
 SHAPES = {
     "same": {
         "parent": [],
@@ -54,7 +54,7 @@ def measured(folder: Path) -> float:
 
 
 def ours(folder: Path, jobs: int) -> int:
-    """A campaign of about so many jobs, done; returns how many there are."""
+    """Make a finished campaign of about `jobs` jobs in a folder; returns the exact number."""
     from fabricated import fabricate
 
     from posttrain.dag import campaign
@@ -74,7 +74,7 @@ def ours(folder: Path, jobs: int) -> int:
 
 
 def bare(folder: Path, jobs: int, shape: str) -> None:
-    """As many jobs of bare rules, done."""
+    """Make a finished workflow of bare rules with as many jobs in a folder."""
     rules, chains = SHAPES[shape], max(1, jobs // 3)
     ends = [name for name in rules if not any(f"/{name}/" in file for files in rules.values() for file in files)]
     text = f"rule all:\n    input: [f'made/{{name}}/{{n}}/manifest' for name in {ends} for n in range({chains})]\n"
@@ -97,7 +97,7 @@ def bare(folder: Path, jobs: int, shape: str) -> None:
 
 
 def main() -> None:
-    """Print a line for each size."""
+    """Print two lines for each number of jobs."""
     for jobs in map(int, sys.argv[1:] or (100, 1000, 10000)):
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two, \
                 tempfile.TemporaryDirectory() as three:  # fmt: skip

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Debian's SLURM and munge for the tests of the cluster (with `accounting`, its database too), where they are missing
-# and this is root. Starts nothing.
+# Install Debian's SLURM and munge for the tests on a cluster (with `accounting`, also SLURM's database), if they are
+# missing and this is root. Starts no daemon.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 programs="munged slurmctld slurmd sbatch" packages="slurm-wlm munge" missing=0
@@ -14,7 +14,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
   exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
-printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d.posttrain  # packages start no daemon of their own
+printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d.posttrain  # so that installing a package starts no daemon
 chmod +x /usr/sbin/policy-rc.d.posttrain
 if [ ! -e /usr/sbin/policy-rc.d ]; then
   mv /usr/sbin/policy-rc.d.posttrain /usr/sbin/policy-rc.d
