@@ -9,12 +9,12 @@ import torch
 from tiny import GOLD, make, ppo
 
 from posttrain.config.sections import Compare
+from posttrain.evaluation import comparison
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.maths import best_of_n
 from posttrain.models import policy
 from posttrain.rl import handwritten
-from posttrain.stages import compare as stage
 
 SECTION = Compare(prompts=8, max_new_tokens=12, best_of=4, batch_size=3, gold_function=GOLD)
 
@@ -153,19 +153,19 @@ def test_a_row_without_an_answer_has_no_gold(home):
 
 def test_other_prompts_are_refused(compared, beside):
     with pytest.raises(UserError, match="answered other prompts"):
-        stage.paired(said(compared), said(beside)[1:])
+        comparison.gains(said(compared), said(beside)[1:])
 
 
 def test_distinct_grams():
-    assert stage.distinct(["a b a", "a b"], 1) == pytest.approx(2 / 5)
-    assert stage.distinct(["a b a", "a b"], 2) == pytest.approx(2 / 3)
-    assert stage.distinct([""], 2) == 0
+    assert comparison.distinct(["a b a", "a b"], 1) == pytest.approx(2 / 5)
+    assert comparison.distinct(["a b a", "a b"], 2) == pytest.approx(2 / 3)
+    assert comparison.distinct([""], 2) == 0
 
 
 def test_a_sure_win_and_a_draw():
     before = [{"id": str(n), "gold_reward": 0.0, "reward": None} for n in range(20)]
     after = [row | {"gold_reward": 1.0} for row in before]
-    rows = {row["metric"]: row["value"] for row in stage.paired(after, before)}
+    rows = {row["metric"]: row["value"] for row in comparison.gains(after, before)}
     assert rows["win_rate"] == 1 and rows["win_rate_p"] == pytest.approx(2 * 0.5**20)
-    rows = {row["metric"]: row["value"] for row in stage.paired(before, before)}
+    rows = {row["metric"]: row["value"] for row in comparison.gains(before, before)}
     assert rows["win_rate"] == 0.5 and rows["win_rate_p"] == 1.0 and json.dumps(rows)

@@ -14,7 +14,7 @@ from tiny import ROOT, make, ppo, sft
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.models import adapters, completions, policy, tokens
-from posttrain.rl import answers, ppo_health, ppo_state
+from posttrain.rl import answers, batches, ppo_health, ppo_state, prompts, scorers
 from posttrain.stages import ppo as stage
 from posttrain.training import checkpoint
 
@@ -43,9 +43,9 @@ def setting(inputs):
     def made(section=None, sft_policy=None, **changes):
         section = section or ppo(**changes)
         found = adapters.foundation_of(inputs["base"], inputs["sft"])
-        models = stage.load(section, found)
-        scorer = stage.model_scorer(models, inputs["reward"])
-        return section, models, scorer, stage.prompts(section, inputs["data"], models)
+        models = stage.load_models(section, found)
+        scorer = scorers.by_model(models.peft, inputs["reward"])
+        return section, models, scorer, prompts.training_prompts(section, inputs["data"], models.tokenizer, models.peft)
 
     return made
 
@@ -71,11 +71,11 @@ def test_generation_and_the_training_forward_agree(setting):
     """Cached, batched, left-padded generation chooses what the training forward gives log-probabilities to: the noise
     added to the forward's logits has its largest value at the token that was drawn."""
     _, models, _, rows = setting()
-    prompts, seeds = [row["ids"] for row in rows[:5]], list(range(5))
+    asked, seeds = [row["ids"] for row in rows[:5]], list(range(5))
     with torch.no_grad(), answers.adapter(models.peft, "policy"):
-        said = answers.draw(models.peft, models.tokenizer, prompts, seeds, 12, 0.7)
+        said = answers.draw(models.peft, models.tokenizer, asked, seeds, 12, 0.7)
         logits = completions.reply_logits(models.peft, said, 0.7)
-        alone = answers.draw(models.peft, models.tokenizer, prompts[2:3], seeds[2:3], 12, 0.7)
+        alone = answers.draw(models.peft, models.tokenizer, asked[2:3], seeds[2:3], 12, 0.7)
     noise = answers.Gumbel(seeds, 1.0)
     for t in range(said.replies.shape[1]):
         drawn = noise(None, logits[:, t]).argmax(dim=-1)
@@ -111,7 +111,7 @@ def test_the_update_against_another_implementation(setting):
     """One minibatch of policy and value: our gradients against a plain loop over single tokens."""
     section, models, scorer, rows = setting(batch_size=4, epochs=1, value_warmup=0)
     asked = rows[:4]
-    made = stage.experience(section, models, scorer, asked, 0, 0.1)
+    made = stage.gather(section, models, scorer, asked, 0, 0.1)
     optimizer, _ = ppo_state.optimizers(section, models)
     taken = {}
 
@@ -120,7 +120,7 @@ def test_the_update_against_another_implementation(setting):
         return {}
 
     optimizer.step = keep
-    stage.minibatch(section, models, optimizer, made, [0, 1, 2, 3], warming=False)
+    stage.step(section, models, optimizer, made, [0, 1, 2, 3], warming=False)
     loss = {"policy": 0.0, "value": 0.0}
     count = made.answers.mask.sum().item()
     for i in range(4):
@@ -152,7 +152,7 @@ def test_the_update_against_another_implementation(setting):
 def test_rewards_and_kl_from_the_raw_answers(setting, inputs, base, tuned_policy):
     """What an iteration records, recomputed with the merged policy, one answer at a time."""
     section, models, scorer, rows = setting(batch_size=3)
-    made = stage.experience(section, models, scorer, rows[:3], 0, 0.5)
+    made = stage.gather(section, models, scorer, rows[:3], 0, 0.5)
     merged, _ = policy.load_merged(tuned_policy, base)
     for i in range(3):
         one, length = made.answers.rows([i]), int(made.answers.mask[i].sum())
@@ -175,11 +175,11 @@ def test_the_micro_batch_changes_nothing_that_is_learned(setting, inputs, micro)
     grads = []
     for size in (4, micro):
         section, models, scorer, rows = setting(batch_size=4, micro_batch_size=size, sft_coefficient=0.5)
-        made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
-        taught = stage.demonstrations(inputs["data"], models)
+        made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
+        taught = prompts.demonstrations(inputs["data"], models.tokenizer)
         optimizer, _ = ppo_state.optimizers(section, models)
         optimizer.step = lambda *rest, **more: {}
-        stage.minibatch(section, models, optimizer, made, [0, 1, 2, 3], warming=False, taught=taught)
+        stage.step(section, models, optimizer, made, [0, 1, 2, 3], warming=False, demonstrated=taught)
         grads.append(torch.cat([w.grad.flatten() for ws in optimizer.weights.values() for w in ws]))
     assert grads[0].norm() > 0
     assert (grads[0] - grads[1]).abs().max() <= 1e-5 * max(1.0, grads[0].abs().max().item())
@@ -190,14 +190,14 @@ def test_the_sft_loss_beside_ppo(setting, inputs):
     grads = {}
     for weight in (0.0, 0.5):
         section, models, scorer, rows = setting(batch_size=4, sft_coefficient=weight)
-        made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
-        taught = stage.demonstrations(inputs["data"], models) if weight else []
+        made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
+        taught = prompts.demonstrations(inputs["data"], models.tokenizer) if weight else []
         optimizer, _ = ppo_state.optimizers(section, models)
         optimizer.step = lambda *rest, **more: {}
-        health = stage.minibatch(section, models, optimizer, made, [0, 1, 2, 3], False, taught)
+        health = stage.step(section, models, optimizer, made, [0, 1, 2, 3], False, taught)
         grads[weight] = {name: [w.grad.clone() for w in ws] for name, ws in optimizer.weights.items()}
     lines = read_jsonl(inputs["data"].parent / "data" / "sft" / "train.jsonl")
-    asked = [lines[n] for n in stage.drawn(len(lines), 4, section.seed, 0, "taught")]
+    asked = [lines[n] for n in batches.rows_of_iteration(len(lines), 4, section.seed, 0, "taught")]
     encoded = [tokens.encode(models.tokenizer, row) for row in asked]
     total = sum(label != tokens.MASKED for row in encoded for label in row["labels"])
     loss = 0.0
@@ -319,17 +319,17 @@ def test_the_last_update_is_watched_too(inputs, home):
 def test_a_models_own_generation_settings_do_not_count(setting):
     """A published model may forbid or punish tokens; log-probabilities know nothing of it."""
     _, models, _, rows = setting()
-    prompts = [row["ids"] for row in rows[:4]]
+    asked = [row["ids"] for row in rows[:4]]
     with torch.no_grad(), answers.adapter(models.peft, "policy"):
-        known = answers.draw(models.peft, models.tokenizer, prompts, [1, 2, 3, 4], 12, 1.0)
+        known = answers.draw(models.peft, models.tokenizer, asked, [1, 2, 3, 4], 12, 1.0)
         completions.causal(models.peft).generation_config.repetition_penalty = 5.0
-        again = answers.draw(models.peft, models.tokenizer, prompts, [1, 2, 3, 4], 12, 1.0)
+        again = answers.draw(models.peft, models.tokenizer, asked, [1, 2, 3, 4], 12, 1.0)
     assert torch.equal(known.replies, again.replies)
 
 
 def test_a_seed_written_as_a_date(setting):
     section, models, scorer, rows = setting(seed=20250101, batch_size=4)
-    made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
+    made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
     assert stage.update(section, models, ppo_state.optimizers(section, models)[0], made, warming=False)
 
 
@@ -340,7 +340,7 @@ def test_answers_longer_than_the_context_are_refused(setting):
 
 def test_a_loss_that_is_no_number_never_reaches_the_weights(setting, monkeypatch):
     section, models, scorer, rows = setting(batch_size=4)
-    made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
+    made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
     optimizer, _ = ppo_state.optimizers(section, models)
     before = [w.detach().clone() for w in optimizer.weights["policy"]]
     bad = made._replace(advantages=made.advantages * math.nan)
@@ -404,7 +404,7 @@ def test_frozen_weights_stay_as_they_are(setting, base):
     """An update changes the policy's and the value function's adapters and nothing else, to the bit."""
     section, models, scorer, rows = setting(batch_size=4)
     before = {name: weight.detach().clone() for name, weight in models.peft.state_dict().items()}
-    made = stage.experience(section, models, scorer, rows[:4], 0, 0.1)
+    made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
     optimizer, _ = ppo_state.optimizers(section, models)
     stage.update(section, models, optimizer, made, warming=False)
     changed = {name for name, weight in models.peft.state_dict().items() if not torch.equal(weight, before[name])}
@@ -419,9 +419,13 @@ def test_snapshots_are_adapters_at_fixed_iterations(trained, base):
 
 
 def test_prompts_go_round_in_a_fresh_order_each_time():
-    rounds = [stage.drawn(10, 4, seed=0, iteration=n) for n in range(5)]
+    rounds = [batches.rows_of_iteration(10, 4, seed=0, iteration=n) for n in range(5)]
     assert sorted(n for numbers in rounds for n in numbers) == sorted([*range(10)] * 2)
-    assert stage.drawn(10, 4, seed=0, iteration=2) == rounds[2] != stage.drawn(10, 4, seed=1, iteration=2)
+    assert (
+        batches.rows_of_iteration(10, 4, seed=0, iteration=2)
+        == rounds[2]
+        != batches.rows_of_iteration(10, 4, seed=1, iteration=2)
+    )
 
 
 PROCESS = """
@@ -430,19 +434,19 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tiny import ppo
 from posttrain.models import adapters
-from posttrain.rl import ppo_state
+from posttrain.rl import ppo_state, prompts, scorers
 from posttrain.training import parallel
 from posttrain.stages import ppo as stage
 torch.set_num_threads(1)
 data, base, sft, reward = map(Path, sys.argv[2:6])
 section = ppo(batch_size=8, epochs=2, minibatches=2, value_warmup=0, sft_coefficient=0.5)
-models = stage.load(section, adapters.foundation_of(base, sft))
-scorer = stage.model_scorer(models, reward)
-rows = stage.prompts(section, data, models)
+models = stage.load_models(section, adapters.foundation_of(base, sft))
+scorer = scorers.by_model(models.peft, reward)
+rows = prompts.training_prompts(section, data, models.tokenizer, models.peft)
 optimizer, _ = ppo_state.optimizers(section, models)
-made = stage.experience(section, models, scorer, rows[:8], 0, 0.1)
-taught = stage.demonstrations(data, models)
-health = stage.update(section, models, optimizer, made, warming=False, taught=taught)
+made = stage.gather(section, models, scorer, rows[:8], 0, 0.1)
+taught = prompts.demonstrations(data, models.tokenizer)
+health = stage.update(section, models, optimizer, made, warming=False, demonstrated=taught)
 if parallel.main():
     weights = [w.detach() for ws in optimizer.weights.values() for w in ws]
     torch.save({{"weights": weights, "replies": made.answers.replies, "kl": health["approx_kl"]}}, sys.argv[1])

@@ -177,7 +177,7 @@ def parts_of(section) -> dict[str, int]:
     """How the global batch of a stage that trains was gone through by its first process."""
     section = getattr(section, "scratch", section)
     if isinstance(section, Ppo):
-        from posttrain.stages.ppo import micro_batches, minibatches
+        from posttrain.rl.batches import micro_batches, minibatches
 
         parts = micro_batches(section, minibatches(section, range(section.batch_size))[0])
         return {"micro_batch": len(parts[0]), "accumulation": len(parts)}

@@ -1,4 +1,4 @@
-"""What a practitioner watches of PPO, and the limits (`config.Rails`) past which a run is stopped as failed."""
+"""The health figures of a PPO run, and the limits (`config.sections.Rails`) past which it stops as failed."""
 
 import math
 from pathlib import Path
@@ -11,23 +11,23 @@ from posttrain.rl import answers
 from posttrain.rl.handwritten import Judge
 
 
-def summary(made, asked: list[dict], tokenizer, gold: Judge | None) -> dict:
+def summary(experience, rows: list[dict], tokenizer, gold: Judge | None) -> dict:
     """The health of an iteration's answers (`stages.ppo.Experience`); KL and its estimators in nats an answer.
 
-    gold: what judges answers to rows that have an `answer`.
+    rows: those that were answered; gold: the judge of answers to rows that have an `answer`.
     """
-    mask = made.answers.mask
+    mask = experience.answers.mask
     health = {
-        "reward": made.scores.mean().item(),
-        "kl": (likelihood.kl_k1(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
-        "kl_k2": (likelihood.kl_k2(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
-        "kl_k3": (likelihood.kl_k3(made.logp, made.reference) * mask).sum(dim=1).mean().item(),
-        "explained_variance": maths.explained_variance(made.values, made.returns, mask).item(),
-        "eos_rate": made.answers.ended.float().mean().item(),
+        "reward": experience.scores.mean().item(),
+        "kl": (likelihood.kl_k1(experience.logp, experience.reference) * mask).sum(dim=1).mean().item(),
+        "kl_k2": (likelihood.kl_k2(experience.logp, experience.reference) * mask).sum(dim=1).mean().item(),
+        "kl_k3": (likelihood.kl_k3(experience.logp, experience.reference) * mask).sum(dim=1).mean().item(),
+        "explained_variance": maths.explained_variance(experience.values, experience.returns, mask).item(),
+        "eos_rate": experience.answers.ended.float().mean().item(),
         "length": mask.sum(dim=1).float().mean().item(),
     }
     if gold:
-        judged = gold.scores_of_answered(asked, answers.texts(tokenizer, made.answers))
+        judged = gold.scores_of_answered(rows, answers.texts(tokenizer, experience.answers))
         if known := [value for value in judged if value is not None]:
             health["gold_reward"] = sum(known) / len(known)
     return health
@@ -40,7 +40,7 @@ def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Pa
     """
     rails, first = section.rails, (history or [health])[0]
     longest = rails.max_growth * first["length"]
-    if first["length"] < 0.5 * section.max_new_tokens:  # else there is no room to run away in
+    if first["length"] < 0.5 * section.max_new_tokens:  # else answers have no room to grow
         longest = min(longest, 0.95 * section.max_new_tokens)
     broken = []
     if not math.isfinite(health["reward"]) or not math.isfinite(health["kl"]):
@@ -52,8 +52,8 @@ def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Pa
     if health["length"] > longest:
         broken.append(f"answers run away: {health['length']:.0f} tokens, {first['length']:.0f} at first")
     if broken:
-        written = sorted(checkpoints.glob("checkpoint-*"))
-        good = next((folder for folder in reversed(written) if int(folder.name[11:]) < health["step"] - 1), None)
+        folders = sorted(checkpoints.glob("checkpoint-*"), reverse=True)
+        good = next((folder for folder in folders if int(folder.name[11:]) < health["step"] - 1), None)
         where = f"the last good checkpoint is {good}" if good else "there is no good checkpoint"
         raise Diverged(f"ppo: stopped at iteration {health['step']}: {'; '.join(broken)}; {where}")
 

@@ -1,4 +1,4 @@
-"""What PPO must remember to continue an interrupted run to the same bytes: adapters, optimiser, schedule, iteration."""
+"""The state from which an interrupted PPO continues to the same bytes: adapters, optimiser, schedule, iteration."""
 
 import math
 from pathlib import Path
@@ -9,30 +9,32 @@ from posttrain.config.sections import Ppo
 from posttrain.ground.errors import Diverged
 from posttrain.ground.progress import say
 from posttrain.models import adapters
-from posttrain.training import checkpoint, parallel, trainers
+from posttrain.training import checkpoint, interruption, parallel, trainers
 
 
 class Optimizers:
     """AdamW for the policy and for the value function, with gradients added over processes and clipped apart."""
 
     def __init__(self, section: Ppo, models):
-        own = {
+        weights = {
             name: [weight for key, weight in models.peft.named_parameters() if adapters.belongs(key, name)]
             for name in ("policy", "value")
         }
-        own["value"] += list(models.value_head.parameters())
+        weights["value"] += list(models.value_head.parameters())
         rates = {"policy": section.learning_rate, "value": section.value_learning_rate or section.learning_rate}
-        self.weights, self.step_count = own, 0
+        self.weights, self.step_count = weights, 0
         self.adamw = torch.optim.AdamW(
-            [{"params": own[name], "lr": rates[name]} for name in own],
+            [{"params": weights[name], "lr": rates[name]} for name in weights],
             betas=(0.9, section.beta2), weight_decay=section.weight_decay,
         )  # fmt: skip
 
     def zero_grad(self) -> None:
+        """Forget the gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
     def step(self, longest: float, policy: bool) -> dict:
-        """One step; returns the norms of the gradients before they were clipped to `longest`."""
+        """One step, of the value function alone unless `policy`; returns the norms of the gradients before they were
+        clipped to `longest`. Raises Diverged for a gradient that is no number."""
         norms = {}
         for name, weights in self.weights.items():
             if name == "policy" and not policy:
@@ -57,14 +59,23 @@ def optimizers(section: Ppo, models) -> tuple[Optimizers, object]:
     return optimizer, schedule
 
 
-def keep(section: Ppo, models, found, state: dict, optimizer: Optimizers, schedule, watch, checkpoints: Path) -> None:
-    """Write a snapshot and a checkpoint when they are due; the main process writes for all.
+def save(
+    section: Ppo,
+    models,
+    foundation: adapters.Foundation,
+    state: dict,
+    optimizer: Optimizers,
+    schedule,
+    watch: interruption.Watch,
+    checkpoints: Path,
+) -> None:
+    """Write a snapshot and a checkpoint when they are due; the main process alone writes.
 
     Raises Interrupted when it is time to stop.
     """
     iteration = state["iteration"]
     if parallel.main() and iteration % section.snapshot_steps == 0 and iteration < section.steps:
-        adapters.save(models.peft, checkpoints / "snapshots" / f"{iteration:06d}", found.weights, "policy")
+        adapters.save(models.peft, checkpoints / "snapshots" / f"{iteration:06d}", foundation.weights, "policy")
     if watch.step(iteration) or iteration == section.steps:
         weights = models.peft.state_dict()
         trained = {key: weights[key] for key in weights if adapters.belongs(key, "policy", "value")}
@@ -85,11 +96,11 @@ def keep(section: Ppo, models, found, state: dict, optimizer: Optimizers, schedu
 
 
 def resume(checkpoints: Path, models, optimizer: Optimizers, schedule) -> dict | None:
-    """Take up the newest whole checkpoint; returns its state, None where there is none."""
-    read = checkpoint.read(checkpoints)
-    if read is None:
+    """Load the newest whole checkpoint; returns its state, None where there is none."""
+    saved = checkpoint.read(checkpoints)
+    if saved is None:
         return None
-    tensors, state = read
+    tensors, state = saved
     models.peft.load_state_dict(tensors["adapters"], strict=False)
     models.value_head.load_state_dict(tensors["value_head"])
     optimizer.adamw.load_state_dict(tensors["adamw"])

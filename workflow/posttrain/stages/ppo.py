@@ -10,37 +10,43 @@ adapters on it, and so is the reference, the SFT policy itself. Nothing has drop
 """
 
 import math
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import peft
 import torch
 from torch import Tensor
+from transformers import set_seed
 
 from posttrain.config.sections import Ppo
-from posttrain.data import texts
-from posttrain.ground.errors import Diverged, UserError
-from posttrain.ground.files import read_json, read_jsonl, write_json
+from posttrain.ground.errors import Diverged
+from posttrain.ground.files import read_json, write_json
 from posttrain.maths import likelihood
 from posttrain.maths import ppo as maths
-from posttrain.models import adapters, completions, policy, tokens
+from posttrain.models import adapters, completions, policy
 from posttrain.models.completions import Answers
-from posttrain.rl import answers, handwritten, ppo_health, ppo_state
+from posttrain.rl import answers, handwritten, ppo_health, ppo_state, scorers
 from posttrain.rl.answers import adapter
+from posttrain.rl.batches import micro_batches, minibatches, rows_of_iteration
+from posttrain.rl.prompts import demonstrations, training_prompts
+from posttrain.rl.scorers import Scorer
 from posttrain.training import interruption, parallel, tracking, trainers
+
+Demonstration = tuple[list[int], list[int]]  # the tokens of a prompt and of the reply to it
 
 
 class Models(NamedTuple):
     """One PEFT model with the adapters `policy`, `value` and, where they are, `reference` and `reward`."""
 
-    peft: object
+    peft: peft.PeftModel
     tokenizer: object
     value_head: torch.nn.Module
     reference: str | None  # None: the frozen weights with every adapter off
 
 
 class Experience(NamedTuple):
-    """What one iteration learned by answering: B answers of at most T tokens, and numbers for each token, B x T."""
+    """The answers of one iteration and their numbers: B answers of at most T tokens; B x T but for the scores."""
 
     answers: Answers
     logp: Tensor
@@ -55,12 +61,12 @@ def ppo(
     section: Ppo, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path, reward: Path | None = None
 ) -> dict:
     """Write `work/model`, the policy's adapter, and `work/snapshots`, and return the metrics. reward: its manifest."""
-    found = adapters.foundation_of(base, sft)
-    models = load(section, found)
-    scorer = model_scorer(models, reward) if reward else function_scorer(section, models)
+    foundation = adapters.foundation_of(base, sft)
+    models = load_models(section, foundation)
+    scorer = scorers.by_model(models.peft, reward) if reward else scorers.by_function(section, models.tokenizer)
     gold = handwritten.load_judge(section, "gold")
-    rows = prompts(section, data, models)
-    taught = demonstrations(data, models) if section.sft_coefficient else []
+    rows = training_prompts(section, data, models.tokenizer, models.peft)
+    demonstrated = demonstrations(data, models.tokenizer) if section.sft_coefficient else []
     optimizer, schedule = ppo_state.optimizers(section, models)
     state = ppo_state.resume(checkpoints, models, optimizer, schedule) or {
         "iteration": 0, "kl_coefficient": section.kl_coefficient, "history": []
@@ -70,8 +76,8 @@ def ppo(
     watch = interruption.Watch(section)
     for iteration in range(state["iteration"], section.steps):
         warming = iteration < section.value_warmup
-        made, health = answered(section, models, scorer, gold, rows, state, checkpoints)
-        health |= update(section, models, optimizer, made, warming, taught)
+        experience, health = next_experience(section, models, scorer, gold, rows, state, checkpoints)
+        health |= update(section, models, optimizer, experience, warming, demonstrated)
         ppo_health.check_ratio(section, health)
         schedule.step()
         if section.kl_target and not warming:
@@ -83,178 +89,98 @@ def ppo(
         if parallel.main():
             tracking.log(health, iteration + 1)
             progress.beat(iteration + 1, f"reward {health['reward']:.3f}, KL {health['kl']:.2f}")
-        ppo_state.keep(section, models, found, state, optimizer, schedule, watch, checkpoints)
+        ppo_state.save(section, models, foundation, state, optimizer, schedule, watch, checkpoints)
     # The policy of the last update is watched too.
-    _, health = answered(section, models, scorer, gold, rows, state, checkpoints)
-    publish(section, models, found, work, checkpoints)
+    _, health = next_experience(section, models, scorer, gold, rows, state, checkpoints)
+    publish(section, models, foundation, work, checkpoints)
     return {"summary": {key: value for key, value in health.items() if key != "step"}, "history": state["history"]}
 
 
-def answered(
-    section: Ppo, models: Models, scorer, gold, rows: list[dict], state: dict, checkpoints: Path
-) -> tuple[Experience, dict]:
-    """The next iteration's experience and its health. Raises UserError when the policy has left the rails."""
-    iteration = state["iteration"]
-    asked = [rows[n] for n in drawn(len(rows), section.batch_size, section.seed, iteration)]
-    made = experience(section, models, scorer, asked, iteration, state["kl_coefficient"])
-    health = ppo_health.summary(made, asked, models.tokenizer, gold) | {
-        "kl_coefficient": state["kl_coefficient"],
-        "step": iteration + 1,
-    }
-    ppo_health.check_rails(section, health, state["history"], checkpoints)
-    return made, health
-
-
-def load(section: Ppo, found: adapters.Foundation) -> Models:
+def load_models(section: Ppo, foundation: adapters.Foundation) -> Models:
     """The frozen weights with a policy and a value function that both begin as the SFT policy; the value head is 0."""
-    import peft
-    from transformers import set_seed
-
     set_seed(section.seed)
-    tokenizer = policy.load_tokenizer(found.weights)
-    model = adapters.load_as_sft(found, section, name="policy")
-    model.add_adapter("value", adapters.lora_config(section, found, task_type="CAUSAL_LM"))
-    adapters.start_as_sft(model, found, "value")
-    if found.adapter:
-        config = peft.PeftConfig.from_pretrained(found.adapter.parent / "model")
+    tokenizer = policy.load_tokenizer(foundation.weights)
+    model = adapters.load_as_sft(foundation, section, name="policy")
+    model.add_adapter("value", adapters.lora_config(section, foundation, task_type="CAUSAL_LM"))
+    adapters.start_as_sft(model, foundation, "value")
+    if foundation.adapter:
+        config = peft.PeftConfig.from_pretrained(foundation.adapter.parent / "model")
         model.add_adapter("reference", config)
-        adapters.start_as_sft(model, found, "reference")
+        adapters.start_as_sft(model, foundation, "reference")
     head = torch.nn.Linear(model.config.hidden_size, 1)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
-    return Models(model.eval(), tokenizer, head.to(model.device), "reference" if found.adapter else None)
+    return Models(model.eval(), tokenizer, head.to(model.device), "reference" if foundation.adapter else None)
 
 
-def model_scorer(models: Models, reward: Path) -> Callable[[Answers, list[dict]], Tensor]:
-    """Scores answers with the reward model, as one more adapter."""
-    from posttrain.models import reward_head
-
-    head = reward_head.add_to(models.peft, reward)
-
-    def score(given: Answers, rows: list[dict]) -> Tensor:
-        with torch.no_grad(), adapter(models.peft, "reward"):
-            return answers.scores(models.peft, head, given)
-
-    return score
-
-
-def function_scorer(section: Ppo, models: Models) -> Callable[[Answers, list[dict]], Tensor]:
-    """Scores answers with the hand-written reward."""
-    function = handwritten.load_judge(section, "reward")
-
-    def score(given: Answers, rows: list[dict]) -> Tensor:
-        said = answers.texts(models.tokenizer, given)
-        return torch.tensor(function.scores(rows, said), device=given.replies.device)
-
-    return score
+def next_experience(
+    section: Ppo,
+    models: Models,
+    scorer: Scorer,
+    gold: handwritten.Judge | None,
+    rows: list[dict],
+    state: dict,
+    checkpoints: Path,
+) -> tuple[Experience, dict]:
+    """The next iteration's experience and its health. Raises Diverged when the policy has left the rails."""
+    iteration, coefficient = state["iteration"], state["kl_coefficient"]
+    chosen = [rows[n] for n in rows_of_iteration(len(rows), section.batch_size, section.seed, iteration)]
+    experience = gather(section, models, scorer, chosen, iteration, coefficient)
+    health = ppo_health.summary(experience, chosen, models.tokenizer, gold)
+    health |= {"kl_coefficient": coefficient, "step": iteration + 1}
+    ppo_health.check_rails(section, health, state["history"], checkpoints)
+    return experience, health
 
 
-def prompts(section: Ppo, data: Path, models: Models) -> list[dict]:
-    """Training prompts, each once: its tokens (`ids`), its text and, where the row has one, its answer.
-
-    Raises UserError when there are fewer than an iteration answers.
-    """
-    file = data.parent / "data" / section.prompts / "train.jsonl"
-    rows = {}
-    for row in read_jsonl(file) if file.is_file() else []:
-        ids = tokens.encode_prompt(models.tokenizer, row)
-        known = {"ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer")}
-        rows.setdefault(tuple(ids), known)
-    answers.refuse_long(models.peft, list(rows.values()), section.max_new_tokens)
-    if len(rows) < section.batch_size:
-        raise UserError(f"ppo: {file} has {len(rows)} different prompts, fewer than batch_size ({section.batch_size})")
-    return list(rows.values())
-
-
-def demonstrations(data: Path, models: Models) -> list[tuple[list[int], list[int]]]:
-    """The rows of supervised fine-tuning as tokens: what is asked, and the assistant's last turn.
-
-    Raises UserError where there is none.
-    """
-    file, found = data.parent / "data" / "sft" / "train.jsonl", []
-    for row in read_jsonl(file) if file.is_file() else []:
-        encoded = tokens.encode(models.tokenizer, row)
-        ids, labels = encoded["input_ids"], encoded["labels"]
-        stop = max(n for n, label in enumerate(labels) if label != tokens.MASKED) + 1
-        start = max((n for n in range(stop) if labels[n] == tokens.MASKED), default=-1) + 1
-        found.append((ids[:start], ids[start:stop]))
-    if not found:
-        raise UserError(f"ppo.sft_coefficient: there are no rows of supervised fine-tuning in {file}")
-    return found
-
-
-def drawn(rows: int, count: int, seed: int, iteration: int, name: str = "prompts") -> list[int]:
-    """The rows of an iteration: passes through all of them in a fresh order each, by seed and iteration alone."""
-    chosen = []
-    for place in range(iteration * count, (iteration + 1) * count):
-        if not chosen or place % rows == 0:
-            order = torch.Generator().manual_seed(answers.stream(name, seed, place // rows))
-            shuffled = torch.randperm(rows, generator=order).tolist()
-        chosen.append(shuffled[place % rows])
-    return chosen
-
-
-def experience(
-    section: Ppo, models: Models, scorer, asked: list[dict], iteration: int, coefficient: float
+def gather(
+    section: Ppo, models: Models, scorer: Scorer, rows: list[dict], iteration: int, coefficient: float
 ) -> Experience:
-    """Answers to the prompts, and all that is known of them before the update. Every process holds all of it.
+    """Answers to the prompts, with their rewards and values before the update. Every process holds all of it.
 
     Policy log-probabilities are taken in the batches of the first epoch, so that its first ratio is exactly 1.
     """
-    seeds = [answers.stream("answer", section.seed, iteration, n) for n in range(len(asked))]
+    seeds = [answers.stream("answer", section.seed, iteration, n) for n in range(len(rows))]
+    ids, mine = [row["ids"] for row in rows], parallel.share(len(rows))
     with torch.no_grad(), completions.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
-        made = answers.draw(
-            models.peft,
-            models.tokenizer,
-            [row["ids"] for row in asked],
-            seeds,
-            section.max_new_tokens,
-            section.temperature,
-            only=parallel.share(len(asked)),
+        batch = answers.draw(
+            models.peft, models.tokenizer, ids, seeds, section.max_new_tokens, section.temperature, only=mine
         )
-    found = {name: torch.zeros_like(made.mask, dtype=torch.float32) for name in ("logp", "reference", "values")}
-    scores = torch.zeros(len(asked), device=made.mask.device)
-    for part in [part for some in minibatches(section, range(len(asked))) for part in micro_batches(section, some)]:
-        some = made.rows(part)
+    logp, reference, values = (torch.zeros_like(batch.mask, dtype=torch.float32) for _ in range(3))
+    scores = torch.zeros(len(rows), device=batch.mask.device)
+    for part in [part for some in minibatches(section, range(len(rows))) for part in micro_batches(section, some)]:
+        some = batch.rows(part)
         with torch.no_grad(), completions.autocast(models.peft, section.precision):
             with adapter(models.peft, "policy"):
-                found["logp"][part] = completions.log_probs(models.peft, some, section.temperature)
+                logp[part] = completions.log_probs(models.peft, some, section.temperature)
             with adapter(models.peft, models.reference):
-                found["reference"][part] = completions.log_probs(models.peft, some, section.temperature)
+                reference[part] = completions.log_probs(models.peft, some, section.temperature)
             with adapter(models.peft, "value"):
-                found["values"][part] = answers.values(models.peft, models.value_head, some)
-        scores[part] = scorer(some, [asked[n] for n in part])
-    found, scores = {name: parallel.summed(value) for name, value in found.items()}, parallel.summed(scores)
-    paid = scores - section.missing_eos_penalty * ~made.ended
-    kl = likelihood.kl_k1(found["logp"], found["reference"])
-    rewards = maths.token_rewards(paid, kl, made.mask, coefficient)
+                values[part] = answers.values(models.peft, models.value_head, some)
+        scores[part] = scorer(some, [rows[n] for n in part])
+    logp, reference, values, scores = map(parallel.summed, (logp, reference, values, scores))
+    paid = scores - section.missing_eos_penalty * ~batch.ended
+    rewards = maths.token_rewards(paid, likelihood.kl_k1(logp, reference), batch.mask, coefficient)
     if section.whiten_rewards:
-        rewards = maths.whiten(rewards, made.mask, shift=False)
-    advantage, returns = maths.advantages(rewards, found["values"], made.mask, section.gamma, section.gae_lambda)
-    return Experience(made, **found, scores=scores, advantages=maths.whiten(advantage, made.mask), returns=returns)
+        rewards = maths.whiten(rewards, batch.mask, shift=False)
+    advantages, returns = maths.advantages(rewards, values, batch.mask, section.gamma, section.gae_lambda)
+    return Experience(batch, logp, reference, values, scores, maths.whiten(advantages, batch.mask), returns)
 
 
-def minibatches(section: Ppo, order) -> list[list[int]]:
-    """Answers in the given order, one list for each optimiser step."""
-    size = math.ceil(len(order) / section.minibatches)
-    return [list(order[start : start + size]) for start in range(0, len(order), size)]
-
-
-def micro_batches(section: Ppo, which) -> list[list[int]]:
-    """This process's part of some answers, in pieces of at most `micro_batch_size`."""
-    mine = [which[n] for n in parallel.share(len(which))]
-    size = parallel.at_once(section, len(mine))
-    return [mine[start : start + size] for start in range(0, len(mine), size)]
-
-
-def update(section: Ppo, models: Models, optimizer, made: Experience, warming: bool, taught: list = ()) -> dict:
+def update(
+    section: Ppo,
+    models: Models,
+    optimizer: ppo_state.Optimizers,
+    experience: Experience,
+    warming: bool,
+    demonstrated: list[Demonstration] = (),
+) -> dict:
     """Some epochs of clipped updates of policy and value function (in warm-up of the value function alone).
 
     Each minibatch's loss is a sum over its tokens divided by their number, whatever it is split into: micro-batches
-    and processes change nothing but rounding. Returns the health of the update. Raises UserError for a loss that is
-    no number, before it reaches the weights.
+    and processes change nothing but rounding. Returns the health of the update. Raises Diverged for a loss that is no
+    number, before it reaches the weights.
     """
-    count, health = len(made.answers), []
+    count, health = len(experience.answers), []
     for epoch in range(section.epochs):
         order = list(range(count))
         if epoch:  # the first epoch goes in order, as the old log-probabilities were taken
@@ -262,48 +188,32 @@ def update(section: Ppo, models: Models, optimizer, made: Experience, warming: b
             shuffle = torch.Generator().manual_seed(name)
             order = torch.randperm(count, generator=shuffle).tolist()
         for which in minibatches(section, order):
-            health.append(minibatch(section, models, optimizer, made, which, warming, taught))
+            health.append(step(section, models, optimizer, experience, which, warming, demonstrated))
     means = {key: sum(part[key] for part in health) / len(health) for key in health[0]}
     return means | {"first_ratio_error": health[0]["ratio_error"]}
 
 
-def minibatch(
-    section: Ppo, models: Models, optimizer, made: Experience, which: list[int], warming: bool, taught: list = ()
+def step(
+    section: Ppo,
+    models: Models,
+    optimizer: ppo_state.Optimizers,
+    experience: Experience,
+    which: list[int],
+    warming: bool,
+    demonstrated: list[Demonstration] = (),
 ) -> dict:
-    """One optimiser step on some answers, and on as many rows of supervised fine-tuning where those are `taught`."""
-    total = made.answers.mask[which].sum()
+    """One optimiser step on some answers (a minibatch), and on as many demonstrations where there are any."""
+    total = experience.answers.mask[which].sum()
     sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "entropy", "approx_kl"), 0.0)
     ratio_error = 0.0
     optimizer.zero_grad()
     for part in micro_batches(section, which):
-        some, mask = made.answers.rows(part), made.answers.mask[part]
-        with completions.autocast(models.peft, section.precision):
-            with adapter(models.peft, "policy"), torch.set_grad_enabled(not warming):
-                logits = completions.reply_logits(models.peft, some, section.temperature)
-                logp = likelihood.log_probs(logits, some.replies) * mask
-                losses = maths.policy_loss(logp, made.logp[part], made.advantages[part], section.clip)
-                loss = (losses * mask).sum() / total
-                if not warming:
-                    loss.backward()
-            with adapter(models.peft, "value"):
-                values = answers.values(models.peft, models.value_head, some)
-                errors = maths.value_loss(values, made.values[part], made.returns[part], section.value_clip)
-                value_loss = (errors * mask).sum() / total
-                value_loss.backward()
-        with torch.no_grad():
-            old, weight = made.logp[part], mask / total
-            ratio_error = max(ratio_error, (((logp - old).exp() - 1).abs() * mask).max().item())
-            sums["policy_loss"] += loss.item()
-            sums["value_loss"] += value_loss.item()
-            sums["clip_fraction"] += (maths.clipped(logp, old, section.clip) * weight).sum().item()
-            sums["entropy"] += (likelihood.entropy(logits) * weight).sum().item()
-            sums["approx_kl"] += (likelihood.kl_k3(old, logp) * weight).sum().item()  # the answers are the old policy's
-    if taught and not warming:
-        sums["sft_loss"] = rehearse(
-            section,
-            models,
-            [taught[n] for n in drawn(len(taught), len(which), section.seed, optimizer.step_count, "taught")],
-        )
+        numbers, error = add_gradients(section, models, experience, part, total, warming)
+        sums = {key: sums[key] + numbers[key] for key in sums}
+        ratio_error = max(ratio_error, error)
+    if demonstrated and not warming:
+        chosen = rows_of_iteration(len(demonstrated), len(which), section.seed, optimizer.step_count, "taught")
+        sums["sft_loss"] = add_sft_gradients(section, models, [demonstrated[n] for n in chosen])
     sums = parallel.summed_numbers(sums, models.peft.device)
     ratio_error = parallel.largest(ratio_error, models.peft.device)
     if not all(map(math.isfinite, sums.values())):
@@ -312,24 +222,53 @@ def minibatch(
     return sums | norms | {"ratio_error": ratio_error}
 
 
-def rehearse(section: Ppo, models: Models, rows: list[tuple[list[int], list[int]]]) -> float:
-    """Gradients of the SFT loss, per token, times its weight: PPO-ptx (2203.02155, eq. 2). Returns this process's part
-    of the loss."""
+def add_gradients(
+    section: Ppo, models: Models, experience: Experience, part: list[int], total: Tensor, warming: bool
+) -> tuple[dict[str, float], float]:
+    """Add the gradients of a micro-batch of a minibatch with `total` tokens; returns its share of the minibatch's
+    losses and health, and its largest error of the ratio."""
+    batch, mask, old = experience.answers.rows(part), experience.answers.mask[part], experience.logp[part]
+    with completions.autocast(models.peft, section.precision):
+        with adapter(models.peft, "policy"), torch.set_grad_enabled(not warming):
+            logits = completions.reply_logits(models.peft, batch, section.temperature)
+            logp = likelihood.log_probs(logits, batch.replies) * mask
+            losses = maths.policy_loss(logp, old, experience.advantages[part], section.clip)
+            loss = (losses * mask).sum() / total
+            if not warming:
+                loss.backward()
+        with adapter(models.peft, "value"):
+            values = answers.values(models.peft, models.value_head, batch)
+            errors = maths.value_loss(values, experience.values[part], experience.returns[part], section.value_clip)
+            value_loss = (errors * mask).sum() / total
+            value_loss.backward()
+    with torch.no_grad():
+        weight = mask / total
+        numbers = {
+            "policy_loss": loss.item(),
+            "value_loss": value_loss.item(),
+            "clip_fraction": (maths.clipped(logp, old, section.clip) * weight).sum().item(),
+            "entropy": (likelihood.entropy(logits) * weight).sum().item(),
+            "approx_kl": (likelihood.kl_k3(old, logp) * weight).sum().item(),  # the answers are the old policy's
+        }
+        return numbers, (((logp - old).exp() - 1).abs() * mask).max().item()
+
+
+def add_sft_gradients(section: Ppo, models: Models, rows: list[Demonstration]) -> float:
+    """Add the gradients of the SFT loss, per token, times its weight: PPO-ptx (2203.02155, eq. 2); returns this
+    process's part of the loss."""
     total, loss = sum(len(reply) for _, reply in rows), 0.0
     for part in micro_batches(section, range(len(rows))):
-        some = completions.given(models.tokenizer, *zip(*[rows[n] for n in part], strict=True), models.peft.device)
+        batch = completions.given(models.tokenizer, *zip(*[rows[n] for n in part], strict=True), models.peft.device)
         with completions.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
-            nll = -completions.log_probs(models.peft, some).sum() / total
+            nll = -completions.log_probs(models.peft, batch).sum() / total
             (section.sft_coefficient * nll).backward()
         loss += nll.item()
     return loss
 
 
-def publish(section: Ppo, models: Models, found: adapters.Foundation, work: Path, checkpoints: Path) -> None:
+def publish(section: Ppo, models: Models, foundation: adapters.Foundation, work: Path, checkpoints: Path) -> None:
     """Write the policy and its snapshots."""
-    import shutil
-
-    adapters.publish(models.peft, models.tokenizer, found, work / "model", name="policy")
+    adapters.publish(models.peft, models.tokenizer, foundation, work / "model", name="policy")
     if not parallel.main():
         return
     (work / "snapshots").mkdir()

@@ -1,0 +1,74 @@
+"""The prompts that policies answer, as tokens, and the rows of supervised fine-tuning as prompts with replies."""
+
+from pathlib import Path
+
+import numpy as np
+
+from posttrain.config.sections import Compare, Ppo
+from posttrain.data import texts
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_jsonl
+from posttrain.models import tokens
+from posttrain.rl.answers import refuse_long
+
+
+def training_prompts(section: Ppo, data: Path, tokenizer, model) -> list[dict]:
+    """The training prompts of `section.prompts`, each once.
+
+    Raises UserError when there are fewer than an iteration answers, or one is too long for the model.
+    """
+    file = _file(data, section.prompts, "train")
+    rows = _prompts(file, tokenizer)
+    refuse_long(model, rows, section.max_new_tokens)
+    if len(rows) < section.batch_size:
+        raise UserError(f"ppo: {file} has {len(rows)} different prompts, fewer than batch_size ({section.batch_size})")
+    return rows
+
+
+def held_out_prompts(section: Compare, data: Path, tokenizer, model) -> list[dict]:
+    """Some held-out prompts of preference pairs, else of conversations, each once.
+
+    Raises UserError when there are none, or one is too long for the model.
+    """
+    for kind in ("preference", "sft"):
+        if rows := _prompts(_file(data, kind, "test"), tokenizer):
+            order = np.random.default_rng(section.seed).permutation(len(rows))[: section.prompts]
+            chosen = [rows[n] for n in sorted(order)]
+            refuse_long(model, chosen, section.max_new_tokens)
+            return chosen
+    raise UserError(f"compare: {data} holds out no prompts; raise prepare.test_fraction")
+
+
+def demonstrations(data: Path, tokenizer) -> list[tuple[list[int], list[int]]]:
+    """The rows of supervised fine-tuning as tokens: (prompt, the assistant's last turn).
+
+    Raises UserError where there is none.
+    """
+    file, pairs = _file(data, "sft", "train"), []
+    for row in _rows(file):
+        encoded = tokens.encode(tokenizer, row)
+        ids, labels = encoded["input_ids"], encoded["labels"]
+        stop = max(n for n, label in enumerate(labels) if label != tokens.MASKED) + 1
+        start = max((n for n in range(stop) if labels[n] == tokens.MASKED), default=-1) + 1
+        pairs.append((ids[:start], ids[start:stop]))
+    if not pairs:
+        raise UserError(f"ppo.sft_coefficient: there are no rows of supervised fine-tuning in {file}")
+    return pairs
+
+
+def _file(data: Path, kind: str, side: str) -> Path:
+    return data.parent / "data" / kind / f"{side}.jsonl"
+
+
+def _rows(file: Path) -> list[dict]:
+    return list(read_jsonl(file)) if file.is_file() else []
+
+
+def _prompts(file: Path, tokenizer) -> list[dict]:
+    """The different prompts of a file: the row's id, tokens (`ids`), text (`prompt`), and `answer` or None."""
+    prompts: dict[tuple[int, ...], dict] = {}
+    for row in _rows(file):
+        ids = tokens.encode_prompt(tokenizer, row)
+        prompt = {"id": row["id"], "ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer")}
+        prompts.setdefault(tuple(ids), prompt)
+    return list(prompts.values())

@@ -1,0 +1,35 @@
+"""What rewards a policy's answers: a reward model, or a function of the user's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from posttrain.config.sections import Ppo
+from posttrain.models import reward_head
+from posttrain.models.completions import Answers
+from posttrain.rl import answers, handwritten
+
+Scorer = Callable[[Answers, list[dict]], Tensor]  # B answers and the rows they answer -> B rewards
+
+
+def by_model(model, reward: Path) -> Scorer:
+    """Rewards by the reward model with this manifest, whose adapter is added to a PEFT model."""
+    head = reward_head.add_to(model, reward)
+
+    def score(batch: Answers, rows: list[dict]) -> Tensor:
+        with torch.no_grad(), answers.adapter(model, "reward"):
+            return answers.scores(model, head, batch)
+
+    return score
+
+
+def by_function(section: Ppo, tokenizer) -> Scorer:
+    """Rewards by the function of the user's own that `section.reward_function` names."""
+    judge = handwritten.load_judge(section, "reward")
+
+    def score(batch: Answers, rows: list[dict]) -> Tensor:
+        return torch.tensor(judge.scores(rows, answers.texts(tokenizer, batch)), device=batch.replies.device)
+
+    return score
