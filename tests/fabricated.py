@@ -42,7 +42,7 @@ def fabricate(plan, folders=None, text: str = "") -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
         record = {"stage": stage, "params": params, "inputs": digests(inputs)}
-        write_json(folder / "provenance.json", record | {"seconds": 60.0, "code": code.code(stage)})
+        write_json(folder / "provenance.json", record | {"seconds": 60.0, "code": code.definitions(stage)})
         write_json(folder / "manifest.json", manifest_of(folder, parts))
 
 
@@ -111,5 +111,5 @@ def edit(key: str, value) -> None:
 
 
 def forget() -> None:
-    code.module.cache_clear()
-    code.fingerprint_of.cache_clear()
+    for cached in (code.module_parts, code.definitions, code.fingerprint_of):
+        cached.cache_clear()

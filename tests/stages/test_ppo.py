@@ -351,7 +351,7 @@ def test_a_loss_that_is_no_number_never_reaches_the_weights(setting, monkeypatch
 
 def test_a_hand_written_reward(inputs, home):
     """A function in a file: it is called with prompt, reply and answer, and its fingerprint is held to."""
-    from posttrain.ground.code import fingerprint
+    from posttrain.ground.syntax import fingerprint
 
     file = Path("brevity.py")
     file.write_text(

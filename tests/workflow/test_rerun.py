@@ -34,7 +34,7 @@ REACHED = {  # a few, by hand; the others by what `code.code` lists, which `test
     "data/packing.py": {"base", "longctx", "lengths"},
     "maths/rope.py": set(),  # speaks in the tests alone: transformers does the arithmetic
     "maths/ppo.py": {"ppo"},
-    "maths/likelihood.py": {"reference", "ppo", "dpo", "compare"},
+    "maths/likelihood.py": {"reference", "ppo", "compare"},
     "rl/ppo_health.py": {"ppo"},
     "reporting/figures.py": {"report"},
     "stages/sft.py": {"sft"},
@@ -56,7 +56,7 @@ def test_a_module_reruns_the_stages_that_reach_it_and_formatting_reruns_none(pac
     file.write_text("# A comment.\n" + text.replace("\n\n\n", "\n\n\n\n# another\n") + "\n\n")
     forget()
     assert rerun() == {}
-    file.write_text(text + "\n\nNEW = 1\n")
+    file.write_text(text + "\n\nNEW = list()\n")
     forget()
     stages = {stage for stage in campaign.load("config/config.yaml").code if name in code.code(stage)}
     assert stages == REACHED.get(module, stages)
@@ -217,7 +217,7 @@ def test_lost_records_of_snakemake_are_written_again(package, how):
 def test_broken_notes_of_ours_are_written_again(package, name, text):
     assert rerun() == {}
     Path(".snakemake", name).write_text(text)
-    code._known.cache_clear()
+    code._parsed.cache_clear()
     forget()
     assert rerun() == {}
     edit("dpo.beta", 0.3)
@@ -244,14 +244,14 @@ def test_the_template_of_the_page_reruns_the_report_alone(package):
 
 def test_packages_and_relative_imports_count(package):
     (package / "helper").mkdir()
-    (package / "helper/__init__.py").write_text("X = 1\n")
-    (package / "aside.py").write_text("Y = 1\n")
+    (package / "helper/__init__.py").write_text("X = list()\n")
+    (package / "aside.py").write_text("Y = list()\n")
     text = (package / "stages/dpo.py").read_text()
     (package / "stages/dpo.py").write_text(f"{text}\nfrom posttrain.helper import X\nfrom ..aside import Y\n")
     forget()
     assert {"helper", "aside"} <= code.code("dpo").keys() and "helper" not in code.code("sft")
     before = code.fingerprint_of("dpo")
-    (package / "aside.py").write_text("Y = 2\n")
+    (package / "aside.py").write_text("Y = list(())\n")
     forget()
     assert code.fingerprint_of("dpo") != before
     (package / "__init__.py").write_text("import random\n")
@@ -312,3 +312,16 @@ def test_a_job_that_waited_reads_the_plan_of_its_own_run(package):
     later = ["snakemake", "-n", "-p", "results/whole/dpo/manifest.json"]
     done = subprocess.run(later, capture_output=True, text=True, env=environment)
     assert '"beta":0.3,' in done.stdout, f"control: the main process reads the config as it is\n{done.stderr}"
+
+
+def test_other_words_of_an_error_rerun_nothing(package):
+    """Also of a module that every stage reaches; what is done with them counts, for the stages that do it."""
+    file = package / "ground/files.py"
+    text = file.read_text()
+    assert text.count("is not valid JSON") == 1 and "ground.files:read_json" in code.definitions("sft")
+    file.write_text(text.replace("is not valid JSON", "holds no JSON"))
+    forget()
+    assert rerun() == {} and told() == set()
+    file.write_text(text.replace("return json.loads(path", "return {} or json.loads(path"))
+    forget()
+    assert "whole/sft" in rerun()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fabricated import fabricate
+from fabricated import fabricate, forget
 
 from posttrain.__main__ import main
 from posttrain.dag import campaign
@@ -108,30 +108,30 @@ def test_an_input_is_named_with_its_digests(project):
 
 
 def test_a_function_is_named(project, root, tmp_path_factory, monkeypatch):
-    """By the commit that the artifact was made with, where git has it."""
     package = tmp_path_factory.mktemp("code") / "posttrain"
     shutil.copytree(root / "workflow/posttrain", package, ignore=shutil.ignore_patterns("__pycache__"))
-    git = f"git -c user.name=t -c user.email=t@example.org -C {package}"
-    assert os.system(f"{git} init -q && {git} add -A && {git} commit -qm x") == 0
-    commit = os.popen(f"{git} rev-parse HEAD").read().strip()
     monkeypatch.setattr(code, "PACKAGE", package)
-    for cached in (code.module, code.fingerprint_of):
-        cached.cache_clear()
-    record = Path("results/whole/dpo/provenance.json")
-    write_json(record, read_json(record) | {"git_commit": commit})
-    text = (package / "models/tokens.py").read_text()
-    name = next(iter(code.functions(text)))
-    (package / "models/tokens.py").write_text(
-        text.replace(f"def {name}(", f"def {name}_(", 1) + f"\n\n{name} = {name}_\n"
-    )
-    for cached in (code.module, code.fingerprint_of):
-        cached.cache_clear()
+    functions = "\n".join(f"def {name}(x):\n    return x\n" for name in ("one", "two", "three"))
+    (package / "maths/more.py").write_text(functions)
+    stage = package / "stages/dpo.py"
+    stage.write_text(f"{stage.read_text()}\nfrom posttrain.maths import more\nmore.one(more.two)\n")
+    forget()
+    fabricate(load())
+    assert why.why(load()) == why.NOTHING
+    (package / "maths/more.py").write_text(functions.replace("return x", "return 2 * x"))
+    forget()
     said = block(why.why(load()), "results/whole/dpo")
-    assert f"code: models.tokens: (module), {name}, {name}_" in said
-    assert "code: models.tokens\n" in block(why.why(load()), "results/whole/reference"), "no commit: the module alone"
+    assert "  code: maths.more: one, two\n" in said, "what it does not use changed too"
+    record = Path("results/whole/dpo/provenance.json")
+    write_json(record, read_json(record) | {"code": {"maths.more": "0123456789abcdef"}})
+    assert "code: an earlier version of posttrain made it" in block(why.why(load()), "results/whole/dpo")
+    stage.write_text(stage.read_text().partition("from posttrain.maths import more")[0])
+    fabricate(load(), ["results/whole/dpo"])
+    forget()
+    write_json(record, read_json(record) | {"code": read_json(record)["code"] | {"maths.more:one": "0"}})
+    assert "code: maths.more is no longer reached" in block(why.why(load()), "results/whole/dpo")
     monkeypatch.undo()
-    for cached in (code.module, code.fingerprint_of):
-        cached.cache_clear()
+    forget()
 
 
 def test_missing_artifacts_are_told_with_what_others_of_their_stage_took(project):
@@ -172,7 +172,7 @@ def test_two_experiments_side_by_side(project):
 
 def test_verify_finds_a_flipped_bit(project, capsys):
     assert main(["verify"]) == 0
-    assert "artifacts are what their manifests say; 0 do not exist yet" in capsys.readouterr().out
+    assert "artifacts are what their manifests say; 0 are not made" in capsys.readouterr().out
     file = Path("results/whole/evaluate/dpo/data/bytes")
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert main(["verify"]) == 2

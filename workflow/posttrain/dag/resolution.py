@@ -7,8 +7,8 @@ from posttrain.config.experiment import Experiment
 from posttrain.config.sections import Base, Optimisation, Prepare, Section, Tokenizer
 from posttrain.config.stages import STAGES
 from posttrain.config.validation import one_of
-from posttrain.ground.code import fingerprint, function_file
 from posttrain.ground.errors import UserError
+from posttrain.ground.syntax import fingerprint, function_file
 
 GOLD_OF_WORLD = "posttrain.world.gold:gold_reward"
 FUNCTIONS = {"reward_function": "reward_code", "gold_function": "gold_code"}  # key -> key of the file's fingerprint

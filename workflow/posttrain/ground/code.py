@@ -1,79 +1,82 @@
-"""The fingerprint of the code that a stage runs: syntax trees of the package's modules that it reaches by imports.
+"""The fingerprint of the code that a stage runs: the definitions of the package that it could use.
 
-Comments, docstrings and formatting never count, and Python's version does not either.
+Comments, formatting, docstrings, annotations and messages never count (`counted`), nor does Python's version.
+Of the modules that a stage reaches by imports, what runs when they are imported counts. A function or a literal value
+counts where its name is mentioned by anything that counts: as an identifier, an attribute or a text. Where a program
+can come by a definition without its name, the whole module counts, or all modules that the stage reaches.
 """
 
 import ast
-import hashlib
-import importlib.util
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
+from posttrain.ground.counted import counted, mentions, parts
 from posttrain.ground.errors import UserError
+from posttrain.ground.syntax import digest, spelled
 
 PACKAGE = Path(__file__).parents[1]
 # What a stage computes does not depend on these: `config` acts through the section, the others speak to people.
 UNCOUNTED = ("config", "ground.errors", "ground.progress", "training.tracking")
-KNOWN = Path(".snakemake/fingerprints.json")  # of files already read, by the digest of their bytes
-VERSION = 2  # of this module's own spelling of a tree
-EMPTY = ""  # stands for a module without any code, which need not be named
+CACHE = Path(".snakemake/fingerprints.json")  # of modules already parsed, by the digest of their bytes
+VERSION = 3  # of what is kept there
+OWN = {"globals", "locals", "vars"}  # reach any definition of the module that calls them
+ALL = {"eval", "exec", "__import__", "import_module", "__globals__"}  # reach any definition at all, like `sys.modules`
+
+
+class Part(NamedTuple):
+    """A definition of a module, or what is left of the module without them."""
+
+    digest: str  # "" for nothing
+    names: list[str]  # that it mentions
+    imports: list[str]  # modules of the package that it loads
+    whole: list[str]  # modules of which it may use anything; "*" for all
 
 
 def code(stage: str) -> dict[str, str]:
-    """Module (or template) -> digest, of everything of the package that a stage's module reaches."""
-    reached, wanted = {}, [f"stages.{stage}"]
-    while wanted:
-        name = wanted.pop()
-        if name not in reached and not uncounted(name):
-            reached[name], imports = module(name)
-            wanted += [*imports, *_holders(name)]
-    return {name: found for name, found in sorted(reached.items()) if found != EMPTY}
-
-
-def uncounted(name: str) -> bool:
-    """Whether a module, or the room that it stands in, never counts."""
-    return any(f"{name}.".startswith(f"{other}.") for other in UNCOUNTED)
+    """Module -> digest of what a stage could use of it, with the templates that it reads."""
+    lines: dict[str, list[str]] = {}
+    for place, content in definitions(stage).items():
+        lines.setdefault(place.partition(":")[0], []).append(f"{place} {content}")
+    return {module: digest("\n".join(said))[:16] for module, said in lines.items()}
 
 
 @cache
 def fingerprint_of(stage: str) -> str:
     """One digest for all the code of a stage, as 16 hex digits."""
-    return digest(json.dumps(code(stage)))[:16]
+    return digest(json.dumps(definitions(stage)))[:16]
 
 
 @cache
-def module(name: str) -> tuple[str, list[str]]:
-    """Digest of a module of the package, and the modules of the package that it imports, wherever in it.
-
-    A module that names the folder `templates` reads its files, whose bytes count with it.
-    """
-    try:
-        content = source(name).read_bytes()
-    except OSError as error:
-        raise UserError(f"{source(name)}: cannot be read: {error.strerror}") from None
-    templates = b"".join(digest(template.read_bytes()).encode() for template in _templates(content))
-    key = digest(b"%d%b%b" % (VERSION, content, templates))
-    if key not in _known():
-        try:
-            _known()[key] = [digest_of(content), sorted(set(_imports(ast.parse(content), name)))]
-        except (SyntaxError, ValueError) as error:
-            raise UserError(f"{source(name)}: is no Python module that can be read: {error}") from None
-    found, imports = _known()[key]
-    return found, [other for other in imports if source(other).is_file()]
-
-
-def digest_of(content: bytes) -> str:
-    """Digest of a module's text, with that of the templates as they are now, where it reads them."""
-    tree = spelled(ast.parse(content))
-    templates = [digest(template.read_bytes()) for template in _templates(content)]
-    return EMPTY if tree == "Module()" else digest(tree + "".join(templates))[:16]
+def definitions(stage: str) -> dict[str, str]:
+    """MODULE:DEFINITION, or MODULE for what runs when it is imported -> digest, of all that a stage could use."""
+    start = f"stages.{stage}"
+    names, whole, digests = {stage}, set(), {}
+    waiting = {module: dict(module_parts(module)) for module in [start, *_packages_above(start)]}
+    while True:
+        new = [
+            (module, name)
+            for module, of_module in waiting.items()
+            for name in of_module
+            if not name or name in names or module in whole or "*" in whole
+        ]
+        if not new:
+            return {place: content for place, content in sorted(digests.items()) if content}
+        for module, name in new:
+            part = waiting[module].pop(name)
+            digests[f"{module}:{name}".removesuffix(":")] = part.digest
+            names.update(part.names)
+            whole.update(part.whole)
+            for imported in part.imports:
+                if imported not in waiting:
+                    waiting[imported] = dict(module_parts(imported))
 
 
-def _templates(content: bytes) -> list[Path]:
-    """The templates of the kinds that a module reads: it names their folder and how their names end."""
-    files = sorted(PACKAGE.glob("templates/*")) if b'"templates"' in content else []
-    return [file for file in files if file.suffix.encode() in content]
+def uncounted(name: str) -> bool:
+    """Whether a module, or the room that it stands in, never counts."""
+    return any(f"{name}.".startswith(f"{other}.") for other in UNCOUNTED)
 
 
 def source(name: str) -> Path:
@@ -82,101 +85,116 @@ def source(name: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _holders(name: str) -> list[str]:
+def _packages_above(name: str) -> set[str]:
     """The packages that a module lies in, whose `__init__` runs before it; `__init__` is the whole package's."""
-    parts = name.split(".")
-    return ["__init__", *(".".join(parts[:end]) for end in range(1, len(parts)))]
+    pieces = name.split(".")
+    above = {"__init__", *(".".join(pieces[:end]) for end in range(1, len(pieces)))}
+    return {package for package in above if source(package).is_file()}
 
 
 @cache
-def _known() -> dict:
+def module_parts(name: str) -> dict[str, Part]:
+    """Definition -> what counts of it; the rest of the module is under "". Raises UserError where it cannot be read.
+
+    A module that names the folder `templates` reads its files, whose bytes count with it.
+    """
+    file = source(name)
     try:
-        found = json.loads(KNOWN.read_text(encoding="utf-8"))
-        return {key: [known, list(imports)] for key, (known, imports) in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
+        content = file.read_bytes()
+        templates = sorted(PACKAGE.glob("templates/*")) if b'"templates"' in content else []
+        digests = {item.name: digest(item.read_bytes()) for item in templates if item.suffix.encode() in content}
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    key = digest(json.dumps([VERSION, name, digest(content), digests]))
+    if key not in _parsed():
+        try:
+            _parsed()[key] = parsed(content, name, file.name == "__init__.py")
+        except (SyntaxError, ValueError) as error:
+            raise UserError(f"{file}: is no Python module that can be read: {error}") from None
+        if digests:
+            rest = _parsed()[key][""]
+            _parsed()[key][""] = rest._replace(digest=digest(rest.digest + json.dumps(digests))[:16])
+    _USED[key] = _parsed()[key]
+    return {part: value._replace(imports=_loaded(value.imports)) for part, value in _parsed()[key].items()}
+
+
+def _loaded(imports: list[str]) -> list[str]:
+    """The modules that count, and the packages that they lie in, among what was imported: names of either."""
+    modules = {module for module in imports if source(module).is_file() and not uncounted(module)}
+    return sorted(modules.union(*map(_packages_above, modules)))
+
+
+def parsed(content: str | bytes, name: str = "", is_package: bool = False) -> dict[str, Part]:
+    """The parts of a module's text. Raises SyntaxError and ValueError."""
+    tree = counted(ast.parse(content))
+    above = ["posttrain", *name.split("."), *(["__init__"] if is_package else [])]
+    aliases = {alias: module for node in ast.walk(tree) for alias, module in _imports(node, above)}
+    return {part: _part(statements, name, above, aliases) for part, statements in parts(tree).items()}
+
+
+def _part(statements: list[ast.stmt], name: str, above: list[str], aliases: dict[str, str]) -> Part:
+    """above: the module's path, of which relative imports go up. aliases: name in the module -> what it stands for."""
+    nodes = [node for statement in statements for node in ast.walk(statement)]
+    imports = [module for node in nodes for _, module in _imports(node, above)]
+    names = {mention for statement in statements for mention in mentions(statement)}
+    text = "".join(map(spelled, statements))
+    whole = set(_whole(nodes, name, aliases))
+    return Part(digest(text)[:16] if text else "", sorted(names), sorted(set(imports)), sorted(whole))
+
+
+def _imports(node: ast.AST, above: list[str]) -> Iterator[tuple[str, str]]:
+    """(name there, what may be a module of the package, named from within it), of an import; ("", ...) for what is
+    imported without a name."""
+    if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").partition(".")[0] == "posttrain"):
+        origin = [*(above[: -node.level] if node.level else []), *filter(None, [node.module])]
+        within = ".".join(origin).partition(".")[2]
+        yield from [("", within)] if within else []
+        yield from ((alias.asname or alias.name, f"{within}.{alias.name}".lstrip(".")) for alias in node.names)
+    elif isinstance(node, ast.Import):
+        for alias in node.names:
+            if alias.name.startswith("posttrain"):
+                yield alias.asname or "posttrain", alias.name.partition(".")[2] or "__init__"
+
+
+def _whole(nodes: list[ast.AST], name: str, aliases: dict[str, str]) -> Iterator[str]:
+    """The modules of which the nodes may use any definition, without its name; "*" for all that are reached."""
+    only_attribute = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr != "__dict__"}
+    for node in nodes:
+        match node:
+            case ast.Name(id=used) if used in aliases and id(node) not in only_attribute:
+                yield aliases[used]  # handed on, to `getattr` perhaps
+            case ast.Name(id=used) if used in OWN:
+                yield name
+            case ast.Name(id=used) | ast.Attribute(attr=used) if used in ALL and not (
+                used in ("eval", "exec") and isinstance(node, ast.Attribute)
+            ):
+                yield "*"
+            case ast.Attribute(value=ast.Name(id="sys"), attr="modules"):
+                yield "*"
+            case ast.ImportFrom(module="sys") if any(alias.name == "modules" for alias in node.names):
+                yield "*"
+            case ast.Import() if any(alias.name.startswith("posttrain") for alias in node.names):
+                yield "*"
+            case ast.ImportFrom(module="posttrain") if not all(alias.name.startswith("__") for alias in node.names):
+                yield "*"  # a room, whose attributes are modules
 
 
 def remember() -> None:
-    """Keep what was read, so that the next `snakemake` need not parse what did not change."""
-    text = json.dumps(_known())
-    if KNOWN.parent.is_dir() and not (KNOWN.is_file() and KNOWN.read_text(encoding="utf-8") == text):
-        KNOWN.with_suffix(".new").write_text(text, encoding="utf-8")
-        KNOWN.with_suffix(".new").replace(KNOWN)
+    """Keep what was parsed, so that the next `snakemake` need not parse what did not change."""
+    text = json.dumps(_USED, sort_keys=True)
+    if CACHE.parent.is_dir() and not (CACHE.is_file() and CACHE.read_text(encoding="utf-8") == text):
+        CACHE.with_suffix(".new").write_text(text, encoding="utf-8")
+        CACHE.with_suffix(".new").replace(CACHE)
 
 
-def _imports(tree: ast.Module, name: str):
-    """Names that may be modules of the package: what the module `name` imports from it, at any depth."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").partition(".")[0] == "posttrain"):
-            above = ["posttrain", *name.split(".")][: -node.level] if node.level else []
-            within = ".".join([*above, *filter(None, [node.module])]).partition(".")[2]
-            yield from filter(None, [within])
-            yield from (f"{within}.{alias.name}".lstrip(".") for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (n.name.partition(".")[2] for n in node.names if n.name.startswith("posttrain."))
-
-
-def function_file(named: str) -> Path:
-    """The file that holds a function named as `file.py:function` or `package.module:function`; does not run it."""
-    place = named.rpartition(":")[0]
-    if place.endswith(".py"):
-        return Path(place)
-    try:
-        found = importlib.util.find_spec(place)
-    except (Exception, SystemExit):  # it imports the package that the module lies in, which can raise anything
-        found = None
-    return Path(found.origin) if found and found.origin else Path(place)
-
-
-def fingerprint(file: Path) -> str:
-    """Digest of the syntax tree of a file of the user's own. Raises UserError when it is no Python."""
-    try:
-        return _fingerprint_of_text(file.read_bytes())
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{file}: is no Python module that can be read: {error}") from None
+_USED: dict[str, dict[str, Part]] = {}  # of `_parsed`, what this process asked for
 
 
 @cache
-def _fingerprint_of_text(content: bytes) -> str:
-    return digest(spelled(ast.parse(content)))
-
-
-def functions(content: str | bytes) -> dict[str, str]:
-    """Top-level definition -> digest of its tree; what stands between definitions is `(module)`."""
-    tree, found = ast.parse(content), {}
-    rest = []
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found[node.name] = digest(spelled(node))
-        else:
-            rest.append(spelled(node))
-    return found | {"(module)": digest("".join(rest))}
-
-
-def spelled(node) -> str:
-    """A syntax tree as text, without places, docstrings and empty fields, which differ between Pythons."""
-    if isinstance(node, list):
-        return f"[{','.join(map(spelled, node))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = []
-    for name, value in ast.iter_fields(node):
-        if name == "body" and _is_docstring(node, value):
-            value = value[1:]
-        if value not in (None, []) and name not in ("ctx", "kind", "type_comment"):
-            fields.append(f"{name}={spelled(value)}")
-        elif isinstance(node, ast.Constant) and name == "value":
-            fields.append("value=None")
-    return f"{type(node).__name__}({','.join(fields)})"
-
-
-def _is_docstring(node, body) -> bool:
-    holders = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    first = body[0] if isinstance(node, holders) and body else None
-    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-
-
-def digest(content: str | bytes) -> str:
-    """sha256 as hex."""
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+def _parsed() -> dict[str, dict[str, Part]]:
+    """What was kept, by the digest of all that it was made from; empty where it cannot be read."""
+    try:
+        kept = json.loads(CACHE.read_text(encoding="utf-8"))
+        return {key: {name: Part(*fields) for name, fields in of_module.items()} for key, of_module in kept.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

@@ -30,9 +30,10 @@ def read_json(path: Path):
     """The content of a JSON file. Raises UserError when it is absent or not JSON, Unreadable when nobody can tell."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except OSError as error:
-        kind = UserError if isinstance(error, FileNotFoundError) else Unreadable
-        raise kind(f"{path}: cannot be read: {error.strerror}") from None
+        raise Unreadable(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON: {error}") from None
 

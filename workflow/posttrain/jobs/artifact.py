@@ -123,7 +123,11 @@ def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, check
     parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
     write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))
     record, shape = provenance(name, started, time.monotonic() - clock), shape_of(section)
-    record |= made_from | {"shape": shape, "code": code.code(made_from["stage"]), "disk_mb": disk_of(work, checkpoints)}
+    record |= made_from | {
+        "shape": shape,
+        "code": code.definitions(made_from["stage"]),
+        "disk_mb": disk_of(work, checkpoints),
+    }
     record["unread"] = audit.unread(slice_of(section), asked)
     if said := kept.differs(name, shape, sha256(work / "manifest.json")):
         say(f"warning: {said}")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from posttrain.config.sections import Compare, Ppo
-from posttrain.ground.code import fingerprint, function_file
 from posttrain.ground.errors import UserError
+from posttrain.ground.syntax import fingerprint, function_file
 
 
 @dataclass(frozen=True)

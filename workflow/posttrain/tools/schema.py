@@ -66,9 +66,10 @@ def code_table() -> list[str]:
     reached = {stage: code.code(stage) for stage in stages}
     lines = [
         "\n## The code\n",
-        "A stage is its section, its inputs and the code that it reaches: an edit of a module reruns the stages beside",
-        "it and what descends from them. Comments, docstrings and formatting rerun nothing, and neither does a module",
-        "that is not named here.\n",
+        "A stage is its section, its inputs and the code that it could use. An edit of a function reruns, of the",
+        "stages beside its module, those that mention it; an edit of what runs when the module is imported reruns all",
+        "of them; then what descends from them. Comments, docstrings, annotations, the words of messages and",
+        "formatting rerun nothing, and neither does a module that is not named here.\n",
         "| module | stages |",
         "|---|---|",
     ]

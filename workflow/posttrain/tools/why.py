@@ -5,7 +5,6 @@ posttrain why [EXPERIMENT[/STAGE] [OTHER EXPERIMENT]]
 
 import json
 import statistics
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,27 +127,21 @@ def other_inputs(role: str, before: dict[str, str], now: list[str]) -> Iterator[
 
 
 def edited(stage: str, record: dict, before: str, now: str) -> Iterator[str]:
-    """The modules of a stage's code that changed, with the functions where git still has the earlier text."""
-    past, present = record.get("code", {}), code.code(stage)
-    for name in sorted(past.keys() | present.keys()):
-        if past.get(name) != present.get(name):
-            where = functions_of(name, record.get("git_commit", ""), past.get(name))
-            yield f"code: {name}{where if name in present else ' is no longer reached'}"
+    """The modules of a stage's code that changed, each with the definitions that did."""
+    past, present = record.get("code", {}), code.definitions(stage)
+    changed: dict[str, list[str]] = {}
+    for place in sorted(past.keys() | present.keys()):
+        if past.get(place) != present.get(place):
+            module, _, definition = place.partition(":")
+            changed.setdefault(module, []).append(definition or "(module)")
+    reached = {place.partition(":")[0] for place in present}
+    if not any(":" in place for place in past):
+        yield "code: an earlier version of posttrain made it, whose record names no functions"
+    else:
+        for module, names in changed.items():
+            yield f"code: {module}" + (f": {', '.join(names)}" if module in reached else " is no longer reached")
     if before.partition("+")[2] != now.partition("+")[2]:
         yield "versions: envs/requirements.txt changed (strict)"
-
-
-def functions_of(name: str, commit: str, before: str | None) -> str:
-    """ ": a, b", the functions that differ from those of a commit; "" where its text is not what ran."""
-    file = code.source(name)
-    if not commit or before is None:
-        return ""
-    run = subprocess.run(["git", "show", f"{commit.removesuffix('+changes')}:./{file.name}"],
-                         cwd=file.parent, capture_output=True)  # fmt: skip
-    if run.returncode or code.digest_of(run.stdout) != before:
-        return ""
-    past, present = code.functions(run.stdout), code.functions(file.read_bytes())
-    return f": {', '.join(sorted(n for n in past.keys() | present.keys() if past.get(n) != present.get(n)))}"
 
 
 def to_run(artifacts: dict[str, dict]) -> list[str]:
