@@ -171,7 +171,15 @@ def test_table_has_exactly_the_columns_and_each_policy_once(undrawn, made, tmp_p
     assert (output / "table.md").read_text().splitlines()[0] == f"| {' | '.join(COLUMNS)} |"
     page = Tags((output / "index.html").read_text()).text
     assert "used by tiny, tiny-lora, tiny-full, tiny-prefix" in page
-    assert "Its base is the one of tiny." in page
+    assert "Uses base of tiny." in page
+
+
+def test_a_policy_counts_once_however_many_judges_it_has(undrawn, campaign, made, tmp_path):
+    assert f"of {1 + len(METHODS)} policies" in (made()[1] / "index.html").read_text(), "control"
+    rows = [{"task": "long_text_64", "metric": "perplexity", "value": 3.0, "stderr": 0.1, "n": 64}]
+    artifact(tmp_path / "results", "tiny/lengths/base", {"rows": rows})
+    campaign["experiments"][0]["stages"]["lengths/base"] = "results/tiny/lengths/base"
+    assert f"of {1 + len(METHODS)} policies" in (made()[1] / "index.html").read_text()
 
 
 def test_same_records_same_bytes(made):
@@ -325,7 +333,7 @@ def test_an_owner_outside_the_campaign_is_named(undrawn, campaign, made):
     del campaign["experiments"][0]
     missing, output = made()
     assert missing == []
-    assert "Not in this campaign itself" in (output / "index.html").read_text()
+    assert "Not listed in this campaign" in (output / "index.html").read_text()
     assert "tiny" in {row["experiment"] for row in table(output)}
 
 

@@ -65,26 +65,26 @@ def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict,
     """The text of a card. contract: of `policy.json`; rows: benchmarks, as the evaluation recorded them."""
     inherited = metadata_of(inputs.get("base") or inputs.get("sft") or inputs.get("policy"))
     hub = section.get("hub") or {}
-    known = {"base_model": hub.get("id"), "license": license_of(hub, inputs), "tags": ["posttrain", stage]}
-    known |= {key: inherited[key] for key in ("base_model", "license") if key in inherited}
+    metadata = {"base_model": hub.get("id"), "license": license_of(hub, inputs), "tags": ["posttrain", stage]}
+    metadata |= {key: inherited[key] for key in ("base_model", "license") if key in inherited}
     if section.get("scratch") or FROM_SCRATCH in inherited.get("tags", []):
-        known["tags"].append(FROM_SCRATCH)
-    known["library_name"] = "transformers" if contract["method"] == "weights" else "peft"
-    known["datasets"] = datasets_of(inputs.get("data")) or None
-    known["pipeline_tag"] = "text-classification" if contract["method"] == "reward" else "text-generation"
-    origin = "trained from scratch" if FROM_SCRATCH in known["tags"] else known["base_model"]
+        metadata["tags"].append(FROM_SCRATCH)
+    metadata["library_name"] = "transformers" if contract["method"] == "weights" else "peft"
+    metadata["datasets"] = datasets_of(inputs.get("data")) or None
+    metadata["pipeline_tag"] = "text-classification" if contract["method"] == "reward" else "text-generation"
+    origin = "trained from scratch" if FROM_SCRATCH in metadata["tags"] else metadata["base_model"]
     method = f"{contract['merged']}, merged" if contract.get("merged", "weights") != "weights" else contract["method"]
     facts = {
         "stage": f"{stage}: {STAGES[stage].help}" if stage in STAGES else stage,
-        "method": f"{method}; {HOW_TO_LOAD[known['library_name']]}",
+        "method": f"{method}; {HOW_TO_LOAD[metadata['library_name']]}",
         "base model": origin,
         "revision of the base": hub.get("revision"),
-        "licence": known["license"],
+        "licence": metadata["license"],
         "context, tokens": contract.get("positions", {}).get("context"),
         **{f"{role}, sha256 of its manifest": sha256(file) for role, file in inputs.items() if isinstance(file, Path)},
     }
     parts = [
-        f"---\n{yaml_of(known, rows)}---\n\n# Model of the stage {stage}\n",
+        f"---\n{yaml_of(metadata, rows)}---\n\n# Model of the stage {stage}\n",
         table(["", ""], facts.items()),
         "## Data\n",
         table(["source", "task", "rows"], sources_of(inputs.get("data"))) or "Unknown.\n",
@@ -100,7 +100,7 @@ def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict,
     return "\n".join(parts)
 
 
-def yaml_of(known: dict, rows: list[dict]) -> str:
+def yaml_of(metadata: dict, rows: list[dict]) -> str:
     """The metadata block, with benchmarks as the Hugging Face hub reads them (`model-index`)."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -110,7 +110,7 @@ def yaml_of(known: dict, rows: list[dict]) -> str:
         if math.isfinite(row["value"])
     ]
     named = {"model_name": "policy", "eval_results": results} if results else {}
-    return ModelCardData(**clean(known), **named).to_yaml() + "\n"
+    return ModelCardData(**clean(metadata), **named).to_yaml() + "\n"
 
 
 def metadata_of(manifest: Path | None) -> dict:

@@ -16,6 +16,7 @@ from posttrain.reporting.text import short, visible
 
 PAPER = "#ffffff"
 WIDE = 3  # columns of panels on a wide screen; on a phone there is one
+COUNTED = {"compare": "prompts", "lengths": "documents"}  # by n of a judge's figures; other judges count questions
 SHOWN_OF_ANSWERS = ("gold_reward", "win_rate")  # the other metrics of `compare` stand in the table
 
 
@@ -132,7 +133,7 @@ def error_caption(group: list[dict]) -> str:
     parts = []
     if questions := sorted({bar["n"] or 0 for bar in group if bar["seeds"] == 1}):
         many = f"{questions[0]}" if len(questions) == 1 else f"{questions[0]} to {questions[-1]}"
-        parts.append(f"± 1 standard error over n = {many} questions; one seed")
+        parts.append(f"± 1 standard error over n = {many} {COUNTED.get(group[0].get('judge'), 'questions')}; one seed")
     if seeds := sorted({bar["seeds"] for bar in group if bar["seeds"] > 1}):
         parts.append(f"± 1 standard deviation over {' or '.join(map(str, seeds))} seeds")
     lacking = any(bar["error"] is None for bar in group)
