@@ -1,4 +1,4 @@
-"""What the hub, the network or the disk refused, in words that say what to do."""
+"""Say in words what the hub, the network or the disk refused, and what to do."""
 
 import errno
 from contextlib import contextmanager
@@ -26,13 +26,13 @@ def explained(kind: str, id: str, revision: str | None):
 
 
 def in_words(error: Exception, kind: str, id: str, revision: str | None) -> str | None:
-    """The message for an exception of huggingface_hub; None for one that is nobody's but ours."""
+    """The message for an exception of huggingface_hub; None for a mistake of our own."""
     from huggingface_hub import errors as hub
 
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{id}"
     login = "set HF_TOKEN (or run `hf auth login`) on this machine and run again."
     if isinstance(error, (hub.LocalEntryNotFoundError, ValueError)) and error.__cause__:
-        error = error.__cause__  # "not in the cache" says less than why it could not be fetched
+        error = error.__cause__  # its cause says why the file could not be fetched
     match error:
         case hub.GatedRepoError():
             words = f"is gated. Ask for access on {page}, {login}"

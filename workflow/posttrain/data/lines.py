@@ -18,7 +18,7 @@ TEXT_NAMES = (".txt", ".text")
 MAX_LINE_BYTES = 16 * 2**20
 MAX_PROBLEMS = 20
 BOM = "\ufeff"
-# What a file begins with when its name lies. UTF-16 and a JSON array are named by their own checks.
+# First bytes of files that are not what their name says. UTF-16 and a JSON array are named by their own checks.
 MAGIC = {
     b"\x1f\x8b": "gzip data: name it .gz",
     b"PAR1": "a Parquet file",
@@ -206,7 +206,7 @@ def _integer(digits: str) -> int | float:
 
 
 def _explain(error: json.JSONDecodeError) -> str:
-    """The parser's complaint in plain words, with the usual cause where the line shows it."""
+    """The parser's message in plain words, with the usual cause where the line shows it."""
     text, message = error.doc, f"column {error.colno}: {error.msg[0].lower()}{error.msg[1:]}"
     if error.msg.startswith("Invalid control"):
         message = f"column {error.colno}: control character in string"

@@ -1,4 +1,4 @@
-"""Drops exact duplicates, splits rows by group, and finds what training and test share."""
+"""Drop exact duplicates, split rows by group, and find what training and test share."""
 
 import hashlib
 from collections import defaultdict
@@ -10,7 +10,7 @@ from posttrain.data.rows import DERIVED
 FEWEST_ASKED = 5  # words in a prompt for which asking the same thing is a finding: "Tell me a joke" is not
 FEWEST_CONTAINED = 8  # words in a prompt that is looked for inside another text
 GRAM = 13  # words that two long texts share by copying, hardly by chance (Brown et al. 2020, appendix C)
-COMMON = 10  # a short prompt or a gram under more training prompts than this is boilerplate (as there)
+COMMON = 10  # a short prompt or a gram under more training prompts than this is boilerplate (ibid.)
 COVERED = 0.5  # share of a test prompt's words in shared grams from which it counts as known
 
 
@@ -22,14 +22,14 @@ class Finding(NamedTuple):
     how: str  # exact, normalised, contained, grams, group
 
     def __str__(self) -> str:
-        means = {
+        meanings = {
             "exact": "the same row or prompt as",
             "normalised": "but for case, space and punctuation the same row or prompt as",
             "contained": "its prompt stands in, or is mostly the prompt of,",
             "grams": f"at least half of its words are in runs of {GRAM} words shared with",
             "group": "the same group as",
         }
-        return f"{self.test}: {self.how} overlap: {means[self.how]} {self.train}"
+        return f"{self.test}: {self.how} overlap: {meanings[self.how]} {self.train}"
 
 
 def deduplicate(rows: list[dict]) -> tuple[list[dict], int]:
@@ -52,8 +52,8 @@ def split(rows: list[dict], test_fraction: float, seed: int) -> tuple[list[dict]
     if test_fraction == 0:
         return rows, [], None
     if len(place) < 2:
-        found = f"{len(rows)} rows in {len(place)} groups"
-        return rows, [], f"{found}: too few rows for a train/test split, no test set is made"
+        count = f"{len(rows)} rows in {len(place)} groups"
+        return rows, [], f"{count}: too few rows for a train/test split, no test set is made"
     order = sorted(place, key=lambda group: (place[group], group))
     held_out = {group for group in place if place[group] < test_fraction} or {order[0]}
     held_out -= {order[-1]} if len(held_out) == len(order) else set()
@@ -70,38 +70,41 @@ def overlap(train: list[dict], test: list[dict]) -> list[Finding]:
     """One finding for each test row that training has seen, the plainest first: exact, normalised, contained,
     grams, group. Short prompts that only share their question, and boilerplate, are no findings.
     """
-    said = [texts.words(texts.full_text(row)) for row in train]
-    asked = [tuple(texts.words(texts.prompt_text(row))) for row in train]
-    asks = [tuple(texts.words(texts.prompt_text(row))) for row in test]
-    first = {}
-    prompt_of = [first.setdefault(prompt, j) for j, prompt in enumerate(asked)]  # rows that ask the same: one
-    inside = _find({*asked, *asks}, said, prompt_of)
+    train_texts = [texts.words(texts.full_text(row)) for row in train]
+    train_prompts = [tuple(texts.words(texts.prompt_text(row))) for row in train]
+    test_prompts = [tuple(texts.words(texts.prompt_text(row))) for row in test]
+    first: dict[tuple, int] = {}
+    prompt_of = [first.setdefault(prompt, j) for j, prompt in enumerate(train_prompts)]  # equal prompts are one
+    inside = _find({*train_prompts, *test_prompts}, train_texts, prompt_of)
     boilerplate = {needle for needle, rows in inside.items() if len(needle) < GRAM and len(rows) > COMMON}
-    seen = [
-        _same(train, asked, test, asks, boilerplate),
-        _contained(inside, first, asks, boilerplate),
-        _grams(said, asks, prompt_of),
+    kinds = [
+        _same(train, train_prompts, test, test_prompts, boilerplate),
+        _contained(inside, first, test_prompts, boilerplate),
+        _grams(train_texts, test_prompts, prompt_of),
         _same_group(train, test),
     ]
     findings = []
     for i, row in enumerate(test):
-        found = next((hits[i] for hits in seen if i in hits), None)
-        if found:
-            findings.append(Finding(row["source"], train[found[0]]["source"], found[1]))
+        hit = next((hits[i] for hits in kinds if i in hits), None)
+        if hit:
+            findings.append(Finding(row["source"], train[hit[0]]["source"], hit[1]))
     return findings
 
 
-def _same(train, asked, test, asks, boilerplate: set) -> dict[int, tuple[int, str]]:
+# Each of these gives {index of a test row: (index of a training row, how they overlap)}.
+
+
+def _same(train, train_prompts, test, test_prompts, boilerplate: set) -> dict[int, tuple[int, str]]:
     """Test rows whose content or prompt equals a training row's, as it stands or normalised."""
     index = {}
-    for j, (row, prompt) in enumerate(zip(train, asked, strict=True)):
+    for j, (row, prompt) in enumerate(zip(train, train_prompts, strict=True)):
         for key, _ in _keys(row, prompt, boilerplate):
             index.setdefault(key, j)
     hits = {}
-    for i, (row, prompt) in enumerate(zip(test, asks, strict=True)):
-        found = [(index[key], how) for key, how in _keys(row, prompt, boilerplate) if key in index]
-        if found:
-            hits[i] = found[0]
+    for i, (row, prompt) in enumerate(zip(test, test_prompts, strict=True)):
+        equal = [(index[key], how) for key, how in _keys(row, prompt, boilerplate) if key in index]
+        if equal:
+            hits[i] = equal[0]
     return hits
 
 
@@ -109,27 +112,27 @@ def _keys(row: dict, prompt: tuple, boilerplate: set) -> list[tuple[str, str]]:
     """(key, how) by which a row is recognised: its content, and its prompt unless short or boilerplate."""
     replies = [texts.words(text) for text in texts.reply_texts(row)]
     whole = ("row" + texts.digest(texts.content(row)), "exact")
-    said = ("said" + texts.digest([prompt or texts.prompt_text(row), replies]), "normalised")
+    words = ("words" + texts.digest([prompt or texts.prompt_text(row), replies]), "normalised")
     if len(prompt) < FEWEST_ASKED or prompt in boilerplate:
-        return [whole, said]
+        return [whole, words]
     same = ("prompt" + texts.digest(texts.prompt_text(row)), "exact")
-    return [whole, same, said, ("asked" + texts.digest(prompt), "normalised")]
+    return [whole, same, words, ("prompt words" + texts.digest(prompt), "normalised")]
 
 
-def _contained(inside, first: dict, asks: list[tuple], boilerplate: set) -> dict[int, tuple[int, str]]:
+def _contained(inside, first: dict, test_prompts: list[tuple], boilerplate: set) -> dict[int, tuple[int, str]]:
     """Test prompts that stand word for word in a training text, or are mostly a training prompt."""
     hits = {}
-    for needle, found in _find(set(first), asks, range(len(asks))).items():
-        for i in found.values():
-            if needle not in boilerplate and len(needle) >= COVERED * len(asks[i]):
+    for needle, places in _find(set(first), test_prompts, range(len(test_prompts))).items():
+        for i in places.values():
+            if needle not in boilerplate and len(needle) >= COVERED * len(test_prompts[i]):
                 hits[i] = (first[needle], "contained")
-    for i, prompt in enumerate(asks):
+    for i, prompt in enumerate(test_prompts):
         if prompt in inside and prompt not in boilerplate:
             hits[i] = (min(inside[prompt].values()), "contained")
     return hits
 
 
-def _find(needles: set[tuple], said: list, prompt_of) -> dict[tuple, dict[int, int]]:
+def _find(needles: set[tuple], haystack: list, prompt_of) -> dict[tuple, dict[int, int]]:
     """{needle: {prompt of a text that contains it: that text}}, in one pass over the texts.
 
     Needles are looked up by their first words and then by length, so that a thousand prompts from one
@@ -139,24 +142,24 @@ def _find(needles: set[tuple], said: list, prompt_of) -> dict[tuple, dict[int, i
     for needle in needles:
         if len(needle) >= FEWEST_CONTAINED:
             lengths[needle[:FEWEST_CONTAINED]].add(len(needle))
-    found = defaultdict(dict)
-    for t, text in enumerate(said):
+    places: dict[tuple, dict[int, int]] = defaultdict(dict)
+    for t, text in enumerate(haystack):
         for at, gram in enumerate(_windows(text, FEWEST_CONTAINED)):
             for length in lengths.get(gram, ()):
                 needle = tuple(text[at : at + length])
                 if len(needle) == length and needle in needles:
-                    found[needle].setdefault(prompt_of[t], t)
-    return found
+                    places[needle].setdefault(prompt_of[t], t)
+    return places
 
 
-def _grams(said, asks: list[tuple], prompt_of) -> dict[int, tuple[int, str]]:
+def _grams(train_texts, test_prompts: list[tuple], prompt_of) -> dict[int, tuple[int, str]]:
     """Test prompts half of whose words stand in runs of GRAM words of one training row."""
     where = defaultdict(list)
-    for i, prompt in enumerate(asks):
+    for i, prompt in enumerate(test_prompts):
         for at, gram in enumerate(_windows(prompt, GRAM)):
             where[gram].append((i, at))
     rows_with = defaultdict(dict)
-    for j, text in enumerate(said):
+    for j, text in enumerate(train_texts):
         for gram in where.keys() & set(_windows(text, GRAM)):
             rows_with[gram].setdefault(prompt_of[j], j)
     shared = defaultdict(set)
@@ -164,13 +167,13 @@ def _grams(said, asks: list[tuple], prompt_of) -> dict[int, tuple[int, str]]:
         for j in rows.values() if len(rows) <= COMMON else ():
             for i, at in where[gram]:
                 shared[i, j].update(range(at, at + GRAM))
-    known = sorted(pair for pair, at in shared.items() if len(at) >= COVERED * len(asks[pair[0]]))
-    return {i: (j, "grams") for i, j in reversed(known)}
+    pairs = sorted(pair for pair, at in shared.items() if len(at) >= COVERED * len(test_prompts[pair[0]]))
+    return {i: (j, "grams") for i, j in reversed(pairs)}
 
 
-def _windows(said, size: int):
+def _windows(words, size: int):
     """All runs of `size` words, as tuples."""
-    return zip(*(said[start:] for start in range(size)), strict=False)
+    return zip(*(words[start:] for start in range(size)), strict=False)
 
 
 def _same_group(train: list[dict], test: list[dict]) -> dict[int, tuple[int, str]]:

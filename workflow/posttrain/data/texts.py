@@ -1,4 +1,4 @@
-"""Looks at text without changing it: what a row says, its words, what in it is odd, a data card's numbers."""
+"""Look at text without changing it: the texts of a row, their words, odd characters, near-duplicates."""
 
 import hashlib
 import json
@@ -49,30 +49,28 @@ def odd(text: str) -> list[str]:
 
 
 def spoken(value) -> str:
-    """A string, or what is said in a list of messages without its system turn, one turn after the other."""
+    """A string, or the contents of a list of messages without its system turn, one after the other."""
     if isinstance(value, str):
         return value
     return "\n".join(turn["content"] for turn in value if turn["role"] != "system")
 
 
 def prompt_text(row: dict) -> str:
-    """What is asked in a canonical row: all before the last reply, the question, or a whole plain text."""
+    """The prompt of a canonical row: all before the last reply, the question, or a whole plain text."""
     if "messages" in row:
         return spoken(row["messages"][:-1])
     return spoken(row["text"] if "text" in row else row["prompt"] if "prompt" in row else row["question"])
 
 
 def reply_texts(row: dict) -> list[str]:
-    """What is answered in a canonical row: one text, or both sides of a preference."""
+    """The replies of a canonical row: one text, or both sides of a preference."""
     if "messages" in row:
         return [row["messages"][-1]["content"]]
     if "choices" in row:
         return [row["choices"][row["answer"]]]
     if "chosen" in row:
         return [spoken(row["chosen"]), spoken(row["rejected"])]
-    return (
-        [spoken(row["completion" if "completion" in row else "answer"])] if {"completion", "answer"} & set(row) else []
-    )
+    return [spoken(row[key]) for key in ("completion", "answer") if key in row][:1]
 
 
 def full_text(row: dict) -> str:
@@ -103,11 +101,11 @@ def near_duplicates(rows: list[dict]) -> list[tuple[dict, dict]]:
     """(row, an earlier row) for rows that differ from it only by case, space and sentence punctuation."""
     first, pairs = {}, []
     for row in rows:
-        own = digest(content(row))
+        exact = digest(content(row))
         replies = [words(text) for text in reply_texts(row)]
-        key = digest([words(prompt_text(row)), replies, row.get("choices")])
-        earlier, exact = first.setdefault(key, (row, own))
-        if exact != own:
+        normalised = digest([words(prompt_text(row)), replies, row.get("choices")])
+        earlier, earlier_exact = first.setdefault(normalised, (row, exact))
+        if earlier_exact != exact:
             pairs.append((row, earlier))
     return pairs
 

@@ -1,4 +1,4 @@
-"""lm-eval's tasks: which data sets on the hub they read, and how they are read again without a network."""
+"""Find the data sets that lm-eval's tasks read on the hub, and let lm-eval read them again without a network."""
 
 import difflib
 import importlib.util
@@ -51,11 +51,11 @@ def find_tasks(entries: list[dict], dirs: list[str]) -> list[dict]:
     """
     reach = reached_from([entry["task"] for entry in entries], dirs)
     rows = gather(lambda entry: rows_of(entry, reach[entry["task"]]), entries)
-    found = {}
+    by_name: dict[str, dict] = {}
     for row in chain.from_iterable(rows):
-        if found.setdefault(row["name"], row)["wish"] != row["wish"]:
+        if by_name.setdefault(row["name"], row)["wish"] != row["wish"]:
             raise UserError(f"task {row['name']} is asked for twice, with different revisions or patterns.")
-    return list(found.values())
+    return list(by_name.values())
 
 
 def reached_from(names: list[str], dirs: list[str]) -> dict[str, dict]:
@@ -88,17 +88,17 @@ def reached(name: str, index: dict) -> dict:
 
 def members(group: str, listed: list, index: dict) -> dict:
     """What a group's list reaches. Raises UserError where the list itself says which data to read."""
-    found = {}
+    entries: dict[str, object] = {}
     for member in listed:
         item = member if isinstance(member, dict) else {"task": member}
         child = item.get("group") or item.get("task")
         if "group" in item and child not in index:  # a group defined inside the list
-            found |= members(group, item["task"], index)
+            entries |= members(group, item["task"], index)
         elif DATA_KEYS & set(item) or child not in index:
             raise UserError(f"task group {group}: its member {child!r} is defined inline; name other tasks")
         else:
-            found |= reached(child, index)
-    return found
+            entries |= reached(child, index)
+    return entries
 
 
 def rows_of(entry: dict, reach: dict) -> list[dict]:
@@ -114,17 +114,17 @@ def rows_of(entry: dict, reach: dict) -> list[dict]:
     if not entry.get("allow_floating") and any(not pins.get(id) for id in sets):
         shape = ", ".join(f"{id}: COMMIT" for id in sets)
         raise UserError(f"task {entry['task']} reads {len(sets)} data set(s): give revision: {{{shape}}}")
-    asked = {id: wish("dataset", {**entry, "id": id, "revision": pins.get(id)}) for id in sets}
-    return [row_of(name, reach[name], asked.get(data[name])) for name in reach]
+    wishes = {id: wish("dataset", {**entry, "id": id, "revision": pins.get(id)}) for id in sets}
+    return [row_of(name, reach[name], wishes.get(data[name])) for name in reach]
 
 
-def row_of(name: str, entry, asked: tuple | None) -> dict:
+def row_of(name: str, entry, wish_for_data: tuple | None) -> dict:
     """What later steps need of lm-eval's entry; its YAML relative to lm-eval or to the working directory."""
-    path, own = Path(entry.yaml_path).resolve(), lm_eval_tasks().resolve()
-    inside = path.is_relative_to(own)
-    yaml = path.relative_to(own).as_posix() if inside else os.path.relpath(path)
+    path, folder = Path(entry.yaml_path).resolve(), lm_eval_tasks().resolve()
+    inside = path.is_relative_to(folder)
+    yaml = path.relative_to(folder).as_posix() if inside else os.path.relpath(path)
     source = "lm_eval" if inside else "local"
-    return {"name": name, "source": source, "yaml": yaml, "wish": asked, "cfg": entry.cfg}
+    return {"name": name, "source": source, "yaml": yaml, "wish": wish_for_data, "cfg": entry.cfg}
 
 
 def dataset_of(name: str, entry) -> str | None:

@@ -46,17 +46,17 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: list[Path]
     warn_one_label(sides["kto"]["train"], cards)
     for task in ("sft", "kto"):
         prove(tokenizer, sides[task])
-    made = write_data(section, work, sides, tokenizer, questions, choices)
+    names = write_data(section, work, sides, tokenizer, questions, choices)
     splits = {
         task: {side: len(rows) for side, rows in sides[task].items()} for task in TRAINED if any(sides[task].values())
     }
-    say(", ".join(f"{n['train']}+{n['test']} {task} rows" for task, n in splits.items()) + f"; tasks {made}")
+    say(", ".join(f"{n['train']}+{n['test']} {task} rows" for task, n in splits.items()) + f"; tasks {names}")
     return {
         "sources": [entry for entry in cards if entry["total"] or entry["dropped"] or entry["warnings"]],
         "splits": splits,
         "tokens": {task: counts for task, counts in lengths.items() if counts},
         "vocabulary": len(tokenizer),
-        "tasks": made,
+        "tasks": names,
     }
 
 
