@@ -58,7 +58,8 @@ def read_settings(path: Path) -> Settings:
         return Settings({}, {"": f"{path}:1"})
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path}:1: found a {root.id}, expected `key: value` lines")
-    problems, places = [], {"": f"{path}:1"}
+    problems: list[str] = []
+    places = {"": f"{path}:1"}
     values = _value(root, str(path), "", places, problems, set())
     if problems:
         raise UserError(*problems)

@@ -40,8 +40,7 @@ def choose(objects: list[dict], task: str, format: str) -> str:
         raise UserError(f"format {format!r} is not read for task {task}; allowed: {allowed}")
     if format != "auto":
         return format
-    guesses = Counter(guess(row, task) for row in objects)
-    guesses.pop(None, None)
+    guesses = Counter(filter(None, (guess(row, task) for row in objects)))
     return guesses.most_common(1)[0][0] if guesses else "messages" if task == "sft" else FORMATS[task][-1]
 
 

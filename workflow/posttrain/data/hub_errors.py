@@ -25,7 +25,7 @@ def explained(kind: str, id: str, revision: str | None):
         raise UserError(words.replace(token, "***") if token else words) from None
 
 
-def in_words(error: Exception, kind: str, id: str, revision: str | None) -> str | None:
+def in_words(error: BaseException, kind: str, id: str, revision: str | None) -> str | None:
     """The message for an exception of huggingface_hub; None for a mistake of our own."""
     from huggingface_hub import errors as hub
 
@@ -33,6 +33,7 @@ def in_words(error: Exception, kind: str, id: str, revision: str | None) -> str 
     login = "set HF_TOKEN (or run `hf auth login`) on this machine and run again."
     if isinstance(error, (hub.LocalEntryNotFoundError, ValueError)) and error.__cause__:
         error = error.__cause__  # its cause says why the file could not be fetched
+    words: str | None
     match error:
         case hub.GatedRepoError():
             words = f"is gated. Ask for access on {page}, {login}"
@@ -65,7 +66,7 @@ def words_for_errno(error: OSError) -> str:
     return f"{error.strerror} ({error.filename}). Run again: it continues."
 
 
-def words_for_transport(error: Exception) -> str | None:
+def words_for_transport(error: BaseException) -> str | None:
     """Words for a connection that failed or was never made; None for an exception that is neither."""
     from httpx2 import TransportError
     from huggingface_hub import errors as hub

@@ -119,7 +119,8 @@ def read_paragraphs(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tupl
 
     Raises UserError: what read_lines raises; NUL bytes; not UTF-8; a paragraph over the limit; no rows.
     """
-    block, first, size, empty = [], 0, 0, True
+    block: list[str] = []
+    first, size, empty = 0, 0, True
     for number, line in chain(_text_lines(path, max_line_bytes), [(0, "")]):
         if line.strip():
             first = first if block else number

@@ -34,7 +34,7 @@ class Finding(NamedTuple):
 
 def deduplicate(rows: list[dict]) -> tuple[list[dict], int]:
     """(rows without exact repeats of an earlier row's content, how many were dropped)."""
-    first = {}
+    first: dict[str, dict] = {}
     for row in rows:
         first.setdefault(texts.digest(texts.content(row)), row)
     return list(first.values()), len(rows) - len(first)
@@ -96,7 +96,7 @@ def overlap(train: list[dict], test: list[dict]) -> list[Finding]:
 
 def _same(train, train_prompts, test, test_prompts, boilerplate: set) -> dict[int, tuple[int, str]]:
     """Test rows whose content or prompt equals a training row's, as it stands or normalised."""
-    index = {}
+    index: dict[str, int] = {}
     for j, (row, prompt) in enumerate(zip(train, train_prompts, strict=True)):
         for key, _ in _keys(row, prompt, boilerplate):
             index.setdefault(key, j)
@@ -158,11 +158,11 @@ def _grams(train_texts, test_prompts: list[tuple], prompt_of) -> dict[int, tuple
     for i, prompt in enumerate(test_prompts):
         for at, gram in enumerate(_windows(prompt, GRAM)):
             where[gram].append((i, at))
-    rows_with = defaultdict(dict)
+    rows_with: dict[tuple, dict[int, int]] = defaultdict(dict)
     for j, text in enumerate(train_texts):
         for gram in where.keys() & set(_windows(text, GRAM)):
             rows_with[gram].setdefault(prompt_of[j], j)
-    shared = defaultdict(set)
+    shared: dict[tuple[int, int], set[int]] = defaultdict(set)
     for gram, rows in rows_with.items():
         for j in rows.values() if len(rows) <= COMMON else ():
             for i, at in where[gram]:
@@ -178,7 +178,7 @@ def _windows(words, size: int):
 
 def _same_group(train: list[dict], test: list[dict]) -> dict[int, tuple[int, str]]:
     """Test rows whose declared group is also a training row's; derived groups are prompts, seen above."""
-    first = {}
+    first: dict[str, int] = {}
     for j, row in enumerate(train):
         first.setdefault(row["group"], j)
     return {

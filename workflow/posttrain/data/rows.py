@@ -188,7 +188,8 @@ def _check_groups(report: Report, group_key: str, objects: list[dict]) -> None:
 
 def _check_ids(report: Report) -> None:
     """Raise UserError where one id names rows that differ; equal rows are left to deduplication."""
-    first, clashes = {}, []
+    first: dict[str, dict] = {}
+    clashes = []
     for row in report.rows:
         earlier = first.setdefault(row["id"], row)
         if earlier is not row and texts.content(earlier) != texts.content(row):

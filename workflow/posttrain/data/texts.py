@@ -99,7 +99,8 @@ def content(row: dict) -> dict:
 
 def near_duplicates(rows: list[dict]) -> list[tuple[dict, dict]]:
     """(row, an earlier row) for rows that differ from it only by case, space and sentence punctuation."""
-    first, pairs = {}, []
+    first: dict[str, tuple[dict, str]] = {}
+    pairs = []
     for row in rows:
         exact = digest(content(row))
         replies = [words(text) for text in reply_texts(row)]

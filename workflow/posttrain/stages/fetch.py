@@ -90,7 +90,7 @@ def fetch_repo(kind: str, id: str, revision: str | None, floating: bool, pattern
         commit, files, online = listing(kind, id, revision)
         wanted = selected(files, kind, allow)
         refuse_unusable(kind, id, commit, wanted, patterns)
-        where = {"repo_type": kind, "revision": commit}
+        where: dict = {"repo_type": kind, "revision": commit}
         folder = Path(snapshot_download(id, allow_patterns=allow, ignore_patterns=IGNORED[kind], **where))
         mend(folder, id, wanted, where, online)
         files = [{**file, "sha256": file.get("sha256") or sha256(folder / file["path"])} for file in wanted]
@@ -101,7 +101,7 @@ def fetch_repo(kind: str, id: str, revision: str | None, floating: bool, pattern
 
 
 def listing(kind: str, id: str, revision: str | None) -> tuple[str, list[dict], bool]:
-    """(commit, the hub's list of its files, whether the hub could be asked); a file is path, size and, of LFS, sha256.
+    """(commit, the hub's list of its files, whether the hub could be asked).
 
     Without a network, for a pinned revision, the list is the one that an earlier download left in the cache, with
     sizes only: a cache carried to a machine without a network is enough. Raises what huggingface_hub raises.
@@ -109,22 +109,26 @@ def listing(kind: str, id: str, revision: str | None) -> tuple[str, list[dict], 
     from httpx2 import TransportError
     from huggingface_hub import HfApi, get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.hf_api import RepoFile
 
-    online = True
     try:
         # Asked first because it is not retried: without a network list_repo_tree takes 25 s to say so.
-        commit = HfApi().repo_info(id, repo_type=kind, revision=revision or "main", timeout=10).sha
-        tree = list(HfApi().list_repo_tree(id, recursive=True, revision=commit, repo_type=kind))
+        commit = HfApi().repo_info(id, repo_type=kind, revision=revision or "main", timeout=10).sha or ""
+        tree = HfApi().list_repo_tree(id, recursive=True, revision=commit, repo_type=kind)
+        return commit, [listed_file(item) for item in tree if isinstance(item, RepoFile)], True
     except (TransportError, OfflineModeIsEnabled) as error:
-        if not is_commit(revision):
+        if revision is None or not is_commit(revision):
             raise
         try:
-            commit, online, tree = revision, False, get_cached_repo_tree(id, repo_type=kind, revision=revision)
+            cached_files = get_cached_repo_tree(id, repo_type=kind, revision=revision)
         except CachedRepoTreeNotFoundError:
             raise error from None
-    files = [item for item in tree if hasattr(item, "size")]  # folders have none
-    checksums = [{"sha256": file.lfs.sha256} if online and file.lfs else {} for file in files]
-    return commit, [{"path": f.path, "size": f.size, **sha} for f, sha in zip(files, checksums, strict=True)], online
+    return revision, [{"path": file.path, "size": file.size} for file in cached_files], False
+
+
+def listed_file(file) -> dict:
+    """One file of the hub's list (huggingface_hub's RepoFile): path, size and, of LFS, sha256."""
+    return {"path": file.path, "size": file.size, **({"sha256": file.lfs.sha256} if file.lfs else {})}
 
 
 def is_commit(revision: str | None) -> bool:
@@ -194,7 +198,7 @@ def differing(folder: Path, id: str, wanted: list[dict], where: dict, online: bo
 
 def merged(repos: list[dict]) -> list[dict]:
     """One entry for each repository and commit, with all files that any wish brought; in a fixed order."""
-    together = {}
+    together: dict[tuple, dict] = {}
     for repo in repos:
         key = repo["kind"], repo["id"], repo["revision"]
         entry = together.setdefault(key, {**repo, "files": [], "requested": []})

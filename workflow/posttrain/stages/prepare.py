@@ -25,10 +25,9 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: list[Path]
 
     Raises UserError naming file:line for what cannot be used, and for rows that training and evaluation share.
     """
-    sides = {task: {"train": [], "test": []} for task in TRAINED}
-    cards, questions = [], []
-    if section.world:
-        questions = add_world(section, sides, cards)
+    sides: dict[str, dict[str, list]] = {task: {"train": [], "test": []} for task in TRAINED}
+    cards: list[dict] = []
+    questions = add_world(section, sides, cards) if section.world else []
     evaluation_rows = [*questions]  # they become a benchmark, so what training knows of them is an error
     for task in TRAINED:
         for source in getattr(section, task):
