@@ -34,9 +34,10 @@ class Gumbel(LogitsProcessor):
 def draw(
     model, tokenizer, prompts: list[list[int]], seeds: list[int], longest: int, temperature: float, only=None
 ) -> Answers:
-    """Answers of at most `longest` tokens to prompts (token ids), by the model as it stands.
+    """Answers of at most `longest` tokens, by the model with its active adapter.
 
-    seeds: the random stream of each answer. only: the rows that this process draws; all processes then hold all.
+    prompts: token ids; seeds: the random stream of each answer; only: the rows that this process draws, after which
+    all processes hold all.
     """
     device, pad, end = model.device, tokenizer.pad_token_id, tokenizer.eos_token_id
     width = max(map(len, prompts))
@@ -44,8 +45,8 @@ def draw(
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     mine = list(range(len(prompts))) if only is None else only
     replies = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    # What a published model's generation_config.json sets (penalties, forbidden tokens) would draw from another
-    # distribution than the one that log-probabilities are taken of.
+    # A published model's generation_config.json (penalties, forbidden tokens) would draw from another distribution
+    # than the one whose log-probabilities are taken.
     causal(model).generation_config = GenerationConfig()
     if mine:
         drawn = model.generate(
@@ -66,29 +67,29 @@ def values(model, head, answers: Answers) -> Tensor:
     """V(s_t), the value before each reply token is chosen, B x T, 0 on padding. head: H -> 1."""
     length = answers.replies.shape[1]
     states = hidden(model, answers)[:, -length - 1 : -1]
-    return exact(head, states).squeeze(-1) * answers.mask
+    return apply_head(head, states).squeeze(-1) * answers.mask
 
 
 def scores(model, head, answers: Answers) -> Tensor:
     """A reward model's score of each answer: its head on the answer's last token. Returns B."""
     states = hidden(model, answers)
     last = answers.prompts.shape[1] + answers.mask.sum(dim=1) - 1
-    return exact(head, states[torch.arange(len(answers)), last]).squeeze(-1)
+    return apply_head(head, states[torch.arange(len(answers)), last]).squeeze(-1)
 
 
-def exact(head, states: Tensor) -> Tensor:
+def apply_head(head, states: Tensor) -> Tensor:
     """A scalar head in float32, under autocast too: bfloat16 has 8 bits, and advantages are differences of values."""
     with torch.autocast(states.device.type, enabled=False):
         return head(states.float())
 
 
-def stream(*what) -> int:
-    """A random stream by its name, 56 bits: nothing drawn depends on what was drawn before."""
-    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:7], "big")
+def stream(*name) -> int:
+    """The seed, 56 bits, of the random stream with this name: no draw depends on earlier ones of other streams."""
+    return int.from_bytes(hashlib.sha256(repr(name).encode()).digest()[:7], "big")
 
 
 def refuse_long(model, rows: list[dict], longest: int) -> None:
-    """Raise UserError where a prompt (`ids`) with an answer of `longest` tokens is over the model's context."""
+    """Raise UserError where a prompt (`ids`) with an answer of `longest` tokens is longer than the model's context."""
     context = getattr(causal(model).config, "max_position_embeddings", None)  # ALiBi has none
     most = max((len(row["ids"]) for row in rows), default=0)
     if context and most + longest > context:

@@ -31,23 +31,23 @@ def evaluate(
     """
     from posttrain.models.policy import load_merged
 
-    manager, names = tasks(section, data, list(fetched), work / ".packs")
+    manager, names = load_tasks(section, data, list(fetched), work / ".packs")
     model, tokenizer = load_merged(policy, base)
     say(f"{len(names)} tasks or groups: {', '.join(names)}")
     result, template = measure(section, model, tokenizer, manager, names, policy)
     for task, rows in result.pop("samples").items():
-        write_jsonl(work / "data" / "samples" / f"{task}.jsonl", [plain(row) for row in rows])
-    write_json(work / "lm_eval.json", plain(result))
-    rows = table(result)
+        write_jsonl(work / "data" / "samples" / f"{task}.jsonl", [as_json(row) for row in rows])
+    write_json(work / "lm_eval.json", as_json(result))
+    rows = table_rows(result)
     for row in rows:
         say(f"{row['task']}  {row['metric']} {row['value']:.4f}")
     return {"policy": policy.parent.name, "rows": rows, "limit": section.limit, "chat_template": template}
 
 
 def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: Path) -> tuple[dict, str | None]:
-    """lm-eval's result, and the sha256 of the chat template that questions went through; None for none.
+    """lm-eval's result, and the sha256 of the chat template that questions were put through; None for none.
 
-    Raises UserError, before anything is asked, when that is not the template that the policy was trained with.
+    Raises UserError, before the first question, when that is not the template that the policy was trained with.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -56,7 +56,7 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
 
     contract = read_contract(policy)
     longest = section.max_length or contract["positions"]["context"]
-    # PEFT puts virtual tokens before the padding of a batch, so that they stand farther off than in training.
+    # PEFT puts virtual tokens before a batch's padding: farther from the prompt than in training.
     batch_size = 1 if contract["method"] == "prompt" else section.batch_size
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
     templated = tokenizer.chat_template is not None if section.chat_template is None else section.chat_template
@@ -92,8 +92,8 @@ def refuse_other_template(used: str | None, policy: Path) -> None:
         raise UserError(f"evaluate: questions went through chat template {used}, {policy} was trained with {trained}")
 
 
-def tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
-    """lm-eval's task manager over the built-in and the fetched tasks, and the names to run.
+def load_tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
+    """lm-eval's task manager over the prepared and the fetched tasks, and the tasks to run as lm-eval takes them.
 
     Raises UserError for a task that neither `prepare` made nor `fetch` brought.
     """
@@ -101,17 +101,17 @@ def tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
 
     from posttrain.evaluation.benchmarks import task_pack
 
-    own = data.parent / "data" / "tasks"
-    folders = [str(own)] + [str(task_pack(manifest, packs / str(n))) for n, manifest in enumerate(fetched)]
+    prepared = data.parent / "data" / "tasks"
+    folders = [str(prepared)] + [str(task_pack(manifest, packs / str(n))) for n, manifest in enumerate(fetched)]
     manager = TaskManager(include_path=[folder for folder in folders if Path(folder).is_dir()], include_defaults=False)
-    made = json.loads((own / "default.json").read_text()) if own.is_dir() else []
-    wanted = (
-        [{"task": name} for name in made] if section.tasks is None else [task.model_dump() for task in section.tasks]
-    )
+    names = json.loads((prepared / "default.json").read_text()) if prepared.is_dir() else []
+    wanted = [{"task": name} for name in names]
+    if section.tasks is not None:
+        wanted = [task.model_dump() for task in section.tasks]
     if not wanted:
         raise UserError("evaluate.tasks: prepare made no task from this data; name tasks of lm-eval")
     problems = [
-        f"evaluate.tasks: {task['task']!r} is neither one that prepare made ({', '.join(made) or 'none'}) nor was it "
+        f"evaluate.tasks: {task['task']!r} is neither one that prepare made ({', '.join(names) or 'none'}) nor was it "
         "fetched; for a task of lm-eval give `task:` and `revision:`, the commit of its data set"
         for task in wanted
         if task["task"] not in manager.all_tasks
@@ -121,18 +121,21 @@ def tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
     return manager, [with_shots(task) for task in wanted]
 
 
-def with_shots(task: dict):
-    """What lm-eval is asked for: a name, or a task with another number of examples."""
+def with_shots(task: dict) -> str | dict:
+    """A task as lm-eval takes it: its name, or name and number of examples."""
     if task.get("shots") is None:
         return task["task"]
     return {"task": task["task"], "num_fewshot": task["shots"]}
 
 
-def table(result: dict) -> list[dict]:
-    """lm-eval's results as rows: task, metric, value, stderr, n. Groups come with their members."""
+def table_rows(result: dict) -> list[dict]:
+    """lm-eval's results as rows: task, metric, value, stderr, n. Groups come with their members.
+
+    lm-eval's keys are `METRIC,FILTER`; the filter is named where a metric has several.
+    """
     rows = []
     for task, values in result["results"].items():
-        filters = {}
+        filters: dict[str, list[str]] = {}
         for key in values:
             metric, _, name = key.partition(",")
             if name and not metric.endswith("_stderr"):
@@ -145,27 +148,27 @@ def table(result: dict) -> list[dict]:
                         "task": task,
                         "metric": label,
                         "value": values[f"{metric},{name}"],
-                        "stderr": number(values.get(f"{metric}_stderr,{name}")),
-                        "n": count(result, task),
+                        "stderr": finite(values.get(f"{metric}_stderr,{name}")),
+                        "n": questions(result, task),
                         "higher_is_better": result.get("higher_is_better", {}).get(task, {}).get(metric),
                     }
                 )
     return rows
 
 
-def number(value) -> float | None:
+def finite(value) -> float | None:
     """A finite number, or None for lm-eval's "N/A"."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def count(result: dict, task: str) -> int | None:
-    """Questions that were asked: of a task, or of all tasks of a group."""
+def questions(result: dict, task: str) -> int | None:
+    """How many questions were asked: of a task, or of all tasks of a group."""
     if task in result["n-samples"]:
         return result["n-samples"][task]["effective"]
     members = result.get("group_subtasks", {}).get(task, [])
-    return sum(count(result, member) or 0 for member in members) or None
+    return sum(questions(result, member) or 0 for member in members) or None
 
 
-def plain(value):
-    """lm-eval's result as JSON has it: no arrays, no functions."""
+def as_json(value):
+    """A part of lm-eval's result as plain JSON values; arrays and functions become text."""
     return json.loads(json.dumps(value, default=str))
