@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from posttrain.config.sections import Reference, Sft
-from posttrain.ground import code
+from posttrain.ground import accepted, code
 from posttrain.ground.errors import Interrupted, UserError
-from posttrain.ground.files import read_json
+from posttrain.ground.files import read_json, write_json
 from posttrain.jobs import artifact, kept
 from posttrain.training import parallel, trainers
 
@@ -262,3 +262,27 @@ def test_sections_within_sections_are_watched():
     section = Evaluate(tasks=[Task(task="a"), Task(task="b", shots=1)])
     assert [task.task for task in Watched(section, read).tasks] == ["a", "b"]
     assert unread(slice_of(section), read) == ["batch_size", "seed", "tasks.allow_floating", "tasks.shots"]
+
+
+def test_accepted_code_makes_the_artifact_of_the_code_that_it_counts_as(folder, monkeypatch):
+    """Of the same identity: it is taken from what was kept, and checkpoints are found."""
+    own = code.fingerprint_of("reference")
+    record = {
+        "stage": "reference",
+        "from": "0" * 16,
+        "to": own,
+        "because": "x",
+        "date": "y",
+        "by": "z",
+        "shown": "word",
+    }
+    monkeypatch.setattr(accepted, "file", lambda: folder / "accepted.json")
+    write_json(accepted.file(), [record])
+    manifest, calls = make(planned="0" * 16)
+    made = read_json(manifest.parent / "provenance.json")
+    assert calls and made["params"][1] == "0" * 16 and made["accepted"] == [record]
+    with pytest.raises(UserError, match="its code was edited after this run was planned"):
+        make(planned=own)
+    accepted.file().unlink()
+    with pytest.raises(UserError, match="its code was edited after this run was planned"):
+        make(planned="0" * 16)

@@ -144,13 +144,21 @@ def campaign_commands(subparsers) -> None:
     why = command(subparsers, "why", "what will be made anew and why, or how two experiments differ", commands.run_why)
     why.add_argument("wanted", nargs="?", default="", metavar="EXPERIMENT[/STAGE]")
     why.add_argument("other", nargs="?", default="", metavar="EXPERIMENT", help="compare the two experiments")
+    accept = command(
+        subparsers, "accept", "keep artifacts after an edit of code that changes none", commands.run_accept
+    )
+    accept.add_argument("stages", nargs="*", metavar="STAGE", help="default: all whose code changed")
+    accept.add_argument("--because", required=True, help="why the results do not change, in one line")
+    accept.add_argument("--from", dest="former", default="", metavar="FINGERPRINT", help="the code that it counts as")
+    same = "an artifact as it was, and as the code now makes it: accepted if their bytes are the same"
+    accept.add_argument("--same", type=Path, nargs=2, metavar="FOLDER", help=same)
     plan = command(subparsers, "plan", "parameters, memory, time and disk of the stages to be run", commands.run_plan)
     plan.add_argument("wanted", nargs="?", default=str(CAMPAIGN), metavar="CAMPAIGN | EXPERIMENT/STAGE")
     plan.add_argument("--all", action="store_true", help="every stage, not only those to be run")
     plan.add_argument("--terms", action="store_true", help="each term of each stage's memory")
     plan.add_argument("--gpu-memory-gb", type=float, metavar="N", help="refuse what is over the memory of a GPU")
     verify = command(subparsers, "verify", "compare every artifact's bytes with its manifest", commands.run_verify)
-    for tool in (why, plan, verify):
+    for tool in (why, accept, plan, verify):
         tool.add_argument("--campaign", type=Path, default=CAMPAIGN, help=f"default {CAMPAIGN}")
     clean = command(subparsers, "clean", "list what no campaign needs, with sizes", commands.run_clean)
     clean.add_argument("campaigns", type=Path, nargs="*", help="default: every campaign in config/")

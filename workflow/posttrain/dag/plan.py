@@ -12,7 +12,7 @@ from posttrain.config.sections import Section, section_class, slice_of
 from posttrain.config.sources import hub_items, own_files
 from posttrain.config.stages import ALIGNED, BUILDERS, FETCHERS, JUDGES, POLICIES, STAGES, source
 from posttrain.dag.artifacts import REPORT, Artifact, arguments, at, flat
-from posttrain.ground.code import fingerprint_of
+from posttrain.ground.accepted import standing
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
 from posttrain.ground.identity import canonical
@@ -269,8 +269,8 @@ def _changed(experiment: Experiment, key: str) -> set[str]:
 
 
 def planned_code(strict: bool) -> dict[str, str]:
-    """Stage -> fingerprint of its code; where `strict`, followed by that of the pinned versions."""
+    """Stage -> fingerprint that its code counts as; where `strict`, followed by that of the pinned versions."""
     if strict and not LOCK.is_file():
         raise UserError(f"strict: there is no {LOCK}, whose versions are to count")
     lock = f"+{sha256(LOCK)[:8]}" if strict else ""
-    return {stage: fingerprint_of(stage) + lock for stage in [*STAGES, "report"]}
+    return {stage: standing(stage) + lock for stage in [*STAGES, "report"]}

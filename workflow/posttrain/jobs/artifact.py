@@ -16,7 +16,7 @@ from pathlib import Path
 from posttrain.config.sections import Ppo, Training, slice_of
 from posttrain.config.sources import own_files
 from posttrain.dag.artifacts import flat
-from posttrain.ground import code
+from posttrain.ground import accepted
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256, write_json
 from posttrain.ground.identity import DAMAGED, canonical, identity, manifest_of, verify
@@ -53,8 +53,8 @@ def make(
             verify_input(manifest)
     home = output.parent
     refuse_strangers(output)
-    planned = planned or code.fingerprint_of(stage)
-    if planned.partition("+")[0] != code.fingerprint_of(stage):
+    planned = planned or accepted.standing(stage)
+    if planned.partition("+")[0] != accepted.standing(stage):
         raise UserError(f"{stage}: its code was edited after this run was planned; run snakemake again")
     slice = slice_of(section)
     read = digests(inputs | {"files": local_files(stage, section)})
@@ -123,11 +123,7 @@ def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, check
     parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
     write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))
     record, shape = provenance(name, started, time.monotonic() - clock), shape_of(section)
-    record |= made_from | {
-        "shape": shape,
-        "code": code.definitions(made_from["stage"]),
-        "disk_mb": disk_of(work, checkpoints),
-    }
+    record |= made_from | {"shape": shape, "disk_mb": disk_of(work, checkpoints)} | accepted.of_code(made_from["stage"])
     record["unread"] = audit.unread(slice_of(section), asked)
     if said := kept.differs(name, shape, sha256(work / "manifest.json")):
         say(f"warning: {said}")

@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from posttrain.dag import artifacts, campaign
-from posttrain.ground import credentials, progress
+from posttrain.ground import accepted, credentials, progress
 from posttrain.ground.errors import UserError, gather
 from posttrain.ground.files import read_json, sha256, write_json
 
@@ -48,7 +48,8 @@ def run_report(arguments: Namespace) -> None:
     left_out = read_json(arguments.left_out) if arguments.left_out else {}
     missing = report(summary, folder, Path("results"), left_out)
     params = [str(arguments.campaign), arguments.code or "", arguments.lineage]
-    write_json(folder / "provenance.json", {"stage": "report", "params": params, "inputs": digests})
+    record = {"stage": "report", "params": params, "inputs": digests} | accepted.of_code("report")
+    write_json(folder / "provenance.json", record)
     if missing and not arguments.partial:
         raise UserError(*(f"{piece['name']}: {piece['reason']}" for piece in missing))
 
@@ -120,6 +121,14 @@ def run_why(arguments: Namespace) -> None:
 
     plan = campaign.load(arguments.campaign)
     print(why.compare(plan, arguments.wanted, arguments.other) if arguments.other else why.why(plan, arguments.wanted))
+
+
+def run_accept(arguments: Namespace) -> None:
+    """Record that an edit of some stages' code changes no result."""
+    from posttrain.tools.accept import accept
+
+    plan = campaign.load(arguments.campaign)
+    print(accept(plan, arguments.stages, arguments.because, arguments.former, arguments.same))
 
 
 def run_plan(arguments: Namespace) -> None:

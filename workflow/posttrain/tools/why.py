@@ -13,7 +13,7 @@ from posttrain.dag.artifacts import flat
 from posttrain.dag.frozen import summary
 from posttrain.dag.plan import Plan
 from posttrain.engine.records import damaged
-from posttrain.ground import code
+from posttrain.ground import accepted, code
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
 from posttrain.ground.identity import canonical, named, record_of
@@ -31,7 +31,7 @@ def why(plan: Plan, wanted: str = "") -> str:
     asked = belonging(plan, artifacts, wanted) if wanted else artifacts
     shown = [folder for folder in again if folder in asked]
     if not shown:
-        return f"Nothing of {wanted} is stale." if wanted else NOTHING
+        return "\n".join([f"Nothing of {wanted} is stale." if wanted else NOTHING, *kept(plan)])
     lines = []
     for folder in shown:
         artifact = artifacts[folder]
@@ -40,7 +40,13 @@ def why(plan: Plan, wanted: str = "") -> str:
         said += [f"follows {', '.join(above)}"] if above else []
         said += [f"overwrites {replaced(folder, artifact['record'])}"] if artifact["record"] else []
         lines += [folder, *(f"  {text}" for text in [*said, f"takes {cost(folder, artifacts)}"])]
-    return "\n".join([*lines, "", total(shown, artifacts), *mixed(artifacts)])
+    return "\n".join([*lines, "", total(shown, artifacts), *mixed(artifacts), *kept(plan)])
+
+
+def kept(plan: Plan) -> list[str]:
+    """A line for each edit by which the code of a stage counts as an earlier one."""
+    steps = [step for stage in plan.code for step in accepted.chain(stage, code.fingerprint_of(stage))]
+    return [accepted.in_words(step) for step in steps]
 
 
 def survey(plan: Plan) -> dict[str, dict]:
@@ -136,7 +142,7 @@ def edited(stage: str, record: dict, before: str, now: str) -> Iterator[str]:
             changed.setdefault(module, []).append(definition or "(module)")
     reached = {place.partition(":")[0] for place in present}
     if not any(":" in place for place in past):
-        yield "code: an earlier version of posttrain made it, whose record names no functions"
+        yield "code: its record does not say which functions it used"
     else:
         for module, names in changed.items():
             yield f"code: {module}" + (f": {', '.join(names)}" if module in reached else " is no longer reached")
