@@ -172,7 +172,7 @@ def test_two_experiments_side_by_side(project):
 
 def test_verify_finds_a_flipped_bit(project, capsys):
     assert main(["verify"]) == 0
-    assert "artifacts are what their manifests say; 0 are not made" in capsys.readouterr().out
+    assert "artifacts are what their manifests say; 0 do not exist yet" in capsys.readouterr().out
     file = Path("results/whole/evaluate/dpo/data/bytes")
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert main(["verify"]) == 2
