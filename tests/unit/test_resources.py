@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from posttrain.config.sections import Adapter, Pairs, Scratch, Training
 from posttrain.config.stages import STAGES
 from posttrain.dag import campaign
 from posttrain.dag.artifacts import Artifact
+from posttrain.data import hub
 from posttrain.ground.errors import UserError
 from posttrain.jobs import attempt, slurm
 from posttrain.resources import architecture, estimates, memory, moments
@@ -359,6 +361,19 @@ def test_a_model_that_was_not_fetched_is_unknown(tmp_path, monkeypatch):
     shown = next(line for line in budget.table(plan, True).splitlines() if line.startswith("one/sft"))
     assert budget.UNTIL in shown
     budget.refuse_too_large(plan, 0.001, True)  # of what is unknown nothing is refused
+
+
+def test_a_fetched_model_is_known(tmp_path, monkeypatch):
+    revision = "a" * 40
+    plan = plan_of(tmp_path, monkeypatch, base={"hub": {"id": "org/model", "revision": revision}}, sft={})
+    manifest = Path(plan.fetched("one", "base")[0])
+    repo = {"kind": "model", "id": "org/model", "revision": revision, "requested": []}
+    repo["files"] = [{"path": "config.json", "size": 1}]
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"repos": [repo], "tasks": []}))
+    assert architecture.of_experiment(plan, "one") is None, "control: it is no longer in the cache"
+    monkeypatch.setattr(hub, "cached", lambda repo, file: tmp_path / "model" / file)
+    assert architecture.of_experiment(plan, "one") == architecture.in_folder(tmp_path / "model")
 
 
 def test_what_cannot_fit_is_refused_with_what_would(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def _local_repo(kind: str, id: str, revision: str, manifest: Path) -> Path:
     """The snapshot of a repository in the shared cache, checked against the manifest (see local_model)."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    repo = _listed(read_manifest(manifest), kind, id, revision, manifest)
+    repo = find_repo(read_manifest(manifest), kind, id, revision, manifest)
     problems = [fault for file in repo["files"] if (fault := _fault(repo, file))]
     if problems:
         more = [f"  … and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
@@ -47,12 +47,18 @@ def _local_repo(kind: str, id: str, revision: str, manifest: Path) -> Path:
 
 
 def snapshot(repo: dict) -> Path:
-    """The directory of a cached repository: huggingface_hub's documented layout, snapshots/COMMIT/PATH."""
+    """The directory of a cached repository: huggingface_hub's documented layout, snapshots/COMMIT/PATH.
+
+    Raises UserError where it is not in the cache.
+    """
     first = repo["files"][0]["path"]
-    return cached(repo, first).parents[first.count("/")]
+    path = cached(repo, first)
+    if path is None:
+        raise UserError(f"{repo['kind']} {repo['id']} at {repo['revision']}: {first} is not in the cache")
+    return path.parents[first.count("/")]
 
 
-def _listed(content: dict, kind: str, id: str, revision: str, manifest: Path) -> dict:
+def find_repo(content: dict, kind: str, id: str, revision: str, manifest: Path) -> dict:
     """The manifest's entry of a repository, by commit or floating revision. Raises UserError if none."""
     for repo in content["repos"]:
         if (repo["kind"], repo["id"]) == (kind, id) and revision in (repo["revision"], *repo["requested"]):

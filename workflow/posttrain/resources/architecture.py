@@ -88,9 +88,9 @@ def of_experiment(plan: Plan, experiment: str) -> Architecture | None:
         return in_folder(Path(base.path))
     for manifest in map(Path, plan.fetched(experiment, "base")):
         try:
-            repo = hub.listed(hub.read_manifest(manifest), "model", base.hub.id, base.hub.revision or "main", manifest)
-            return in_folder(hub.snapshot(repo))
-        except (UserError, AttributeError):  # not fetched, or no longer in the cache
+            content, revision = hub.read_manifest(manifest), base.hub.revision or "main"
+            return in_folder(hub.snapshot(hub.find_repo(content, "model", base.hub.id, revision, manifest)))
+        except UserError:  # not fetched, or no longer in the cache
             return None
     return None
 
