@@ -13,7 +13,7 @@ from posttrain.ground.errors import UserError
 class Loader(yaml.CSafeLoader):
     """libyaml's parser with YAML 1.2's core scalars: `1e-5` is a number; `on`, `yes`, `12:30` and `010` are text."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}  # type: ignore[misc]  # PyYAML's types call it an instance's
 
 
 for tag, pattern, first in (
@@ -82,12 +82,17 @@ def _refuse_deep(path: Path, text: str) -> None:
     for event in yaml.parse(text, Loader=Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise UserError(f"{path}:{event.start_mark.line + 1}: nested more than {DEEPEST} deep")
+            raise UserError(f"{path}:{_line(event)}: nested more than {DEEPEST} deep")
+
+
+def _line(node) -> int:
+    """The line at which a YAML node or event begins."""
+    return node.start_mark.line + 1
 
 
 def _value(node, path: str, key: str, places: dict, problems: list, seen: set):
     """The plain value of a YAML node; records the place of every key below it. `seen`: ids of the nodes so far."""
-    line = f"{path}:{node.start_mark.line + 1}"
+    line = f"{path}:{_line(node)}"
     if id(node) in seen:
         problems.append(f"{line}: {key}: anchors and aliases are not supported; use `extends:`")
         return None

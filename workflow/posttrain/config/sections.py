@@ -9,9 +9,10 @@ import types
 import typing
 from collections.abc import Iterator
 from operator import itemgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,62}"  # cannot leave results/, and is safe as path, job name and tracker id
 Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
@@ -50,8 +51,14 @@ class Section(BaseModel):
 @functools.cache
 def conditional(model: type[Section]) -> dict[str, dict[str, list]]:
     """Key -> other key -> the values under which the first has an effect, of the keys that not always have one."""
-    found = {key: (field.json_schema_extra or {}).get("only_with") for key, field in model.model_fields.items()}
+    found = {key: declared(field).get("only_with") for key, field in model.model_fields.items()}
     return {key: condition for key, condition in found.items() if condition}
+
+
+def declared(field: FieldInfo) -> dict[str, Any]:
+    """What a key declares beside its type: `only_with`, `instead_of`, `also`."""
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {}
 
 
 def section_class(annotation) -> type[Section] | None:
@@ -90,7 +97,7 @@ def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
 def slice_of(section: Section) -> dict:
     """A section as plain values, without the keys that have no effect and without those that are unset."""
     useless = {key for key, _ in inapplicable(section)}
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in sorted(section, key=itemgetter(0)):
         if key in useless:
             continue

@@ -34,7 +34,7 @@ def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
 
 def hub_items(section: Section) -> dict[str, dict]:
     """Every model, data set and lm-eval task of a section that lies on the hub: folder name -> section of `fetch`."""
-    items = {}
+    items: dict[str, dict] = {}
     for key in type(section).model_fields:
         value = getattr(section, key)
         for part in value if isinstance(value, list) else [value]:
@@ -46,7 +46,9 @@ def hub_items(section: Section) -> dict[str, dict]:
 def _hub_item(part: Section) -> dict[str, dict]:
     kinds = {HubModel: ("models", "id", "id"), Source: ("datasets", "dataset", "id"), Task: ("tasks", "task", "task")}
     kind, key, called = kinds.get(type(part), ("", "", ""))
-    if not kind or getattr(part, key) is None or not (part.revision or part.allow_floating):
+    if not isinstance(part, HubModel | Source | Task):
+        return {}
+    if getattr(part, key) is None or not (part.revision or part.allow_floating):
         return {}
     name = f"{kind}--{getattr(part, key).replace('/', '--')}@{(part.revision or 'floating').replace('/', '--')}"
     entry = {called: getattr(part, key), "revision": part.revision, "allow_floating": part.allow_floating}

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -56,7 +56,7 @@ def _drop(values: dict, path: list) -> str:
     return ".".join(str(part) for _, part in place)
 
 
-def _explain(model: type[Section], mistake: dict, places: dict) -> str:
+def _explain(model: type[Section], mistake: Any, places: dict) -> str:
     """One line for a person: file:line, dotted key, what was found, what is allowed, nearest known key."""
     *above, last = mistake["loc"]
     path = [part for part in above if isinstance(part, int) or _is_key(part)]

@@ -122,7 +122,8 @@ def _axes(name: str, values: dict, places: dict, layer: reader.Settings, problem
     axes, before = values.get("grid") or {}, len(problems)
     if not (isinstance(axes, dict) and all(isinstance(axis, list) and axis for axis in axes.values())):
         return {}  # validation says so
-    inherited = axes.keys() - (layer.get("grid") if isinstance(layer.get("grid"), dict) else {}).keys()
+    own = layer.get("grid")
+    inherited = axes.keys() - (own if isinstance(own, dict) else {}).keys()
     for key in axes:
         place = place_of(places, f"grid.{key}")
         if key in inherited and key in layer.places:
@@ -140,7 +141,8 @@ def _resolved(values: dict, places: dict, layer: reader.Settings, problems: list
     layer: the experiment's own file, whose sections must be read by some stage; inherited ones need not.
     """
     before = len(problems)
-    experiment, dropped = validated(Experiment, values, places, problems), []
+    experiment = validated(Experiment, values, places, problems)
+    dropped: list[str] = []
     if experiment is None:
         experiment, dropped = without_mistakes(Experiment, values)
     if experiment is None:
@@ -173,7 +175,8 @@ def _related(key: str, other: str) -> bool:
 
 def _ancestry(name: str, layers: dict, problems: list) -> list[reader.Settings] | None:
     """The layers from the oldest ancestor to the experiment; None when one is missing or there is a cycle."""
-    chain, names = [], []
+    chain: list[reader.Settings] = []
+    names: list[str] = []
     while name is not None:
         if name in names:
             place = layers[name].places["extends"]

@@ -3,7 +3,18 @@
 from collections.abc import Iterator
 
 from posttrain.config.experiment import Experiment
-from posttrain.config.sections import SOURCES, TRAINED, Base, Prepare, Section, Source, inapplicable, subsections
+from posttrain.config.sections import (
+    SOURCES,
+    TRAINED,
+    Base,
+    HubModel,
+    Prepare,
+    Section,
+    Source,
+    Task,
+    inapplicable,
+    subsections,
+)
 from posttrain.config.sources import sides
 from posttrain.config.stages import JUDGES, STAGES
 from posttrain.config.validation import one_of
@@ -47,7 +58,7 @@ def unused(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield name, f"has no effect without {', '.join(aligned[:-1])} or {aligned[-1]}"
 
 
-def _pinned(where: str, section: Section) -> Iterator[tuple[str, str]]:
+def _pinned(where: str, section: HubModel | Source | Task) -> Iterator[tuple[str, str]]:
     """`section` names something on the hub with `revision` and `allow_floating`."""
     revision = section.revision
     commit = revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")

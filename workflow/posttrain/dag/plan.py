@@ -8,7 +8,7 @@ from pathlib import Path
 
 from posttrain.config import grid
 from posttrain.config.experiment import Campaign, Experiment
-from posttrain.config.sections import Section, section_class, slice_of
+from posttrain.config.sections import Section, declared, section_class, slice_of
 from posttrain.config.sources import hub_items, own_files
 from posttrain.config.stages import ALIGNED, BUILDERS, FETCHERS, JUDGES, POLICIES, STAGES, source
 from posttrain.dag.artifacts import REPORT, Artifact, arguments, at, flat
@@ -147,7 +147,7 @@ class Plan:
     def _is_read(self, experiment: str, section: Section, role: str) -> bool:
         """Whether an optional role is read: its stage runs here, and no key of the section takes its place."""
         fields = type(section).model_fields.items()
-        instead = [key for key, field in fields if (field.json_schema_extra or {}).get("instead_of") == role]
+        instead = [key for key, field in fields if declared(field).get("instead_of") == role]
         return self.has(experiment, role) and not any(getattr(section, key) for key in instead)
 
     def foundation(self, experiment: str, stage: str) -> str:
@@ -260,10 +260,11 @@ def _changed(experiment: Experiment, key: str) -> set[str]:
     """The stages whose settings follow from a dotted key: its section's, and those that the schema declares."""
     if key == "seed":
         return set(experiment._seeded)
-    model, changed = Experiment, {key.partition(".")[0]}
+    model: type[Section] | None = Experiment
+    changed = {key.partition(".")[0]}
     for part in key.split("."):
-        field = model.model_fields.get(part) if model else None
-        changed |= set((field.json_schema_extra or {}).get("also", ())) if field else set()
+        field = model.model_fields.get(part) if model is not None else None
+        changed |= set(declared(field).get("also", ())) if field else set()
         model = section_class(field.annotation) if field else None
     return changed
 

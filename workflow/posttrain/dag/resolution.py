@@ -46,7 +46,7 @@ def _trained(section: Optimisation, experiment: Experiment) -> Section:
     """The section of a stage that trains, with its seed and its longest row."""
     update = {"seed": experiment.seed if section.seed is None else section.seed}
     if "max_length" in type(section).model_fields:
-        update["max_length"] = section.max_length or longest_row(experiment)
+        update["max_length"] = getattr(section, "max_length") or longest_row(experiment)  # noqa: B009  # in some only
     return section.model_copy(update=update)
 
 

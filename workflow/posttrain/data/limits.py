@@ -13,6 +13,7 @@ LEAST = 8  # characters of a text that cutting leaves
 
 def limit_length(section: Prepare, tokenizer, task: str, sides: dict[str, list], cards: list) -> dict:
     """Drop or cut rows longer than `max_tokens`, on both sides; says which, and returns lengths for the data card."""
+    assert section.max_tokens, "filled in when the campaign was read"
     lengths, dropped, truncated = [], [], 0
     total = sum(map(len, sides.values()))
     for side, rows in sides.items():

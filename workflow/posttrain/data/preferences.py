@@ -73,7 +73,7 @@ def reference_file(folder: Path, side: str, task: str) -> Path:
     return folder / "data" / (f"{side}.jsonl" if task == "preference" else f"{task}/{side}.jsonl")
 
 
-def relabelled(pairs: list[dict], labels: str, seed: int) -> list[dict]:
+def relabelled(pairs: list[dict], labels: str, seed: int | None) -> list[dict]:
     """The pairs with the labels of a control (`config.Pairs.labels`): swapped, or shuffled by a random stream that
     nothing else draws from."""
     stream = random.Random(f"{seed}:labels")

@@ -40,6 +40,7 @@ def hub_rows(source: Source, fetched: list[Path]):
     """The rows of a fetched data set, as `datasets` loads them. Raises UserError for a subset or split it lacks."""
     import datasets
 
+    assert source.dataset, "the source is a data set on the hub"
     manifest = find_manifest(fetched, "dataset", source.dataset, source.revision)
     folder = local_dataset(source.dataset, source.revision or "main", manifest)
     try:

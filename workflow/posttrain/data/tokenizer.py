@@ -11,6 +11,7 @@ from posttrain.models import tokens
 def make_tokenizer(section: Prepare, sides: dict, fetched: list[Path]):
     """The tokenizer of `prepare.tokenizer` with its chat template. Raises UserError where there is none."""
     chosen = section.tokenizer
+    assert chosen and section.max_tokens, "filled in when the campaign was read"
     rows = [row for task in ("sft", "preference", "kto") for side in sides[task].values() for row in side]
     conversations = any("messages" in row or not isinstance(row.get("prompt", ""), str) for row in rows)
     if chosen.vocab_size:
@@ -28,8 +29,8 @@ def load_tokenizer(hub: HubModel | None, path: str | None, fetched: list[Path]):
 
     if hub:
         manifest = find_manifest(fetched, "model", hub.id, hub.revision)
-        path = local_model(hub.id, hub.revision or "main", manifest)
-    if not Path(path).is_dir():
+        path = str(local_model(hub.id, hub.revision or "main", manifest))
+    if path is None or not Path(path).is_dir():
         raise UserError(f"prepare.tokenizer: {path} is not a directory; give the folder of a model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)

@@ -26,7 +26,7 @@ def sync(folders: list[str]) -> None:
     """Write Snakemake's records of the artifacts in `folders` anew, if one of them or a file that one was made from is
     not as it was when they were last looked at."""
     before = _read(SEEN)
-    known = before.get("files") if isinstance(before.get("files"), dict) else {}
+    known: dict = before["files"] if isinstance(before.get("files"), dict) else {}
     said = {"folders": folders, "code": _code()}
     if known and before | said | {"records": _records()} == before and _stats(known) == known:
         return
@@ -76,7 +76,7 @@ def _records() -> list[int]:
 def _stats(files) -> dict[str, list[int] | None]:
     """Size, dates and number of each file; None where there is none. The date of the last change of any kind tells a
     file that was written over in place and given its old date again."""
-    found = {}
+    found: dict[str, list[int] | None] = {}
     for file in files:
         try:
             stat = os.stat(file)
@@ -102,7 +102,7 @@ def set_aside_if_short(manifest: Path) -> None:
     except UserError:
         sizes = {}
     there = _stats(sizes)
-    short = [file for file, size in sizes.items() if there[file] and there[file][0] != size]
+    short = [file for file, size in sizes.items() if (stats := there[file]) and stats[0] != size]
     for file in short:
         say(f"{file}: is not of the size that its manifest says; {manifest.parent} is made anew")
     if short:

@@ -33,7 +33,8 @@ class TooLarge(UserError):
 
 def gather(function, items: list) -> list:
     """Apply a function to every item; raise the UserErrors of all of them as one."""
-    results, problems = [], []
+    results = []
+    problems: list[str] = []
     for item in items:
         try:
             results.append(function(item))

@@ -49,7 +49,8 @@ def make(
     lineage: digest of what the artifact descends from, by the plan.
     """
     for role, manifest in inputs.items():
-        if role != "fetched":  # what fetch brought lies in the shared cache; `hub` checks it where it is used
+        # What fetch brought lies in the shared cache; `hub` checks it where it is used.
+        if role != "fetched" and isinstance(manifest, Path):
             verify_input(manifest)
     home = output.parent
     refuse_strangers(output)

@@ -9,7 +9,7 @@ class Watched:
     def __init__(self, section: Section, read: set[str], prefix: str = ""):
         self.__dict__.update(_section=section, _read=read, _prefix=prefix)
 
-    @property
+    @property  # type: ignore[misc]  # so that `isinstance` sees the section
     def __class__(self):
         return type(self._section)
 

@@ -76,7 +76,8 @@ def name_of(output: Path, stage: str) -> str:
 
 def section_of(stage: str, text: str):
     """A stage's section from the command line. Raises UserError that names every mistake in it."""
-    values, problems = reader.settings_of_argument(text), []
+    values = reader.settings_of_argument(text)
+    problems: list[str] = []
     file = values.places[""].partition(":")[0]
     section = validated(STAGES[stage].section, values, values.places, problems)
     if section:

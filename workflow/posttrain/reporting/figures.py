@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from posttrain.maths.intervals import over_seeds
 from posttrain.reporting import panels
@@ -146,7 +147,7 @@ def drawer(panel: Callable, data: list[dict], name: str) -> Callable[[int], str]
     def draw_svg(columns: int) -> str:
         import matplotlib
 
-        settings = {"svg.fonttype": "none", "svg.hashsalt": f"{name}-{columns}", "text.parse_math": False,
+        settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"{name}-{columns}", "text.parse_math": False,
                     "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 9, "text.color": INK,
                     "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK,
                     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,

@@ -46,7 +46,7 @@ def command(target: str, configfile: str) -> str:
 def side_by_side(artifacts: list[dict]) -> dict:
     """One line for each policy that was compared: task accuracy (the benchmark's first row) and its own answers."""
     judged = {(a["stage"].partition("/")[0], a["policy"]): a["rows"] for a in artifacts if "rows" in a}
-    lines = []
+    lines: list[dict] = []
     for artifact in artifacts:
         if artifact["stage"].startswith("compare/"):
             cells = {row["metric"]: row for row in artifact["rows"]}

@@ -31,8 +31,8 @@ def sheet(panels: int, columns: int, height: float, width: float = 10) -> tuple:
     from matplotlib.figure import Figure
 
     lines = math.ceil(panels / columns)
-    figure = Figure((width if columns > 1 else 4.2, lines * (height + 0.55) + 0.15), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.07)  # inches around each panel
+    figure = Figure((width if columns > 1 else 4.2, lines * (height + 0.55) + 0.15))
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.07)  # inches around each panel
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for unused in axes[panels:]:
         unused.set_visible(False)
@@ -127,8 +127,8 @@ def draw_frontier(axis, points: list[dict], kind: str, label: str, tint: str) ->
     errors = {"yerr": [point[f"{kind}_stderr"] or 0 for point in points]}
     errors["xerr"] = [point.get("kl_stderr") or 0 for point in points]
     x, y = ([point[key] for point in points] for key in ("kl", kind))
-    label = None if cut(label, 34) in axis.get_legend_handles_labels()[1] else cut(label, 34)
-    axis.errorbar(x, y, **errors, fmt=style, color=tint, label=label, **LINE)
+    known = cut(label, 34) in axis.get_legend_handles_labels()[1]
+    axis.errorbar(x, y, **errors, fmt=style, color=tint, label=None if known else cut(label, 34), **LINE)
 
 
 def reliability(judged: list[dict], columns: int):
@@ -163,7 +163,7 @@ def by_length(rows: list[dict], columns: int):
     figure, (axis,) = sheet(1, 1, height=3.2)
     lines: dict[str, list[tuple]] = {}
     for row in rows:
-        point = (int(LONG_TEXT.fullmatch(row["task"]).group(1)), row["value"], row["stderr"] or 0)
+        point = (int(LONG_TEXT.findall(row["task"])[0]), row["value"], row["stderr"] or 0)
         lines.setdefault(f"{row['experiment']} · {row['policy']}", []).append(point)
     for place, (label, points) in enumerate(lines.items()):
         finite = sorted(point for point in points if math.isfinite(point[1]))
@@ -207,7 +207,7 @@ def passkey_map(rows: list[dict], columns: int):
 
     maps: dict[str, dict[tuple[int, int], dict]] = {}
     for row in rows:
-        length, depth = map(int, PASSKEY.fullmatch(row["task"]).groups())
+        length, depth = map(int, PASSKEY.findall(row["task"])[0])
         maps.setdefault(f"{row['experiment']} · {row['policy']}", {})[length, depth] = row
     lengths, depths = (sorted({key[n] for cells in maps.values() for key in cells}) for n in (0, 1))
     figure, axes = sheet(len(maps), columns, height=0.3 + 0.24 * len(depths))

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from posttrain.reporting.records import BROKEN, explain
 from posttrain.reporting.text import short, visible
@@ -67,7 +68,7 @@ def innermost(responses: object) -> object:
     return responses
 
 
-def likelihood(response: object) -> object:
+def likelihood(response: Any) -> Any:
     """A log-likelihood in words; a response that is no number as it is."""
     try:
         return f"log-likelihood {short(float(response))}"

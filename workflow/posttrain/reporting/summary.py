@@ -43,8 +43,7 @@ def table_lines(rows: list[dict], width: int) -> list[str]:
     columns = columns_that_fit(rows, policies, width - max(map(len, names)))
     head, metrics, *lines = ["  ".join(line).rstrip() for line in zip(padded(names), *columns.values(), strict=True)]
     if nested:
-        pairs = zip(policies, lines, strict=True)
-        grouped = itertools.groupby(pairs, key=lambda pair: pair[0][0])
+        grouped = itertools.groupby(zip(policies, lines, strict=True), key=lambda pair: pair[0][0])
         lines = [line for experiment, group in grouped for line in (experiment, *(text for _, text in group))]
     more = sum((row["task"], row["metric"]) not in columns for row in rows)
     further = f" {more:,} more figures are in the report." if more else ""
@@ -105,8 +104,8 @@ def column_lines(rows: list[dict], policies: list[tuple], task: str, metric: str
     """The task, the metric, and for each policy value ± standard error, signs below each other."""
     cells = {(row["experiment"], row["policy"]): row for row in rows if (row["task"], row["metric"]) == (task, metric)}
     values = padded([short(cells[policy]["value"]) if policy in cells else "" for policy in policies], right=True)
-    errors = [cells[policy]["stderr"] if policy in cells else None for policy in policies]
-    errors = padded(["" if error is None else f" ±{short(error)}" for error in errors])
+    stderrs = [cells[policy]["stderr"] if policy in cells else None for policy in policies]
+    errors = padded(["" if stderr is None else f" ±{short(stderr)}" for stderr in stderrs])
     figures = [value + error for value, error in zip(values, errors, strict=True)]
     return padded([task, metric, *figures], right=True)
 

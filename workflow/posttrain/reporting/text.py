@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from typing import Any
 
 
 def visible(text: object, keep: str = "") -> str:
@@ -13,7 +14,7 @@ def visible(text: object, keep: str = "") -> str:
     return str(text).translate({ord(c): f"⟨U+{ord(c):04X}⟩" for c in hidden})
 
 
-def clean(value: object) -> object:
+def clean(value: Any) -> Any:
     """The same JSON value with every string in it made visible, keys too."""
     if isinstance(value, dict):
         return {visible(key): clean(item) for key, item in value.items()}

@@ -67,6 +67,7 @@ def load_judge(section: Ppo | Compare, kind: Literal["reward", "gold"]) -> Judge
         if not place.endswith(".py"):
             return Judge(key, name, getattr(importlib.import_module(place), function))
         spec = importlib.util.spec_from_file_location(f"handwritten_{file.stem}", file)
+        assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return Judge(key, name, getattr(module, function))

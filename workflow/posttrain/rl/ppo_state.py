@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,7 +50,7 @@ class Optimizers:
         return {"policy_grad_norm": 0.0} | norms
 
 
-def optimizers(section: Ppo, models) -> tuple[Optimizers, object]:
+def optimizers(section: Ppo, models) -> tuple[Optimizers, Any]:
     """The optimiser, and the schedule that is stepped once an iteration."""
     from transformers import get_scheduler
 

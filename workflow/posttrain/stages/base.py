@@ -7,6 +7,7 @@ python -m posttrain base --config results/NAME/base/config.yaml --data results/N
 import collections
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.config.sections import Base, Scratch
@@ -18,7 +19,7 @@ from posttrain.models.policy import write_contract
 from posttrain.training import parallel
 
 
-def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: list[Path] = ()) -> dict:
+def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequence[Path] = ()) -> dict:
     """Write `work/model`, the base with the prepared tokenizer, and return its metrics."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -49,7 +50,7 @@ def source_folder(section: Base, fetched: list[Path]) -> Path:
 
         manifest = find_manifest(fetched, "model", section.hub.id, section.hub.revision)
         return local_model(section.hub.id, section.hub.revision or "main", manifest)
-    folder = Path(section.path)
+    folder = Path(section.path or "")
     if not (folder / "config.json").is_file():
         raise UserError(f"base.path: {folder} is not a model directory (it has no config.json)")
     return folder

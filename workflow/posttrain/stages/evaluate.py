@@ -8,6 +8,7 @@ python -m posttrain evaluate --config results/NAME/evaluate/config.yaml --data r
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.config.sections import Evaluate
@@ -23,7 +24,7 @@ def evaluate(
     work: Path,
     checkpoints: Path,
     base: Path | None = None,
-    fetched: list[Path] = (),
+    fetched: Sequence[Path] = (),
 ) -> dict:
     """Write lm-eval's own result (`lm_eval.json`, `data/samples`) into `work` and return the table's rows.
 

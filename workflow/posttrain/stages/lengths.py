@@ -60,7 +60,7 @@ def tasks(data: Path) -> dict[str, list[dict]]:
 def documents(section: Lengths, tokenizer, rows: list[dict], length: int) -> list[tuple[str, list[int]]]:
     """(id, tokens with BOS) of documents: those made for this length, cut to it; where documents have no length of
     their own, those that reach the longest window, whole (with `packing`, several together as long as it)."""
-    found = []
+    found: list[tuple[str, list[int]]] = []
     if section.packing and rows:
         packed = blocks(tokenizer, rows, max(section.tokens))[: section.documents]
         return [(f"block {number}", block["input_ids"]) for number, block in enumerate(packed)]

@@ -4,6 +4,7 @@ python -m posttrain prepare --config results/NAME/prepare/config.yaml --output r
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.config.sections import TRAINED, Prepare
@@ -20,7 +21,7 @@ from posttrain.world import tasks as world_tasks
 WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
 
 
-def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: list[Path] = ()) -> dict:
+def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[Path] = ()) -> dict:
     """Write `work/data` (a folder for each of TRAINED, tasks, tokenizer) and return the data card.
 
     Raises UserError naming file:line for what cannot be used, and for rows that training and evaluation share.
@@ -73,6 +74,7 @@ def write_data(section: Prepare, work: Path, sides: dict, tokenizer, questions: 
 
 def add_world(section: Prepare, sides: dict, cards: list) -> list[dict]:
     """Add the built-in world's rows to both sides; returns its held-out questions."""
+    assert section.world
     for task, split in world_rows.generate(section.seed, section.world).items():
         for side, rows_of_side in split.items():
             sides[task][side] += rows_of_side

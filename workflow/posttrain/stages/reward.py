@@ -55,7 +55,7 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     }
 
 
-def pairs(tokenizer, data: Path, side: str, longest: int) -> list[dict]:
+def pairs(tokenizer, data: Path, side: str, longest: int | None) -> list[dict]:
     """Preference pairs as RewardTrainer reads them: `kind`, and `chosen_ids` and `rejected_ids` with the prompt."""
     return [
         {f"{answer}_ids": pair["prompt_ids"] + pair[f"{answer}_ids"] for answer in ("chosen", "rejected")}

@@ -73,13 +73,13 @@ def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dic
     return trainer
 
 
-def tokenized(tokenizer, file: Path, longest: int) -> tuple[list[dict], dict]:
+def tokenized(tokenizer, file: Path, longest: int | None) -> tuple[list[dict], dict]:
     """The rows of a file as tokens and labels, after the token contract has been proved on each of them."""
     rows = read_jsonl(file)
     encoded = [tokens.encode(tokenizer, row) for row in rows]
     counts = tokens.prove(tokenizer, rows, encoded)
     for row, item in zip(rows, encoded, strict=True):
-        if len(item["input_ids"]) > longest:
+        if longest is not None and len(item["input_ids"]) > longest:
             raise UserError(
                 f"sft: row {tokens.row_name(row)}: {len(item['input_ids'])} tokens, over sft.max_length ({longest})"
             )

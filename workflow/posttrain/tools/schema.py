@@ -82,7 +82,7 @@ def section(prefix: str, model: type[sections.Section]) -> list[str]:
     """The table of a section, followed by those of the sections in it."""
     stage = prefix[:-1]
     lines = [
-        f"{model.__doc__.strip()}\n",
+        f"{(model.__doc__ or '').strip()}\n",
         *([f"{reruns(stage)}\n"] if stage in STAGES else []),
         "| key | type | default | meaning |",
         "|---|---|---|---|",
@@ -90,10 +90,10 @@ def section(prefix: str, model: type[sections.Section]) -> list[str]:
     nested = []
     for key, field in model.model_fields.items():
         meaning = " ".join((field.description or "").split())
-        if conditions := (field.json_schema_extra or {}).get("only_with"):
+        if conditions := sections.declared(field).get("only_with"):
             only = "; ".join(f"`{other}: {' / '.join(values)}`" for other, values in conditions.items())
             meaning += f" Only with {only}."
-        if further := (field.json_schema_extra or {}).get("also"):
+        if further := sections.declared(field).get("also"):
             meaning += f" Reruns {' and '.join(f'`{other}`' for other in further)} too."
         lines.append(f"| `{prefix}{key}` | {kind(field)} | {default(field)} | {meaning.replace('|', chr(92) + '|')} |")
         inner = section_class(field.annotation)

@@ -122,6 +122,7 @@ def in_batches(rows, training: Training) -> torch.utils.data.Subset:
     And from a checkpoint of the last step it would take one more, were there rows left.
     rows: a sequence. Returns `steps` x `batch_size` rows.
     """
+    assert training.seed is not None, "filled in when the campaign was read"
     wanted, order = training.steps * training.batch_size, array.array("q")  # of eight bytes: a run may read millions
     for number in range(math.ceil(wanted / len(rows))):
         shuffle = torch.Generator().manual_seed(training.seed + number)
@@ -280,7 +281,8 @@ def history(trainer, more: tuple[str, ...] = ()) -> list[dict]:
     more: a trainer's own measurements; a step may lack one (KTO's of a class that its batch has no row of).
     """
     keys = ("loss", "eval_loss", "learning_rate", "grad_norm", *more, *(f"eval_{key}" for key in more))
-    points, spans = {}, {}
+    points: dict[int, dict] = {}
+    spans: dict[int, list[dict]] = {}
     for entry in trainer.state.log_history:
         kept = {key: entry[key] for key in ("step", *keys) if key in entry}
         if "loss" in kept:  # of one step
