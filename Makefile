@@ -27,6 +27,7 @@ test-slurm-full: .venv/tests
 lint: .venv/tests
 	ruff check . && ruff format --check .
 	lint-imports --no-cache
+	mypy
 	snakefmt --check workflow && snakemake --lint
 
 setup: .venv/ready
