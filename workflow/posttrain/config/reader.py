@@ -57,7 +57,8 @@ def read_settings(path: Path) -> Settings:
     if root is None:
         return Settings({}, {"": f"{path}:1"})
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}:1: found a {root.id}, expected `key: value` lines")
+        kind = getattr(root, "id", "value")  # PyYAML's types lack it
+        raise UserError(f"{path}:1: found a {kind}, expected `key: value` lines")
     problems: list[str] = []
     places = {"": f"{path}:1"}
     values = _value(root, str(path), "", places, problems, set())

@@ -7,6 +7,7 @@ import os
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from posttrain.data.hub import local_dataset, read_manifest, snapshot, wish
 from posttrain.ground.errors import UserError, gather
@@ -41,7 +42,9 @@ def task_yaml(task: dict) -> Path:
 
 def lm_eval_tasks() -> Path:
     """The folder of lm-eval's own tasks, found without importing it."""
-    return Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec and spec.origin, "lm_eval is pinned"
+    return Path(spec.origin).parent / "tasks"
 
 
 def find_tasks(entries: list[dict], dirs: list[str]) -> list[dict]:
@@ -71,6 +74,7 @@ def reached_from(names: list[str], dirs: list[str]) -> dict[str, dict]:
         except UserError:
             if defaults:
                 raise
+    raise AssertionError("the last round includes lm-eval's own tasks: it returns or raises")
 
 
 def reached(name: str, index: dict) -> dict:
@@ -91,7 +95,7 @@ def members(group: str, listed: list, index: dict) -> dict:
     entries: dict[str, object] = {}
     for member in listed:
         item = member if isinstance(member, dict) else {"task": member}
-        child = item.get("group") or item.get("task")
+        child: Any = item.get("group") or item.get("task")
         if "group" in item and child not in index:  # a group defined inside the list
             entries |= members(group, item["task"], index)
         elif DATA_KEYS & set(item) or child not in index:

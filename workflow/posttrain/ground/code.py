@@ -53,7 +53,8 @@ def fingerprint_of(stage: str) -> str:
 def definitions(stage: str) -> dict[str, str]:
     """MODULE:DEFINITION, or MODULE for what runs when it is imported -> digest, of all that a stage could use."""
     start = f"stages.{stage}"
-    names, whole, digests = {stage}, set(), {}
+    names, whole = {stage}, set()
+    digests: dict[str, str] = {}
     waiting = {module: dict(module_parts(module)) for module in [start, *_packages_above(start)]}
     while True:
         new = [

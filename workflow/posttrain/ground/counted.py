@@ -48,7 +48,8 @@ def _for_types(node: ast.ImportFrom, names: set[str]) -> bool:
 
 def meanings(tree: ast.Module) -> dict[str, str]:
     """Name or name.attribute in a module -> which of MEANT, or which error, it is; of those bound in one way only."""
-    known, bound = {name: name for name in MEANT if "." not in name}, set()
+    known = {name: name for name in MEANT if "." not in name}
+    bound: set[str] = set()
     if _imports_all(tree):
         return {}
     for node in ast.walk(tree):
@@ -177,8 +178,8 @@ def _wordless(node: ast.expr) -> ast.expr:
             node.elt = _wordless(node.elt)
         case ast.List() | ast.Tuple():
             node.elts = [_wordless(element) for element in node.elts]
-        case ast.Call(func=ast.Attribute(value=ast.Constant(value=str()) as separator, attr="join")):
-            node.func.value = _wordless(separator)
+        case ast.Call(func=ast.Attribute(value=ast.Constant(value=str()) as separator, attr="join") as join):
+            join.value = _wordless(separator)
             node.args = [_wordless(argument) for argument in node.args]
     return node
 

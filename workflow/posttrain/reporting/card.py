@@ -7,7 +7,9 @@ only, since a policy is evaluated after it was published.
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from posttrain.config.stages import STAGES
 from posttrain.ground.files import read_json, sha256
@@ -61,11 +63,15 @@ def benchmarks(policy: Path, evaluation: Path) -> list[dict]:
     return optional(evaluation / "metrics.json").get("rows", []) if sha256(policy) in judged.values() else []
 
 
-def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict, rows: list[dict] = ()) -> str:
+def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict, rows: Sequence[dict] = ()) -> str:
     """The text of a card. contract: of `policy.json`; rows: benchmarks, as the evaluation recorded them."""
     inherited = metadata_of(inputs.get("base") or inputs.get("sft") or inputs.get("policy"))
     hub = section.get("hub") or {}
-    metadata = {"base_model": hub.get("id"), "license": license_of(hub, inputs), "tags": ["posttrain", stage]}
+    metadata: dict[str, Any] = {
+        "base_model": hub.get("id"),
+        "license": license_of(hub, inputs),
+        "tags": ["posttrain", stage],
+    }
     metadata |= {key: inherited[key] for key in ("base_model", "license") if key in inherited}
     if section.get("scratch") or FROM_SCRATCH in inherited.get("tags", []):
         metadata["tags"].append(FROM_SCRATCH)
@@ -100,7 +106,7 @@ def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict,
     return "\n".join(parts)
 
 
-def yaml_of(metadata: dict, rows: list[dict]) -> str:
+def yaml_of(metadata: dict, rows: Sequence[dict]) -> str:
     """The metadata block, with benchmarks as the Hugging Face hub reads them (`model-index`)."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -109,7 +115,7 @@ def yaml_of(metadata: dict, rows: list[dict]) -> str:
         for row in map(clean, rows)
         if math.isfinite(row["value"])
     ]
-    named = {"model_name": "policy", "eval_results": results} if results else {}
+    named: dict[str, Any] = {"model_name": "policy", "eval_results": results} if results else {}
     return ModelCardData(**clean(metadata), **named).to_yaml() + "\n"
 
 

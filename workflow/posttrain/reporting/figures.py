@@ -134,7 +134,8 @@ def error_caption(group: list[dict]) -> str:
     parts = []
     if questions := sorted({bar["n"] or 0 for bar in group if bar["seeds"] == 1}):
         many = f"{questions[0]}" if len(questions) == 1 else f"{questions[0]} to {questions[-1]}"
-        parts.append(f"± 1 standard error over n = {many} {COUNTED.get(group[0].get('judge'), 'questions')}; one seed")
+        counted = COUNTED.get(group[0].get("judge", ""), "questions")
+        parts.append(f"± 1 standard error over n = {many} {counted}; one seed")
     if seeds := sorted({bar["seeds"] for bar in group if bar["seeds"] > 1}):
         parts.append(f"± 1 standard deviation over {' or '.join(map(str, seeds))} seeds")
     lacking = any(bar["error"] is None for bar in group)

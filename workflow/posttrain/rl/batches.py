@@ -10,12 +10,12 @@ from posttrain.rl.answers import stream
 from posttrain.training import parallel
 
 
-def rows_of_iteration(rows: int, count: int, seed: int, iteration: int, name: str = "prompts") -> list[int]:
+def rows_of_iteration(rows: int, count: int, seed: int | None, iteration: int, name: str = "prompts") -> list[int]:
     """The `count` numbers, of `rows` rows, that an iteration uses: passes through all rows, each in a fresh order.
 
     They depend on the seed, the iteration and the stream's name alone.
     """
-    chosen = []
+    chosen: list[int] = []
     for place in range(iteration * count, (iteration + 1) * count):
         if not chosen or place % rows == 0:
             order = torch.Generator().manual_seed(stream(name, seed, place // rows))

@@ -28,6 +28,7 @@ def by_model(model, reward: Path) -> Scorer:
 def by_function(section: Ppo, tokenizer) -> Scorer:
     """Rewards by the function of the user's own that `section.reward_function` names."""
     judge = handwritten.load_judge(section, "reward")
+    assert judge, "without a reward model ppo has a function"
 
     def score(batch: Answers, rows: list[dict]) -> Tensor:
         return torch.tensor(judge.scores(rows, answers.texts(tokenizer, batch)), device=batch.replies.device)

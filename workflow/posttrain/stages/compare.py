@@ -10,7 +10,7 @@ Each prompt's answer is drawn from a random stream of its own, the same for ever
 
 import contextlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,8 +31,8 @@ PARTS = 4  # a batch of answers is measured in so many parts of similar length
 class Measures(NamedTuple):
     """What measures answers: the SFT policy and the reward model, adapters on one set of frozen weights; functions."""
 
-    model: torch.nn.Module
-    tokenizer: object
+    model: Any  # PEFT's
+    tokenizer: Any
     reward_head: torch.nn.Module | None
     reward: handwritten.Judge | None
     gold: handwritten.Judge | None
@@ -41,7 +41,7 @@ class Measures(NamedTuple):
 class Speaker(NamedTuple):
     """The model that answers for a policy, and the adapter to be active in it; None for the model as it is."""
 
-    model: torch.nn.Module
+    model: Any
     adapter: str | None
 
     def active(self) -> contextlib.AbstractContextManager:
@@ -131,7 +131,7 @@ def answer_batch(section: Compare, measures: Measures, rows: list[dict], speaker
     kl, rewards = measure(section, measures, batch, speaker, with_kl=not again)
     replies = answers.texts(measures.tokenizer, batch)
     if measures.reward and measures.reward_head is None:
-        rewards = measures.reward.scores(rows, replies)
+        rewards = list(measures.reward.scores(rows, replies))
     golds = measures.gold.scores_of_answered(rows, replies) if measures.gold else [None] * len(rows)
     return [
         {
@@ -155,7 +155,8 @@ def measure(
     section: Compare, measures: Measures, batch: completions.Answers, speaker: Speaker, with_kl: bool
 ) -> tuple[list[float | None], list[float | None]]:
     """Of each answer its KL to the SFT policy in nats, and the reward model's score; None for what is not taken."""
-    kl, rewards = [None] * len(batch), [None] * len(batch)
+    kl: list[float | None] = [None] * len(batch)
+    rewards: list[float | None] = [None] * len(batch)
     with torch.no_grad():
         for part, some in batch.by_length(PARTS):
             if with_kl:

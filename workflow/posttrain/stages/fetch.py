@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from posttrain.data.hub import COMMIT, cached, wish
 from posttrain.data.hub_errors import FULL, explained

@@ -11,6 +11,7 @@ adapters on it, and so is the reference, the SFT policy itself. Nothing has drop
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,7 +173,7 @@ def update(
     optimizer: ppo_state.Optimizers,
     experience: Experience,
     warming: bool,
-    demonstrated: list[Demonstration] = (),
+    demonstrated: Sequence[Demonstration] = (),
 ) -> dict:
     """Some epochs of clipped updates of policy and value function (in warm-up of the value function alone).
 
@@ -200,7 +201,7 @@ def step(
     experience: Experience,
     which: list[int],
     warming: bool,
-    demonstrated: list[Demonstration] = (),
+    demonstrated: Sequence[Demonstration] = (),
 ) -> dict:
     """One optimiser step on some answers (a minibatch), and on as many demonstrations where there are any."""
     total = experience.answers.mask[which].sum()
@@ -258,7 +259,8 @@ def add_sft_gradients(section: Ppo, models: Models, rows: list[Demonstration]) -
     process's part of the loss."""
     total, loss = sum(len(reply) for _, reply in rows), 0.0
     for part in micro_batches(section, range(len(rows))):
-        batch = completions.given(models.tokenizer, *zip(*[rows[n] for n in part], strict=True), models.peft.device)
+        prompts, replies = ([rows[n][side] for n in part] for side in (0, 1))
+        batch = completions.given(models.tokenizer, prompts, replies, models.peft.device)
         with completions.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
             nll = -completions.log_probs(models.peft, batch).sum() / total
             (section.sft_coefficient * nll).backward()

@@ -8,6 +8,7 @@ gradient.
 import random
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class UnpairedTrainer(KTOTrainer):
     def train(self, *args, **options):
         """Train on rows with mismatched completions."""
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * parallel.world()
-        self.train_dataset = Mismatched(self.train_dataset, size)
+        self.train_dataset: Any = Mismatched(self.train_dataset, size)
         return super().train(*args, **options)
 
     def get_batch_samples(self, *args, **options):
