@@ -364,12 +364,21 @@ class Adapter(Section):
     target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] | None = None
     """Layers that get an adapter; all of those of `sft` among them. Default: those of `sft`, else all linear layers."""
 
+    @property
+    def task(self) -> str:
+        """The key of `prepare` whose rows are trained on."""
+        return "preference"
 
-class Pairs(Section):
-    """Which answer of a preference pair counts as the better one."""
+
+class Judged(Section):
+    """Which answers count as the better ones: the chosen ones of preference pairs, those with the label `true`."""
 
     labels: Literal["chosen", "swapped", "shuffled"] = "chosen"
-    """`swapped` takes the rejected answer for the better one, `shuffled` either at random: controls that must fail."""
+    """`swapped` takes the other answers for the better ones, `shuffled` either at random: controls that must fail."""
+
+
+class Pairs(Judged):
+    """Training on preference pairs: two answers to one prompt in each row."""
 
 
 class Reward(Training, Adapter, Pairs):
@@ -391,12 +400,12 @@ class Reward(Training, Adapter, Pairs):
 
 
 class Reference(Section):
-    """Log-probabilities of the preference pairs under the SFT policy, computed once for every DPO run on it."""
+    """Log-probabilities of the judged answers under the SFT policy, computed once for every run that is held to it."""
 
     batch_size: Count = 64
-    """Pairs in one forward pass; must not change a result."""
+    """Rows in one forward pass; must not change a result."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass (bfloat16 by autocast); the same as `dpo.precision` makes the first loss exact."""
+    """Arithmetic of the forward pass (bfloat16 by autocast); the same as that of `dpo` makes its first loss exact."""
 
 
 DpoLoss = Literal[
@@ -407,17 +416,11 @@ DpoLoss = Literal[
 WHOLE_BATCH = {"sft", "aot", "aot_unpaired"}  # losses that TRL takes over all pairs of a forward pass at once
 
 
-class Dpo(Training, Adapter, Pairs):
-    """Direct preference optimisation from the SFT policy, with TRL's DPOTrainer (arXiv 2305.18290, eq. 7)."""
+class Referenced(Training, Adapter, Judged):
+    """A method that learns from judged answers and is held near the SFT policy by its log-probabilities of them."""
 
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength with which the policy is held near the SFT policy."""
-    loss: Annotated[list[DpoLoss], Field(min_length=1)] = ["sigmoid"]
-    """Losses by TRL's names, added up; `sigmoid` is the paper's."""
-    loss_weights: Annotated[list[float], Field(min_length=1)] | None = None
-    """Weights of the losses. Default: 1 each."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels taken to be wrong, where a loss has such a term (`robust`, `exo_pair`, `aot`, `aot_unpaired`)."""
     dropout: Fraction = 0.0
     """Dropout on the adapter's input."""
     max_length: Annotated[int, Field(ge=8)] | None = None
@@ -427,7 +430,18 @@ class Dpo(Training, Adapter, Pairs):
     steps: Count = 150
     """Optimiser steps."""
     batch_size: Count = 32
-    """Pairs in one optimiser step, over all devices."""
+    """Rows in one optimiser step, over all devices."""
+
+
+class Dpo(Referenced, Pairs):
+    """Direct preference optimisation from the SFT policy, with TRL's DPOTrainer (arXiv 2305.18290, eq. 7)."""
+
+    loss: Annotated[list[DpoLoss], Field(min_length=1)] = ["sigmoid"]
+    """Losses by TRL's names, added up; `sigmoid` is the paper's."""
+    loss_weights: Annotated[list[float], Field(min_length=1)] | None = None
+    """Weights of the losses. Default: 1 each."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be wrong, where a loss has such a term (`robust`, `exo_pair`, `aot`, `aot_unpaired`)."""
 
 
 class Rails(Section):
@@ -502,6 +516,10 @@ class Ppo(Optimisation, Adapter):
     """Iterations: answer, score, update."""
     batch_size: Count = 64
     """Answers in one iteration, over all devices."""
+
+    @property
+    def task(self) -> str:
+        return self.prompts
 
 
 class Compare(Section):

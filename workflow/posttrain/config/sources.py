@@ -5,10 +5,12 @@ from pathlib import Path
 
 from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task
 
+OF_WORLD = ("text", "long", "sft", "preference")  # tasks of which the built-in world has rows
+
 
 def sides(prepare: Prepare, task: str) -> set[str]:
     """The sides, `train` and `test`, for which there is a source of a kind of data (one of TRAINED)."""
-    generated = prepare.world and task != "kto" and (task != "long" or prepare.world.long)
+    generated = prepare.world and task in OF_WORLD and (task != "long" or prepare.world.long)
     uses = {"split"} if generated else {source.use for source in getattr(prepare, task)}
     split = {"train", "test"} if prepare.test_fraction or generated else {"train"}
     return uses - {"split"} | (split if "split" in uses else set())

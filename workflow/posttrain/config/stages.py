@@ -62,7 +62,7 @@ STAGES: dict[str, Stage] = {
     "sft": Stage(sections.Sft, "policy", "supervised fine-tuning", ("data", "base"), shards=True),
     "reward": Stage(sections.Reward, "reward", "a reward model from preference pairs", ("data", "base", "sft")),
     "reference": Stage(
-        sections.Reference, "data", "log-probabilities of the preference pairs under the SFT policy",
+        sections.Reference, "data", "log-probabilities of the judged answers under the SFT policy",
         ("data", "base", "sft"), runs="where read",
     ),
     "ppo": Stage(

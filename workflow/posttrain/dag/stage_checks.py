@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from posttrain.config.experiment import Experiment
-from posttrain.config.sections import WHOLE_BATCH, Adapter, Dpo, Longctx, Optimisation, Pairs, Ppo, Section, Sft
-from posttrain.config.sources import sides
+from posttrain.config.sections import WHOLE_BATCH, Adapter, Dpo, Longctx, Optimisation, Ppo, Section, Sft
+from posttrain.config.sources import OF_WORLD, sides
 from posttrain.config.stages import POLICIES, STAGES
 from posttrain.config.validation import nearest
 from posttrain.dag.resolution import FUNCTIONS, function_mistakes, longest_row
@@ -65,10 +65,11 @@ def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
         yield f"{where}.rank", f"{section.rank} is under sft.rank ({sft.rank}), whose adapter it begins as"
     longest = getattr(section, "max_length", None)
     if longest and longest < longest_row(experiment):
-        yield f"{where}.max_length", f"{longest} would cut pairs that prepare.max_tokens lets through"
-    pairs = isinstance(section, Pairs) or getattr(section, "prompts", "") == "preference"
-    if pairs and not (prepare.world or prepare.preference):
-        yield where, "has no preference pairs: set prepare.world or prepare.preference"
+        yield f"{where}.max_length", f"{longest} would cut rows that prepare.max_tokens lets through"
+    if "train" not in sides(prepare, section.task):
+        rows = "preference pairs" if section.task == "preference" else f"{section.task} rows"
+        world = "prepare.world or " if section.task in OF_WORLD else ""
+        yield where, f"has no {rows} to train on: set {world}prepare.{section.task}"
 
 
 def _named_functions(where: str, section: Section) -> Mistakes:

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+from posttrain.config.sections import Referenced
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.models import tokens
@@ -55,16 +56,22 @@ def tokenized(tokenizer, data: Path, side: str, longest: int | None = None, task
     return encoded
 
 
-def with_reference(tokenizer, data: Path, reference: Path, side: str, section, task: str = "preference") -> list[dict]:
+def referenced_rows(tokenizer, data: Path, reference: Path, section: Referenced) -> tuple[list[dict], list[dict]]:
+    """The rows to train on, labelled as the section says, and those held out (see `with_reference`)."""
+    train, test = (with_reference(tokenizer, data, reference, side, section) for side in ("train", "test"))
+    return relabelled(train, section.labels, section.seed), test
+
+
+def with_reference(tokenizer, data: Path, reference: Path, side: str, section: Referenced) -> list[dict]:
     """The rows as tokens, each with the log-probabilities of its answers under the SFT policy (`stages.reference`).
 
     Raises UserError where the reference was made from other rows, and as `tokenized` does.
     """
-    encoded = tokenized(tokenizer, data, side, section.max_length, task)
-    file = reference_file(reference.parent, side, task)
+    encoded = tokenized(tokenizer, data, side, section.max_length, section.task)
+    file = reference_file(reference.parent, side, section.task)
     log_probs = read_jsonl(file) if file.is_file() else []
     if [row["id"] for row in encoded] != [row["id"] for row in log_probs]:
-        raise UserError(f"{reference}: was made from other pairs than {data}; remake it: rm {reference}")
+        raise UserError(f"{reference}: was made from other rows than {data}; remake it: rm {reference}")
     return [row | known for row, known in zip(encoded, log_probs, strict=True)]
 
 
@@ -73,15 +80,32 @@ def reference_file(folder: Path, side: str, task: str) -> Path:
     return folder / "data" / (f"{side}.jsonl" if task == "preference" else f"{task}/{side}.jsonl")
 
 
-def relabelled(pairs: list[dict], labels: str, seed: int | None) -> list[dict]:
-    """The pairs with the labels of a control (`config.Pairs.labels`): swapped, or shuffled by a random stream that
+def unpaired(rows: list[dict]) -> list[dict]:
+    """Each pair as two rows with a label, `true` for the chosen answer; rows that have a label as they are."""
+    return [single for row in rows for single in ([row] if "label" in row else halves(row))]
+
+
+def halves(pair: dict) -> list[dict]:
+    """A pair with its reference as a row for each of its answers, named as KTO's."""
+    columns = ANSWERS["preference"]
+    return [
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[f"{answer}_ids"], "ref_logps": pair[columns[answer]]}
+        | {"label": answer == "chosen"}
+        for answer in columns
+    ]
+
+
+def relabelled(rows: list[dict], labels: str, seed: int | None) -> list[dict]:
+    """The rows with the labels of a control (`config.Judged.labels`): swapped, or shuffled by a random stream that
     nothing else draws from."""
     stream = random.Random(f"{seed}:labels")
     turn = {"chosen": lambda: False, "swapped": lambda: True, "shuffled": lambda: stream.random() < 0.5}[labels]
-    return [swapped(pair) if turn() else pair for pair in pairs]
+    return [swapped(row) if turn() else row for row in rows]
 
 
-def swapped(pair: dict) -> dict:
-    """The pair with its chosen and its rejected answer exchanged, in every key that names one of them."""
-    new_name = {key: key.replace(side, OPPOSITE[side]) for key in pair for side in OPPOSITE if side in key}
-    return {new_name.get(key, key): value for key, value in pair.items()}
+def swapped(row: dict) -> dict:
+    """The row with the opposite `label`; a pair with its answers exchanged, in every key that names one of them."""
+    if "label" in row:
+        return row | {"label": not row["label"]}
+    new_name = {key: key.replace(side, OPPOSITE[side]) for key in row for side in OPPOSITE if side in key}
+    return {new_name.get(key, key): value for key, value in row.items()}

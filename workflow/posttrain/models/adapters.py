@@ -6,7 +6,7 @@ adapter begins as nothing.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from posttrain.config.sections import Adapter
 from posttrain.ground.errors import UserError
@@ -22,6 +22,14 @@ class Foundation(NamedTuple):
     weights: Path
     quantization: dict | None
     adapter: Path | None
+
+
+class Start(NamedTuple):
+    """What a stage that aligns begins with: the SFT policy as the adapter `default`, which is trained on."""
+
+    foundation: Foundation
+    tokenizer: Any
+    model: Any
 
 
 def foundation_of(base: Path, sft: Path) -> Foundation:
@@ -59,15 +67,17 @@ def lora_config(section: Adapter, foundation: Foundation, dropout: float = 0.0, 
     return peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, **options)
 
 
-def load_to_align(section, base: Path, sft: Path, head: bool = False):
-    """(foundation, tokenizer, model) of a stage that aligns: the SFT policy as a fresh adapter, with the random weights
-    of the section's seed. head: a classifier with one output, `score`, in place of the language model."""
+def load_to_align(section, base: Path, sft: Path, head: bool = False) -> Start:
+    """The SFT policy as a fresh adapter, with the random weights of the section's seed.
+
+    head: a classifier with one output, `score`, in place of the language model.
+    """
     from transformers import set_seed
 
     foundation = foundation_of(base, sft)
     tokenizer = policy.load_tokenizer(foundation.weights)
     set_seed(section.seed)
-    return foundation, tokenizer, load_as_sft(foundation, section, section.dropout, head=head)
+    return Start(foundation, tokenizer, load_as_sft(foundation, section, section.dropout, head=head))
 
 
 def load_as_sft(

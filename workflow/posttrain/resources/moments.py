@@ -25,6 +25,7 @@ from posttrain.config.sections import (
     Sft,
 )
 from posttrain.config.stages import STAGES
+from posttrain.data.preferences import ANSWERS
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import FULL, MB, Terms
@@ -141,8 +142,7 @@ def _sft(section: Any, case: Case) -> Moments:
 @_moments.register(Adapter)
 def _aligned(section: Any, case: Case) -> Moments:
     """A trainer of TRL's on an adapter; of a pair it holds two rows. A policy has logits, a reward model has none."""
-    kind = "preference" if isinstance(section, Pairs) else case.stage
-    length = min(case.longest.get(kind, section.max_length), section.max_length)
+    length = min(case.longest.get(section.task, section.max_length), section.max_length)
     batch = Batch((2 if isinstance(section, Pairs) else 1) * micro(section), length, padded=True)
     has_logits = STAGES[case.stage].makes == "policy"
     loss = memory.tiled_logits(case.shape, batch.rows, length, case.gpu) if has_logits else {}
@@ -191,7 +191,8 @@ def _longctx(section: Longctx, case: Case) -> Moments:
 
 @_moments.register
 def _reference(section: Reference, case: Case) -> Moments:
-    length = case.longest.get("preference", case.settings.prepare.max_tokens)
+    known = max((case.longest[task] for task in ANSWERS if task in case.longest), default=0)
+    length = known or case.settings.prepare.max_tokens
     logits = memory.logits(case.shape, section.batch_size, length, 3)
     passing = memory.passing(case.shape, section.batch_size * length, section.precision == "bfloat16")
     return {"scoring": case.foundation | logits | passing}

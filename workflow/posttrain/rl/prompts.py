@@ -26,11 +26,11 @@ def training_prompts(section: Ppo, data: Path, tokenizer, model) -> list[dict]:
 
 
 def held_out_prompts(section: Compare, data: Path, tokenizer, model) -> list[dict]:
-    """Some held-out prompts of preference pairs, else of conversations, each once.
+    """Some held-out prompts of judged answers, else of conversations, each once.
 
     Raises UserError when there are none, or one is too long for the model.
     """
-    for kind in ("preference", "sft"):
+    for kind in ("preference", "kto", "sft"):
         if rows := _prompts(_file(data, kind, "test"), tokenizer):
             order = np.random.default_rng(section.seed).permutation(len(rows))[: section.prompts]
             chosen = [rows[n] for n in sorted(order)]

@@ -10,38 +10,17 @@ from pathlib import Path
 from posttrain.config.sections import WHOLE_BATCH, Dpo
 from posttrain.data import preferences
 
-WATCHED = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "entropy")
-
 
 def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: Path, checkpoints: Path) -> dict:
     """Write `work/model`, an adapter, and return its metrics."""
     from trl import DPOConfig, DPOTrainer
 
-    from posttrain.models import adapters
+    from posttrain.models import adapters, referenced
     from posttrain.training import trainers
 
     trainers.refuse_parts("dpo.loss", WHOLE_BATCH & set(section.loss), section)
-    foundation, tokenizer, model = adapters.load_to_align(section, base, sft)
-    train, test = (preferences.with_reference(tokenizer, data, reference, side, section) for side in ("train", "test"))
-    with trainers.exact_weights(model):
-        trainer = DPOTrainer(
-            model=model,
-            args=DPOConfig(
-                **trainers.arguments(section, checkpoints),
-                max_length=section.max_length,
-                beta=section.beta,
-                loss_type=section.loss,
-                loss_weights=section.loss_weights,
-                label_smoothing=section.label_smoothing,
-                disable_dropout=section.dropout == 0,
-            ),
-            processing_class=tokenizer,
-            **trainers.placeholders(test),
-        )
-    # The pairs bring their reference log-probabilities as columns; computed here, they would cost a second forward
-    # pass each step and, with dropout, draw from the training's random stream.
-    trainer.precompute_ref_logps = True
-    trainers.give_rows(trainer, section, preferences.relabelled(train, section.labels, section.seed), test)
-    metrics = trainers.run_measured(trainer, section, checkpoints, WATCHED)
-    adapters.publish(trainer.model, tokenizer, foundation, work / "model")
-    return metrics
+    start = adapters.load_to_align(section, base, sft)
+    rows = preferences.referenced_rows(start.tokenizer, data, reference, section)
+    settings = {"loss_type": section.loss, "loss_weights": section.loss_weights}
+    settings["label_smoothing"] = section.label_smoothing
+    return referenced.train(DPOTrainer, DPOConfig, section, start, rows, work, checkpoints, **settings)
