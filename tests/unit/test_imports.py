@@ -15,6 +15,7 @@ FORBIDDEN = [
     ("stages/sft", "posttrain.jobs.slurm", "No stage knows of jobs, clusters or tools"),
     ("config/grid", "posttrain.data.rows", "The config knows no data"),
     ("resources/memory", "posttrain.cluster.sites", "Estimates of resources know no cluster"),
+    ("stages/ppo", "posttrain.world.gold", "Only prepare and the checks of the config import"),
     ("tools/why", "snakemake", "The package imports no Snakemake"),
     ("dag/plan", "torch", "Reading the config and planning load no library that trains"),
 ]
