@@ -21,6 +21,6 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
     trainers.refuse_parts("dpo.loss", WHOLE_BATCH & set(section.loss), section)
     start = adapters.load_to_align(section, base, sft)
     rows = preferences.referenced_rows(start.tokenizer, data, reference, section)
-    settings = {"loss_type": section.loss, "loss_weights": section.loss_weights}
+    settings: dict = {"loss_type": section.loss, "loss_weights": section.loss_weights}
     settings["label_smoothing"] = section.label_smoothing
     return referenced.train(DPOTrainer, DPOConfig, section, start, rows, work, checkpoints, **settings)

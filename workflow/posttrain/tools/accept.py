@@ -34,7 +34,7 @@ def accept(plan: Plan, stages: list[str], because: str, former: str = "", same: 
     edits = zip(named, gather(lambda stage: former or only_former(plan, stage), named), strict=True)
     rest = {"because": because, "date": datetime.date.today().isoformat(), "by": author()}
     rest["shown"] = "same bytes" if same else "word"
-    records = gather(lambda edit: record(*edit, rest), list(edits))
+    records = gather(lambda edit: record(edit[0], edit[1], rest), list(edits))
     accepted.add(records)
     anew = [made_with(plan, stage)[new["to"]] for stage, new in zip(named, records, strict=True)
             if new["to"] in made_with(plan, stage)]  # fmt: skip
