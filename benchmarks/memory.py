@@ -105,11 +105,11 @@ def write_model(name: str, size: dict) -> None:
     """Write a random Llama and its tokenizer into models/NAME."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from posttrain.models import tokens
+    from posttrain.data import tokenizer as tokenizers
 
     texts = [json.loads(line)["text"] for line in Path("text.jsonl").read_text().splitlines()]
-    tokenizer = tokens.train_tokenizer(texts, size["vocab"], size["context"])
-    tokens.set_chat_template(tokenizer, "default", True)
+    tokenizer = tokenizers.train_tokenizer(texts, size["vocab"], size["context"])
+    tokenizers.set_chat_template(tokenizer, "default", True)
     tokenizer.save_pretrained(f"models/{name}")
     config = LlamaConfig(
         vocab_size=size["vocab"], hidden_size=size["hidden_size"], intermediate_size=size["intermediate_size"],

@@ -49,7 +49,9 @@ def twist(how: str, patch: pytest.MonkeyPatch) -> None:
         )  # fmt: skip
     if how == "stopped":  # after the second step, once
         calls = iter([False, False, True])
-        patch.setattr(interruption, "due", lambda *given: interruption.TOLD if next(calls, False) else due(*given))
+        patch.setattr(
+            interruption, "due", lambda *given: interruption.TERMINATED if next(calls, False) else due(*given)
+        )
 
 
 def share_out() -> None:

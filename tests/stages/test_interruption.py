@@ -19,7 +19,7 @@ from posttrain.ground.files import read_json
 from posttrain.jobs import artifact
 from posttrain.training import checkpoint, interruption
 from posttrain.training import trainers as shared
-from posttrain.training.interruption import GO_ON, NEAR, SAVE, TOLD
+from posttrain.training.interruption import GO_ON, NEAR, SAVE, TERMINATED
 from posttrain.training.trainers import Heartbeat
 
 STAGES = tuple(trainers())
@@ -46,7 +46,7 @@ def test_stopped_at_any_step_and_saved_at_any_step(stage, uninterrupted, read_by
     """Stopped twice, with saves between at moments that no step decides; in each of the trainers."""
     chance = random.Random(stage)
     for attempt in range(2):
-        urgencies(monkeypatch, *chance.choices((GO_ON, SAVE), k=chance.randint(2, 7)), (TOLD, NEAR)[attempt])
+        urgencies(monkeypatch, *chance.choices((GO_ON, SAVE), k=chance.randint(2, 7)), (TERMINATED, NEAR)[attempt])
         with pytest.raises(Interrupted, match=r"saved at step \d+ of \d+; the next run continues"):
             made_of(stage, read_by, "stopped")
     urgencies(monkeypatch, *chance.choices((GO_ON, SAVE), k=15))
@@ -58,10 +58,10 @@ def test_stopped_at_any_step_and_saved_at_any_step(stage, uninterrupted, read_by
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
 def test_a_damaged_checkpoint_is_not_continued_from(damage, uninterrupted, read_by, monkeypatch, capsys):
     """The one before is."""
-    urgencies(monkeypatch, GO_ON, SAVE, GO_ON, GO_ON, TOLD)
+    urgencies(monkeypatch, GO_ON, SAVE, GO_ON, GO_ON, TERMINATED)
     with pytest.raises(Interrupted):
         made_of("sft", read_by, f"damaged-{damage}")
-    older, newest = checkpoint.found(next(Path(f"results/damaged-{damage}/sft/checkpoints").iterdir()))
+    older, newest = checkpoint.all_in(next(Path(f"results/damaged-{damage}/sft/checkpoints").iterdir()))
     spoil(newest / "optimizer.pt", damage)
     made = made_of("sft", read_by, f"damaged-{damage}")
     said = capsys.readouterr().err
@@ -90,10 +90,10 @@ def test_a_checkpoint_that_cannot_be_read_now_is_kept(tmp_path, monkeypatch):
 
 def test_without_verification_a_flipped_bit_is_trained_on(uninterrupted, read_by, monkeypatch):
     """Control of the test above."""
-    urgencies(monkeypatch, GO_ON, SAVE, GO_ON, GO_ON, TOLD)
+    urgencies(monkeypatch, GO_ON, SAVE, GO_ON, GO_ON, TERMINATED)
     with pytest.raises(Interrupted):
         made_of("sft", read_by, "believed")
-    newest = checkpoint.found(next(Path("results/believed/sft/checkpoints").iterdir()))[-1]
+    newest = checkpoint.all_in(next(Path("results/believed/sft/checkpoints").iterdir()))[-1]
     spoil(newest / "adapter_model.safetensors", "bit")
     monkeypatch.setattr(checkpoint, "verify", lambda manifest: None)
     assert files(made_of("sft", read_by, "believed")) != files(uninterrupted["sft"])
@@ -118,8 +118,8 @@ def test_there_must_be_time_for_a_longer_step_and_for_saving(monkeypatch):
     monkeypatch.setattr(interruption, "deadline", time.monotonic() + 100)
     assert interruption.due(step=40, saving=0) == GO_ON
     assert interruption.due(step=49, saving=0) == NEAR == interruption.due(step=10, saving=85)
-    monkeypatch.setattr(interruption, "told", True)
-    assert interruption.due(step=0, saving=0) == TOLD
+    monkeypatch.setattr(interruption, "terminated", True)
+    assert interruption.due(step=0, saving=0) == TERMINATED
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_a_time_limit_that_takes_several_runs(uninterrupted, read_by, monkeypatc
 
 
 def test_sigterm_where_there_is_nothing_to_save_ends_at_once():
-    process = running("import time; interruption.begin(0); print(1, flush=True); time.sleep(60)")
+    process = running("import time; interruption.listen(0); print(1, flush=True); time.sleep(60)")
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == INTERRUPTED
 

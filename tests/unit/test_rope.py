@@ -3,10 +3,9 @@
 import math
 
 import pytest
+import rope
 import torch
 from transformers import BloomConfig, BloomModel, LlamaConfig, LlamaModel
-
-from posttrain.maths import rope
 
 WIDTH, THETA, CONTEXT = 16, 500.0, 64
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from posttrain.data import tokenizer as tokenizers
 from posttrain.ground.errors import UserError
 from posttrain.models import tokens
 
@@ -21,8 +22,8 @@ PLAIN = {"id": "r2", "prompt": "two and two is", "completion": " four."}
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    made = tokens.train_tokenizer(["what is two and two ? it is four. sure ? yes."] * 20, 320, 64)
-    tokens.set_chat_template(made, None, conversations=True)
+    made = tokenizers.train_tokenizer(["what is two and two ? it is four. sure ? yes."] * 20, 320, 64)
+    tokenizers.set_chat_template(made, None, conversations=True)
     return made
 
 
@@ -106,7 +107,7 @@ def test_a_template_that_rewrites_earlier_turns_is_found(tokenizer, tmp_path):
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     original = tokenizer.chat_template
-    tokens.set_chat_template(tokenizer, str(template), True)
+    tokenizers.set_chat_template(tokenizer, str(template), True)
     with pytest.raises(UserError, match=r"row r1.*prefix-preserving"):
         tokens.encode(tokenizer, ROW)
     tokenizer.chat_template = original
@@ -114,7 +115,7 @@ def test_a_template_that_rewrites_earlier_turns_is_found(tokenizer, tmp_path):
 
 def test_a_missing_template_is_named(tokenizer):
     with pytest.raises(UserError, match=r"prepare\.chat_template.*nowhere\.jinja"):
-        tokens.set_chat_template(tokenizer, "nowhere.jinja", True)
+        tokenizers.set_chat_template(tokenizer, "nowhere.jinja", True)
 
 
 def test_of_several_templates_the_default_is_taken(tokenizer, tmp_path):
@@ -124,7 +125,7 @@ def test_of_several_templates_the_default_is_taken(tokenizer, tmp_path):
     several.save_pretrained(tmp_path)
     loaded = type(tokenizer).from_pretrained(tmp_path)
     assert isinstance(loaded.chat_template, dict)
-    tokens.set_chat_template(loaded, None, conversations=True)
+    tokenizers.set_chat_template(loaded, None, conversations=True)
     assert tokens.template_digest(loaded) == tokens.template_digest(tokenizer)
 
 
@@ -132,7 +133,7 @@ def test_the_plain_template_serves_a_real_pretrained_tokenizer(shared):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
-    tokens.set_chat_template(tokenizer, None, conversations=True)
+    tokenizers.set_chat_template(tokenizer, None, conversations=True)
     assert tokenizer.pad_token and "Assistant" in tokenizer.chat_template
     tokens.prove(tokenizer, [ROW, PLAIN], [tokens.encode(tokenizer, row) for row in (ROW, PLAIN)])
 
@@ -147,7 +148,7 @@ def templated(tokenizer, tmp_path, reply: str, row=ROW) -> str:
         + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     original = tokenizer.chat_template
-    tokens.set_chat_template(tokenizer, str(template), True)
+    tokenizers.set_chat_template(tokenizer, str(template), True)
     try:
         with pytest.raises(UserError, match="row r1") as caught:
             tokens.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
@@ -185,7 +186,7 @@ def test_what_a_template_may_add_around_a_reply(tokenizer, tmp_path):
         "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     original = tokenizer.chat_template
-    tokens.set_chat_template(tokenizer, str(template), True)
+    tokenizers.set_chat_template(tokenizer, str(template), True)
     row = {"id": "r6", "messages": [ROW["messages"][0], {"role": "assistant", "content": " it is four.\n"}]}
     encoded = tokens.encode(tokenizer, row)
     tokenizer.chat_template = original

@@ -32,7 +32,6 @@ REACHED = {  # a few, by hand; the others by what `code.code` lists, which `test
     "world/gold.py": {"prepare"},  # ppo and compare are told of it by `gold_code`
     "training/optimizer.py": {"base", "longctx"},
     "data/packing.py": {"base", "longctx", "lengths"},
-    "maths/rope.py": set(),  # speaks in the tests alone: transformers does the arithmetic
     "maths/ppo.py": {"ppo"},
     "maths/likelihood.py": {"reference", "ppo", "compare"},
     "rl/ppo_health.py": {"ppo"},

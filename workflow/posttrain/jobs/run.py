@@ -26,7 +26,7 @@ from posttrain.training import interruption
 
 def run_stage(arguments: Namespace) -> None:
     """Run a stage by its command line (`__main__.stage_commands`), publish its artifact, and end the process."""
-    interruption.begin(arguments.minutes)
+    interruption.listen(arguments.minutes)
     output, stage = arguments.output, arguments.command
     progress.name = name_of(output, stage)
     section = section_of(stage, arguments.config)

@@ -32,12 +32,12 @@ def advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam:
     """
     values = values * mask
     following, after = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
-    found = torch.zeros_like(values)
+    estimates = torch.zeros_like(values)
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * after - values[:, t]
         following = (delta + gamma * lam * following) * mask[:, t]
-        found[:, t], after = following, values[:, t]
-    return found, found + values
+        estimates[:, t], after = following, values[:, t]
+    return estimates, estimates + values
 
 
 def mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -44,13 +44,13 @@ def rescale(config, method: str, factor: float) -> None:
     if parameters.get("rope_type", "default") != "default":
         raise UserError(f"longctx: the model's positions are rescaled already ({parameters['rope_type']})")
     original = config.max_position_embeddings
-    made = {"rope_type": METHODS[method], "rope_theta": parameters["rope_theta"]}
-    made |= {key: parameters[key] for key in ("partial_rotary_factor",) if key in parameters}
+    rescaled = {"rope_type": METHODS[method], "rope_theta": parameters["rope_theta"]}
+    rescaled |= {key: parameters[key] for key in ("partial_rotary_factor",) if key in parameters}
     if method != "none":
-        made["factor"] = factor
+        rescaled["factor"] = factor
     if method == "yarn":
-        made["original_max_position_embeddings"] = original
-    config.rope_parameters = made
+        rescaled["original_max_position_embeddings"] = original
+    config.rope_parameters = rescaled
     if method != "dynamic":
         config.max_position_embeddings = round(original * factor)
 
@@ -64,8 +64,8 @@ def refuse_other(manifest: Path, folder: Path) -> None:
     if expected is None:
         raise UserError(f"{manifest}: its contract says nothing of positions; remake it: rm {manifest}")
     longest_input = read_json(folder / "tokenizer_config.json").get("model_max_length")
-    found = contract(AutoConfig.from_pretrained(folder), longest_input)
-    wrong = [f"{key} is {found[key]}, not {expected[key]}" for key in expected if found[key] != expected[key]]
+    read = contract(AutoConfig.from_pretrained(folder), longest_input)
+    wrong = [f"{key} is {read[key]}, not {expected[key]}" for key in expected if read[key] != expected[key]]
     if wrong:
         raise UserError(
             f"{manifest}: {folder / 'config.json'} would have it read with other positions than it was made with: "

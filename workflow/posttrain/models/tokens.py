@@ -1,74 +1,10 @@
 """Rows to tokens and labels, and the token contract: what must hold of them before anything is trained."""
 
 import hashlib
-import re
-from pathlib import Path
 
 from posttrain.ground.errors import UserError
 
-TEMPLATES = Path(__file__).parents[1] / "templates"
-ROLES = ("system", "user", "assistant", "tool")
-SPECIAL = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
 MASKED = -100  # label of a token that is not trained on, as PyTorch's cross-entropy has it
-
-
-def train_tokenizer(texts, vocab_size: int, context: int):
-    """A byte-level BPE tokenizer (no text becomes <unk>) with one token per role; adds `<|bos|>` like Llama's.
-
-    Byte-level BPE: Radford et al. 2019, section 2.2.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [*SPECIAL.values(), *(f"<|{role}|>" for role in ROLES)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    marks = re.compile("|".join(map(re.escape, special)))
-    tokenizer.train_from_iterator((part for text in texts for part in marks.split(text)), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", tokenizer.token_to_id("<|bos|>"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        **SPECIAL,
-        additional_special_tokens=special[3:],
-        model_max_length=context,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def set_chat_template(tokenizer, choice: str | None, conversations: bool) -> None:
-    """Give the tokenizer its chat template (see `prepare.chat_template`) and, where it has none, a pad token.
-
-    Raises UserError for a template that is not there.
-    """
-    if isinstance(tokenizer.chat_template, dict):  # some carry one more for tools
-        tokenizer.chat_template = tokenizer.chat_template.get("default")
-    if choice is None:
-        choice = "tokenizer" if tokenizer.chat_template or not conversations else "default"
-    if choice == "default":
-        known = tokenizer.get_vocab()
-        name = "roles" if all(f"<|{role}|>" in known for role in ROLES) else "plain"
-        tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-    elif choice != "tokenizer":
-        try:
-            tokenizer.chat_template = Path(choice).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"prepare.chat_template: {choice!r} cannot be read ({getattr(error, 'strerror', error)}); "
-                "allowed: default, tokenizer, or the path of a Jinja file"
-            ) from None
-    elif conversations and not tokenizer.chat_template:
-        raise UserError("prepare.chat_template: the tokenizer carries none; use default or the path of a Jinja file")
-    if tokenizer.pad_token is None:  # any token does: padding is masked out of attention and labels
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
 
 
 def template_digest(tokenizer) -> str | None:
@@ -197,14 +133,14 @@ def _common(tokenizer, ids: list[int], prefix: list[int], row: dict) -> int:
 
 
 def prove(tokenizer, rows: list[dict], encoded: list[dict]) -> dict[str, int]:
-    """The token contract on every row; returns what was counted.
+    """Prove the token contract on every row; returns the numbers of rows, tokens and trained tokens.
 
     Raises UserError naming the row: nothing to train on, an end of turn that is not trained, a second BOS,
     padding among the labels, or a label on something that the assistant did not say.
     """
     problems = []
     for row, tokens in zip(rows, encoded, strict=True):
-        problems += [f"token contract: row {row_name(row)}: {fault}" for fault in faults(tokenizer, row, **tokens)]
+        problems += [f"token contract: row {row_name(row)}: {fault}" for fault in faults_of(tokenizer, row, **tokens)]
     if problems:
         more = [f"and {len(problems) - 5} more rows"] if len(problems) > 5 else []
         raise UserError(*problems[:5], *more)
@@ -215,24 +151,24 @@ def prove(tokenizer, rows: list[dict], encoded: list[dict]) -> dict[str, int]:
     }
 
 
-def faults(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> list[str]:
-    """What is wrong with the tokens of one row."""
+def faults_of(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> list[str]:
+    """The faults of one row's tokens and labels, in words; empty where the token contract holds."""
     eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
     trained = [label for label in labels if label != MASKED]
-    found = []
+    faults = []
     if not trained:
-        found.append("has no token to train on")
+        faults.append("has no token to train on")
     turns = sum(message["role"] == "assistant" for message in row["messages"]) if "messages" in row else 1
     if trained.count(eos) != turns:
-        found.append(
+        faults.append(
             f"the end-of-turn token {tokenizer.eos_token!r} is trained {trained.count(eos)} times in {turns} turns"
         )
     if bos is not None and bos != eos:
         expected = 1 if tokenizer("").input_ids[:1] == [bos] else min(1, input_ids.count(bos))
         if input_ids.count(bos) != expected or (expected and input_ids[0] != bos):
-            found.append(f"has {input_ids.count(bos)} beginning-of-sequence tokens {tokenizer.bos_token!r}, not one")
+            faults.append(f"has {input_ids.count(bos)} beginning-of-sequence tokens {tokenizer.bos_token!r}, not one")
     if pad is not None and pad != eos and pad in trained:
-        found.append(f"padding {tokenizer.pad_token!r} is a label")
+        faults.append(f"padding {tokenizer.pad_token!r} is a label")
     if any(label not in (MASKED, token) for label, token in zip(labels, input_ids, strict=True)):
-        found.append("a label differs from its token")
-    return found
+        faults.append("a label differs from its token")
+    return faults

@@ -44,7 +44,7 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequ
 
 
 def source_folder(section: Base, fetched: list[Path]) -> Path:
-    """Where the bytes of an existing model lie. Raises UserError when they are not there."""
+    """The folder of an existing model: fetched, or the user's own. Raises UserError when it is not there."""
     if section.hub:
         from posttrain.data.hub import find_manifest, local_model
 
@@ -70,16 +70,16 @@ def copy(source: Path, folder: Path) -> dict:
 
 
 def refuse_damaged(folder: Path, source: Path) -> None:
-    """Raise UserError for a model that does not load, or of which a weight is not there.
+    """Raise UserError for a model that does not load or that lacks a weight, which transformers would draw at random.
 
-    transformers would put random numbers in the place of a missing weight. Only the files' headers are read.
+    Only the files' headers are read.
     """
     from transformers import AutoModelForCausalLM
 
     options = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         _, loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
-    except Exception as error:  # every library below has its own way of saying that a file is damaged
+    except Exception as error:  # each library below raises another error for a damaged file
         reason = str(error).replace(str(folder), str(source)).splitlines() or [""]
         raise UserError(f"base: {source} cannot be loaded: {type(error).__name__}: {reason[0]}") from None
     wrong = {"missing": loaded["missing_keys"], "of another shape": [key for key, *_ in loaded["mismatched_keys"]]}
@@ -91,20 +91,15 @@ def refuse_damaged(folder: Path, source: Path) -> None:
 
 
 def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoints: Path) -> dict:
-    """Train a model on blocks of `context` tokens and save it.
+    """Train a model on blocks of `context` tokens, save it, and return its metrics.
 
-    Raises UserError when it did not learn: held-out perplexity must be under `learned` times the unigram's.
+    Raises Diverged when it did not learn: held-out perplexity must be under `learned` times the unigram's.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+    from transformers import Trainer, TrainingArguments
 
     from posttrain.training import optimizer, trainers
 
-    set_seed(section.seed)
-    config = architecture(section, tokenizer)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if section.locality and section.positions == "rope":
-        look_back(model, section.locality)
+    model = initial_model(section, tokenizer)
     train = packing.blocks(tokenizer, read_jsonl(text / "train.jsonl"), section.context)
     test = packing.blocks(tokenizer, read_jsonl(text / "test.jsonl"), section.context)
     say(f"{model.num_parameters():,} parameters, {len(train) * section.context:,} tokens of text")
@@ -118,9 +113,7 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
     )
     trainers.share_rows(trainer, section)
     trainers.run(trainer, section, checkpoints)
-    loss = trainer.evaluate()["eval_loss"]
-    unigram = unigram_perplexity(train, test)
-    perplexity = math.exp(loss)
+    perplexity, unigram = math.exp(trainer.evaluate()["eval_loss"]), unigram_perplexity(train, test)
     say(f"held-out perplexity {perplexity:.2f} (unigram {unigram:.2f})")
     if not perplexity < section.learned * unigram:
         raise Diverged(
@@ -129,15 +122,21 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
         )
     if parallel.main():
         trainer.model.save_pretrained(folder)
-    return {
-        "summary": {
-            "parameters": model.num_parameters(),
-            "perplexity": perplexity,
-            "unigram_perplexity": unigram,
-            "trained_tokens": section.steps * section.batch_size * section.context,
-        },
-        "history": trainers.history(trainer),
-    }
+    summary = {"parameters": model.num_parameters(), "perplexity": perplexity, "unigram_perplexity": unigram}
+    summary["trained_tokens"] = section.steps * section.batch_size * section.context
+    return {"summary": summary, "history": trainers.history(trainer)}
+
+
+def initial_model(section: Scratch, tokenizer):
+    """The model before its first step, by the section's seed."""
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    set_seed(section.seed)
+    model = AutoModelForCausalLM.from_config(architecture(section, tokenizer), dtype=torch.float32)
+    if section.locality and section.positions == "rope":
+        look_back(model, section.locality)
+    return model
 
 
 def architecture(section: Scratch, tokenizer):
@@ -167,7 +166,7 @@ def architecture(section: Scratch, tokenizer):
 
 
 def look_back(model, strength: float) -> None:
-    """Let half of the heads of the first two layers begin by attending to the token before.
+    """Set half of the heads of the first two layers to attend to the token before.
 
     With q = strength (cos f, -sin f) and k = strength (1, 0) in every frequency f of RoPE, the score of two tokens
     at distance d is strength^2 sum_f cos(f (d - 1)): highest at d = 1. Copying needs such heads (Olsson et al. 2022,

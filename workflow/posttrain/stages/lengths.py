@@ -27,52 +27,55 @@ def lengths(
     """Write `work/data/documents.jsonl`, a loss for each document and length, and return the table's rows and the loss
     by position."""
     model, tokenizer = policies.load_merged(policy, base)
-    rows, losses_of, curve = [], [], []
+    rows, documents_losses, curve = [], [], []
     for task, held_out in tasks(data).items():
         for length in sorted(set(section.tokens)):
-            found = documents(section, tokenizer, held_out, length)
-            if not found:
+            read = documents(section, tokenizer, held_out, length)
+            if not read:
                 raise UserError(
                     f"lengths: {data} has no held-out document of {max(section.tokens)} tokens; set lengths.packing"
                 )
-            losses = [window_losses(section, model, ids, length) for _, ids in found]
-            each = [sum(known) / len(known) for known in losses]
-            for (name, _), loss in zip(found, each, strict=True):
-                losses_of.append({"id": name, "length": length, "loss": loss})
-            rows.append(table_row(task, length, each))
+            losses = [window_losses(section, model, ids, length) for _, ids in read]
+            means = [sum(of_tokens) / len(of_tokens) for of_tokens in losses]
+            for (name, _), loss in zip(read, means, strict=True):
+                documents_losses.append({"id": name, "length": length, "loss": loss})
+            rows.append(table_row(task, length, means))
             say(f"{task}, {length} tokens: perplexity {rows[-1]['value']:.3f}")
             if task == TASK:
                 curve = by_position(section, losses, length)  # that of the longest window, the last, is kept
-    write_jsonl(work / "data" / "documents.jsonl", losses_of)
+    write_jsonl(work / "data" / "documents.jsonl", documents_losses)
     return {"policy": policy.parent.name, "rows": rows, "positions": curve}
 
 
 def tasks(data: Path) -> dict[str, list[dict]]:
     """Held-out long documents by the task that they name; those that name none are `long_text`."""
     file = data.parent / "data" / "long" / "test.jsonl"
-    found: dict[str, list[dict]] = {TASK: []}
+    rows_of: dict[str, list[dict]] = {TASK: []}
     for row in read_jsonl(file) if file.is_file() else []:
         if "answer" not in row:
-            found.setdefault(row.get("task", TASK), []).append(row)
-    return found
+            rows_of.setdefault(row.get("task", TASK), []).append(row)
+    return rows_of
 
 
 def documents(section: Lengths, tokenizer, rows: list[dict], length: int) -> list[tuple[str, list[int]]]:
-    """(id, tokens with BOS) of documents: those made for this length, cut to it; where documents have no length of
-    their own, those that reach the longest window, whole (with `packing`, several together as long as it)."""
-    found: list[tuple[str, list[int]]] = []
+    """(id, tokens with BOS) of at most `section.documents` documents.
+
+    Those made for this length (`length` in the row) are cut to it. Of others, those that reach the longest window are
+    taken whole, or with `packing` several one after another, as long as it.
+    """
+    encoded: list[tuple[str, list[int]]] = []
     if section.packing and rows:
         packed = blocks(tokenizer, rows, max(section.tokens))[: section.documents]
         return [(f"block {number}", block["input_ids"]) for number, block in enumerate(packed)]
     for row in rows:
-        if row.get("length", length) != length or len(found) == section.documents:
+        if row.get("length", length) != length or len(encoded) == section.documents:
             continue
         ids = [tokens.opening(tokenizer), *tokenizer(row["text"], add_special_tokens=False).input_ids]
         if "length" in row:
             ids = ids[:length]
         if len(ids) >= (length if "length" in row else max(section.tokens)):
-            found.append((row["id"], ids))
-    return found
+            encoded.append((row["id"], ids))
+    return encoded
 
 
 def window_losses(section: Lengths, model, ids: list[int], length: int) -> list[float]:
@@ -92,9 +95,9 @@ def window_losses(section: Lengths, model, ids: list[int], length: int) -> list[
         windows = torch.tensor([ids[end - length : end] for end in part], device=model.device)
         with torch.no_grad():
             logits = model(windows, use_cache=False).logits[:, -length:-1].float()  # virtual tokens come first
-        found = torch.nn.functional.cross_entropy(logits.transpose(1, 2), windows[:, 1:], reduction="none")
-        for end, known in zip(part, found.tolist(), strict=True):
-            losses += known[length - 1 - (end - 1 - len(losses)) :]
+        of_windows = torch.nn.functional.cross_entropy(logits.transpose(1, 2), windows[:, 1:], reduction="none")
+        for end, of_tokens in zip(part, of_windows.tolist(), strict=True):
+            losses += of_tokens[length - 1 - (end - 1 - len(losses)) :]
     return losses
 
 
@@ -110,10 +113,10 @@ def table_row(task: str, length: int, losses: list[float]) -> dict:
 def by_position(section: Lengths, losses: list[list[float]], length: int) -> list[dict]:
     """Mean loss of the first window's tokens in equal parts of it, with standard errors over documents."""
     edges = [round(part * (length - 1) / section.buckets) for part in range(section.buckets + 1)]
-    found = []
+    curve = []
     for start, stop in itertools.pairwise(edges):
-        means = [sum(known[start:stop]) / (stop - start) for known in losses if stop > start]
+        means = [sum(of_tokens[start:stop]) / (stop - start) for of_tokens in losses if stop > start]
         if means:
             mean, error = mean_stderr(means)
-            found.append({"from": start + 1, "to": stop, "loss": mean, "stderr": error})
-    return found
+            curve.append({"from": start + 1, "to": stop, "loss": mean, "stderr": error})
+    return curve

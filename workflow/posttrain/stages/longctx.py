@@ -5,7 +5,7 @@ python -m posttrain longctx --config results/NAME/longctx/config.yaml --data res
     --output results/NAME/longctx/manifest.json
 
 An adapter cannot carry positions, so the artifact is a whole model, which transformers and lm-eval read correctly by
-themselves. The mathematics is in `maths/rope.py`.
+themselves.
 """
 
 import math
@@ -28,7 +28,7 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
 
     from posttrain.training import trainers
 
-    model, tokenizer, measured = rescaled(section, base, policy, checkpoints / "rescaled")
+    model, tokenizer, policy_difference = rescaled(section, base, policy, checkpoints / "rescaled")
     context = positions.contract(model.config, tokenizer.model_max_length)["context"]
     tokenizer.model_max_length = context
     set_seed(section.seed)
@@ -46,12 +46,12 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
         raise Diverged(f"longctx: the held-out loss is {after} after tuning ({before} before): lower learning_rate")
     if not parallel.main():
         return {}  # the first process publishes for all
-    merged, difference = whole(section, adapted, checkpoints / "rescaled", work / ".adapter")
+    merged, difference = without_adapter(section, adapted, checkpoints / "rescaled", work / ".adapter")
     merged.save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
     policies.write_contract(work / "model", "weights", tokenizer, merged.config)
     summary = {"context": context, "perplexity_before": math.exp(before), "perplexity": math.exp(after)}
-    certificates = {"merge_difference": difference, "policy_merge_difference": measured}
+    certificates = {"merge_difference": difference, "policy_merge_difference": policy_difference}
     return {
         "summary": summary | {key: value for key, value in certificates.items() if value is not None},
         "history": trainers.history(trainer),
@@ -59,22 +59,23 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
 
 
 def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
-    """The policy with the new positions, from a copy of it in `folder`: (model, tokenizer, its merge's difference).
+    """The policy with the new positions: (model, tokenizer, `merge_difference` of its adapter or None).
 
+    folder: where a copy of it with the new configuration is written, for positions are read when a model is loaded.
     Raises UserError where its adapter cannot be merged, or where it has no RoPE.
     """
     contract = policies.read_contract(policy)
     if contract["method"] not in (*policies.MERGEABLE, "weights"):
         raise UserError(f"longctx: {policy}: {contract['method']} tuning cannot be merged")
     model, tokenizer = policies.load_merged(policy, base)
-    measured = policies.certify_merge(policy, base, model) if contract["method"] in policies.MERGEABLE else None
+    difference = policies.certify_merge(policy, base, model) if contract["method"] in policies.MERGEABLE else None
     positions.rescale(model.config, section.method, section.factor)
     parallel.first(lambda: model.save_pretrained(folder))
-    return policies.load_model(folder, quantization(section)), tokenizer, measured
+    return policies.load_model(folder, quantization(section)), tokenizer, difference
 
 
 def quantization(section: Longctx) -> dict | None:
-    """How the model is quantised that an adapter is trained on."""
+    """How the model that an adapter is trained on is quantised; None for not at all."""
     return NF4 if section.tuning == "qlora" else None
 
 
@@ -84,16 +85,16 @@ def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) 
     Raises UserError where there is none.
     """
     file = data.parent / "data" / "long" / f"{side}.jsonl"
-    found = read_jsonl(file) if file.is_file() else []
-    found = [row for row in found if not {"answer", "task"} & row.keys() and row.get("length", context) >= context]
-    if section.packing and found:
-        return packing.blocks(tokenizer, found, context)
-    texts = [row["text"] for row in found]
+    read = read_jsonl(file) if file.is_file() else []
+    long = [row for row in read if not {"answer", "task"} & row.keys() and row.get("length", context) >= context]
+    if section.packing and long:
+        return packing.blocks(tokenizer, long, context)
+    texts = [row["text"] for row in long]
     encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     rows = [{"input_ids": [tokens.opening(tokenizer), *ids][:context]} for ids in encoded if len(ids) + 1 >= context]
     if not rows:
         raise UserError(
-            f"longctx: none of {len(found)} documents in {file} has {context} tokens; give longer ones or set packing"
+            f"longctx: none of {len(long)} documents in {file} has {context} tokens; give longer ones or set packing"
         )
     return rows
 
@@ -117,21 +118,21 @@ def with_adapter(section: Longctx, model):
 
 
 def dense_modules(model) -> list[str]:
-    """Names of the embedding and of the norms: modules with weights of their own that no LoRA can be put on."""
+    """Names of the embedding and of the norms, which have weights that no LoRA can be put on."""
     import torch
 
-    kinds = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
+    leaves = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
     return sorted(
         {
             name.rpartition(".")[2]
-            for name, module in kinds
+            for name, module in leaves
             if isinstance(module, torch.nn.Embedding) or "norm" in type(module).__name__.lower()
         }
     )
 
 
 def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
-    """transformers' trainer, every token predicted from those before it."""
+    """transformers' trainer on rows of tokens, each predicted from those before it."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     from posttrain.training import optimizer, trainers
@@ -149,10 +150,11 @@ def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
     return trainer
 
 
-def whole(section: Longctx, adapted, rescaled: Path, folder: Path) -> tuple:
+def without_adapter(section: Longctx, adapted, rescaled: Path, folder: Path) -> tuple:
     """The tuned model without an adapter, and how far its merge is from the adapter on its weights (None: no merge).
 
-    A LoRA on quantised weights is merged into just those weights, dequantised. Raises UserError for another function.
+    A LoRA on quantised weights is merged into just those weights, dequantised. Raises UserError where the merged model
+    is another function. rescaled: folder of the model that was tuned; folder: scratch for the adapter.
     """
     if section.tuning not in ("lora", "qlora"):
         return adapted, None

@@ -24,27 +24,27 @@ def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def found(checkpoints: Path) -> list[Path]:
+def all_in(checkpoints: Path) -> list[Path]:
     """The checkpoints, oldest first."""
     return sorted(checkpoints.glob("checkpoint-*"), key=step_of)
 
 
 def seal(folder: Path) -> None:
-    """Say that a checkpoint is whole, and delete what is older than the newest two. The main process does for all."""
+    """Mark a checkpoint as whole by its manifest, and delete all but the newest two; the main process does both."""
     parallel.barrier()  # each of several processes writes a part of its own
     if parallel.main():
         parts = [part.name for part in folder.iterdir() if part.name != "manifest.json"]
         write_json(folder / "manifest.json", manifest_of(folder, parts))
-        for old in found(folder.parent)[:-KEPT]:
+        for old in all_in(folder.parent)[:-KEPT]:
             shutil.rmtree(old)
 
 
 def newest(checkpoints: Path) -> Path | None:
     """The newest whole checkpoint; None where there is none. Newer ones are deleted: half written, or damaged since.
 
-    Raises Unreadable and OSError where a file system does not give its bytes now: to delete it would be to lose it.
+    Raises Unreadable and OSError where the file system does not give its bytes now: it may be whole, so it is kept.
     """
-    for folder in reversed(found(checkpoints)) if parallel.main() else ():
+    for folder in reversed(all_in(checkpoints)) if parallel.main() else ():
         try:
             verify(folder / "manifest.json")
             break
@@ -54,12 +54,14 @@ def newest(checkpoints: Path) -> Path | None:
             say(f"{folder.name} is not whole and deleted: {error.problems[0]}")
             shutil.rmtree(folder)
     parallel.barrier()
-    return max(found(checkpoints), key=step_of, default=None)
+    return max(all_in(checkpoints), key=step_of, default=None)
 
 
 def write(folder: Path, tensors: dict, state: dict) -> None:
-    """A checkpoint of a loop of our own, by the main process. tensors: nested dicts of tensors and numbers; state:
-    what JSON holds."""
+    """Write a checkpoint of a training loop that is not a trainer's (PPO's), in the main process.
+
+    tensors: nested dicts of tensors and numbers; state: what JSON holds.
+    """
     if parallel.main():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -69,7 +71,7 @@ def write(folder: Path, tensors: dict, state: dict) -> None:
 
 
 def read(checkpoints: Path) -> tuple[dict, dict] | None:
-    """The newest whole checkpoint of such a loop as `(tensors, state)`; None where there is none."""
+    """The newest whole checkpoint that `write` wrote, as `(tensors, state)`; None where there is none."""
     folder = newest(checkpoints)
     if folder is None:
         return None

@@ -18,19 +18,19 @@ from posttrain.ground.errors import INTERRUPTED, Interrupted, UserError
 from posttrain.ground.progress import say
 
 SAVING = 5.0  # seconds that saving takes at least
-WAIT = 300.0  # seconds in which a process that was told to stop has stopped
-GO_ON, SAVE, NEAR, TOLD = range(4)  # what to do after a step, the most urgent last
+WAIT = 300.0  # seconds within which a process has ended after SIGTERM
+GO_ON, SAVE, NEAR, TERMINATED = range(4)  # after a step: the most urgent last; NEAR: the time limit is near
 
 limit = 0.0  # minutes of the batch job, set once by the command line; 0: none
 deadline = math.inf  # when they are over, by `time.monotonic`
-told = False  # whether SIGTERM has come
+terminated = False  # whether SIGTERM has come
 stepping = False  # whether steps are being made, after which there is something to save
 
 
-def begin(minutes: float) -> None:
-    """Count the minutes from this process's start (0: no limit), and listen to SIGTERM."""
+def listen(minutes: float) -> None:
+    """Set the time limit, in minutes from this process's start (0: none), and handle SIGTERM."""
     global limit, deadline
-    signal.signal(signal.SIGTERM, tell)
+    signal.signal(signal.SIGTERM, on_sigterm)
     if minutes:
         import psutil
 
@@ -38,27 +38,27 @@ def begin(minutes: float) -> None:
         deadline = time.monotonic() + 60 * minutes - (time.time() - psutil.Process().create_time())
 
 
-def tell(*_) -> None:
-    """On SIGTERM: stop after the step that is being made. Where none is, end at once: nothing could be saved."""
-    global told
-    told = True
+def on_sigterm(*_) -> None:
+    """Stop after the current step; before the first and after the last, end at once, for there is nothing to save."""
+    global terminated
+    terminated = True
     if not stepping:
         say("told to stop (SIGTERM); the next run continues")
         sys.exit(INTERRUPTED)
 
 
 def due(step: float, saving: float) -> int:
-    """Whether to stop now: TOLD, NEAR or GO_ON. step, saving: seconds that the longest took.
+    """Whether to stop now: TERMINATED, NEAR or GO_ON. step, saving: seconds that the longest of each has taken.
 
-    After one step there must be time for another, should it take twice as long, and for saving it.
+    There must be time for another step, even if it takes twice as long, and for saving it.
     """
-    if told:
-        return TOLD
+    if terminated:
+        return TERMINATED
     return NEAR if time.monotonic() + 2 * step + max(SAVING, saving) > deadline else GO_ON
 
 
 class Watch:
-    """Decides after each of a stage's steps, alike in all its processes, whether to save and whether to stop."""
+    """Decides after each step of a stage whether to save and whether to stop; all its processes decide the same."""
 
     def __init__(self, section):
         """section: `config.Optimisation`. Raises UserError where the time limit leaves none for a step."""
@@ -74,7 +74,7 @@ class Watch:
         stepping = True
 
     def step(self, step: int) -> bool:
-        """After each step: whether to save. After the last one there is nothing to stop."""
+        """Called after each step: whether to save."""
         global stepping
         now = time.monotonic()
         self.longest, self.ended = max(self.longest, now - self.ended), now
@@ -85,20 +85,20 @@ class Watch:
         return self.urgency > GO_ON
 
     def wrote(self) -> None:
-        """After saving: how long it took counts in what follows."""
+        """Called after saving: how long it took is time that the next saving needs."""
         now = time.monotonic()
         self.saving, self.saved = max(self.saving, now - self.ended), now
 
     def stop(self, step: int) -> Interrupted | None:
-        """What to raise after the step was saved; None: go on."""
+        """The error to raise after the step was saved; None to go on, as after the last step."""
         if self.urgency < NEAR or step >= self.section.steps:
             return None
-        why = "told to stop (SIGTERM)" if self.urgency == TOLD else f"the time limit of {limit:g} min is near"
+        why = "told to stop (SIGTERM)" if self.urgency == TERMINATED else f"the time limit of {limit:g} min is near"
         return Interrupted(f"{why}: saved at step {step} of {self.section.steps}; the next run continues")
 
 
 def agreed(urgency: int) -> int:
-    """The most urgent of what all processes found."""
+    """The most urgent of all processes' decisions, so that all save and stop after the same step."""
     from posttrain.training import parallel
 
     return int(parallel.largest(float(urgency), parallel.device())) if parallel.world() > 1 else urgency
@@ -108,7 +108,7 @@ def agreed(urgency: int) -> int:
 def alone(lock: Path) -> Iterator[bool]:
     """Hold a lock file, so that a process which outlived its job and its successor never write the same files.
 
-    Yields whether another one was waited for. Raises UserError that names it where it does not end in time.
+    Yields whether another process was waited for. Raises UserError naming that process where it does not end in time.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     since, holder = time.monotonic(), ""

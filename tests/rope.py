@@ -1,4 +1,4 @@
-"""The mathematics of positions, as pure functions: RoPE, its rescalings for longer contexts, and ALiBi's slopes.
+"""The mathematics of positions as the papers have it, to which transformers' own is held: RoPE, its rescalings, ALiBi.
 
 Shapes: a head is `width` wide and turns in width / 2 planes; T positions. Angles are in radians.
 
@@ -50,8 +50,8 @@ def yarn(width: int, theta: float, factor: float, context: int, fast: float = 32
 
     low, high = max(math.floor(plane(fast)), 0), min(math.ceil(plane(slow)), width - 1)
     ramp = ((torch.arange(width // 2, dtype=torch.float32) - low) / max(high - low, 1e-3)).clamp(0, 1)
-    own = frequencies(width, theta)
-    return own * (1 - ramp) + interpolated(own, factor) * ramp
+    trained = frequencies(width, theta)
+    return trained * (1 - ramp) + interpolated(trained, factor) * ramp
 
 
 def yarn_temperature(factor: float) -> float:
