@@ -1,5 +1,6 @@
 """KTO's KL term over the whole batch: by hand, with any micro-batch, and as TRL takes it (the control)."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from tiny import make
 
-from posttrain.config.sections import Adapter, Reference, Training
+from posttrain.config.sections import Reference, Referenced
 from posttrain.data import preferences
 from posttrain.ground.files import read_json, read_jsonl, write_json, write_jsonl
 from posttrain.ground.identity import manifest_of
@@ -15,11 +16,12 @@ from posttrain.models import adapters, completions, policy
 from posttrain.training import kto, trainers
 
 
-class Kto(Training, Adapter):
-    """Settings as a stage of KTO would have."""
+class Kto(Referenced):
+    """Settings of a stage that trains on rows with a label."""
 
-    dropout: float = 0.0
-    max_length: int = 128
+    @property
+    def task(self) -> str:
+        return "kto"
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +49,14 @@ def trainer_of(inputs, tmp_path):
     from trl import KTOConfig
 
     def made(micro: int, **changes):
-        section = Kto(steps=2, batch_size=4, micro_batch_size=micro, learning_rate=1e-3, seed=0, **changes)
+        settings = dict(steps=2, batch_size=4, learning_rate=1e-3, seed=0, max_length=128) | changes
+        section = Kto(micro_batch_size=micro, **settings)
         _, tokenizer, model = adapters.load_to_align(section, inputs["base"], inputs["sft"])
-        train, test = (
-            preferences.with_reference(tokenizer, inputs["data"], inputs["reference"], side, section, "kto")
-            for side in ("train", "test")
-        )
+        train, test = preferences.referenced_rows(tokenizer, inputs["data"], inputs["reference"], section)
         config = KTOConfig(**trainers.arguments(section, tmp_path), max_length=128, disable_dropout=False)
         with trainers.exact_weights(model):
             trainer = kto.WholeBatchKTO(model, config, processing_class=tokenizer, **trainers.placeholders(test))
         trainers.give_rows(trainer, section, train, test)
-        trainer.pair_rows(section.batch_size)
         torch.manual_seed(1)
         for name, weight in model.named_parameters():
             if "lora_B.default" in name:
@@ -106,7 +105,7 @@ def test_the_kl_term_by_hand(trainer_of):
     """Of the first batch, one row at a time: policy and reference on each prompt with the other row's answer."""
     trainer = trainer_of(4)
     trainer.model.eval()
-    rows, ratios = [trainer.train_dataset[number] for number in range(4)], []
+    rows, ratios = list(itertools.islice(kto.Mismatched(trainer.train_dataset, 4), 4)), []
     for row in rows:
         batch = completions.given(
             trainer.processing_class, [row["prompt_ids"]], [row["KL_completion_ids"]], trainer.model.device
@@ -153,7 +152,7 @@ def test_the_kl_term_draws_no_random_numbers(trainer_of):
     """With dropout: the training's random stream is where it was, and the term is the same again."""
     trainer = trainer_of(4, dropout=0.5)
     trainer.model.train()
-    batch = trainer.data_collator([trainer.train_dataset[number] for number in range(4)])
+    batch = trainer.data_collator(list(itertools.islice(kto.Mismatched(trainer.train_dataset, 4), 4)))
     before = torch.get_rng_state()
     one, two = (trainer.sum_kl([batch]) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state()) and torch.equal(one, two)

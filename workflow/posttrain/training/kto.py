@@ -4,6 +4,8 @@ TRL 1.16 pairs prompts with other answers in blocks of a micro-batch, in the ord
 over each forward pass.
 """
 
+from typing import Any
+
 import torch
 from trl import KTOTrainer
 from trl.trainer.utils import use_adapter
@@ -17,7 +19,6 @@ class Mismatched(torch.utils.data.Dataset):
 
     def __init__(self, rows, size: int):
         self.rows, self.size = rows, size
-        self.dataset = getattr(rows, "dataset", rows)  # that the rows are drawn from, as `Subset` names it
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -32,8 +33,12 @@ class Mismatched(torch.utils.data.Dataset):
 class WholeBatchKTO(KTOTrainer):
     """KTO against the adapter that the model begins with, of which TRL keeps a copy, `ref`.
 
-    Rows (`trainers.give_rows`, then `pair_rows`) bring the reference log-probability of their answer, `ref_logps`.
+    Rows bring the reference log-probability of their answer, `ref_logps` (`trainers.give_rows`). Each is paired with
+    another row's answer: of its own batch in training, of all held-out rows in evaluation.
     """
+
+    train_dataset: Any
+    eval_dataset: Any
 
     def __init__(self, model, args, **options):
         # Made for a loss without a KL term, it pairs no rows itself and accepts micro-batches of one row.
@@ -41,11 +46,11 @@ class WholeBatchKTO(KTOTrainer):
         super().__init__(model, args=args, **options)
         self.loss_type, self.calculate_KL, self.precompute_ref_logps = "kto", True, True
 
-    def pair_rows(self, batch_size: int) -> None:
-        """Give every row another row's answer: of its own batch in training, of all held-out rows in evaluation."""
-        self.train_dataset = Mismatched(self.train_dataset, batch_size)
-        if self.eval_dataset:
-            self.eval_dataset = Mismatched(self.eval_dataset, len(self.eval_dataset))
+    def train(self, *arguments, **options):
+        """Train on the given rows, paired within each batch of all processes."""
+        of_a_process = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self.train_dataset = Mismatched(self.train_dataset, of_a_process * parallel.world())
+        return super().train(*arguments, **options)
 
     def get_batch_samples(self, *arguments, **options):
         """The micro-batches of a step, before the first forward pass: their KL term is taken, over all processes."""
@@ -56,6 +61,8 @@ class WholeBatchKTO(KTOTrainer):
 
     def evaluate(self, *arguments, **options):
         """Every process evaluates all held-out rows (`trainers.evaluate_in_every_process`), and takes their KL term."""
+        if not isinstance(self.eval_dataset, Mismatched):
+            self.eval_dataset = Mismatched(self.eval_dataset, len(self.eval_dataset))
         rows, size = self.eval_dataset, self.args.per_device_eval_batch_size
         parts = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
         self.kl = mean_of(self.sum_kl(self.data_collator([rows[number] for number in part]) for part in parts))
