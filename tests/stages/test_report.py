@@ -347,6 +347,15 @@ def test_an_experiment_may_have_its_own_evaluation_of_a_shared_policy(undrawn, c
     assert len(rows) == ROWS and rows[0]["artifact"].startswith("results/tiny/base@")
 
 
+def test_accepted_edits_are_named(undrawn, campaign, made):
+    page = "dpo: 0123 -> 4567 accepted 2026-01-02 by <b>x</b> (word): a loop became a comprehension"
+    _, output = made()
+    assert "accepted edit" not in (output / "index.html").read_text(), "control"
+    campaign["accepted"] = [page]
+    made()
+    assert page in Tags((output / "index.html").read_text()).text, "as text"
+
+
 def test_old_figures_go(made):
     _, output = made()
     (output / "figures/benchmark-old.svg").write_text("old")

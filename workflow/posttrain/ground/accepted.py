@@ -5,6 +5,7 @@ They stand in `workflow/accepted.json`, which git tracks and `posttrain accept` 
 the first of its chain of records, so that nothing that is built on it changes, here or in another clone.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from posttrain.ground import code
@@ -60,6 +61,11 @@ def chain(stage: str, fingerprint: str) -> list[dict[str, str]]:
         steps.append(edits[fingerprint])
         fingerprint = edits[fingerprint]["from"]
     return steps
+
+
+def edits(stages: Iterable[str]) -> list[str]:
+    """A line for each accepted edit by which the code of some stages counts as an earlier one."""
+    return [in_words(step) for stage in stages for step in chain(stage, code.fingerprint_of(stage))]
 
 
 def standing(stage: str) -> str:

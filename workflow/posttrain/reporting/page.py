@@ -26,6 +26,7 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
         side=side_by_side(record["artifacts"]),
         seeds=tables.seeds(record["rows"]),
         title=visible(campaign["title"]),
+        accepted=clean(campaign.get("accepted", [])),
         again=lambda target: command(target, campaign.get("configfile", "")),
         experiments=list(experiments.values()),
         figures=drawn,

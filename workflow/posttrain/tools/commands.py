@@ -4,6 +4,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
+from posttrain.config.stages import STAGES
 from posttrain.dag import artifacts, campaign
 from posttrain.ground import accepted, credentials, progress
 from posttrain.ground.errors import UserError, gather
@@ -46,7 +47,8 @@ def run_report(arguments: Namespace) -> None:
     )
     digests = {"evaluations": {file: sha256(Path(file)) for file in judged if Path(file).is_file()}}
     left_out = read_json(arguments.left_out) if arguments.left_out else {}
-    missing = report(summary, folder, Path("results"), left_out)
+    edits = {"accepted": accepted.edits([*STAGES, "report"])}
+    missing = report(summary | edits, folder, Path("results"), left_out)
     params = [str(arguments.campaign), arguments.code or "", arguments.lineage]
     record = {"stage": "report", "params": params, "inputs": digests} | accepted.of_code("report")
     write_json(folder / "provenance.json", record)

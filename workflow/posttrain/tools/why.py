@@ -31,7 +31,7 @@ def why(plan: Plan, wanted: str = "") -> str:
     asked = belonging(plan, artifacts, wanted) if wanted else artifacts
     shown = [folder for folder in again if folder in asked]
     if not shown:
-        return "\n".join([f"Nothing of {wanted} is stale." if wanted else NOTHING, *kept(plan)])
+        return "\n".join([f"Nothing of {wanted} is stale." if wanted else NOTHING, *accepted.edits(plan.code)])
     lines = []
     for folder in shown:
         artifact = artifacts[folder]
@@ -40,13 +40,7 @@ def why(plan: Plan, wanted: str = "") -> str:
         said += [f"follows {', '.join(above)}"] if above else []
         said += [f"overwrites {replaced(folder, artifact['record'])}"] if artifact["record"] else []
         lines += [folder, *(f"  {text}" for text in [*said, f"takes {cost(folder, artifacts)}"])]
-    return "\n".join([*lines, "", total(shown, artifacts), *mixed(artifacts), *kept(plan)])
-
-
-def kept(plan: Plan) -> list[str]:
-    """A line for each edit by which the code of a stage counts as an earlier one."""
-    steps = [step for stage in plan.code for step in accepted.chain(stage, code.fingerprint_of(stage))]
-    return [accepted.in_words(step) for step in steps]
+    return "\n".join([*lines, "", total(shown, artifacts), *mixed(artifacts), *accepted.edits(plan.code)])
 
 
 def survey(plan: Plan) -> dict[str, dict]:
