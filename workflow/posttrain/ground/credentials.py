@@ -1,6 +1,6 @@
-"""Tokens and keys leave the environment that jobs inherit; `fetch` alone gets them back.
+"""Keep tokens and keys out of the environment of jobs; `fetch` alone gets them back.
 
-They go into a file of this process that has no name and ends with it, and jobs inherit no more than its place.
+They are moved to a file in memory that only this process and its children can open; jobs inherit its path.
 """
 
 import json
@@ -12,12 +12,12 @@ PLACE = "POSTTRAIN_CREDENTIALS"
 
 
 def taken() -> dict[str, str]:
-    """The tokens and keys of the environment, which are removed from it."""
+    """Remove the tokens and keys from the environment, and return them."""
     return {name: os.environ.pop(name) for name in list(os.environ) if SECRET.search(name)}
 
 
 def hide() -> None:
-    """Keep this process's tokens and keys where only its own children on this machine can read them."""
+    """Move this process's tokens and keys to a file in memory, which its children can read until it ends."""
     if secrets := taken():
         file = os.memfd_create("credentials")
         os.write(file, json.dumps(secrets).encode())
@@ -25,7 +25,7 @@ def hide() -> None:
 
 
 def reveal() -> None:
-    """Take them back into the environment; what the environment itself holds comes first."""
+    """Put the hidden tokens and keys back into the environment, except those that it holds again."""
     try:
         with open(os.environ.pop(PLACE, "")) as file:
             secrets = json.load(file)

@@ -1,13 +1,13 @@
-"""The exceptions whose messages are meant for a person and printed without a traceback."""
+"""Exceptions whose messages are printed without a traceback."""
 
-INTERRUPTED = 75  # exit code of a stage that is to be run again: EX_TEMPFAIL of sysexits.h
-TOO_LARGE = 77  # exit code of a stage that a GPU has not the memory for
+INTERRUPTED = 75  # exit code of a stage that saved and stopped early: EX_TEMPFAIL of sysexits.h
+TOO_LARGE = 77  # exit code of a stage that does not fit into the GPU's memory
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: says where, what was found and what is allowed or which command to run.
+    """A mistake of the user's: the message says where, what was found, and what is allowed or which command to run.
 
-    Several mistakes of one kind are reported together, one line each.
+    problems: one line for each mistake; they are reported together.
     """
 
     def __init__(self, *problems: str):
@@ -16,19 +16,19 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """What training came to, and would come to again with the same settings, inputs and code."""
+    """Training failed deterministically: with the same settings, inputs and code, retrying is pointless."""
 
 
 class Unreadable(UserError):
-    """A file is there and could not be read now; another time it may be."""
+    """A file exists and could not be read; it may be readable later."""
 
 
 class Interrupted(UserError):
-    """No mistake: a stage has saved and stopped before its end; run again, it continues. Exit code 75."""
+    """Not a mistake: a stage has saved its state and stopped early; the next run continues. Exit code 75."""
 
 
 class TooLarge(UserError):
-    """A GPU has not the memory for a stage's micro-batch. Exit code 77."""
+    """A stage's micro-batch does not fit into the GPU's memory. Exit code 77."""
 
 
 def gather(function, items: list) -> list:

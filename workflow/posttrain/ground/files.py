@@ -1,4 +1,4 @@
-"""Read and write the project's own JSON files; what is written appears whole or not at all."""
+"""Hash and lock files; read and write JSON."""
 
 import fcntl
 import hashlib
@@ -15,8 +15,10 @@ def sha256(path: Path) -> str:
 
 
 def lock(file: int) -> bool | None:
-    """Lock an open file until it is closed, or its process ends: False where another process has it, None where the
-    file system knows no locks."""
+    """Lock an open file until it is closed or the process ends.
+
+    Returns whether that succeeded: False where another process holds the lock, None where the file system has no locks.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -27,7 +29,8 @@ def lock(file: int) -> bool | None:
 
 
 def read_json(path: Path):
-    """The content of a JSON file. Raises UserError when it is absent or not JSON, Unreadable when nobody can tell."""
+    """The content of a JSON file. Raises UserError where it does not exist or is not JSON, Unreadable where the file
+    system fails."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -39,14 +42,14 @@ def read_json(path: Path):
 
 
 def write_json(path: Path, value) -> None:
-    """Write a JSON file that appears whole or not at all."""
+    """Write a JSON file by rename: readers see the old content or the new."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON Lines file that `prepare` wrote. Raises UserError when it wrote none."""
+    """The rows of a JSON Lines file that `prepare` wrote. Raises UserError where there is no such file."""
     if not path.is_file():
         raise UserError(f"{path}: is not there: the prepared data has no such rows; its metrics.json counts them")
     with open(path, encoding="utf-8") as file:
@@ -54,7 +57,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
-    """Write rows as JSON Lines, keys in the order they stand in."""
+    """Write rows as JSON Lines, keys in their own order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

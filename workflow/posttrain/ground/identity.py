@@ -1,4 +1,4 @@
-"""What an artifact is: the bytes it holds (its manifest), and the settings and inputs it was made from."""
+"""Artifacts: the manifest lists their bytes; the identity is a digest of settings, code and inputs."""
 
 import hashlib
 import json
@@ -8,21 +8,21 @@ from pathlib import Path
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256
 
-DAMAGED = "damaged-manifest.json"  # what the manifest of an artifact is called that is no longer what it says
+DAMAGED = "damaged-manifest.json"  # the manifest of a damaged artifact is renamed to this
 
 
 def canonical(value) -> str:
-    """One spelling for equal values: JSON with sorted keys."""
+    """JSON with sorted keys and no spaces: equal values give equal texts."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def named(text: str) -> str:
-    """The file under whose name a text is found that cannot change: its own digest."""
+    """The file that holds a text under its own digest, so that its content cannot change."""
     return f".snakemake/campaigns/{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def write_named(text: str) -> str:
-    """Write that file, where it is not there yet, and return its name."""
+    """Write a text to the file of that name, and return the name."""
     file = Path(named(text))
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.{os.getpid()}")
@@ -32,7 +32,7 @@ def write_named(text: str) -> str:
 
 
 def record_of(folder: Path) -> dict:
-    """What an artifact was made from, by its `provenance.json`; empty where that cannot be told."""
+    """The `provenance.json` of an artifact; {} where it is missing or malformed."""
     try:
         record = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         whole = all(isinstance(value, str) for value in [record["stage"], *record["params"]])
@@ -44,7 +44,7 @@ def record_of(folder: Path) -> dict:
 
 
 def manifest_of(folder: Path, parts: list[str]) -> dict:
-    """sha256 and size of every file of an artifact: of `parts` (files and folders) below `folder`."""
+    """The manifest of the files and folders `parts` of `folder`: the sha256 and size of each file."""
     files = {}
     for part in parts:
         path = folder / part
@@ -73,9 +73,9 @@ def verify(manifest: Path) -> None:
 
 
 def listed(manifest: Path) -> dict[str, tuple[str, int]]:
-    """sha256 and size of each file that a manifest lists. Raises UserError for one that lists none."""
+    """File -> sha256 and size, by a manifest. Raises UserError where it lists none."""
     try:
-        files = {name: (known["sha256"], known["size"]) for name, known in read_json(manifest)["files"].items()}
+        files = {name: (entry["sha256"], entry["size"]) for name, entry in read_json(manifest)["files"].items()}
     except (AttributeError, KeyError, TypeError):
         files = {}
     if not files:
@@ -84,9 +84,9 @@ def listed(manifest: Path) -> dict[str, tuple[str, int]]:
 
 
 def identity(stage: str, section: dict, code: str, read: dict[str, dict[str, str]]) -> str:
-    """What a stage's run is, as 16 hex digits: its settings, the code it runs, and the bytes of its inputs by role.
+    """Digest of a stage's settings, code, and the sha256 of its inputs by role (not their paths), as 16 hex digits.
 
-    Where these lie does not count. Checkpoints lie under it, so that a run never continues from another run's state.
+    Checkpoints lie in a folder of this name, so that a run never continues from another run's state.
     """
     inputs = {role: list(files.values()) for role, files in sorted(read.items())}
     return hashlib.sha256(canonical([stage, section, code, inputs]).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What a stage says while it runs: short lines on standard error, each with the stage's name."""
+"""Progress lines on standard error, each with the stage's name."""
 
 import sys
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json
 
-name = "posttrain"  # set once by the command line to experiment/stage
+name = "posttrain"  # the command line sets it to experiment/stage
 
 
 def say(message: str) -> None:
-    """Print one line for the person who watches."""
+    """Print a line to standard error."""
     print(f"[{name}] {message}", file=sys.stderr, flush=True)
 
 
 def spent(checkpoints: Path) -> float:
-    """Seconds for which earlier attempts have trained, by the last word of theirs (`training.Heartbeat`)."""
+    """Seconds for which earlier attempts trained, as their last `trainers.Heartbeat` recorded; 0 without a record."""
     try:
         return float(read_json(checkpoints / "progress.json")["seconds"])
     except (KeyError, TypeError, ValueError, UserError):

@@ -25,7 +25,7 @@ from posttrain.jobs import audit, failure, kept
 from posttrain.reporting import card
 from posttrain.training import interruption, tracking
 
-# Hold times, hosts and what the artifact was made from: they lie beside its bytes, not among them.
+# Files that the manifest does not list: times, hosts and settings, which may differ between equal artifacts.
 BESIDE = ("config.yaml", "provenance.json", "lm_eval.json")
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "lm_eval", "accelerate")
 
@@ -40,41 +40,35 @@ def make(
     keep_gb: float = 0.0,
     lineage: str = "",
 ) -> None:
-    """Call `run(section, **inputs, work, checkpoints)` and publish what it made beside `output`, the manifest.
+    """Run a stage and publish its artifact in the folder of `output`, the manifest.
 
-    `run` writes `model/` or `data/` into the folder `work` and returns its metrics. Inputs are verified against
-    their manifests first. Everything appears by rename, the manifest last; checkpoints go when it has appeared.
-    What was made before from the same settings, inputs and code is taken from there, where `keep_gb` is not 0.
-    planned: fingerprint of the code with which the run was planned. Raises UserError when it was edited since.
-    lineage: digest of what the artifact descends from, by the plan.
+    run(section, **inputs, work, checkpoints) writes `model/` or `data/` into the folder `work` and returns metrics.
+    The inputs are verified first. Everything appears by rename, the manifest last; then the checkpoints are deleted.
+    Where `keep_gb` is not 0, an earlier artifact of the same identity is used instead of running the stage.
+    planned: fingerprint of the code that the run was planned with. lineage: digest of all that the artifact descends
+    from, by the plan. Raises UserError for a damaged input, and for code that was edited since.
     """
     for role, manifest in inputs.items():
         # What fetch brought lies in the shared cache; `hub` checks it where it is used.
         if role != "fetched" and isinstance(manifest, Path):
             verify_input(manifest)
     home = output.parent
-    refuse_strangers(output)
-    planned = planned or accepted.standing(stage)
-    if planned.partition("+")[0] != accepted.standing(stage):
-        raise UserError(f"{stage}: its code was edited after this run was planned; run snakemake again")
-    slice = slice_of(section)
-    read = digests(inputs | {"files": local_files(stage, section)})
+    refuse_foreign_folders(output)
+    planned = planned_with(stage, planned)
+    slice, read = slice_of(section), digests(inputs | {"files": local_files(stage, section)})
     name = identity(stage, slice, planned, read)
     if os.environ.get("WANDB_MODE", "disabled") == "offline":
         tracking.describe(home.absolute().parts[-2], stage, name)
     work, checkpoints = home / f".making-{name}", home / "checkpoints" / name
     made_from = {"stage": stage, "params": [canonical(slice), planned, lineage], "inputs": read}
     if os.environ.get("RANK", "0") != "0":  # the first of several processes writes for all
-        if needed():
-            with tempfile.TemporaryDirectory() as unused:
-                run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
-        return
+        return run_beside(run, section, inputs, checkpoints)
     with interruption.alone(home / f".lock-{name}") as waited:
         if waited and is_made(name, output):
-            needed(False)
+            rank_0_decides(False)
             return say("made by the process that was waited for")
         shutil.rmtree(work, ignore_errors=True)
-        if needed(not (keep_gb and taken(name, work, made_from))):
+        if rank_0_decides(not (keep_gb and take_kept(name, work, made_from))):
             make_anew(name, run, section, inputs, work, checkpoints, made_from)
         parts = publish(work, home)
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -82,19 +76,39 @@ def make(
             kept.keep(name, home, parts, keep_gb)
 
 
-def needed(found: bool = False) -> bool:
-    """Whether there is something to run, as the first of several processes found. Each looking for itself, one could
-    see what another is writing, and not come where it is waited for."""
+def planned_with(stage: str, planned: str | None) -> str:
+    """The fingerprint that a run is planned with; by default that of the code as it is.
+
+    Raises UserError where the code was edited since.
+    """
+    standing = accepted.standing(stage)
+    if planned and planned.partition("+")[0] != standing:
+        raise UserError(f"{stage}: its code was edited after this run was planned; run snakemake again")
+    return planned or standing
+
+
+def run_beside(run: Callable, section, inputs: dict, checkpoints: Path) -> None:
+    """Run a stage in another process than the first, which writes nothing, where the first runs it too."""
+    if rank_0_decides():
+        with tempfile.TemporaryDirectory() as unused:
+            run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
+
+
+def rank_0_decides(decision: bool = False) -> bool:
+    """The decision of rank 0, for every process: if each decided by the files that it sees, one could skip a collective
+    call that the others wait in."""
     if "RANK" not in os.environ:
-        return found
+        return decision
     from posttrain.training import parallel
 
-    return parallel.largest(float(found), parallel.device()) > 0
+    return parallel.largest(float(decision), parallel.device()) > 0
 
 
-def taken(name: str, work: Path, made_from: dict) -> bool:
-    """Fill the folder `work` with an earlier artifact of the same identity, whose inputs lay elsewhere; whether there
-    was one."""
+def take_kept(name: str, work: Path, made_from: dict) -> bool:
+    """Fill the folder `work` with an earlier artifact of this identity, with the places of its inputs as they are now.
+
+    Returns whether there was one.
+    """
     if (record := kept.take(name, _versions(), work)) is None:
         return False
     say(f"made before from the same settings, inputs and code ({name}): taken from there")
@@ -103,7 +117,7 @@ def taken(name: str, work: Path, made_from: dict) -> bool:
 
 
 def is_made(name: str, output: Path) -> bool:
-    """Whether the whole artifact of an identity lies here."""
+    """Whether the artifact of an identity is complete at `output`, its manifest."""
     try:
         verify(output)
         return read_json(output.parent / "provenance.json").get("identity") == name
@@ -112,12 +126,12 @@ def is_made(name: str, output: Path) -> bool:
 
 
 def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, checkpoints: Path, made_from: dict) -> None:
-    """Fill the folder `work`: what `run` makes, its metrics, its settings, its manifest and its record."""
+    """Fill the folder `work` with what `run` makes, its metrics, settings, manifest and provenance."""
     work.mkdir(parents=True)
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic() - spent(checkpoints)
-    asked: set[str] = set()
+    keys_read: set[str] = set()
     with failure.remembered(checkpoints):
-        metrics = run(audit.Watched(section, asked), **inputs, work=work, checkpoints=checkpoints)
+        metrics = run(audit.Watched(section, keys_read), **inputs, work=work, checkpoints=checkpoints)
     write_json(work / "metrics.json", metrics)
     card.write_published(work / "model", made_from["stage"], slice_of(section), inputs, metrics)
     (work / "config.yaml").write_text(made_from["params"][0] + "\n", encoding="utf-8")
@@ -125,21 +139,21 @@ def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, check
     write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))
     record, shape = provenance(name, started, time.monotonic() - clock), shape_of(section)
     record |= made_from | {"shape": shape, "disk_mb": disk_of(work, checkpoints)} | accepted.of_code(made_from["stage"])
-    record["unread"] = audit.unread(slice_of(section), asked)
-    if said := kept.differs(name, shape, sha256(work / "manifest.json")):
-        say(f"warning: {said}")
-        record["warning"] = said
+    record["unread"] = audit.unread(slice_of(section), keys_read)
+    if warning := kept.differs(name, shape, sha256(work / "manifest.json")):
+        say(f"warning: {warning}")
+        record["warning"] = warning
     write_json(work / "provenance.json", record)
 
 
 def disk_of(*folders: Path) -> float:
-    """MB (10^6 bytes) of all files below some folders: an artifact, and the checkpoints that are still beside it."""
+    """MB (10^6 bytes) of all files below some folders."""
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     return round(sum(file.stat().st_size for file in files) / 1e6, 1)
 
 
 def verify_input(manifest: Path) -> None:
-    """Verify an artifact that is to be built on. A damaged one loses its manifest, so that it is made anew.
+    """Compare an artifact with its manifest. A damaged one loses its manifest, so that Snakemake makes it anew.
 
     Raises UserError that names every damaged file.
     """
@@ -149,8 +163,8 @@ def verify_input(manifest: Path) -> None:
         if not manifest.is_file():
             raise
         manifest.replace(manifest.with_name(DAMAGED))
-        found = [problem for problem in error.problems if not problem.startswith("remake it")]
-        raise UserError(*found, f"{manifest.parent}: run snakemake again, which makes it anew") from None
+        damages = [problem for problem in error.problems if not problem.startswith("remake it")]
+        raise UserError(*damages, f"{manifest.parent}: run snakemake again, which makes it anew") from None
 
 
 def digests(inputs: dict[str, Path | list[Path]]) -> dict[str, dict[str, str]]:
@@ -160,13 +174,13 @@ def digests(inputs: dict[str, Path | list[Path]]) -> dict[str, dict[str, str]]:
 
 
 def local_files(stage: str, section) -> list[Path]:
-    """Files of the user's own that a stage reads: a part of what it is. It says itself which of them are gone."""
-    named = [file for _, file in own_files(stage, section)] if stage in ("prepare", "base") else []
-    return [file for file in named if file.is_file()]
+    """The existing files of the user's own that a stage reads. The stage itself reports those that do not exist."""
+    files = [file for _, file in own_files(stage, section)] if stage in ("prepare", "base") else []
+    return [file for file in files if file.is_file()]
 
 
 def shape_of(section) -> dict:
-    """What may change the last bits of a result without being part of its identity."""
+    """The hardware, parallelism and versions, which may change the last bits of a result; no part of its identity."""
     shape = {"machine": platform.machine(), "processes": int(os.environ.get("WORLD_SIZE", "1"))} | parts_of(section)
     if torch := sys.modules.get("torch"):
         shape |= {"threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
@@ -175,7 +189,7 @@ def shape_of(section) -> dict:
 
 
 def parts_of(section) -> dict[str, int]:
-    """How the global batch of a stage that trains was gone through by its first process."""
+    """How rank 0 split the global batch of a stage that trains."""
     section = getattr(section, "scratch", section)
     if isinstance(section, Ppo):
         from posttrain.rl.batches import micro_batches, minibatches
@@ -191,9 +205,8 @@ def parts_of(section) -> dict[str, int]:
     return {}
 
 
-def refuse_strangers(output: Path) -> None:
-    """Raise UserError for another name than manifest.json, and for folders beside it that no stage left there:
-    publishing would replace them."""
+def refuse_foreign_folders(output: Path) -> None:
+    """Raise UserError unless `output` is a manifest.json beside which publishing replaces no folder of the user's."""
     if output.name != "manifest.json":
         raise UserError(f"--output {output}: must be called manifest.json, in the folder for the artifact")
     ours = any(any(output.parent.glob(sign)) for sign in ("manifest.json", "provenance.json", ".making-*"))
@@ -203,7 +216,7 @@ def refuse_strangers(output: Path) -> None:
 
 
 def publish(work: Path, home: Path) -> list[str]:
-    """Move what was made into place, the manifest last, with permissions that a group can read; returns its names."""
+    """Move the contents of `work` to `home`, the manifest last, readable by the group. Returns the names."""
     for file in work.rglob("*"):
         if file.stat().st_mode & 0o044 != 0o044:  # safetensors writes files that only their owner can read
             file.chmod(0o755 if file.is_dir() else 0o644)
@@ -219,7 +232,7 @@ def publish(work: Path, home: Path) -> list[str]:
 
 
 def provenance(name: str, started: datetime.datetime, seconds: float) -> dict:
-    """What is true of this run only: when, where, with which versions and at what cost."""
+    """When and where a run took place, and its cost."""
     return {
         "identity": name,
         "started": started.isoformat(timespec="seconds"),
@@ -236,7 +249,7 @@ def provenance(name: str, started: datetime.datetime, seconds: float) -> dict:
 
 
 def peak_gpu_memory() -> int | None:
-    """MB (2^20 bytes) that PyTorch had in use at most on its GPU; None without one."""
+    """The most MB (2^20 bytes) that PyTorch had allocated on its GPU; None without one."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None

@@ -1,10 +1,10 @@
-"""Which keys of its section a stage read: one that is never read is a setting without effect."""
+"""Record which keys of its section a stage reads: a key that is never read is a setting without effect."""
 
 from posttrain.config.sections import Section
 
 
 class Watched:
-    """A section that remembers, in `read`, the dotted keys that were asked of it."""
+    """A section that adds each key that is read from it, dotted, to the set `read`."""
 
     def __init__(self, section: Section, read: set[str], prefix: str = ""):
         self.__dict__.update(_section=section, _read=read, _prefix=prefix)
@@ -35,13 +35,13 @@ class Watched:
 
 
 def unread(slice: dict, read: set[str], prefix: str = "") -> list[str]:
-    """The dotted keys of a section's slice that were not read; of a section that was not read, itself alone."""
-    found = []
+    """The dotted keys of a section's slice that were not read; of an unread section within it, only its own key."""
+    keys = []
     for key, value in slice.items():
         if f"{prefix}{key}" not in read:
-            found.append(f"{prefix}{key}")
+            keys.append(f"{prefix}{key}")
         elif isinstance(value, dict):
-            found += unread(value, read, f"{prefix}{key}.")
+            keys += unread(value, read, f"{prefix}{key}.")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            found += [name for item in value for name in unread(item, read, f"{prefix}{key}.")]
-    return sorted(set(found))
+            keys += [name for item in value for name in unread(item, read, f"{prefix}{key}.")]
+    return sorted(set(keys))

@@ -1,9 +1,9 @@
-"""Earlier artifacts, by identity: what was made once from the same settings, inputs and code is not made again.
+"""Keep artifacts by identity, so that nothing is made twice from the same settings, inputs and code.
 
 posttrain clean
 
-Each file is a second name (hard link) of the artifact's own file, so that it costs nothing until the artifact is
-replaced. No file of an artifact is ever written in place.
+A kept file is a hard link to the artifact's file: it takes no space until the artifact is replaced. No file of an
+artifact is ever written in place.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ KEPT = Path("results/.kept")
 
 
 def take(name: str, versions: dict, work: Path) -> dict | None:
-    """Fill the folder `work` with the earlier artifact of this identity and of these versions; returns its record, None
-    where there is none.
+    """Fill the folder `work` with the kept artifact of an identity (`name`), made with these versions of packages.
 
-    It is verified as it lies in `work`: other jobs delete earlier ones. A damaged one is removed, to be found no more.
+    Returns its provenance, None where there is none. It is verified in `work`, as other jobs may delete the kept one
+    meanwhile. A damaged one is deleted.
     """
     folder = KEPT / name
     try:
@@ -42,7 +42,7 @@ def take(name: str, versions: dict, work: Path) -> dict | None:
 
 
 def differs(name: str, shape: dict, digest: str) -> str | None:
-    """What is to be said where an earlier run of this identity made other bytes; remembers this one's.
+    """A warning where an earlier run of this identity made other bytes; None otherwise. Remembers this run.
 
     digest: of the manifest. Bytes may differ between shapes (versions, threads, processors), never within one.
     """
@@ -59,7 +59,7 @@ def differs(name: str, shape: dict, digest: str) -> str | None:
 
 
 def keep(name: str, home: Path, parts: list[str], limit: float) -> None:
-    """Give the parts of a finished artifact a second name, and forget the oldest earlier ones over `limit` GB."""
+    """Keep the parts of a finished artifact, and delete the oldest kept ones over `limit` GB (10^9 bytes)."""
     folder = KEPT / name
     making = KEPT / f".making-{name}-{os.getpid()}"
     shutil.rmtree(making, ignore_errors=True)
@@ -67,13 +67,13 @@ def keep(name: str, home: Path, parts: list[str], limit: float) -> None:
         link(home, making, parts)
         shutil.rmtree(folder, ignore_errors=True)
         making.replace(folder)
-    except OSError:  # no hard links here, or another job has just kept the same: nothing is lost by not keeping this
+    except OSError:  # no hard links here, or another job has just kept the same; keeping it is not needed
         shutil.rmtree(making, ignore_errors=True)
     forget(limit)
 
 
 def link(source: Path, target: Path, parts: list[str]) -> None:
-    """The same files under another folder. Raises OSError where the file system has no hard links."""
+    """Hard-link files and folders into another folder. Raises OSError where the file system has no hard links."""
     target.mkdir(parents=True, exist_ok=True)
     for part in parts:
         if (source / part).is_dir():
@@ -83,25 +83,25 @@ def link(source: Path, target: Path, parts: list[str]) -> None:
 
 
 def sizes() -> dict[Path, int]:
-    """Bytes that each earlier artifact takes by itself, oldest first; what is still in use takes none."""
-    found = []
+    """Kept artifact -> bytes that no artifact in use shares, oldest first; those that share all are left out."""
+    dated = []
     for folder in KEPT.glob("*"):
         with contextlib.suppress(FileNotFoundError):  # another job has just replaced or deleted it
             if folder.is_dir() and not folder.name.startswith("."):
-                found.append((folder.stat().st_mtime, folder, _alone(folder)))
-    return {folder: size for _, folder, size in sorted(found) if size}
+                dated.append((folder.stat().st_mtime, folder, _unshared(folder)))
+    return {folder: size for _, folder, size in sorted(dated) if size}
 
 
-def _alone(folder: Path) -> int:
+def _unshared(folder: Path) -> int:
     files = [file.stat() for file in folder.rglob("*") if file.is_file()]
     return sum(file.st_size for file in files if file.st_nlink == 1)
 
 
 def forget(limit: float, since: float = 60) -> None:
-    """Delete the oldest earlier artifacts until the rest takes at most `limit` GB; none of the last minute."""
-    found = sizes()
-    over = sum(found.values()) - limit * 1e9
-    for folder, size in found.items():
+    """Delete the oldest kept artifacts over `limit` GB, but none that is younger than `since` seconds."""
+    unshared = sizes()
+    over = sum(unshared.values()) - limit * 1e9
+    for folder, size in unshared.items():
         with contextlib.suppress(FileNotFoundError):
             if over > 0 and time.time() - folder.stat().st_mtime > since:
                 shutil.rmtree(folder, ignore_errors=True)
