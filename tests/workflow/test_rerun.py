@@ -12,7 +12,7 @@ from fabricated import RERUN, edit, fabricate, forget, rerun
 
 from posttrain.__main__ import main
 from posttrain.dag import campaign
-from posttrain.dag.frozen import summary
+from posttrain.dag.frozen import freeze, summary
 from posttrain.ground import code
 from posttrain.ground.errors import UserError
 from posttrain.ground.identity import canonical, write_named
@@ -287,7 +287,7 @@ def test_a_campaign_is_the_same_wherever_it_is_named_from(package):
 
 def test_a_job_that_waited_reads_the_plan_of_its_own_run(package):
     """As a cluster starts it: in a process of its own, which parses the workflow again, after the config was edited."""
-    frozen = write_named(campaign.load("config/config.yaml").freeze())
+    frozen = write_named(freeze(campaign.load("config/config.yaml")))
     edit("dpo.beta", 0.3)
     job = [
         "snakemake",

@@ -1,4 +1,4 @@
-"""Why stages will run again: the key, the input or the function that changed, what follows, what it costs.
+"""Explain which stages will run again: the key, input or function that changed, what follows from it, what it costs.
 
 posttrain why [EXPERIMENT[/STAGE] [OTHER EXPERIMENT]]
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from posttrain.config.stages import JUDGES
-from posttrain.dag.artifacts import flat
+from posttrain.dag.artifacts import REPORT, Artifact, flat
 from posttrain.dag.frozen import summary
 from posttrain.dag.plan import Plan
 from posttrain.engine.records import damaged
@@ -22,35 +22,35 @@ NOTHING = "Nothing is stale: every artifact is what its settings, its inputs and
 
 
 def why(plan: Plan, wanted: str = "") -> str:
-    """What Snakemake would make anew, artifact by artifact, each with its reasons; or that there is nothing.
+    """The artifacts that Snakemake would make anew, each with the reasons, what follows from it and its cost.
 
-    wanted: EXPERIMENT or EXPERIMENT/STAGE, to be told of these alone. Raises UserError for one that is not there.
+    wanted: EXPERIMENT or EXPERIMENT/STAGE, to show these alone. Raises UserError where the campaign has no such one.
     """
     artifacts = survey(plan)
     again = to_run(artifacts)
-    asked = belonging(plan, artifacts, wanted) if wanted else artifacts
-    shown = [folder for folder in again if folder in asked]
+    selected = belonging(plan, artifacts, wanted) if wanted else artifacts
+    shown = [folder for folder in again if folder in selected]
     if not shown:
         return "\n".join([f"Nothing of {wanted} is stale." if wanted else NOTHING, *accepted.edits(plan.code)])
     lines = []
     for folder in shown:
         artifact = artifacts[folder]
         above = [up for up in artifact["upstream"] if up in again]
-        said = artifact["reasons"] or ([] if artifact["whole"] else ["not made yet"])
-        said += [f"follows {', '.join(above)}"] if above else []
-        said += [f"overwrites {replaced(folder, artifact['record'])}"] if artifact["record"] else []
-        lines += [folder, *(f"  {text}" for text in [*said, f"takes {cost(folder, artifacts)}"])]
-    return "\n".join([*lines, "", total(shown, artifacts), *mixed(artifacts), *accepted.edits(plan.code)])
+        reasons = artifact["reasons"] or ([] if artifact["whole"] else ["not made yet"])
+        reasons += [f"follows {', '.join(above)}"] if above else []
+        reasons += [f"overwrites {replaced(folder, artifact['record'])}"] if artifact["record"] else []
+        lines += [folder, *(f"  {text}" for text in [*reasons, f"takes {cost(folder, artifacts)}"])]
+    return "\n".join([*lines, "", total(shown, artifacts), *mixed_versions(artifacts), *accepted.edits(plan.code)])
 
 
 def survey(plan: Plan) -> dict[str, dict]:
-    """Folder -> every artifact of a campaign as it should be made, as it was, and what is not as it was."""
-    artifacts = {folder: found(plan, folder) for folder in plan.folders()}
+    """Folder -> every artifact of a campaign: how it is planned, its provenance (`record`), and why it is stale."""
+    artifacts = {artifact.folder: planned(plan, artifact) for artifact in plan.artifacts()}
     return {folder: artifact | {"reasons": list(changes(artifact))} for folder, artifact in artifacts.items()}
 
 
 def belonging(plan: Plan, artifacts: dict[str, dict], wanted: str) -> set[str]:
-    """The artifacts that an experiment uses, or that lie under EXPERIMENT/STAGE."""
+    """Folders of the artifacts that an experiment uses, or that lie under EXPERIMENT/STAGE."""
     folders = {folder for folder in artifacts if within(folder.removeprefix("results/"), wanted)}
     if wanted in plan.names:
         folders |= {artifact.folder for artifact in plan.of(wanted)}
@@ -64,29 +64,27 @@ def within(name: str, wanted: str) -> bool:
     return f"{name}/".startswith(f"{wanted}/")
 
 
-def found(plan: Plan, folder: str) -> dict:
-    """An artifact as it should be made, and the record of how it was."""
-    if folder == "results/report":
-        experiment, stage, policy = "", "report", ""
-        section = named(canonical(summary(plan)))
-    else:
-        _, experiment, stage, policy = [*folder.split("/"), ""][:4]
-        section = plan.section(experiment, stage)
-    inputs = plan.inputs(experiment, stage, policy)
-    inputs = {role: flat({role: files}) for role, files in inputs.items()}
+def planned(plan: Plan, artifact: Artifact) -> dict:
+    """An artifact's stage, inputs, params and upstream folders by the plan; whether it exists; its provenance."""
+    key = (artifact.experiment, artifact.stage, artifact.policy)
+    section = named(canonical(summary(plan))) if artifact == REPORT else plan.section(*key[:2])
+    inputs = {role: flat({role: files}) for role, files in plan.inputs(*key).items()}
     upstream = [str(Path(file).parent) for file in flat(inputs) if file.endswith("/manifest.json")]
-    whole = Path(folder, "manifest.json").is_file()
-    record = record_of(Path(folder))
-    made = {"stage": stage, "inputs": inputs}
-    made["params"] = [section, plan.code[stage], plan.lineage(experiment, stage, policy)]
-    return made | {"upstream": list(dict.fromkeys(upstream)), "whole": whole, "record": record}
+    return {
+        "stage": artifact.stage,
+        "inputs": inputs,
+        "params": [section, plan.code[artifact.stage], plan.lineage(*key)],
+        "upstream": list(dict.fromkeys(upstream)),
+        "whole": artifact.exists,
+        "record": record_of(Path(artifact.folder)),
+    }
 
 
 def changes(artifact: dict) -> Iterator[str]:
-    """What is not as it was when an artifact was made: keys, inputs, functions."""
+    """What has changed since an artifact was made: keys, inputs, functions."""
     record, stage = artifact["record"], artifact["stage"]
     if not artifact["whole"]:
-        return  # whether it is needed is another question
+        return  # `to_run` finds out whether it is needed
     if not record:
         yield "of unknown origin: its provenance.json is gone or broken"
         return
@@ -106,7 +104,7 @@ def changes(artifact: dict) -> Iterator[str]:
 
 
 def differences(where: str, before, now) -> Iterator[str]:
-    """Dotted keys whose values differ, each with both."""
+    """Dotted keys whose values differ, each with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             yield from differences(f"{where}.{key}", before.get(key), now.get(key))
@@ -115,7 +113,7 @@ def differences(where: str, before, now) -> Iterator[str]:
 
 
 def other_inputs(role: str, before: dict[str, str], now: list[str]) -> Iterator[str]:
-    """Inputs that are others, or have other bytes, than those that an artifact was made from."""
+    """Inputs that were added, removed or changed since an artifact was made."""
     gone, new = sorted(before.keys() - set(now)), sorted(set(now) - before.keys())
     if gone or new:
         yield f"{role}: {', '.join(gone) or 'none'} -> {', '.join(new) or 'none'}"
@@ -127,8 +125,15 @@ def other_inputs(role: str, before: dict[str, str], now: list[str]) -> Iterator[
 
 
 def edited(stage: str, record: dict, before: str, now: str) -> Iterator[str]:
-    """The modules of a stage's code that changed, each with the definitions that did."""
-    past, present = record.get("code", {}), code.definitions(stage)
+    """The modules of a stage's code that changed, each with the definitions that did, and the pinned versions."""
+    if before.partition("+")[0] != now.partition("+")[0]:
+        yield from edited_modules(record.get("code", {}), code.definitions(stage))
+    if before.partition("+")[2] != now.partition("+")[2]:
+        yield "versions: envs/requirements.txt changed (strict)"
+
+
+def edited_modules(past: dict[str, str], present: dict[str, str]) -> Iterator[str]:
+    """Modules in which definitions differ. past, present: definition -> digest (`code.definitions`)."""
     changed: dict[str, list[str]] = {}
     for place in sorted(past.keys() | present.keys()):
         if past.get(place) != present.get(place):
@@ -140,12 +145,10 @@ def edited(stage: str, record: dict, before: str, now: str) -> Iterator[str]:
     else:
         for module, names in changed.items():
             yield f"code: {module}" + (f": {', '.join(names)}" if module in reached else " is no longer reached")
-    if before.partition("+")[2] != now.partition("+")[2]:
-        yield "versions: envs/requirements.txt changed (strict)"
 
 
 def to_run(artifacts: dict[str, dict]) -> list[str]:
-    """What Snakemake runs: what is stale, what descends from it, and what these need that is not there."""
+    """Folders that Snakemake runs: stale ones, their descendants, and what these need and does not exist."""
     run = {folder for folder, artifact in artifacts.items() if artifact["reasons"]}
     run |= {"results/report"} if not artifacts["results/report"]["whole"] else set()
     while True:
@@ -158,7 +161,7 @@ def to_run(artifacts: dict[str, dict]) -> list[str]:
 
 
 def stale(plan: Plan) -> dict[str, str]:
-    """Artifacts that are there, but not as the plan makes them: folder -> why it is not to be shown as its result."""
+    """Folder of an existing artifact that is not as planned -> why it must not be shown as this plan's result."""
     artifacts = survey(plan)
     folders = [folder for folder in to_run(artifacts) if artifacts[folder]["whole"]]
     reason = "stale, made from other settings, inputs or code: posttrain why"
@@ -166,17 +169,16 @@ def stale(plan: Plan) -> dict[str, str]:
 
 
 def replaced(folder: str, record: dict) -> str:
-    """What goes when an artifact is made anew."""
+    """Date and size of an artifact that will be overwritten."""
     size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     return f"what was made {record.get('started', 'earlier')} ({size / 1e6:.1f} MB)"
 
 
 def seconds(folder: str, artifacts: dict[str, dict]) -> float | None:
-    """How long an artifact took, or others of its stage where it was not made yet."""
-    own = artifacts[folder]["record"].get("seconds")
-    alike = [a["record"]["seconds"] for a in artifacts.values()
-             if a["stage"] == artifacts[folder]["stage"] and "seconds" in a["record"]]  # fmt: skip
-    return own if own is not None else statistics.median(alike) if alike else None
+    """Seconds that an artifact took, or else the median of its stage's artifacts; None where no record tells."""
+    stage, last = artifacts[folder]["stage"], artifacts[folder]["record"].get("seconds")
+    times = [a["record"]["seconds"] for a in artifacts.values() if a["stage"] == stage and "seconds" in a["record"]]
+    return last if last is not None else statistics.median(times) if times else None
 
 
 def gpus(artifact: dict) -> int:
@@ -186,42 +188,42 @@ def gpus(artifact: dict) -> int:
 
 
 def cost(folder: str, artifacts: dict[str, dict]) -> str:
-    """Time, and GPU-hours where there were GPUs, by the last run's record."""
-    known = seconds(folder, artifacts)
-    if known is None:
+    """The time that an artifact will take, and GPU-hours where it used GPUs, by earlier records."""
+    time = seconds(folder, artifacts)
+    if time is None:
         return "a time that no record tells yet"
     used = gpus(artifacts[folder])
-    return f"about {duration(known)}" + (f", {used * known / 3600:.2f} GPU-hours" if used else "")
+    return f"about {duration(time)}" + (f", {used * time / 3600:.2f} GPU-hours" if used else "")
 
 
 def total(shown: list[str], artifacts: dict[str, dict]) -> str:
-    """One line over all that is to be made."""
-    known = [seconds(folder, artifacts) for folder in shown]
-    used = sum(gpus(artifacts[folder]) * (time or 0) for folder, time in zip(shown, known, strict=True)) / 3600
-    unknown = f", {known.count(None)} of unknown time" if None in known else ""
+    """One line: how many artifacts will be made, and the sum of their costs."""
+    times = [seconds(folder, artifacts) for folder in shown]
+    used = sum(gpus(artifacts[folder]) * (time or 0) for folder, time in zip(shown, times, strict=True)) / 3600
+    unknown = f", {times.count(None)} of unknown time" if None in times else ""
     gpu = f", {used:.2f} GPU-hours" if used else ""
-    return f"{len(shown)} to be made: about {duration(sum(time or 0 for time in known))}{gpu}{unknown}"
+    return f"{len(shown)} to be made: about {duration(sum(time or 0 for time in times))}{gpu}{unknown}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Seconds as a rounded time with its unit."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def mixed(artifacts: dict[str, dict]) -> list[str]:
-    """A warning where artifacts of one table were made with different versions of the software."""
+def mixed_versions(artifacts: dict[str, dict]) -> list[str]:
+    """A warning where the campaign's artifacts were made with different versions of packages."""
     versions: dict[str, set[str]] = {}
     for artifact in artifacts.values():
         for package, version in artifact["record"].get("shape", {}).get("versions", {}).items():
             versions.setdefault(package, set()).add(version)
-    several = [f"{package} {' and '.join(sorted(found))}" for package, found in versions.items() if len(found) > 1]
+    several = [f"{package} {' and '.join(sorted(used))}" for package, used in versions.items() if len(used) > 1]
     return [f"warning: these artifacts were made with different versions: {'; '.join(several)}"] if several else []
 
 
 def compare(plan: Plan, one: str, other: str) -> str:
-    """How two experiments differ: key by key, and which artifacts they share."""
+    """The keys in which two experiments differ, and the artifacts that they share."""
     unknown = [name for name in (one, other) if name not in plan.experiments]
     if unknown:
         raise UserError(f"{unknown[0]}: no experiment of this campaign; known: {', '.join(plan.experiments)}")
