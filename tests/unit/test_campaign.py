@@ -71,12 +71,12 @@ def test_longer_contexts_share_what_is_equal(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (LONG.replace("longctx: {}", "longctx: {policy: dpo}"), "longctx.policy: 'dpo' is not made here: set dpo"),
-        (LONG.replace("{long: {}}", "{}"), "longctx: has no long documents, trained on and held out"),
+        (LONG.replace("longctx: {}", "longctx: {policy: dpo}"), "longctx.policy: this experiment has no 'dpo': set dpo"),
+        (LONG.replace("{long: {}}", "{}"), "longctx: needs long documents to train on and held-out ones"),
         (LONG.replace("{long: {}}", "{}"), "lengths: has no held-out long documents"),
         (LONG.replace("context: 64", "context: 64, positions: alibi"), "longctx.method: cannot be combined with base"),
         (LONG.replace("context: 64", "context: 128"), "prepare.world.long: makes documents of 64 x 4"),
-        (LONG.replace("longctx: {}", "longctx: {factor: 8.0}"), "base.scratch.context x longctx.factor 64 x 8"),
+        (LONG.replace("longctx: {}", "longctx: {factor: 8.0}"), "base.scratch.context x longctx.factor is 64 x 8"),
         (LONG.replace("longctx: {}", "longctx: {rank: 8}"), "longctx.rank: has no effect with tuning: full"),
         (LONG.replace("longctx: {}", "longctx: {factor: 1.0}"), "longctx.factor: found 1.0"),
         (
@@ -148,13 +148,13 @@ def test_gold_is_the_worlds_or_a_function_of_ones_own_and_reruns_what_it_judges(
 @pytest.mark.parametrize(
     "text, said",
     [
-        (GOOD.replace("sft: {method: qlora}\n", "reward: {}\n"), "reward: begins with the SFT policy: set sft"),
+        (GOOD.replace("sft: {method: qlora}\n", "reward: {}\n"), "reward: starts from the SFT policy: set sft"),
         (ALIGNED.replace("qlora", "prefix"), "dpo: cannot follow sft.method: prefix"),
-        (GOOD + "ppo: {}\n", "ppo: has nothing to be rewarded by"),
+        (GOOD + "ppo: {}\n", "ppo: has no reward"),
         (ALIGNED.replace("dpo: {}", "dpo: {rank: 4}"), "dpo.rank: 4 is under sft.rank (16)"),
         (ALIGNED.replace("ppo: {}", "ppo: {kl_horizon: 5}"), "ppo.kl_horizon: has no effect without ppo.kl_target"),
         (ALIGNED.replace("ppo: {}", "ppo: {kl_target: 6.0, kl_horizon: 5}"), "beta could turn negative"),
-        (ALIGNED.replace("ppo: {}", "ppo: {kl_target: 6.0, kl_coefficient: 0.0}"), "0 can never adapt"),
+        (ALIGNED.replace("ppo: {}", "ppo: {kl_target: 6.0, kl_coefficient: 0.0}"), "0 cannot adapt"),
         (ALIGNED.replace("ppo: {}", "ppo: {snapshot_steps: 40}"), "40 makes no snapshot in 40 iterations"),
         (ALIGNED.replace("ppo: {}", "ppo: {value_warmup: 40}"), "ppo.value_warmup: 40 leaves none of the 40"),
         (ALIGNED.replace("ppo: {}", "ppo: {reward_function: nosuch:f}"), "there is no module 'nosuch'"),

@@ -20,8 +20,8 @@ CAMPAIGN = Path("config/config.yaml")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 2 after a user's mistake, which is told without a traceback, 75 after
-    an interruption that the next run continues, 77 where a GPU has too little memory."""
+    """Run one command and return its exit code: 2 after a user's mistake (printed without a traceback), 75 after an
+    interruption that the next run continues, 77 where a GPU has too little memory."""
     arguments = parser().parse_args(argv)
     quiet_libraries(arguments.command)
     if arguments.run is run_stage:
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except OSError as error:  # a folder that cannot be written, a full disk
         if error.filename is None or error.errno is None:
-            raise  # not of the file system
+            raise  # not an error of the file system
         return end(f"error: {error.filename2 or error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
         progress.say("interrupted; the next run continues")
@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def end(message: str, code: int) -> int:
-    """Print how the command ended, and write it where `attempt` reads it: torchrun has one exit code for all failures.
+    """Print how the command ended, and write it to the file that `attempt` reads, as torchrun hides exit codes.
 
-    Of several processes the first to end writes for all.
+    Of several processes, the first to end writes the file.
     """
     progress.say(message)
     if file := os.environ.get("POSTTRAIN_OUTCOME"):
@@ -93,41 +93,41 @@ def stage_commands(subparsers) -> None:
 
 
 def configured(stage: argparse.ArgumentParser) -> None:
-    """What every stage is given: its settings, and where its artifact goes."""
-    stage.add_argument("--config", required=True, help="the stage's own section: a file, or JSON")
+    """Add the arguments of every stage: its settings, and the manifest that it writes."""
+    stage.add_argument("--config", required=True, help="the stage's section: a file, or JSON")
     stage.add_argument("--output", type=Path, required=True, help="the manifest to write, beside the artifact")
 
 
 def execution(stage: argparse.ArgumentParser) -> None:
-    """The arguments of a stage that do not change its result: threads, limits, and what the workflow planned."""
+    """Add the arguments that do not change a stage's result: threads, limits, and what the workflow planned."""
     stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
-    limit = "time limit of the batch job it runs in: it saves before it and exits with 75 to be continued (0: none)"
+    limit = "time limit of the batch job; the stage saves a checkpoint before it and exits with 75 (0: no limit)"
     stage.add_argument("--minutes", type=minutes, default=0.0, help=limit)
-    smaller = "smaller micro-batches than the config's; the same global batch, in another shape"
+    smaller = "smaller micro-batches than the config's; the global batch stays the same"
     stage.add_argument("--micro-batch-size", type=count, help=smaller)
     planned(stage)
-    keep = os.environ.get("POSTTRAIN_KEEP_GB") or "0"  # argparse reads it as it reads an argument
-    stage.add_argument("--keep-gb", type=float, default=keep, help="keep and reuse earlier artifacts up to so much")
+    keep = os.environ.get("POSTTRAIN_KEEP_GB") or "0"  # a string, which argparse converts as it does an argument
+    stage.add_argument("--keep-gb", type=float, default=keep, help="GB of replaced artifacts to keep and reuse")
 
 
 def planned(stage: argparse.ArgumentParser) -> None:
-    """What the workflow planned a job with."""
+    """Add the arguments with which the workflow identifies what it planned."""
     stage.add_argument("--code", help="fingerprint of the code that the run was planned with")
-    stage.add_argument("--lineage", default="", help="digest of all that the artifact descends from")
+    stage.add_argument("--lineage", default="", help="digest of everything that the artifact depends on")
 
 
 def workflow_commands(subparsers) -> None:
     """The commands that the workflow and its jobs call."""
-    attempt = command(subparsers, "attempt", "run a stage, and go on after an interruption", commands.run_attempt)
-    attempt.add_argument("--gpus", type=int, default=0, help="GPUs that it has for itself on this machine")
+    attempt = command(subparsers, "attempt", "run a stage, and continue after an interruption", commands.run_attempt)
+    attempt.add_argument("--gpus", type=int, default=0, help="GPUs reserved for the stage on this machine")
     attempt.add_argument("stage", nargs=argparse.REMAINDER, metavar="STAGE ...", help="a stage and its arguments")
     report = command(subparsers, "report", "table, figures and page from the records", commands.run_report)
     report.add_argument("--campaign", type=Path, required=True, help="JSON file that names the artifacts")
     report.add_argument("--output", type=Path, required=True, help="the manifest to write")
     planned(report)
-    report.add_argument("--partial", action="store_true", help="render what exists; missing pieces are no error")
-    report.add_argument("--left-out", type=Path, help="JSON file: artifacts that are not to be shown, each with why")
-    summary = command(subparsers, "summary", "print headline figures and where the report is", commands.run_summary)
+    report.add_argument("--partial", action="store_true", help="render what exists; missing artifacts are no error")
+    report.add_argument("--left-out", type=Path, help="JSON file: artifacts to leave out, each with the reason")
+    summary = command(subparsers, "summary", "print headline figures and the report's path", commands.run_summary)
     summary.add_argument("folder", type=Path, nargs="?", default=Path("results/report"))
     summary.add_argument("--campaign", type=Path, default=CAMPAIGN, help=f"default {CAMPAIGN}")
 
@@ -136,27 +136,27 @@ def campaign_commands(subparsers) -> None:
     """The commands that a person calls."""
     for name, text, run in (
         ("check", "validate a campaign and list its stages", commands.run_check),
-        ("status", "which stages are done, running or waiting", commands.run_status),
-        ("doctor", "what this cluster lacks, before anything is submitted", commands.run_doctor),
+        ("status", "list which stages are done, running or waiting", commands.run_status),
+        ("doctor", "check that the cluster has what the campaign needs", commands.run_doctor),
         ("ledger", "write dvc.yaml, DVC's ledger of a campaign", commands.run_ledger),
     ):
         command(subparsers, name, text, run).add_argument("campaign", type=Path, nargs="?", default=CAMPAIGN)
-    why = command(subparsers, "why", "what will be made anew and why, or how two experiments differ", commands.run_why)
+    why = command(subparsers, "why", "list what will be rerun and why, or how two experiments differ", commands.run_why)
     why.add_argument("wanted", nargs="?", default="", metavar="EXPERIMENT[/STAGE]")
     why.add_argument("other", nargs="?", default="", metavar="EXPERIMENT", help="compare the two experiments")
     accept = command(
-        subparsers, "accept", "keep artifacts after an edit of code that changes none", commands.run_accept
+        subparsers, "accept", "keep artifacts after a code edit that changes no result", commands.run_accept
     )
-    accept.add_argument("stages", nargs="*", metavar="STAGE", help="default: all whose code changed")
+    accept.add_argument("stages", nargs="*", metavar="STAGE", help="default: all stages whose code changed")
     accept.add_argument("--because", required=True, help="why the results do not change, in one line")
     accept.add_argument("--from", dest="former", default="", metavar="FINGERPRINT", help="the code that it counts as")
-    same = "an artifact as it was, and as the code now makes it: accepted if their bytes are the same"
+    same = "two artifacts of the stage, from the former and from the present code; accept only if their bytes are equal"
     accept.add_argument("--same", type=Path, nargs=2, metavar="FOLDER", help=same)
-    plan = command(subparsers, "plan", "parameters, memory, time and disk of the stages to be run", commands.run_plan)
+    plan = command(subparsers, "plan", "estimate parameters, memory, time and disk of the stages", commands.run_plan)
     plan.add_argument("wanted", nargs="?", default=str(CAMPAIGN), metavar="CAMPAIGN | EXPERIMENT/STAGE")
-    plan.add_argument("--all", action="store_true", help="every stage, not only those to be run")
-    plan.add_argument("--terms", action="store_true", help="each term of each stage's memory")
-    plan.add_argument("--gpu-memory-gb", type=float, metavar="N", help="refuse what is over the memory of a GPU")
+    plan.add_argument("--all", action="store_true", help="every stage, not only those that will run")
+    plan.add_argument("--terms", action="store_true", help="list the terms of each stage's memory")
+    plan.add_argument("--gpu-memory-gb", type=float, metavar="N", help="fail where a stage needs more memory per GPU")
     verify = command(subparsers, "verify", "compare every artifact's bytes with its manifest", commands.run_verify)
     for tool in (why, accept, plan, verify):
         tool.add_argument("--campaign", type=Path, default=CAMPAIGN, help=f"default {CAMPAIGN}")
@@ -164,13 +164,13 @@ def campaign_commands(subparsers) -> None:
     clean.add_argument("campaigns", type=Path, nargs="*", help="default: every campaign in config/")
     clean.add_argument("--delete", action="store_true", help="delete it")
     export = command(
-        subparsers, "export", "write a policy as a model that transformers loads by itself", commands.run_export
+        subparsers, "export", "write a policy as a whole model that transformers can load", commands.run_export
     )
     export.add_argument("policy", type=Path, help="manifest of the policy")
     export.add_argument("folder", type=Path, help="the model directory to write")
     schema = command(subparsers, "schema", "write config/schema.json and the key reference", commands.run_schema)
     schema.add_argument("--folder", type=Path, default=Path("config"))
-    command(subparsers, "wandb-sync", "send what the stages wrote for Weights & Biases", commands.run_wandb_sync)
+    command(subparsers, "wandb-sync", "upload the stages' runs to Weights & Biases", commands.run_wandb_sync)
 
 
 def command(subparsers, name: str, text: str, run) -> argparse.ArgumentParser:
@@ -181,14 +181,14 @@ def command(subparsers, name: str, text: str, run) -> argparse.ArgumentParser:
 
 
 def count(text: str) -> int:
-    """A whole number from 1, for argparse."""
+    """A whole number of at least 1; an argparse type."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, it should be a whole number from 1")
     return int(text)
 
 
 def minutes(text: str) -> float:
-    """A time from 0, for argparse."""
+    """A time in minutes, at least 0; an argparse type."""
     try:
         number = float(text)
     except ValueError:
@@ -199,7 +199,7 @@ def minutes(text: str) -> float:
 
 
 def quiet_libraries(command: str) -> None:
-    """Set what libraries read when they are imported: no hub, no telemetry, no progress bars of their own."""
+    """Set the environment variables that libraries read at import: no hub, no telemetry, no progress bars."""
     if command != "fetch":
         os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     os.environ.update(

@@ -18,13 +18,13 @@ from posttrain.ground.identity import canonical, named, write_named
 from posttrain.reporting.summary import last_lines, outdated
 from posttrain.tools import budget, status, why
 
-# Planning makes no garbage to speak of: to look for it is a fifth of the time of a large plan. `onstart` turns it on again.
+# Garbage collection would take a fifth of the time of a large plan and free almost nothing. `onstart` enables it again.
 gc.disable()
 
-# Neither `configfile:`, which would mix the default campaign into the one that --configfile names, nor `config`,
-# which holds that file as YAML 1.1 has it (`on`, dates).
+# `configfile:` is not used: it would merge the default campaign into that of --configfile. Nor is `config`, which is
+# read as YAML 1.1 (`on`, dates).
 FILES = [*workflow.overwrite_configfiles] or [campaign.DEFAULT]
-FROZEN = "POSTTRAIN_CAMPAIGN"  # names the file that holds the plan of the run that a job belongs to
+FROZEN = "POSTTRAIN_CAMPAIGN"  # environment variable with the file that holds the plan of a job's run
 try:
     SITE = sites.enter(workflow)
     if workflow.is_main_process:
@@ -37,8 +37,8 @@ try:
     if workflow.is_main_process:
         PLAN = campaign.load(FILES[0], dict(workflow.config_settings.config))
         if SITE and SITE.gpu_memory_gb:
-            gpus = {name: asked.gpu or 1 for name, asked in SITE.stages.items()}
-            sharded = {name for name, asked in SITE.stages.items() if asked.shard}
+            gpus = {name: request.gpu or 1 for name, request in SITE.stages.items()}
+            sharded = {name for name, request in SITE.stages.items() if request.shard}
             budget.refuse_too_large(
                 PLAN, SITE.gpu_memory_gb, gpus=gpus, sharded=sharded
             )
@@ -47,18 +47,18 @@ try:
     ):  # a job on a cluster, which may start long after the config was edited
         PLAN = thaw(Path(os.environ[FROZEN]).read_text(encoding="utf-8"))
     else:
-        raise UserError(f"{FROZEN} is not set: a job needs the environment of its run")
+        raise UserError(f"{FROZEN} is not set; a job needs the environment of its run")
 except UserError as mistakes:
     print(*mistakes.problems, sep="\n", file=sys.stderr)
     sys.exit(2)
 
-# Jobs inherit the environment: what must not change a result. wandb reads its settings there by itself.
+# Jobs inherit these variables, which do not change a result. wandb reads its own.
 os.environ.update(
     WANDB_MODE=PLAN.campaign.wandb.mode,
     WANDB_PROJECT=PLAN.campaign.wandb.project,
     POSTTRAIN_KEEP_GB=str(PLAN.campaign.keep_gb),
 )
-# The report is told of the campaign by a file under the name of its content, which a later edit cannot change.
+# The report reads the campaign from a file named by its content, which a later edit does not change.
 SUMMARY = canonical(summary(PLAN))
 CAMPAIGN = named(SUMMARY)
 LINEAGE = PLAN.lineage("", "report")
@@ -77,12 +77,12 @@ wildcard_constraints:
 
 
 def inputs(stage):
-    """What a stage is built on: the manifests of its inputs, and the user's own files that it reads."""
+    """The input files of a stage: manifests, and the user's own files."""
     return lambda wildcards: flat(PLAN.inputs(*artifact(wildcards, stage)))
 
 
 def arguments(stage):
-    """All that a stage depends on and all that it reads, as its command takes it: `--config SECTION --code ...`."""
+    """The arguments of a stage's command, which cover all that it depends on: `--config SECTION --code ...`."""
     return lambda wildcards: PLAN.arguments(*artifact(wildcards, stage))
 
 
@@ -92,11 +92,11 @@ def artifact(wildcards, stage):
 
 
 @cache
-def requested(made):
-    """All that an artifact's job asks for."""
+def job_resources(made):
+    """The resources that the job of an artifact requests."""
     return sites.request(SITE, PLAN, made)
 
 
 def need(stage, what):
-    """How much of a resource a stage asks for: `gpu`, `mem_mb`, `disk_mb`, or `runtime` in minutes."""
-    return lambda wildcards: requested(artifact(wildcards, stage))[what]
+    """The requested amount of one resource: `gpu`, `mem_mb`, `disk_mb`, or `runtime` in minutes."""
+    return lambda wildcards: job_resources(artifact(wildcards, stage))[what]

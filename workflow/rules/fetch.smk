@@ -1,4 +1,4 @@
-# Bring a model, a data set or benchmark data from the hub into the shared cache; the only rule with a network.
+# Download a model, a data set or benchmark data from the hub into the shared cache; the only rule that uses the network.
 
 
 localrules:

@@ -1,5 +1,5 @@
-# A rule for each stage of the table in workflow/posttrain/config/stages.py, under the stage's own name: `prepare`,
-# `base`, `sft`, ... They differ in that word, and in whether the stage runs once for each policy.
+# One rule for each stage of the table in workflow/posttrain/config/stages.py, with the stage's name: `prepare`, `base`,
+# `sft`, ... The rules differ in that name, and in whether the stage runs once for each policy.
 
 for stage, entry in STAGES.items():
     policy = entry.makes == "judgement"
@@ -34,8 +34,8 @@ for stage, entry in STAGES.items():
         params:
             stage=stage,
             arguments=arguments(stage),
-        # The command ends in `tee -i`: a plain tee would end at Ctrl-C, before the stage has reported. It must not name
-        # the loop's variable, which holds the table's last stage when a job runs.
+        # `tee -i`: a plain tee would exit at Ctrl-C, before the stage has reported. `params.stage`: the loop's variable
+        # would be the table's last stage when a job runs.
         shell:
             "posttrain attempt --gpus {resources.gpu} {params.stage} --threads {threads} {params.arguments} "
             "--output {output.manifest} 2>&1 | tee -i {log}"

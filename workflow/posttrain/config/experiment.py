@@ -1,4 +1,4 @@
-"""An experiment and a campaign: the files that `config/` holds. An experiment has one section for each stage."""
+"""The classes of an experiment and a campaign, the files of `config/`. An experiment has one section for each stage."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,33 +9,33 @@ from posttrain.config.stages import STAGES, Stage
 
 
 class Settings(Section):
-    """One chain of stages. A stage runs when its section is there; a section inherits from `extends`."""
+    """One chain of stages. A stage runs when its section is set; a section inherits from that of `extends`."""
 
     question: str = ""
     """What the experiment asks, in one sentence."""
     extends: Name | None = None
-    """Experiment whose settings this one starts from; equal stages share their artifacts."""
+    """Experiment whose settings this one inherits; stages with equal settings share their artifacts."""
     seed: Seed = 0
     """Default seed of the training stages."""
     grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
-    """Dotted keys with the values that they take: an experiment for each combination, `NAME@beta=0.5@seed=1`, in place
-    of this one. Inherited axis by axis; `null` for none."""
+    """Dotted keys, each with a list of values. Each combination is an experiment, `NAME@beta=0.5@seed=1`, which
+    replaces this one. Inherited key by key; `null`: no grid."""
 
-    _seeded: frozenset[str] = frozenset()  # the stages whose seed is the experiment's
+    _seeded: frozenset[str] = frozenset()  # the stages that use the experiment's seed
 
-    if TYPE_CHECKING:  # the sections, which follow from the table of stages
+    if TYPE_CHECKING:  # the sections, which `create_model` adds below
 
         def __getattr__(self, stage: str) -> Any: ...
 
 
 def _field(stage: Stage) -> tuple:
-    """The type and the default of a stage's section in an experiment, with its description."""
+    """Type, default and description of a stage's section in an experiment."""
     help = stage.help[0].upper() + stage.help[1:]
     if stage.runs == "always":
         return stage.section, Field(description=f"{help}.")
     if stage.runs in ("by default", "where read"):
         return stage.section, Field(default=stage.section(), description=f"{help}.")
-    return stage.section | None, Field(default=None, description=f"{help}; leave out (or `null`) for none.")
+    return stage.section | None, Field(default=None, description=f"{help}; unset or `null`: the stage does not run.")
 
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ else:
 
 
 class Wandb(Section):
-    """Weights & Biases; nothing is sent by a stage, `posttrain wandb-sync` sends what was written offline."""
+    """Weights & Biases. Stages write offline; `posttrain wandb-sync` uploads."""
 
     mode: Literal["disabled", "offline"] = "disabled"
-    """`offline` writes runs under `results/wandb`."""
+    """`offline` writes runs to `results/wandb`."""
     project: Name = "posttrain"
     """Project of the runs."""
 
@@ -64,13 +64,13 @@ class Campaign(Section):
     title: str = ""
     """Heading of the report."""
     experiments: Annotated[list[Name], Field(min_length=1)]
-    """Names; NAME stands in `experiments/NAME.yaml` beside the campaign's file."""
+    """Names of the experiments; NAME is read from `experiments/NAME.yaml` beside the campaign's file."""
     grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
-    """Axes that every experiment gets, where its own `grid` does not say otherwise: `seed: [0, 1, 2]`."""
+    """Grid of every experiment, such as `seed: [0, 1, 2]`; a key of the experiment's own `grid` has precedence."""
     keep_gb: Annotated[float, Field(ge=0)] = 20.0
-    """Artifacts that were replaced are kept up to so many GB, and taken again when a stage comes to the same settings,
-    inputs and code; 0 keeps none and makes everything anew."""
+    """GB of replaced artifacts to keep. A kept one is reused when a stage has its settings, inputs and code again;
+    0 keeps none."""
     strict: bool = False
-    """Count the software versions (`envs/requirements.txt`) as part of what a stage is."""
+    """Rerun every stage when the software versions (`envs/requirements.txt`) change."""
     wandb: Wandb = Wandb()
     """Experiment tracker."""

@@ -1,38 +1,38 @@
-"""The cells of an experiment: one for each combination of the values that its `grid` gives to keys.
+"""The cells of an experiment's `grid`: one for each combination of its keys' values.
 
     grid: {dpo.beta: [0.05, 0.1, 0.5], seed: [0, 1, 2]}
 
-makes NAME@beta=0.05@seed=0 and eight others.
+has the cell NAME@beta=0.05@seed=0 and eight others.
 """
 
 import itertools
 import re
 from collections.abc import Iterator
 
-LONGEST = 120  # characters of a cell's name, which is a folder, a part of a job's name and of a tracker's id
+LONGEST = 120  # characters of a cell's name, which is part of folders, job names and tracker ids
 
 
 def labels(keys: list[str]) -> dict[str, str]:
-    """Short names of dotted keys: the last word, or the whole key where two end alike."""
+    """Short names of dotted keys: the last word, or the whole key where two keys share their last word."""
     last = [key.rpartition(".")[2] for key in keys]
     return {key: key if last.count(word) > 1 else word for key, word in zip(keys, last, strict=True)}
 
 
 def cells(grid: dict[str, list]) -> Iterator[dict[str, object]]:
-    """Every combination, as key -> value."""
+    """Every combination of a grid, as key -> value."""
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 
 
 def cell_name(name: str, axes: dict[str, object], short: dict[str, str]) -> str:
-    """NAME@beta=0.5@seed=1, in the order of the words; NAME alone without axes. Not with commas, at which Snakemake
-    parts what it tells a job on a cluster."""
+    """NAME@beta=0.5@seed=1, with the axes sorted by name; NAME alone without axes. No commas: Snakemake splits the
+    arguments of a cluster job at commas."""
     parts = sorted(f"{short[key]}={text(value)}" for key, value in axes.items())
     return "@".join([name, *parts])
 
 
 def text(value) -> str:
-    """A value as part of a name, in one spelling for equal ones: 0.5, 1e-05, true, lora, q_proj+v_proj."""
+    """A value as part of a name; equal values are spelled alike: 0.5, 1e-05, true, lora, q_proj+v_proj."""
     if isinstance(value, list):
         return "+".join(map(text, value))
     if isinstance(value, bool) or value is None:
@@ -43,15 +43,15 @@ def text(value) -> str:
 
 
 def mistakes(name: str, grid: dict[str, list]) -> Iterator[tuple[str, str]]:
-    """(axis, what is wrong with it)."""
+    """The mistakes in a grid: (axis, what is wrong with it)."""
     for key, values in grid.items():
         if any(isinstance(value, dict) for value in values):
             yield key, "a value is a section; give one of its keys instead"
-        known: dict[str, object] = {}
+        spellings: dict[str, object] = {}
         for value in values:
-            if (spelled := text(value)) in known:
-                yield key, f"{known[spelled]!r} and {value!r} would make the same name, {spelled}"
-            known[spelled] = value
+            if (spelled := text(value)) in spellings:
+                yield key, f"{spellings[spelled]!r} and {value!r} would make the same name, {spelled}"
+            spellings[spelled] = value
         within = [other for other in grid if other.startswith(f"{key}.")]
         if within:
             yield key, f"holds {within[0]}, which is an axis too"

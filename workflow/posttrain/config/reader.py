@@ -40,8 +40,8 @@ class Settings(dict):
 def read_settings(path: Path) -> Settings:
     """The settings of one file.
 
-    Raises UserError naming file and line: not there, not YAML, not a mapping, a key given twice, an anchor
-    (inheritance is `extends:`), or a key that is no text.
+    Raises UserError, with file and line, where the file is missing, is not YAML or not a mapping, where a key occurs
+    twice or is not text, and for anchors (inheritance is `extends:`).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def settings_of_argument(argument: str) -> Settings:
-    """A section as a command line gives it: the name of a file, or, as the workflow does, the settings as JSON."""
+    """The section in a command's `--config`: a file's name, or JSON, which the workflow passes."""
     if not argument.startswith("{"):
         return read_settings(Path(argument))
     try:

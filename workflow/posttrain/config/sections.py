@@ -1,7 +1,7 @@
 """Every setting: its type, bounds, default and meaning; the only schema. `posttrain schema` writes its documentation.
 
-A section is one stage's settings; a stage reads its own section and nothing else, so a key belongs to exactly
-the stage that it reruns. Defaults that follow from another section are filled in by `resolve`.
+A section holds the settings of one stage. A stage reads its own section only, so a changed key reruns the stage of its
+section and what depends on it. `resolve` fills in the defaults that follow from another section.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-NAME = r"[a-z0-9][a-z0-9_-]{0,62}"  # cannot leave results/, and is safe as path, job name and tracker id
+NAME = r"[a-z0-9][a-z0-9_-]{0,62}"  # safe as a folder of results/, a job name and a tracker id
 Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
 HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$", max_length=100)]
@@ -31,12 +31,12 @@ def only_with(**keys: tuple[str, ...]) -> dict:
 
 
 def also(*stages: str) -> dict:
-    """Mark a key as one from which settings of other stages follow, which it reruns too."""
+    """Mark a key as one that also sets defaults of other stages, and therefore reruns them."""
     return {"also": list(stages)}
 
 
 def instead_of(stage: str) -> dict:
-    """Mark a key as one that takes the place of another stage's artifact."""
+    """Mark a key that replaces the artifact of another stage."""
     return {"instead_of": stage}
 
 
@@ -50,19 +50,19 @@ class Section(BaseModel):
 
 @functools.cache
 def conditional(model: type[Section]) -> dict[str, dict[str, list]]:
-    """Key -> other key -> the values under which the first has an effect, of the keys that not always have one."""
-    found = {key: declared(field).get("only_with") for key, field in model.model_fields.items()}
-    return {key: condition for key, condition in found.items() if condition}
+    """Key -> other key -> the other key's values with which the first has an effect. Keys that always have one lack."""
+    conditions = {key: declared(field).get("only_with") for key, field in model.model_fields.items()}
+    return {key: condition for key, condition in conditions.items() if condition}
 
 
 def declared(field: FieldInfo) -> dict[str, Any]:
-    """What a key declares beside its type: `only_with`, `instead_of`, `also`."""
+    """The marks of a key: `only_with`, `instead_of`, `also`."""
     extra = field.json_schema_extra
     return extra if isinstance(extra, dict) else {}
 
 
 def section_class(annotation) -> type[Section] | None:
-    """The section that a key's type holds, or a list of which it is; None for a plain value."""
+    """The class of the section, or of the list of sections, that a key holds; None for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
@@ -72,7 +72,7 @@ def section_class(annotation) -> type[Section] | None:
 
 @functools.cache
 def has_hub_items(model: type[Section]) -> bool:
-    """Whether a section, or one in it, can name something on the hub."""
+    """Whether a section, or a section within it, can name something on the hub."""
     if issubclass(model, HubModel | Source | Task):
         return True
     inner = (section_class(field.annotation) for field in model.model_fields.values())
@@ -86,7 +86,7 @@ def subsections(model: type[Section]) -> list[str]:
 
 
 def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
-    """Keys of a section that have no effect under its other settings, each with the reason."""
+    """Keys of a section that have no effect with its other settings, each with the reason."""
     for key, condition in conditional(type(section)).items():
         for other, allowed in condition.items():
             value = getattr(section, other)
@@ -95,11 +95,11 @@ def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
 
 
 def slice_of(section: Section) -> dict:
-    """A section as plain values, without the keys that have no effect and without those that are unset."""
-    useless = {key for key, _ in inapplicable(section)}
+    """A section as plain values, without unset keys and keys that have no effect."""
+    without_effect = {key for key, _ in inapplicable(section)}
     values: dict[str, Any] = {}
     for key, value in sorted(section, key=itemgetter(0)):
-        if key in useless:
+        if key in without_effect:
             continue
         if isinstance(value, list):
             values[key] = [slice_of(item) if isinstance(item, Section) else item for item in value]
@@ -116,7 +116,7 @@ class HubModel(Section):
     revision: Revision
     """Full 40-digit commit; a branch or tag only with `allow_floating`."""
     allow_floating: bool = False
-    """Accept a revision that can move; the manifest records the commit it stood for."""
+    """Accept a revision that can move; the manifest records its commit."""
 
 
 class Source(Section):
@@ -129,7 +129,7 @@ class Source(Section):
     revision: Revision | None = None
     """Full 40-digit commit of `dataset`; a branch or tag only with `allow_floating`."""
     allow_floating: bool = False
-    """Accept a data set revision that can move; the manifest records the commit it stood for."""
+    """Accept a data set revision that can move; the manifest records its commit."""
     subset: str | None = None
     """Configuration of `dataset`, where it has several."""
     rows: str = "train"
@@ -141,17 +141,17 @@ class Source(Section):
     separator: str = ""
     """Text put between a plain-text prompt and its completion or answers (often one space)."""
     use: Literal["split", "train", "test"] = "split"
-    """`split` divides the rows by `test_fraction`, and drops held-out rows that training has seen; `train` and `test`
-    put all of them on one side, and a test row that training has seen is an error."""
+    """`split` divides the rows by `test_fraction` and drops held-out rows that occur in training rows. `train` and
+    `test` put all rows on one side; a test row that occurs in training rows is then an error."""
 
 
 class Long(Section):
-    """Documents with long dependence: motifs repeated over and over, pass words, diaries, scaled to their length."""
+    """Documents with long dependence, of chosen length: repeated motifs, pass words, diaries."""
 
     context: Annotated[int, Field(ge=32)] = 64
-    """Longest document of the pretraining text, in words; that of the base, whose context it should be."""
+    """Longest document of the pretraining text, in words; should equal `base.scratch.context`."""
     factor: Annotated[int, Field(ge=2)] = 4
-    """Documents for `longctx` are this many times as long; held-out ones come in 1, 2, 4, ... times the context."""
+    """Documents for `longctx` are this many times as long; held-out ones are 1, 2, 4, ... times the context long."""
     documents: Count = 1600
     """Documents for `longctx`."""
     questions: Count = 200
@@ -159,18 +159,18 @@ class Long(Section):
 
 
 class World(Section):
-    """The built-in world: a small language with facts, exercises, manners and long texts, made from a seed."""
+    """The built-in world: a small language with facts, exercises, manners and long texts, generated from a seed."""
 
     documents: Count = 9000
     """Documents of pretraining text."""
     questions: Count = 6000
     """Question and answer rows for supervised fine-tuning."""
     test_questions: Count = 720
-    """Held-out questions; none of them occurs in any training text."""
+    """Held-out questions; none occurs in any training text."""
     pairs: Count = 6000
     """Preference pairs."""
     long: Long | None = None
-    """Make documents with long dependence, as pretraining text instead of the everyday ones and for `longctx`."""
+    """Generate documents with long dependence, for `longctx` and as pretraining text in place of the everyday ones."""
 
 
 class Tokenizer(Section):
@@ -185,10 +185,10 @@ class Tokenizer(Section):
 
 
 class Prepare(Section):
-    """Data: read, checked line by line, split, and counted in a data card."""
+    """Read the data, check it line by line, split it, and count it in a data card."""
 
     seed: Seed = 0
-    """Decides the built-in world and the split; the top-level seed does not."""
+    """Seed of the built-in world and of the split; the experiment's `seed` has no effect on them."""
     world: World | None = None
     """Generate the built-in world; its rows come before those of the sources below."""
     text: list[Source] = []
@@ -202,23 +202,23 @@ class Prepare(Section):
     kto: list[Source] = []
     """Prompts with a completion and a label: `true` for a completion that is wanted, `false` for one that is not."""
     choices: list[Source] = []
-    """Questions with several answers, of which one is right; all of them become a benchmark task."""
+    """Questions with several answers, of which one is right; they become the benchmark task `choices`."""
     test_fraction: Fraction = 0.1
-    """Share of each source's groups held out where `use: split`."""
+    """Share of each source's groups that is held out with `use: split`."""
     group_key: Text = "group"
-    """Key whose value keeps rows on one side of the split; without it, rows with equal prompts stay together."""
+    """Key of a row that names its group; a group is never split. Rows without it are grouped by equal prompts."""
     tokenizer: Tokenizer | None = None
     """Default: the tokenizer of the base (`base.path`, `base.hub`), or one of 1024 tokens trained on the text."""
     chat_template: Text | None = None
-    """A `.jinja` file, `default` (one token per role) or `tokenizer` (the one it carries).
-    Default: the tokenizer's own, else `default` when conversations are to be trained on, else none."""
+    """A `.jinja` file, `default` (one token per role) or `tokenizer` (the tokenizer's own).
+    Default: the tokenizer's own, else `default` where the training rows are conversations, else none."""
     max_tokens: Annotated[int, Field(ge=8)] | None = None
     """Longest training row, in tokens, chat template included. Default: `base.scratch.context`, else 512."""
     long_rows: Literal["drop", "cut"] = "drop"
-    """What happens to longer rows: dropped, or their longest text cut (prompts lose their beginning, replies their
-    end) so that reply tokens remain; preference pairs are always dropped."""
+    """What happens to longer rows: `drop` them, or `cut` their longest text (prompts lose their beginning, replies
+    their end) so that reply tokens remain. Longer preference pairs are always dropped."""
     max_line_mb: Annotated[float, Field(gt=0, le=4096)] = 16.0
-    """Longest line of a file, in MiB; a file with a longer one is refused."""
+    """Longest line of a file, in MiB; a longer line is an error."""
     allow_empty_user: bool = False
     """Keep rows in which a user says nothing."""
 
@@ -228,10 +228,10 @@ TRAINED = tuple(key for key in SOURCES if key != "choices")  # each has a traini
 
 
 class Optimisation(Section):
-    """Settings of every loop of optimiser steps. The batch is global: micro-batches and accumulation follow from it."""
+    """Settings of every training loop. The batch is global: micro-batches and accumulation follow from it."""
 
     seed: Seed | None = None
-    """Initialisation, order of the data, dropout and sampling. Default: the experiment's `seed`."""
+    """Seed of initialisation, data order, dropout and sampling. Default: the experiment's `seed`."""
     learning_rate: Rate
     """Peak learning rate."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
@@ -239,24 +239,24 @@ class Optimisation(Section):
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps over which the learning rate rises from 0. Default: a twentieth of `steps`."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Decoupled weight decay: AdamW's, or with `optimizer: muon` that of the matrices alone."""
+    """Decoupled weight decay of AdamW; with `optimizer: muon`, of the matrices only."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """AdamW's decay of the squared gradient's average."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this norm."""
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
     steps: Count
     """Optimiser steps."""
     batch_size: Count
     """Sequences in one optimiser step, over all devices."""
     micro_batch_size: Count | None = None
-    """Most sequences in one forward pass on one device; smaller saves memory and changes nothing that is
+    """Most sequences in one forward pass on one device. A smaller number saves memory and does not change what is
     learned. Default: the whole batch."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward and backward pass (bfloat16 by autocast)."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
-    """Minutes between checkpoints, from which an interrupted run continues; they change nothing that is learned."""
+    """Minutes between checkpoints, from which an interrupted run continues; does not change what is learned."""
     checkpoint_steps: Count | None = None
-    """A checkpoint after every so many steps too. Default: by the clock alone."""
+    """Steps between further checkpoints. Default: by the clock only."""
 
 
 class Training(Optimisation):
@@ -265,7 +265,7 @@ class Training(Optimisation):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     log_steps: Count = 20
-    """Steps for each of which means there is an entry in the training curve."""
+    """Steps whose mean is one point of the training curve."""
     eval_steps: Count | None = None
     """Steps between measurements of the held-out loss. Default: before the first and after the last step only."""
 
@@ -290,12 +290,12 @@ class Scratch(Training):
     context: Annotated[int, Field(ge=16)] = Field(128, json_schema_extra=also("prepare"))
     """Length of a training sequence, in tokens."""
     locality: Annotated[float, Field(ge=0, le=4)] = Field(0.0, json_schema_extra=only_with(positions=("rope",)))
-    """Strength with which half of the heads of the first two layers begin by looking one token back; a small
-    model then learns in half the steps. 0: an ordinary start, without biases on queries and keys."""
+    """Strength with which half of the heads of the first two layers attend to the previous token at initialisation; a
+    small model then learns in half the steps. 0: an ordinary initialisation, without biases on queries and keys."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: Muon for matrices, AdamW for the rest, at one learning rate."""
     learned: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The base is refused unless its held-out perplexity is under this share of the unigram's."""
+    """Largest held-out perplexity of the base, as a share of a unigram model's; over it, the stage fails."""
     learning_rate: Rate = 3e-3
     """Peak learning rate."""
     steps: Count = 1000
@@ -354,15 +354,15 @@ class Sft(Training):
 
 
 class Adapter(Section):
-    """The LoRA that is trained. It begins as the adapter that `sft` made; after `sft.method: full` as none, on the
-    fine-tuned model quantised to NF4."""
+    """The LoRA that is trained. It starts from the adapter of `sft`; after `sft.method: full` a new one is trained on
+    the fine-tuned model quantised to NF4."""
 
     rank: Count | None = None
-    """Rank of the update; not under that of `sft`. Default: that of `sft`, 16 after full fine-tuning."""
+    """Rank of the update; at least that of `sft`. Default: that of `sft`, or 16 after full fine-tuning."""
     alpha: Annotated[float, Field(gt=0)] | None = None
-    """The update is scaled by alpha / rank. Default: as `sft` scales, twice the rank after full fine-tuning."""
+    """The update is scaled by alpha / rank. Default: the scale of `sft`, or 2 after full fine-tuning."""
     target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] | None = None
-    """Layers that get an adapter; all of those of `sft` among them. Default: those of `sft`, else all linear layers."""
+    """Layers that get an adapter; they must include those of `sft`. Default: those of `sft`, else all linear layers."""
 
     @property
     def task(self) -> str:
@@ -371,14 +371,14 @@ class Adapter(Section):
 
 
 class Judged(Section):
-    """Which answers count as the better ones: the chosen ones of preference pairs, those with the label `true`."""
+    """Which answers count as better: the chosen ones of preference pairs, or those with the label `true`."""
 
     labels: Literal["chosen", "swapped", "shuffled"] = "chosen"
-    """`swapped` takes the other answers for the better ones, `shuffled` either at random: controls that must fail."""
+    """`swapped` counts the other answers as better, `shuffled` either at random: controls that must fail."""
 
 
 class Pairs(Judged):
-    """Training on preference pairs: two answers to one prompt in each row."""
+    """Training on preference pairs: each row holds two answers to one prompt."""
 
 
 class Reward(Training, Adapter, Pairs):
@@ -388,7 +388,7 @@ class Reward(Training, Adapter, Pairs):
     dropout: Fraction = 0.0
     """Dropout on the adapter's input."""
     centering: Annotated[float, Field(ge=0)] = 0.01
-    """Weight of the square of the rewards' sum in the loss, which holds their mean at 0 (arXiv 2312.09244, eq. 2)."""
+    """Weight of the squared sum of both rewards, a term that keeps their mean near 0 (arXiv 2312.09244, eq. 2)."""
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Longest prompt with answer, in tokens. Default: `prepare.max_tokens`."""
     learning_rate: Rate = 2e-3
@@ -400,12 +400,12 @@ class Reward(Training, Adapter, Pairs):
 
 
 class Reference(Section):
-    """Log-probabilities of the judged answers under the SFT policy, computed once for every run that is held to it."""
+    """Log-probabilities of the judged answers under the SFT policy, computed once for all runs that read them."""
 
     batch_size: Count = 64
-    """Rows in one forward pass; must not change a result."""
+    """Rows in one forward pass; does not change a result."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass (bfloat16 by autocast); the same as that of `dpo` makes its first loss exact."""
+    """Arithmetic of the forward pass (bfloat16 by autocast); that of `dpo`, for an exact first loss."""
 
 
 DpoLoss = Literal[
@@ -413,14 +413,14 @@ DpoLoss = Literal[
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
 
-WHOLE_BATCH = {"sft", "aot", "aot_unpaired"}  # losses that TRL takes over all pairs of a forward pass at once
+WHOLE_BATCH = {"sft", "aot", "aot_unpaired"}  # losses that TRL computes over all pairs of a forward pass together
 
 
 class Referenced(Training, Adapter, Judged):
-    """A method that learns from judged answers and is held near the SFT policy by its log-probabilities of them."""
+    """Training on judged answers, with the SFT policy's log-probabilities of them as the reference."""
 
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """Strength with which the policy is held near the SFT policy."""
+    """Strength of the pull towards the SFT policy."""
     dropout: Fraction = 0.0
     """Dropout on the adapter's input."""
     max_length: Annotated[int, Field(ge=8)] | None = None
@@ -437,24 +437,24 @@ class Dpo(Referenced, Pairs):
     """Direct preference optimisation from the SFT policy, with TRL's DPOTrainer (arXiv 2305.18290, eq. 7)."""
 
     loss: Annotated[list[DpoLoss], Field(min_length=1)] = ["sigmoid"]
-    """Losses by TRL's names, added up; `sigmoid` is the paper's."""
+    """TRL's names of the losses that are summed; `sigmoid` is the paper's."""
     loss_weights: Annotated[list[float], Field(min_length=1)] | None = None
     """Weights of the losses. Default: 1 each."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels taken to be wrong, where a loss has such a term (`robust`, `exo_pair`, `aot`, `aot_unpaired`)."""
+    """Share of labels assumed to be wrong, in the losses `robust`, `exo_pair`, `aot` and `aot_unpaired`."""
 
 
 class Rails(Section):
-    """Limits past which PPO stops as failed, with the reason; what is trained beyond them is no result."""
+    """Limits beyond which PPO fails, with the reason."""
 
     max_kl: Annotated[float, Field(gt=0)] = 50.0
-    """Most KL to the SFT policy, in nats an answer."""
+    """Largest KL to the SFT policy, in nats per answer."""
     max_ratio_error: Annotated[float, Field(gt=0)] = 1e-2
-    """Most that the first minibatch's probability ratio may be off 1 (it is 1, but for rounding)."""
+    """Largest distance of the first minibatch's probability ratio from 1, which it equals but for rounding."""
     min_eos_rate: Fraction = 0.1
-    """Least share of answers that end by themselves, once that many did."""
+    """Smallest share of answers that end by themselves; checked once the share has been that large."""
     max_growth: Annotated[float, Field(gt=1)] = 3.0
-    """Most that the mean length may grow, as a multiple of the first iteration's."""
+    """Largest mean length, as a multiple of the first iteration's."""
 
 
 class Ppo(Optimisation, Adapter):
@@ -466,9 +466,9 @@ class Ppo(Optimisation, Adapter):
     reward_code: Text | None = None
     """Fingerprint of the function's file; written by the workflow."""
     gold_function: Text | None = None
-    """A function, named and called like `reward_function`, that judges answers to rows with an `answer`; it is watched,
-    and no training sees it. Default: the built-in world's (`posttrain.world.gold:gold_reward`) where `prepare.world` is
-    set."""
+    """A function, named and called like `reward_function`, that scores answers to rows with an `answer`. Its score is
+    recorded and not trained on. Default: the built-in world's (`posttrain.world.gold:gold_reward`) where
+    `prepare.world` is set."""
     gold_code: Text | None = None
     """Fingerprint of the gold function's file; written by the workflow."""
     prompts: Literal["preference", "sft"] = "preference"
@@ -476,9 +476,9 @@ class Ppo(Optimisation, Adapter):
     max_new_tokens: Count = 48
     """Longest answer, in tokens."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Answers are drawn from, and log-probabilities taken of, the softmax of logits / temperature."""
+    """Sampling and log-probabilities use the softmax of logits / temperature."""
     epochs: Count = 4
-    """Times that an iteration's answers are gone through."""
+    """Passes over the answers of an iteration."""
     minibatches: Count = 1
     """Optimiser steps in one epoch."""
     clip: Annotated[float, Field(gt=0)] = 0.2
@@ -488,7 +488,7 @@ class Ppo(Optimisation, Adapter):
     value_learning_rate: Rate | None = None
     """Peak learning rate of the value function. Default: `learning_rate`."""
     value_warmup: Annotated[int, Field(ge=0)] = 2
-    """First iterations, in which the value function is trained alone."""
+    """Number of first iterations that train the value function only."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
@@ -496,24 +496,23 @@ class Ppo(Optimisation, Adapter):
     whiten_rewards: bool = False
     """Scale the rewards of an iteration to variance 1."""
     kl_coefficient: Annotated[float, Field(ge=0)] = 0.05
-    """Beta: price of a nat of KL to the SFT policy; where `kl_target` is set, its first value."""
+    """Beta: penalty for a nat of KL to the SFT policy; with `kl_target`, its initial value."""
     kl_target: Annotated[float, Field(gt=0)] | None = None
-    """Adapt beta so that the KL comes to this many nats an answer. Default: beta is fixed."""
+    """KL to which beta adapts, in nats per answer. Default: beta is fixed."""
     kl_horizon: Count = 10000
     """Answers over which beta adapts; only with `kl_target`."""
     sft_coefficient: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the SFT loss on as many rows as answers beside PPO's own: PPO-ptx (arXiv 2203.02155, eq. 2), which
-    keeps what fine-tuning taught."""
+    """Weight of an added SFT loss, on as many SFT rows as answers: PPO-ptx (arXiv 2203.02155, eq. 2)."""
     missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
-    """Taken off the reward of an answer that does not end by itself."""
+    """Subtracted from the reward of an answer that does not end by itself."""
     snapshot_steps: Count = 10
-    """Iterations between snapshots: adapters kept beside the policy, for the reward-KL frontier and for replay."""
+    """Iterations between snapshots: adapters stored beside the policy, for the reward-KL frontier and for replay."""
     rails: Rails = Rails()
-    """Limits past which the run stops as failed."""
+    """Limits beyond which the run fails."""
     learning_rate: Rate = 1e-3
     """Peak learning rate of the policy."""
     steps: Count = 40
-    """Iterations: answer, score, update."""
+    """Iterations of answering, scoring and updating."""
     batch_size: Count = 64
     """Answers in one iteration, over all devices."""
 
@@ -523,43 +522,43 @@ class Ppo(Optimisation, Adapter):
 
 
 class Compare(Section):
-    """Every policy's own answers to held-out prompts, side by side: rewards, win rate against the SFT policy, KL."""
+    """Answers of every policy to held-out prompts: rewards, win rate against the SFT policy, KL."""
 
     seed: Seed = 0
-    """Choice of prompts, and sampling."""
+    """Seed of the choice of prompts and of sampling."""
     prompts: Count = 400
     """Held-out prompts that every policy answers."""
     max_new_tokens: Count = 48
     """Longest answer, in tokens."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Answers are drawn from, and log-probabilities taken of, the softmax of logits / temperature."""
+    """Sampling and log-probabilities use the softmax of logits / temperature."""
     reward_function: Text | None = None
-    """A hand-written reward beside gold; that of `ppo` where it has one. Written by the workflow."""
+    """The hand-written reward of `ppo`, where it has one; written by the workflow."""
     reward_code: Text | None = None
     """Fingerprint of the function's file; written by the workflow."""
     gold_function: Text | None = None
-    """`file.py:function` or `package.module:function`, called as `function(prompt: str, reply: str, answer: str) ->
-    float`: judges answers to rows with an `answer`; no training sees it. Default: the built-in world's
-    (`posttrain.world.gold:gold_reward`) where `prepare.world` is set."""
+    """A function, `file.py:function` or `package.module:function`, called as `function(prompt: str, reply: str,
+    answer: str) -> float`, that scores answers to rows with an `answer`. Its score is not trained on. Default: the
+    built-in world's (`posttrain.world.gold:gold_reward`) where `prepare.world` is set."""
     gold_code: Text | None = None
     """Fingerprint of the gold function's file; written by the workflow."""
     best_of: Count = 16
-    """Answers of the SFT policy to each prompt, for best-of-n; 1 for none."""
+    """Answers of the SFT policy to each prompt, for best-of-n; 1: no best-of-n."""
     batch_size: Count = 64
-    """Answers in one forward pass; must not change a result but for rounding."""
+    """Answers in one forward pass; does not change a result but for rounding."""
 
 
 class Longctx(Training):
-    """A longer context: RoPE's frequencies rescaled, and the model tuned on long documents. The artifact is a whole
-    model, adapters merged, whose configuration says how positions are to be read."""
+    """A longer context: RoPE's frequencies are rescaled and the model is tuned on long documents. The artifact is a
+    whole model with merged adapters; its configuration holds the rescaling."""
 
     policy: Name = "base"
-    """Policy whose context is made longer: one that the experiment makes before."""
+    """Policy whose context is extended: a policy of this experiment."""
     method: Literal["linear", "dynamic", "yarn", "none"] = "linear"
-    """`linear`: position interpolation (arXiv 2306.15595); `dynamic`: NTK-aware, by the text's length, and `yarn`
-    (both arXiv 2309.00071); `none`: positions as they were."""
+    """`linear`: position interpolation (arXiv 2306.15595); `dynamic`: NTK-aware scaling by the text's length, and
+    `yarn` (both arXiv 2309.00071); `none`: unchanged positions."""
     factor: Annotated[float, Field(gt=1)] = 4.0
-    """New context over the old one."""
+    """New context divided by the old one."""
     tuning: Literal["full", "lora", "qlora", "none"] = "full"
     """What is trained: all weights, a LoRA, a LoRA on the model quantised to NF4, or nothing."""
     rank: Count = Field(16, json_schema_extra=only_with(tuning=("lora", "qlora")))
@@ -573,7 +572,7 @@ class Longctx(Training):
     embeddings_and_norms: bool = Field(True, json_schema_extra=only_with(tuning=("lora", "qlora")))
     """Train embeddings and norms beside the adapter (LongLoRA, arXiv 2309.12307, section 3.3)."""
     packing: bool = False
-    """Put documents one after another and cut at the new context, instead of one document's beginning a row."""
+    """Concatenate documents and cut at the new context; otherwise a row is the beginning of one document."""
     optimizer: Literal["adamw", "muon"] = Field("adamw", json_schema_extra=only_with(tuning=("full",)))
     """`muon`: Muon for matrices, AdamW for the rest, at one learning rate."""
     learning_rate: Rate = 1e-3
@@ -592,41 +591,41 @@ class Lengths(Section):
     documents: Count = 64
     """Held-out documents for each length."""
     packing: bool = False
-    """Put documents one after another and cut at the longest window: for texts that are shorter than it."""
+    """Concatenate documents and cut at the longest window, for documents that are shorter."""
     stride: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Documents longer than the window are gone through in steps of this share of it; each token counts once."""
+    """Step of the window over a longer document, as a share of the window; each token counts once."""
     batch_size: Count = 16
-    """Windows in one forward pass; must not change a result but for rounding."""
+    """Windows in one forward pass; does not change a result but for rounding."""
     buckets: Count = 8
-    """Parts of the longest window for which the loss is told apart by position."""
+    """Equal parts of the longest window; the loss is reported for each."""
 
 
 class Task(Section):
     """One lm-eval task."""
 
     task: Text
-    """Name: of a task that `prepare` makes (`world`, `heldout_text`, `heldout_sft`, `choices`; with `world.long`
-    `passkey_N` and `recall_N` for lengths of N tokens) or of any task or group that lm-eval knows."""
+    """Name of a task that `prepare` makes (`world`, `heldout_text`, `heldout_sft`, `choices`; with `world.long`
+    `passkey_N` and `recall_N` for lengths of N tokens), or of a task or group of lm-eval."""
     revision: Revision | None = None
     """Full 40-digit commit of the task's data set on the hub, where it has one."""
     allow_floating: bool = False
-    """Accept a data set revision that can move; the manifest records the commit it stood for."""
+    """Accept a data set revision that can move; the manifest records its commit."""
     shots: Annotated[int, Field(ge=0)] | None = None
-    """Examples put before each question. Default: the task's own number."""
+    """Examples before each question. Default: the task's own number."""
 
 
 class Evaluate(Section):
     """Benchmarks of every policy with lm-eval."""
 
     seed: Seed = 0
-    """Choice of few-shot examples, bootstrap and sampling, where a task has them."""
+    """Seed of the few-shot examples, the bootstrap and sampling, where a task has them."""
     tasks: list[Task] | None = None
     """Default: every task that `prepare` made (`world`, `heldout_text`, `heldout_sft`, `choices`)."""
     batch_size: Count = 64
-    """Requests in one forward pass; must not change a result."""
+    """Requests in one forward pass; does not change a result."""
     limit: Count | None = None
-    """Only the first so many questions of each task: for trying out, never to be published."""
+    """Number of first questions of each task to ask; for trying out only. Default: all."""
     chat_template: bool | None = None
-    """Put questions through the chat template. Default: where the policy has one."""
+    """Apply the chat template to questions. Default: where the policy has one."""
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Longest input in tokens. Default: the model's own context."""

@@ -1,15 +1,15 @@
-"""Where data comes from: the user's own files, what lies on the hub, and the sides for which there is a source."""
+"""The user's own files and the hub items that a section names, and the sides (train, test) that data has."""
 
 import os
 from pathlib import Path
 
 from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task
 
-OF_WORLD = ("text", "long", "sft", "preference")  # tasks of which the built-in world has rows
+OF_WORLD = ("text", "long", "sft", "preference")  # kinds of data that the built-in world has rows for
 
 
 def sides(prepare: Prepare, task: str) -> set[str]:
-    """The sides, `train` and `test`, for which there is a source of a kind of data (one of TRAINED)."""
+    """The sides, `train` and `test`, that a kind of data (one of TRAINED) has rows for."""
     generated = prepare.world and task in OF_WORLD and (task != "long" or prepare.world.long)
     uses = {"split"} if generated else {source.use for source in getattr(prepare, task)}
     split = {"train", "test"} if prepare.test_fraction or generated else {"train"}
@@ -17,7 +17,7 @@ def sides(prepare: Prepare, task: str) -> set[str]:
 
 
 def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
-    """(dotted key, file) of every local file that a section names; of a model's folder, what is read there."""
+    """(dotted key, file) of every local file that a section names; for a model's folder, the files read from it."""
     files = []
     if isinstance(section, Prepare):
         for task in SOURCES:
@@ -35,7 +35,7 @@ def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
 
 
 def hub_items(section: Section) -> dict[str, dict]:
-    """Every model, data set and lm-eval task of a section that lies on the hub: folder name -> section of `fetch`."""
+    """The models, data sets and lm-eval tasks on the hub that a section names: folder name -> section of `fetch`."""
     items: dict[str, dict] = {}
     for key in type(section).model_fields:
         value = getattr(section, key)
@@ -47,11 +47,11 @@ def hub_items(section: Section) -> dict[str, dict]:
 
 def _hub_item(part: Section) -> dict[str, dict]:
     kinds = {HubModel: ("models", "id", "id"), Source: ("datasets", "dataset", "id"), Task: ("tasks", "task", "task")}
-    kind, key, called = kinds.get(type(part), ("", "", ""))
+    kind, key, fetch_key = kinds.get(type(part), ("", "", ""))
     if not isinstance(part, HubModel | Source | Task):
         return {}
     if getattr(part, key) is None or not (part.revision or part.allow_floating):
         return {}
     name = f"{kind}--{getattr(part, key).replace('/', '--')}@{(part.revision or 'floating').replace('/', '--')}"
-    entry = {called: getattr(part, key), "revision": part.revision, "allow_floating": part.allow_floating}
+    entry = {fetch_key: getattr(part, key), "revision": part.revision, "allow_floating": part.allow_floating}
     return {name: {kind: [entry]}}

@@ -1,6 +1,6 @@
-"""The table of stages: what each reads, makes and is set by; every other list of stages follows from it.
+"""The table of stages: each stage's inputs, output and section. Every other list of stages follows from it.
 
-Nothing that a stage computes may import this module: a new line here must make no artifact stale.
+No module in a stage's code fingerprint may import this one: a new line here must make no artifact stale.
 """
 
 from typing import Literal, NamedTuple
@@ -10,44 +10,45 @@ from posttrain.config.sections import Adapter, Base, Optimisation, Section, has_
 
 Kind = Literal["data", "policy", "reward", "judgement"]
 
-# What a stage reads, by role: the option of its command, and what the manifest is of.
+# The inputs of stages by role. A role is an option of a stage's command; its value is the manifest of the artifact.
 ROLES = {
     "data": "the prepared data",
-    "base": "the frozen weights that an adapter belongs to",
+    "base": "the frozen weights under an adapter",
     "sft": "the SFT policy",
     "reward": "the reward model, where there is one",
     "reference": "the reference log-probabilities",
     "policy": "the policy",
-    "beside": "the SFT policy's judgement, for all other policies",
+    "beside": "the SFT policy's judgement, for judging any other policy",
 }
 
 
 class Stage(NamedTuple):
-    """One stage; its name is that of its module, function, section, rule, results folder, caption and test."""
+    """One stage. Its module, function, section, rule, results folder, caption and test all have its name."""
 
     section: type[Section]
     makes: Kind
     help: str
     reads: tuple[str, ...] = ()
-    """Roles (`ROLES`). A role is the name of the stage that it is read from; `data` is made by `prepare`, `policy` is
-    the policy that is judged or that the section's key `policy` names, `beside` this judgement of the SFT policy."""
+    """Roles (`ROLES`). A role is the name of the stage that makes the artifact, but for `data` (made by `prepare`),
+    `policy` (the judged policy, or the one that the section's key `policy` names) and `beside` (the same judgement of
+    the SFT policy)."""
     optional: tuple[str, ...] = ()
-    """Roles without which the command runs too; read where the experiment has their stage."""
+    """Roles that the command can do without; read where the experiment has their stage."""
     runs: Literal["always", "by default", "where read", "if set"] = "if set"
-    """`always`: its section must be given. `by default`: with the section's defaults too. `where read`: only where a
-    stage of the experiment reads it. `if set`: where its section is given."""
+    """`always`: the section is required. `by default`: an unset section has its defaults. `where read`: only where
+    another stage of the experiment reads it. `if set`: only where the section is set."""
     shards: bool = False
-    """Whether its processes can share the weights out among them (FSDP)."""
+    """Whether its weights can be sharded over processes (FSDP)."""
     threads: int = 1
 
     @property
     def trains(self) -> bool:
-        """Whether it makes optimiser steps, which it can share among processes and continue after an interruption."""
+        """Whether it makes optimiser steps: such a stage runs on several processes and resumes from checkpoints."""
         return issubclass(self.section, Optimisation | Base)
 
     @property
     def aligns(self) -> bool:
-        """Whether it trains an adapter that begins as the SFT policy."""
+        """Whether it trains an adapter that starts as the SFT policy."""
         return issubclass(self.section, Adapter)
 
     @property
@@ -101,7 +102,7 @@ FETCHERS = tuple(name for name, stage in STAGES.items() if stage.fetches)
 
 
 def upstream(stage: str) -> set[str]:
-    """The stages that a stage is built from in every experiment that has them all."""
+    """The stages that a stage depends on, directly or not, in an experiment that has them all."""
     direct = {source(role) for role in STAGES[stage].reads} - {""}
     return direct.union(*map(upstream, direct))
 

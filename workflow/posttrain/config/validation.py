@@ -10,9 +10,9 @@ from posttrain.config.sections import Section, section_class
 
 Model = TypeVar("Model", bound=Section)
 
-# For a person who writes YAML, in place of pydantic's words for a person who writes Python.
+# Messages in terms of YAML that replace pydantic's, which are in terms of Python.
 PLAIN = {"bool_type": "it should be true or false", "model_type": "it should be a section of `key: value` lines"}
-ROUNDS = 8  # in which mistakes are taken out: a section without a key that it must have goes in the next one
+ROUNDS = 8  # of removing mistakes: a section that lost a required key is removed in the next round
 
 
 def validated(model: type[Model], values: dict, places: dict, problems: list) -> Model | None:
@@ -26,8 +26,8 @@ def validated(model: type[Model], values: dict, places: dict, problems: list) ->
 
 
 def without_mistakes(model: type[Model], values: dict) -> tuple[Model | None, list[str]]:
-    """The section less what is wrong in it, so that contradictions in the rest are reported too; and the dotted keys
-    that were left out. Changes `values`. None where no section is left."""
+    """The section without its mistakes, and the dotted keys that were removed. Contradictions in the rest can then be
+    reported too. Changes `values`. The section is None where nothing valid is left."""
     dropped: list[str] = []
     for _ in range(ROUNDS):
         try:
@@ -42,7 +42,7 @@ def without_mistakes(model: type[Model], values: dict) -> tuple[Model | None, li
 
 
 def _drop(values: dict, path: list) -> str:
-    """Delete a key, or the key that holds the list that a mistake is in; returns it dotted, "" where there is none."""
+    """Delete the key at a path, or the key of the list that the path leads into; returns it dotted, "" if none."""
     holder, place = values, []
     for part in path:
         if not isinstance(holder, dict) or part not in holder:
@@ -76,19 +76,19 @@ def _explain(model: type[Section], mistake: Any, places: dict) -> str:
 
 
 def _hint(mistake: dict) -> str:
-    """The allowed value that is nearest to a wrong one, where pydantic lists those that are allowed."""
+    """A hint at the allowed value nearest to a wrong one, where pydantic lists the allowed values."""
     expected = mistake.get("ctx", {}).get("expected", "")
     names = [name.strip("' ") for name in expected.replace(" or ", ", ").split(",")]
     return nearest(str(mistake["input"]), names)
 
 
 def _is_key(part: str) -> bool:
-    """Whether a part of pydantic's path is a key, and not the name of a type in a union."""
+    """Whether a part of pydantic's path is a key, not the name of a type in a union."""
     return part.isidentifier() or not any(mark in part for mark in "[(-")
 
 
 def _section_at(model: type[Section], path: list) -> type[Section]:
-    """The class of the section that lies at a path below another one."""
+    """The class of the section at a path within another section."""
     for part in path:
         if isinstance(part, str):
             model = model_at(model, part) or model
@@ -108,9 +108,9 @@ def place_of(places: dict[str, str], key: str) -> str:
     return places.get(key, "?")
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """A hint at the known word that is nearest to another; "" where none is near."""
-    close = difflib.get_close_matches(word, known, n=1)
+def nearest(word: str, allowed: list[str]) -> str:
+    """A hint at the allowed word that is nearest to a wrong one; "" where none is near."""
+    close = difflib.get_close_matches(word, allowed, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Artifact(NamedTuple):
-    """What one run of a stage makes: for an experiment, and where the stage judges, for one of its policies."""
+    """The output of one run of a stage, for an experiment and, where the stage judges, for one of its policies."""
 
     experiment: str
     stage: str
@@ -14,27 +14,27 @@ class Artifact(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As a person writes it: `tiny/sft`, `tiny/evaluate/ppo`, `report`."""
+        """Its name on command lines and in messages: `tiny/sft`, `tiny/evaluate/ppo`, `report`."""
         return "/".join(filter(None, self))
 
     @property
     def folder(self) -> str:
-        """Where it lies."""
+        """The folder that holds it."""
         return f"results/{self.name}"
 
     @property
     def manifest(self) -> str:
-        """The file that lists its bytes, last to be written; the edge of the DAG."""
+        """The list of its files with their checksums; it is written last, and other stages depend on it."""
         return f"{self.folder}/manifest.json"
 
     @property
     def log(self) -> Path:
-        """Where its stage reports."""
+        """The log of its stage."""
         return Path(f"results/logs/{self.name}.log")
 
     @property
     def exists(self) -> bool:
-        """Whether a whole one lies in its folder."""
+        """Whether it is complete: the manifest is there."""
         return Path(self.manifest).is_file()
 
 
@@ -42,7 +42,7 @@ REPORT = Artifact("", "report")
 
 
 def at(folder: str | Path) -> Artifact:
-    """The artifact that lies in a folder, or whose file is named: `results/tiny/evaluate/ppo[/manifest.json]`."""
+    """The artifact of a folder or of a JSON file in it: `results/tiny/evaluate/ppo[/manifest.json]`."""
     parts = Path(folder).parts
     parts = parts[parts.index("results") + 1 :]
     parts = parts[:-1] if parts[-1].endswith(".json") else parts
@@ -52,8 +52,8 @@ def at(folder: str | Path) -> Artifact:
 def arguments(params: list[str], inputs: dict) -> str:
     """The arguments of a stage's command: `--config SECTION --code FINGERPRINT --lineage DIGEST --data MANIFEST ...`.
 
-    params: the section, the fingerprint of the code, the lineage. inputs: files by role; the user's own files are named
-    in the section.
+    params: the section, the fingerprint of the code, the lineage. inputs: files by role; those of the role `files` are
+    left out, since the section names them.
     """
     section, code, lineage = params
     text = f"--config {shlex.quote(section)} --code {code} --lineage {lineage}"

@@ -1,4 +1,4 @@
-"""From YAML files to a plan of validated experiments. Imports no torch.
+"""Read a campaign's YAML files into a plan of validated experiments. Imports no torch.
 
 posttrain check config/config.yaml
 """
@@ -24,7 +24,7 @@ DEFAULT = "config/config.yaml"
 def load(path: str | Path, overrides: dict | None = None) -> Plan:
     """Read a campaign and its experiments (`experiments/NAME.yaml` beside it), with all parents.
 
-    `overrides` are top-level keys that replace the file's, a section's keys one by one (Snakemake's `--config`).
+    `overrides` are top-level keys that replace the file's (Snakemake's `--config`); sections are merged key by key.
     Raises UserError with every mistake at once, each with file:line, dotted key, what was found and what is allowed.
     """
     path = Path(path)
@@ -47,7 +47,7 @@ def load(path: str | Path, overrides: dict | None = None) -> Plan:
 
 
 def _overridden(values: reader.Settings, overrides: dict) -> reader.Settings:
-    """A campaign's settings with those of Snakemake's `--config` over them."""
+    """A campaign's settings, with those of Snakemake's `--config` in place of the file's."""
     for key, value in overrides.items():
         sections = isinstance(value, dict) and isinstance(values.get(key), dict)
         values[key] = values[key] | value if sections else value
@@ -57,7 +57,7 @@ def _overridden(values: reader.Settings, overrides: dict) -> reader.Settings:
 
 
 def _read_layers(names: list[str], places: dict, folder: Path, problems: list) -> dict:
-    """The raw settings of every experiment that is listed or is a parent of one."""
+    """The raw settings of every listed experiment and of its parents."""
     layers: dict[str, reader.Settings | None] = {}
     wanted = [(name, places.get(f"experiments[{number}]", "--config")) for number, name in enumerate(names)]
     while wanted:
@@ -84,9 +84,9 @@ def _read_layers(names: list[str], places: dict, folder: Path, problems: list) -
 
 
 def _experiments(layers: dict, root: reader.Settings, problems: list) -> dict[str, Experiment]:
-    """The experiments by name, and the cells of those that have a grid by theirs.
+    """The experiments and the cells of their grids, by name.
 
-    root: what every experiment starts from, the grid of the campaign.
+    root: the settings that every experiment starts from: the campaign's grid.
     """
     experiments: dict[str, Experiment | None] = {}
     for name, layer in layers.items():
@@ -103,7 +103,7 @@ def _experiments(layers: dict, root: reader.Settings, problems: list) -> dict[st
 def _cells(
     name: str, axes: dict, values: dict, places: dict, layer: reader.Settings, problems: list
 ) -> dict[str, Experiment | None]:
-    """The cells of an experiment's grid by name. Sections that no axis changes are validated once for all of them."""
+    """The cells of an experiment's grid, by name. A section that no axis changes is validated once for all cells."""
     places = places | {key: place_of(places, f"grid.{key}") for key in axes}
     experiment = validated(Experiment, values, places, [])
     unchanged = values.keys() - {key.partition(".")[0] for key in axes}
@@ -118,12 +118,12 @@ def _cells(
 
 
 def _axes(name: str, values: dict, places: dict, layer: reader.Settings, problems: list) -> dict[str, list]:
-    """The axes of an experiment's grid; none after adding what is wrong with them to `problems`."""
+    """The axes of an experiment's grid; empty where they have mistakes, which are added to `problems`."""
     axes, before = values.get("grid") or {}, len(problems)
     if not (isinstance(axes, dict) and all(isinstance(axis, list) and axis for axis in axes.values())):
-        return {}  # validation says so
-    own = layer.get("grid")
-    inherited = axes.keys() - (own if isinstance(own, dict) else {}).keys()
+        return {}  # validation reports it
+    layer_axes = layer.get("grid")
+    inherited = axes.keys() - (layer_axes if isinstance(layer_axes, dict) else {}).keys()
     for key in axes:
         place = place_of(places, f"grid.{key}")
         if key in inherited and key in layer.places:
@@ -138,7 +138,7 @@ def _axes(name: str, values: dict, places: dict, layer: reader.Settings, problem
 def _resolved(values: dict, places: dict, layer: reader.Settings, problems: list) -> Experiment | None:
     """The experiment with its defaults filled in, or None after adding every mistake in it to `problems`.
 
-    layer: the experiment's own file, whose sections must be read by some stage; inherited ones need not.
+    layer: the experiment's own file; a stage must read each of its sections. Inherited sections may be unread.
     """
     before = len(problems)
     experiment = validated(Experiment, values, places, problems)
@@ -157,31 +157,31 @@ def _resolved(values: dict, places: dict, layer: reader.Settings, problems: list
 
 
 def _files(experiment: Experiment) -> list[tuple[str, str]]:
-    """(dotted key, mistake) of the user's own files that do not exist, or whose name Snakemake cannot take."""
+    """(dotted key, mistake) for each of the user's own files that does not exist or whose path Snakemake cannot use."""
     mistakes = []
     for stage in STAGES:
         for key, file in own_files(stage, getattr(experiment, stage)):
             if not os.path.exists(file):
                 mistakes.append((key, f"there is no {file} (looked for in {Path.cwd()})"))
             elif set(str(file)) & set("{}<>"):
-                mistakes.append((key, f"{file}: Snakemake gives {{ }} < > in a path a meaning of its own; rename it"))
+                mistakes.append((key, f"{file}: {{ }} < > have a special meaning in Snakemake's paths; rename it"))
     return mistakes
 
 
 def _related(key: str, other: str) -> bool:
-    """Whether one dotted key is the other, or holds it."""
+    """Whether two dotted keys are equal or one holds the other."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _ancestry(name: str, layers: dict, problems: list) -> list[reader.Settings] | None:
-    """The layers from the oldest ancestor to the experiment; None when one is missing or there is a cycle."""
+    """The layers from the oldest ancestor to the experiment; None where one is missing or there is a cycle."""
     chain: list[reader.Settings] = []
     names: list[str] = []
     while name is not None:
         if name in names:
             place = layers[name].places["extends"]
             cycle = names[names.index(name) :]
-            first = cycle.index(min(cycle))  # reported the same from whichever experiment it is entered
+            first = cycle.index(min(cycle))  # so that the same cycle is reported once
             problems.append(f"{place}: extends: a cycle: {' -> '.join([*cycle[first:], *cycle[: first + 1]])}")
             return None
         if layers.get(name) is None:
@@ -195,15 +195,15 @@ def _ancestry(name: str, layers: dict, problems: list) -> list[reader.Settings] 
 
 
 def _merged(chain: list[reader.Settings]) -> tuple[dict, dict[str, str]]:
-    """The settings of a chain of layers and where each stands: mappings key by key, everything else whole."""
+    """The merged settings of a chain of layers, and the place of each: mappings key by key, other values whole."""
     values: dict = {}
     places: dict[str, str] = {}
     for layer in chain:
         _overlay(values, layer, Experiment)
-        lists = {key.partition("[")[0] for key in layer.places if "[" in key}  # an inherited list goes as a whole
-        kept = {key: line for key, line in places.items() if "[" not in key or key.partition("[")[0] not in lists}
-        places = kept | layer.places
-    for key in ("extends", "question"):  # an experiment's own, never its parent's
+        lists = {key.partition("[")[0] for key in layer.places if "[" in key}  # a list replaces an inherited one whole
+        inherited = {key: line for key, line in places.items() if "[" not in key or key.partition("[")[0] not in lists}
+        places = inherited | layer.places
+    for key in ("extends", "question"):  # not inherited
         values.pop(key, None)
         if key in chain[-1]:
             values[key] = chain[-1][key]
@@ -211,7 +211,7 @@ def _merged(chain: list[reader.Settings]) -> tuple[dict, dict[str, str]]:
 
 
 def _overlay(values: dict, layer: dict, model: type[Section] | None) -> None:
-    """Put a layer over `values`, settings of `model`. A key that has no effect under the layer's own choice is not
+    """Merge a layer into `values`, settings of `model`. A key that has no effect with the layer's settings is not
     inherited: `method: prefix` in a child drops the parent's `rank`."""
     for key, conditions in conditional(model).items() if model else ():
         for other, allowed in conditions.items():
@@ -225,12 +225,12 @@ def _overlay(values: dict, layer: dict, model: type[Section] | None) -> None:
 
 
 def _put(values: dict, key: str, value) -> None:
-    """Set a dotted key of an experiment's settings, as a child's own key would."""
+    """Set a dotted key of an experiment's settings, as a child experiment would."""
     for part in reversed(key.split(".")):
         value = {part: value}
     _overlay(values, value, Experiment)
 
 
 def _copied(value):
-    """A copy of nested mappings; lists and scalars are shared, since nothing changes them."""
+    """A copy of nested mappings; lists and scalars are shared, as nothing changes them."""
     return {key: _copied(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -26,7 +26,7 @@ OF_SOURCES = {"test_fraction", "group_key", "allow_empty_user", "max_line_mb"}  
 
 
 def contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Dotted keys that contradict one another, each with what is wrong and what would be right."""
+    """Contradictions between keys: (dotted key, what is wrong and what would be right)."""
     yield from _without_effect("", experiment)
     yield from _prepare(experiment.prepare)
     yield from _base(experiment.base)
@@ -47,7 +47,7 @@ def _without_effect(where: str, section: Section) -> Iterator[tuple[str, str]]:
 
 
 def unused(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Sections that no stage of the experiment reads. Inherited ones may be: a child may do without their stage."""
+    """Sections without effect in the experiment: (section, reason). The caller ignores inherited ones."""
     present = [name for name in STAGES if getattr(experiment, name) is not None]
     for name, stage in STAGES.items():
         readers = [other for other in STAGES if name in STAGES[other].reads]
@@ -59,12 +59,12 @@ def unused(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def _pinned(where: str, section: HubModel | Source | Task) -> Iterator[tuple[str, str]]:
-    """`section` names something on the hub with `revision` and `allow_floating`."""
+    """A hub item needs a full commit, unless `allow_floating` is set."""
     revision = section.revision
     commit = revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
     if not commit and not section.allow_floating:
-        found = "is missing" if revision is None else f"{revision!r} can move"
-        yield f"{where}.revision", f"{found}; give the full 40-digit commit, or set allow_floating: true"
+        problem = "is missing" if revision is None else f"{revision!r} can move"
+        yield f"{where}.revision", f"{problem}; give the full 40-digit commit, or set allow_floating: true"
 
 
 def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
@@ -75,7 +75,7 @@ def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
         yield "prepare", f"has no data: set world, or give sources under {', '.join(TRAINED[:-1])} or {TRAINED[-1]}"
     if not any(getattr(prepare, task) for task in SOURCES):
         for key in sorted(OF_SOURCES & prepare.model_fields_set):
-            yield f"prepare.{key}", "has no effect on the built-in world: it is about sources, and there are none"
+            yield f"prepare.{key}", "has no effect on the built-in world: it applies to sources, and there are none"
     if prepare.tokenizer:
         yield from one_of("prepare.tokenizer", prepare.tokenizer, "vocab_size", "path", "hub")
         if prepare.tokenizer.hub:
@@ -88,9 +88,9 @@ def _source(where: str, task: str, source: Source) -> Iterator[tuple[str, str]]:
     yield from one_of(where, source, "path", "dataset")
     if source.dataset:
         yield from _pinned(where, source)
-    useless = ["revision", "subset", "rows", "allow_floating"] if source.path and not source.dataset else []
-    useless += {"choices": ["use", "separator"], "text": ["separator"], "long": ["separator"]}.get(task, [])
-    for key in useless:
+    without_effect = ["revision", "subset", "rows", "allow_floating"] if source.path and not source.dataset else []
+    without_effect += {"choices": ["use", "separator"], "text": ["separator"], "long": ["separator"]}.get(task, [])
+    for key in without_effect:
         if key in source.model_fields_set:
             yield f"{where}.{key}", "has no effect here"
     allowed = ("auto", *FORMATS.get(task, ()))
@@ -113,11 +113,14 @@ def _base(base: Base) -> Iterator[tuple[str, str]]:
 def _tokenizer(experiment: Experiment) -> Iterator[tuple[str, str]]:
     prepare, base, tokenizer = experiment.prepare, experiment.base, experiment.prepare.tokenizer
     if base.scratch and "train" not in sides(prepare, "text"):
-        yield "base.scratch", "has no text to train on: set prepare.world, or prepare.text not for `use: test` alone"
+        yield (
+            "base.scratch",
+            "has no text to train on: set prepare.world, or a prepare.text without `use: test`",
+        )
     elif base.scratch and "test" not in sides(prepare, "text"):
         split = any(source.use == "split" for source in prepare.text)
-        where, found = ("prepare.test_fraction", "0") if split else ("prepare.text", "`use: train` alone")
-        yield where, f"{found} leaves no held-out text, on which base.scratch must show that it learned"
+        where, setting = ("prepare.test_fraction", "0") if split else ("prepare.text", "`use: train` alone")
+        yield where, f"{setting} leaves no held-out text, which base.scratch needs to check that it learned"
     if tokenizer and tokenizer.vocab_size and not base.scratch:
         yield "prepare.tokenizer.vocab_size", "a given base needs its own tokenizer; leave this out, or null"
     named = (tokenizer.path, tokenizer.hub) if tokenizer else (None, None)

@@ -1,4 +1,4 @@
-"""A plan as text: for the jobs of a run, which may start after the config was edited, and for the report."""
+"""A plan as text, for the jobs of a run, which may start after an edit of the config, and for the report."""
 
 import json
 from functools import cache
@@ -11,7 +11,7 @@ from posttrain.ground.identity import canonical
 
 
 def freeze(plan: Plan) -> str:
-    """The plan as JSON, from which a job makes the plan that its run was started with."""
+    """The plan as JSON, from which a job rebuilds the plan of its run."""
     experiments = {name: experiment.model_dump(mode="json") for name, experiment in plan.experiments.items()}
     campaign = plan.campaign.model_dump(mode="json")
     seeded = {name: sorted(experiment._seeded) for name, experiment in plan.experiments.items()}
@@ -20,7 +20,7 @@ def freeze(plan: Plan) -> str:
 
 
 def thaw(text: str) -> Plan:
-    """The plan that `freeze` wrote down."""
+    """The plan in the JSON text of `freeze`."""
     frozen = json.loads(text)
     experiments = {name: Experiment.model_validate(values) for name, values in frozen["experiments"].items()}
     for name, experiment in experiments.items():
@@ -29,7 +29,7 @@ def thaw(text: str) -> Plan:
 
 
 def summary(plan: Plan) -> dict:
-    """What the report must know of the campaign: its experiments, and where the artifacts of each lie."""
+    """What the report needs to know of the campaign: its experiments and the folders of their artifacts."""
     family = families(plan)
     return {
         "title": plan.campaign.title,
@@ -49,7 +49,7 @@ def summary(plan: Plan) -> dict:
 
 
 def families(plan: Plan) -> dict[str, str]:
-    """Experiment -> the first listed one that differs from it in the seed of training only."""
+    """Experiment -> name, without its seed, of the first listed experiment that differs in the training seed only."""
     first: dict[str, str] = {}
     return {name: first.setdefault(_seedless(plan, name), _without_seed(plan, name)) for name in plan.names}
 
@@ -62,7 +62,7 @@ def _without_seed(plan: Plan, cell: str) -> str:
 
 
 def _seedless(plan: Plan, experiment: str) -> str:
-    """The sections of an experiment without the seeds of training; other seeds choose rows and questions."""
+    """The sections of an experiment without the training seeds; other seeds, which choose rows, stay."""
     settings = plan.experiments[experiment]
     sections = {name: plan.section(experiment, name) for name in STAGES if getattr(settings, name)}
     return canonical({name: _unseeded(text) if STAGES[name].trains else text for name, text in sections.items()})

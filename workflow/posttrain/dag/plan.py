@@ -1,4 +1,4 @@
-"""The validated campaign: its experiments, which of them owns which artifact, and what each artifact is built on."""
+"""The plan of a campaign: its experiments, the owner of each artifact, and what each artifact depends on."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
 from posttrain.ground.identity import canonical
 
-# Folders of results/ that no experiment may be called after.
+# Folders of results/; no experiment may have one of these names.
 RESERVED = ("fetch", "report", "logs", "wandb")
 LOCK = Path("envs/requirements.txt")
 
@@ -35,7 +35,7 @@ class Plan:
         """configfile: the campaign's, where it is not the default one. code: stage -> fingerprint."""
         self.campaign = campaign
         self.configfile = configfile
-        self.experiments = dict(experiments)  # parents that are not listed stand here too, and the owners among cells
+        self.experiments = dict(experiments)  # with unlisted parents, and the cells that own artifacts
         self.section = cache(self._section)
         self.axes: dict[str, dict[str, object]] = {}  # cell -> key -> value
         self.grids: dict[str, dict[str, set[str]]] = {}  # experiment with a grid -> axis -> stages that it changes
@@ -62,33 +62,33 @@ class Plan:
         return list(cells)
 
     def _name_owners(self, cell: str) -> None:
-        """Register the names of the cells that own a cell's artifacts: NAME with only the axes that a stage needs."""
+        """Register the owners of a cell's artifacts: NAME with only the axes that change the artifact."""
         for stage, policy in self.made(cell):
             parts = self.parts(cell, stage, policy)
             self.experiments.setdefault(self._narrowed(cell, parts), self.experiments[cell])
 
     def _narrowed(self, cell: str, stages: list[str]) -> str:
-        """A cell's name with only the axes that change one of some stages."""
+        """A cell's name with only the axes that change at least one of the stages."""
         name, axes = self.origin(cell), self.axes.get(cell, {})
         changed = self.grids.get(name, {})
-        left = {key: value for key, value in axes.items() if changed[key] & set(stages)}
-        narrowed = grid.cell_name(name, left, self.labels.get(name, {}))
-        if narrowed not in self.axes and left:
-            self.axes[narrowed] = left
+        effective = {key: value for key, value in axes.items() if changed[key] & set(stages)}
+        narrowed = grid.cell_name(name, effective, self.labels.get(name, {}))
+        if narrowed not in self.axes and effective:
+            self.axes[narrowed] = effective
         return narrowed
 
     def pattern(self) -> str:
-        """A regular expression for the names of experiments, and for any cell of a grid: a thousand names are slow."""
+        """A regular expression for the names of experiments and of cells. It does not list the cells: that is slow."""
         names = [name for name in self.experiments if "@" not in name]
         return "|".join(re.escape(name) + ("(@[^/]+)?" if name in self.grids else "") for name in names)
 
     @staticmethod
     def origin(cell: str) -> str:
-        """The experiment that a cell is one of."""
+        """The experiment that a cell belongs to."""
         return cell.partition("@")[0]
 
     def parent(self, experiment: str) -> str | None:
-        """The experiment that another one extends; where it has a grid, its cell with the same values."""
+        """The experiment that an experiment extends; where the parent has a grid, its cell with the same values."""
         above = self.experiments[self.origin(experiment)].extends
         if above is None:
             return None
@@ -102,7 +102,7 @@ class Plan:
         if STAGES[stage].runs == "where read":
             return any(stage in STAGES[other].reads and self.has(experiment, other) for other in BUILDERS)
         if stage in JUDGES and "sft" in STAGES[stage].reads and not any(self.has(experiment, s) for s in ALIGNED):
-            return False  # it compares with the SFT policy what begins with it
+            return False  # it compares policies that start from the SFT policy with it
         return getattr(self.experiments[experiment], stage) is not None
 
     def stages(self, experiment: str) -> list[str]:
@@ -114,12 +114,12 @@ class Plan:
         return [policy for policy in POLICIES if self.has(experiment, policy)]
 
     def judgements(self, experiment: str) -> list[tuple[str, str]]:
-        """(judge, policy) of everything that an experiment finds out about its policies."""
+        """(judge, policy) of every judgement that an experiment makes."""
         judges = [judge for judge in JUDGES if self.has(experiment, judge)]
         return [(judge, policy) for judge in judges for policy in self.policies(experiment)]
 
     def made(self, experiment: str) -> list[tuple[str, str]]:
-        """(stage, policy) of everything that an experiment makes; policy: "" for stages that run once."""
+        """(stage, policy) of every artifact of an experiment; policy: "" for stages that run once."""
         return [*((stage, "") for stage in self.stages(experiment)), *self.judgements(experiment)]
 
     def _section(self, experiment: str, stage: str) -> str:
@@ -130,7 +130,7 @@ class Plan:
         return canonical(slice_of(getattr(self.experiments[experiment], stage)))
 
     def reads(self, experiment: str, stage: str, policy: str = "") -> Iterator[tuple[str, str, str]]:
-        """(role, stage, policy) of each artifact that a stage reads; policy: the one that is judged."""
+        """(role, stage, policy) of each artifact that a stage reads. policy: the judged one."""
         section = getattr(self.experiments[experiment], stage)
         policy = policy or getattr(section, "policy", "")
         for role in STAGES[stage].reads:
@@ -145,31 +145,31 @@ class Plan:
                 yield role, source(role), ""
 
     def _is_read(self, experiment: str, section: Section, role: str) -> bool:
-        """Whether an optional role is read: its stage runs here, and no key of the section takes its place."""
+        """Whether an optional role is read: its stage runs here, and no key of the section replaces it."""
         fields = type(section).model_fields.items()
         instead = [key for key, field in fields if declared(field).get("instead_of") == role]
         return self.has(experiment, role) and not any(getattr(section, key) for key in instead)
 
     def foundation(self, experiment: str, stage: str) -> str:
-        """The stage whose weights a stage's adapter rests on: after full fine-tuning the SFT policy, else the base."""
+        """The stage whose weights are under a stage's adapter: after full fine-tuning `sft`, else `base`."""
         sft = self.experiments[experiment].sft
         return "sft" if sft and sft.method == "full" and "sft" in STAGES[stage].reads else "base"
 
     def upstream(self, experiment: str, stage: str, policy: str = "") -> list[str]:
-        """Every stage that an artifact is built from, in the order of the table."""
+        """Every stage that an artifact depends on, in the order of the table."""
         direct = {part for role, part, _ in self.reads(experiment, stage, policy) if role != "beside"}
         above = direct.union(*(self.upstream(experiment, part) for part in direct))
         return [part for part in STAGES if part in above]
 
     def parts(self, experiment: str, stage: str, policy: str = "") -> list[str]:
-        """Every stage that an artifact depends on, its own last."""
+        """Every stage that an artifact depends on, with its own stage last."""
         return [*self.upstream(experiment, stage, policy), stage]
 
     def _owner(self, experiment: str, stage: str, policy: str = "") -> str:
         """The experiment whose artifact an experiment uses: its own, or an equal one of its parent's.
 
-        Equal means equal sections for the stage and for all that it is built from. It depends on the `extends:` chain
-        only, never on which experiments are listed.
+        Equal means equal sections of the stage and of every stage that it depends on. The owner follows from the
+        `extends:` chain and the grid, not from which experiments are listed.
         """
         parts = self.parts(experiment, stage, policy)
         if (narrowed := self._narrowed(experiment, parts)) != experiment:
@@ -183,19 +183,19 @@ class Plan:
         return self.owner(parent, stage, policy) if equal else experiment
 
     def artifact(self, experiment: str, stage: str, policy: str = "") -> Artifact:
-        """The artifact that an experiment uses for a stage, or for the judgement of a policy."""
+        """The artifact that an experiment uses for a stage or for a judgement of a policy."""
         return Artifact(self.owner(experiment, stage, policy), stage, policy)
 
     def folder(self, experiment: str, stage: str, policy: str = "") -> str:
-        """Where it lies."""
+        """The folder of that artifact."""
         return self.artifact(experiment, stage, policy).folder
 
     def of(self, experiment: str) -> list[Artifact]:
-        """All artifacts that an experiment uses."""
+        """Every artifact that an experiment uses."""
         return [self.artifact(experiment, stage, policy) for stage, policy in self.made(experiment)]
 
     def artifacts(self) -> list[Artifact]:
-        """Everything that the campaign makes, each once, what is built on after what it is built on."""
+        """Every artifact of the campaign, once, after the artifacts that it depends on."""
         artifacts = dict.fromkeys(artifact for name in self.names for artifact in self.of(name))
         built = [artifact for artifact in artifacts if not artifact.policy]
         judged = [artifact for artifact in artifacts if artifact.policy]
@@ -203,11 +203,11 @@ class Plan:
         return [*built, *judged, REPORT]
 
     def folders(self) -> list[str]:
-        """Where all of it lies."""
+        """The folders of all artifacts."""
         return [artifact.folder for artifact in self.artifacts()]
 
     def _inputs(self, experiment: str, stage: str, policy: str = "") -> dict[str, str | list[str]]:
-        """What an artifact is built on, by role: manifests, and the user's own files."""
+        """The inputs of an artifact by role: manifests, and the user's own files."""
         if stage == "report":
             return {"evaluations": [artifact.manifest for artifact in self.artifacts() if artifact.policy]}
         inputs: dict[str, str | list[str]] = {
@@ -221,14 +221,14 @@ class Plan:
         return inputs
 
     def arguments(self, experiment: str, stage: str, policy: str = "") -> str:
-        """What the command of a stage is given; Snakemake runs it again when this changes."""
+        """The arguments of a stage's command; Snakemake reruns the stage when they change."""
         section, lineage = self.section(experiment, stage), self.lineage(experiment, stage, policy)
         return arguments([section, self.code[stage], lineage], self.inputs(experiment, stage, policy))
 
     def _lineage(self, experiment: str, stage: str, policy: str = "") -> str:
-        """Digest of the sections and the code of all that an artifact is built on, as 16 hex digits.
+        """Digest of the sections and the code of everything that an artifact depends on, as 16 hex digits.
 
-        By it an artifact is stale when something that it descends from has other settings, even if that is not there.
+        It makes an artifact stale when settings upstream changed, even where the upstream artifact is absent.
         """
         above = []
         for role, files in self.inputs(experiment, stage, policy).items():
@@ -239,16 +239,16 @@ class Plan:
         return hashlib.sha256(canonical(above).encode()).hexdigest()[:16]
 
     def fetched(self, experiment: str, stage: str) -> list[str]:
-        """Manifests of what a stage needs from the hub."""
+        """Manifests of the hub items that a stage needs."""
         items = hub_items(getattr(self.experiments[experiment], stage))
         return [Artifact("fetch", item).manifest for item in sorted(items)]
 
     def local_files(self, experiment: str, stage: str) -> list[str]:
-        """Files of the user's own that a stage reads: data, a tokenizer, a chat template, a model."""
+        """The user's own files that a stage reads: data, a tokenizer, a chat template, a model."""
         return [str(file) for _, file in own_files(stage, getattr(self.experiments[experiment], stage))]
 
     def fetch_section(self, item: str) -> dict:
-        """What `fetch` is to bring, by the item's folder name."""
+        """The section of `fetch` for an item, by the item's folder name."""
         for experiment in self.experiments.values():
             for stage in FETCHERS:
                 if item in (items := hub_items(getattr(experiment, stage))):
@@ -257,7 +257,7 @@ class Plan:
 
 
 def _changed(experiment: Experiment, key: str) -> set[str]:
-    """The stages whose settings follow from a dotted key: its section's, and those that the schema declares."""
+    """The stages that a dotted key changes: its section's stage, and the stages of `also` in the schema."""
     if key == "seed":
         return set(experiment._seeded)
     model: type[Section] | None = Experiment
@@ -270,8 +270,8 @@ def _changed(experiment: Experiment, key: str) -> set[str]:
 
 
 def planned_code(strict: bool) -> dict[str, str]:
-    """Stage -> fingerprint that its code counts as; where `strict`, followed by that of the pinned versions."""
+    """Stage -> fingerprint that its code counts as, with that of the pinned versions appended where `strict`."""
     if strict and not LOCK.is_file():
-        raise UserError(f"strict: there is no {LOCK}, whose versions are to count")
+        raise UserError(f"strict: there is no {LOCK}, whose versions it counts")
     lock = f"+{sha256(LOCK)[:8]}" if strict else ""
     return {stage: standing(stage) + lock for stage in [*STAGES, "report"]}

@@ -51,10 +51,10 @@ def _trained(section: Optimisation, experiment: Experiment) -> Section:
 
 
 def _functions(experiment: Experiment) -> dict[str, dict[str, str | None]]:
-    """Stage -> keys of the hand-written functions that it calls, and of their code.
+    """Stage -> its keys for hand-written functions and the fingerprints of their files.
 
-    A reward function counts in the stages that its field names (`also`), too; gold is the built-in world's where the
-    experiment has it and names no other.
+    A stage's function is passed on to the stages that its field names (`also`). The default gold function is the
+    built-in world's, where the experiment has the world.
     """
     filled: dict[str, dict[str, str | None]] = {}
     for stage in STAGES:
@@ -70,12 +70,12 @@ def _functions(experiment: Experiment) -> dict[str, dict[str, str | None]]:
 
 
 def function_code(named: str) -> str | None:
-    """Fingerprint of the file of a function that the config names; None where the name is wrong."""
+    """Fingerprint of the file of a function named in the config; None where the name is wrong."""
     return None if list(function_mistakes("", named)) else fingerprint(function_file(named))
 
 
 def function_mistakes(where: str, named: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with the name of a function: `file.py:function` or `package.module:function`."""
+    """Mistakes in the name of a function, which should be `file.py:function` or `package.module:function`."""
     place, _, function = named.rpartition(":")
     if not place or not function.isidentifier():
         yield where, f"found {named!r}, allowed: file.py:function or package.module:function"
@@ -93,7 +93,7 @@ def function_mistakes(where: str, named: str) -> Iterator[tuple[str, str]]:
 
 
 def unresolved(stage: str, section: Section) -> Iterator[tuple[str, str]]:
-    """The keys that a section written by hand lacks, since the workflow fills them in."""
+    """The keys that the workflow fills in and a hand-written section lacks."""
     where = stage
     if isinstance(section, Base):
         yield from one_of(stage, section, "path", "hub", "scratch")

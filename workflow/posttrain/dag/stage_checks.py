@@ -1,4 +1,4 @@
-"""Rules across keys for the stages that train: by the class of a stage's section, not by its name."""
+"""Rules across keys for the stages that train, chosen by the class of a stage's section, not by its name."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ Mistakes = Iterator[tuple[str, str]]  # dotted key, what is wrong and what would
 
 
 def stage_mistakes(experiment: Experiment) -> Mistakes:
-    """Contradictions of every stage's section with the others."""
+    """Contradictions between a stage's section and the others, for all stages."""
     kinds = {Optimisation: training_mistakes, Sft: _sft, Adapter: _adapter, Ppo: _ppo, Dpo: _dpo, Longctx: _longctx}
     for stage in STAGES:
         section = getattr(experiment, stage)
@@ -38,7 +38,7 @@ def training_mistakes(where: str, training: Optimisation, experiment: Experiment
 def _sft(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
     prepare, scratch, longest = experiment.prepare, experiment.base.scratch, longest_row(experiment)
     if "train" not in sides(prepare, "sft"):
-        yield where, "has no rows to train on: set prepare.world, or prepare.sft not for `use: test` alone"
+        yield where, "has no rows to train on: set prepare.world, or a prepare.sft without `use: test`"
     if sft.max_length is not None and sft.max_length < longest:
         yield f"{where}.max_length", f"{sft.max_length} would cut rows that prepare.max_tokens ({longest}) lets through"
     if scratch and longest > scratch.context:
@@ -46,7 +46,7 @@ def _sft(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
     if sft.packing and scratch and scratch.positions == "alibi":
         yield (
             f"{where}.packing",
-            "cannot be combined with base.scratch.positions: alibi, which ignores where a row begins",
+            "cannot be combined with base.scratch.positions: alibi, which cannot separate packed rows",
         )
     if sft.method in ("prefix", "prompt") and scratch and sft.virtual_tokens >= scratch.context:
         yield f"{where}.virtual_tokens", f"{sft.virtual_tokens} leave no room in a context of {scratch.context}"
@@ -55,14 +55,14 @@ def _sft(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
 
 
 def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
-    """A stage whose adapter begins as the SFT policy."""
+    """A stage whose adapter starts as the SFT policy."""
     sft, prepare = experiment.sft, experiment.prepare
     if sft is None:
-        yield where, "begins with the SFT policy: set sft"
+        yield where, "starts from the SFT policy: set sft"
     elif sft.method in ("prefix", "prompt"):
         yield where, f"cannot follow sft.method: {sft.method}, which cannot be merged (use lora, qlora or full)"
     elif sft.method != "full" and (section.rank or sft.rank) < sft.rank:
-        yield f"{where}.rank", f"{section.rank} is under sft.rank ({sft.rank}), whose adapter it begins as"
+        yield f"{where}.rank", f"{section.rank} is under sft.rank ({sft.rank}), the rank of the adapter it starts from"
     longest = getattr(section, "max_length", None)
     if longest and longest < longest_row(experiment):
         yield f"{where}.max_length", f"{longest} would cut rows that prepare.max_tokens lets through"
@@ -73,7 +73,7 @@ def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
 
 
 def _named_functions(where: str, section: Section) -> Mistakes:
-    """Hand-written functions must exist; the keys that the workflow fills in must be left out."""
+    """Hand-written functions must exist; keys that the workflow fills in must be left out."""
     written = [code for key, code in FUNCTIONS.items() if code in type(section).model_fields]
     written += ["reward_function"] if "reward_function" in type(section).model_fields and where == "compare" else []
     for key in written:
@@ -86,11 +86,11 @@ def _named_functions(where: str, section: Section) -> Mistakes:
 
 def _ppo(where: str, ppo: Ppo, experiment: Experiment) -> Mistakes:
     if ppo.reward_function is None and experiment.reward is None:
-        yield where, f"has nothing to be rewarded by: set reward, or {where}.reward_function"
+        yield where, f"has no reward: set section reward, or {where}.reward_function"
     if ppo.kl_target is None and "kl_horizon" in ppo.model_fields_set:
         yield f"{where}.kl_horizon", f"has no effect without {where}.kl_target"
     if ppo.kl_target is not None and not ppo.kl_coefficient:
-        yield f"{where}.kl_coefficient", f"0 can never adapt to {where}.kl_target; give beta a first value over 0"
+        yield f"{where}.kl_coefficient", f"0 cannot adapt to {where}.kl_target; give beta an initial value over 0"
     if ppo.kl_target is not None and ppo.kl_horizon < ppo.batch_size:
         problem = f"{ppo.kl_horizon} is under batch_size ({ppo.batch_size}); beta could turn negative"
         yield f"{where}.kl_horizon", problem
@@ -111,7 +111,7 @@ def _dpo(where: str, dpo: Dpo, experiment: Experiment) -> Mistakes:
         yield f"{where}.label_smoothing", f"has no effect with loss: {dpo.loss} ({only})"
     whole = WHOLE_BATCH & set(dpo.loss)
     if whole and dpo.micro_batch_size and dpo.micro_batch_size < dpo.batch_size:
-        problem = f"would change what is learned: TRL takes the loss {' and '.join(sorted(whole))} over a micro-batch"
+        problem = f"would change what is learned: TRL computes {' and '.join(sorted(whole))} over a micro-batch"
         yield f"{where}.micro_batch_size", f"{problem}; leave it out, or leave out that loss"
     if "exo_pair" in dpo.loss and not dpo.label_smoothing:
         yield f"{where}.label_smoothing", "must be over 0 with loss exo_pair (its paper: 1e-3)"
@@ -124,11 +124,11 @@ def _longctx(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
         hint = nearest(policy, earlier)
         yield f"{where}.policy", f"found {policy!r}, it should be {', '.join(earlier[:-1])} or {earlier[-1]}{hint}"
     elif getattr(experiment, policy) is None:
-        yield f"{where}.policy", f"{policy!r} is not made here: set {policy}, or name another"
+        yield f"{where}.policy", f"this experiment has no {policy!r}: set {policy}, or name another policy"
     elif policy == "sft" and experiment.sft.method in ("prefix", "prompt"):
         yield f"{where}.policy", f"cannot follow sft.method: {experiment.sft.method}, which cannot be merged"
     if {"train", "test"} - sides(prepare, "long"):
-        yield where, "has no long documents, trained on and held out: set prepare.world.long or prepare.long"
+        yield where, "needs long documents to train on and held-out ones: set prepare.world.long or prepare.long"
     if scratch and scratch.positions == "alibi":
         yield (
             f"{where}.method",
@@ -136,6 +136,9 @@ def _longctx(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
         )
     long = prepare.world and prepare.world.long
     if long and scratch and (long.context, long.factor) != (scratch.context, longctx.factor):
-        found = f"{long.context} x {long.factor}, base.scratch.context x longctx.factor "
-        found += f"{scratch.context} x {longctx.factor:g}"
-        yield "prepare.world.long", f"makes documents of {found}; they must be equal"
+        generated = f"{long.context} x {long.factor}"
+        needed = f"{scratch.context} x {longctx.factor:g}"
+        yield (
+            "prepare.world.long",
+            (f"makes documents of {generated}, base.scratch.context x longctx.factor is {needed}; they must be equal"),
+        )
