@@ -9,8 +9,8 @@ import yaml
 
 from posttrain.dag.frozen import summary
 from posttrain.ground import code
-from posttrain.ground.files import write_json
-from posttrain.ground.identity import canonical, manifest_of, named
+from posttrain.ground.files import manifest_of, write_json
+from posttrain.ground.identity import canonical, named
 from posttrain.jobs.artifact import digests
 
 MADE = {"prepare": ["data"], "ppo": ["model", "snapshots"], "reference": ["data"], "report": ["figures"]}

@@ -10,8 +10,7 @@ from tiny import make, scratch
 from posttrain.config.sections import Base
 from posttrain.data.packing import blocks
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import read_json, write_json
-from posttrain.ground.identity import manifest_of
+from posttrain.ground.files import manifest_of, read_json, write_json
 from posttrain.models.policy import load_merged, read_contract
 from posttrain.stages.base import unigram_perplexity
 from posttrain.training.checkpoint import seal

@@ -83,8 +83,7 @@ def test_another_reference_trains_another_policy(inputs, trained, referenced, tm
     """Control: the reference is really read."""
     import shutil
 
-    from posttrain.ground.files import write_json
-    from posttrain.ground.identity import manifest_of
+    from posttrain.ground.files import manifest_of, write_json
 
     shutil.copytree(referenced.parent, tmp_path / "reference")
     file = tmp_path / "reference/data/train.jsonl"
@@ -156,7 +155,7 @@ def test_falling_chosen_answers_are_named():
 
 
 def test_frozen_weights_stay_as_they_are(trained, base, tuned_policy):
-    from posttrain.ground.identity import verify
+    from posttrain.ground.files import verify
 
     verify(base)
     verify(tuned_policy)

@@ -92,8 +92,7 @@ def test_stale_answers_are_never_served(rows, data, base, tuned, tmp_path):
     shutil.copytree(data.parent, copied)
     file = copied / "data/tasks/world_biggest.jsonl"
     changed = [{**row, "prompt": "what is your name?"} for row in read_jsonl(file)]
-    from posttrain.ground.files import write_json, write_jsonl
-    from posttrain.ground.identity import manifest_of
+    from posttrain.ground.files import manifest_of, write_json, write_jsonl
 
     write_jsonl(file, changed)
     for task in (copied / "data/tasks").glob("*.yaml"):

@@ -10,8 +10,7 @@ from tiny import make
 
 from posttrain.config.sections import Reference, Referenced
 from posttrain.data import preferences
-from posttrain.ground.files import read_json, read_jsonl, write_json, write_jsonl
-from posttrain.ground.identity import manifest_of
+from posttrain.ground.files import manifest_of, read_json, read_jsonl, write_json, write_jsonl
 from posttrain.models import adapters, completions, policy
 from posttrain.training import kto, trainers
 

@@ -202,7 +202,7 @@ def test_the_seed_reaches_the_adapter(tuned, data, base, home):
 
 
 def test_the_frozen_base_is_unchanged(tuned, base):
-    from posttrain.ground.identity import verify
+    from posttrain.ground.files import verify
 
     verify(base)
 

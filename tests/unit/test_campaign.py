@@ -71,7 +71,10 @@ def test_longer_contexts_share_what_is_equal(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (LONG.replace("longctx: {}", "longctx: {policy: dpo}"), "longctx.policy: this experiment has no 'dpo': set dpo"),
+        (
+            LONG.replace("longctx: {}", "longctx: {policy: dpo}"),
+            "longctx.policy: this experiment has no 'dpo': set dpo",
+        ),
         (LONG.replace("{long: {}}", "{}"), "longctx: needs long documents to train on and held-out ones"),
         (LONG.replace("{long: {}}", "{}"), "lengths: has no held-out long documents"),
         (LONG.replace("context: 64", "context: 64, positions: alibi"), "longctx.method: cannot be combined with base"),

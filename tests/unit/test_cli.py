@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from posttrain.ground.errors import UserError
-from posttrain.ground.identity import verify
+from posttrain.ground.files import verify
 
 COMMIT = "a" * 40
 

@@ -247,7 +247,7 @@ def test_an_interrupted_pull_is_nothing_half_believed(pushed, tmp_path, monkeypa
     again = set(rerun())
     assert "report" in again
     for name in there - again:  # what is believed is whole, in all that something is built on
-        from posttrain.ground.identity import verify
+        from posttrain.ground.files import verify
 
         verify(Path("results", name, "manifest.json"))
     run("dvc", "pull", "-q")

@@ -13,8 +13,8 @@ from pathlib import Path
 from posttrain.dag import artifacts
 from posttrain.dag.artifacts import arguments
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import sha256
-from posttrain.ground.identity import DAMAGED, canonical, listed, record_of
+from posttrain.ground.files import listed, sha256
+from posttrain.ground.identity import DAMAGED, canonical, record_of
 from posttrain.ground.progress import say
 
 METADATA = Path(".snakemake/metadata")

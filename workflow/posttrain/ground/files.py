@@ -1,4 +1,4 @@
-"""Hash and lock files; read and write JSON."""
+"""Hash and lock files, make and verify manifests of them; read and write JSON."""
 
 import fcntl
 import hashlib
@@ -61,3 +61,43 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def manifest_of(folder: Path, parts: list[str]) -> dict:
+    """The manifest of the files and folders `parts` of `folder`: the sha256 and size of each file."""
+    files = {}
+    for part in parts:
+        path = folder / part
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and not file.name.startswith("."):  # Snakemake leaves .snakemake_timestamp in folders
+                files[file.relative_to(folder).as_posix()] = {"sha256": sha256(file), "size": file.stat().st_size}
+    return {"files": files}
+
+
+def verify(manifest: Path) -> None:
+    """Compare an artifact's bytes with its manifest.
+
+    Raises UserError naming every file that is gone, has another size or other bytes, and how to mend it.
+    """
+    problems = []
+    for name, (digest, size) in listed(manifest).items():
+        file = manifest.parent / name
+        if not file.is_file():
+            problems.append(f"{file}: is gone")
+        elif file.stat().st_size != size:
+            problems.append(f"{file}: has {file.stat().st_size} bytes, its manifest says {size}")
+        elif sha256(file) != digest:
+            problems.append(f"{file}: its bytes differ from its manifest")
+    if problems:
+        raise UserError(*problems, f"remake it: rm {manifest} and run snakemake again")
+
+
+def listed(manifest: Path) -> dict[str, tuple[str, int]]:
+    """File -> sha256 and size, by a manifest. Raises UserError where it lists none."""
+    try:
+        files = {name: (entry["sha256"], entry["size"]) for name, entry in read_json(manifest)["files"].items()}
+    except (AttributeError, KeyError, TypeError):
+        files = {}
+    if not files:
+        raise UserError(f"{manifest}: is no manifest of an artifact")
+    return files

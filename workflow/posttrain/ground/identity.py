@@ -1,12 +1,9 @@
-"""Artifacts: the manifest lists their bytes; the identity is a digest of settings, code and inputs."""
+"""The identity of an artifact: a digest of its settings, code and inputs; and texts under their own digest."""
 
 import hashlib
 import json
 import os
 from pathlib import Path
-
-from posttrain.ground.errors import UserError
-from posttrain.ground.files import read_json, sha256
 
 DAMAGED = "damaged-manifest.json"  # the manifest of a damaged artifact is renamed to this
 
@@ -41,46 +38,6 @@ def record_of(folder: Path) -> dict:
         return record if whole and len(record["params"]) == 3 and all(isinstance(d, str) for d in digests) else {}
     except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError):
         return {}
-
-
-def manifest_of(folder: Path, parts: list[str]) -> dict:
-    """The manifest of the files and folders `parts` of `folder`: the sha256 and size of each file."""
-    files = {}
-    for part in parts:
-        path = folder / part
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file() and not file.name.startswith("."):  # Snakemake leaves .snakemake_timestamp in folders
-                files[file.relative_to(folder).as_posix()] = {"sha256": sha256(file), "size": file.stat().st_size}
-    return {"files": files}
-
-
-def verify(manifest: Path) -> None:
-    """Compare an artifact's bytes with its manifest.
-
-    Raises UserError naming every file that is gone, has another size or other bytes, and how to mend it.
-    """
-    problems = []
-    for name, (digest, size) in listed(manifest).items():
-        file = manifest.parent / name
-        if not file.is_file():
-            problems.append(f"{file}: is gone")
-        elif file.stat().st_size != size:
-            problems.append(f"{file}: has {file.stat().st_size} bytes, its manifest says {size}")
-        elif sha256(file) != digest:
-            problems.append(f"{file}: its bytes differ from its manifest")
-    if problems:
-        raise UserError(*problems, f"remake it: rm {manifest} and run snakemake again")
-
-
-def listed(manifest: Path) -> dict[str, tuple[str, int]]:
-    """File -> sha256 and size, by a manifest. Raises UserError where it lists none."""
-    try:
-        files = {name: (entry["sha256"], entry["size"]) for name, entry in read_json(manifest)["files"].items()}
-    except (AttributeError, KeyError, TypeError):
-        files = {}
-    if not files:
-        raise UserError(f"{manifest}: is no manifest of an artifact")
-    return files
 
 
 def identity(stage: str, section: dict, code: str, read: dict[str, dict[str, str]]) -> str:

@@ -18,8 +18,8 @@ from posttrain.config.sources import own_files
 from posttrain.dag.artifacts import flat
 from posttrain.ground import accepted
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import read_json, sha256, write_json
-from posttrain.ground.identity import DAMAGED, canonical, identity, manifest_of, verify
+from posttrain.ground.files import manifest_of, read_json, sha256, verify, write_json
+from posttrain.ground.identity import DAMAGED, canonical, identity
 from posttrain.ground.progress import say, spent
 from posttrain.jobs import audit, failure, kept
 from posttrain.reporting import card

@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import read_json, write_json
-from posttrain.ground.identity import verify
+from posttrain.ground.files import read_json, verify, write_json
 
 KEPT = Path("results/.kept")
 

@@ -9,8 +9,7 @@ page is then marked partial and gets no manifest, so that the workflow makes it 
 import os
 from pathlib import Path
 
-from posttrain.ground.files import write_json
-from posttrain.ground.identity import manifest_of
+from posttrain.ground.files import manifest_of, write_json
 from posttrain.reporting import figures, records, samples, summary, tables
 from posttrain.reporting.page import page
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from posttrain.dag.plan import Plan
 from posttrain.ground import accepted, code
 from posttrain.ground.errors import UserError, gather
-from posttrain.ground.identity import record_of, verify
+from posttrain.ground.files import verify
+from posttrain.ground.identity import record_of
 
 
 def accept(plan: Plan, stages: list[str], because: str, former: str = "", same: list[Path] | None = None) -> str:

@@ -6,7 +6,7 @@ posttrain export results/NAME/sft/manifest.json FOLDER
 from pathlib import Path
 
 from posttrain.ground.errors import UserError
-from posttrain.ground.identity import verify
+from posttrain.ground.files import verify
 from posttrain.ground.progress import say
 from posttrain.models.policy import MERGEABLE, certify_merge, load_merged, read_contract
 from posttrain.reporting import card

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from posttrain.ground.errors import Unreadable, UserError
-from posttrain.ground.files import write_json
-from posttrain.ground.identity import manifest_of, verify
+from posttrain.ground.files import manifest_of, verify, write_json
 from posttrain.ground.progress import say
 from posttrain.training import parallel
 
