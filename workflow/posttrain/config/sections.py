@@ -366,8 +366,8 @@ class Adapter(Section):
 
     @property
     def task(self) -> str:
-        """The key of `prepare` whose rows are trained on."""
-        return "preference"
+        """The key of `prepare` whose rows are trained on; a section may have a key `rows` to choose it."""
+        return getattr(self, "rows", "preference")
 
 
 class Judged(Section):

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from posttrain.config.sections import Referenced
+from posttrain.config.sections import Pairs, Referenced
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.models import tokens
@@ -57,8 +57,13 @@ def tokenized(tokenizer, data: Path, side: str, longest: int | None = None, task
 
 
 def referenced_rows(tokenizer, data: Path, reference: Path, section: Referenced) -> tuple[list[dict], list[dict]]:
-    """The rows to train on, labelled as the section says, and those held out (see `with_reference`)."""
+    """The rows to train on, labelled as the section says, and those held out (see `with_reference`).
+
+    Where the section is not for pairs, each pair becomes two rows.
+    """
     train, test = (with_reference(tokenizer, data, reference, side, section) for side in ("train", "test"))
+    if not isinstance(section, Pairs):
+        train, test = unpaired(train), unpaired(test)
     return relabelled(train, section.labels, section.seed), test
 
 
@@ -67,8 +72,9 @@ def with_reference(tokenizer, data: Path, reference: Path, side: str, section: R
 
     Raises UserError where the reference was made from other rows, and as `tokenized` does.
     """
-    encoded = tokenized(tokenizer, data, side, section.max_length, section.task)
-    file = reference_file(reference.parent, side, section.task)
+    task = getattr(section, "rows", "preference")
+    encoded = tokenized(tokenizer, data, side, section.max_length, task)
+    file = reference_file(reference.parent, side, task)
     log_probs = read_jsonl(file) if file.is_file() else []
     if [row["id"] for row in encoded] != [row["id"] for row in log_probs]:
         raise UserError(f"{reference}: was made from other rows than {data}; remake it: rm {reference}")
