@@ -38,7 +38,7 @@ def twist(how: str, patch: pytest.MonkeyPatch) -> None:
     if how == "unseen" and os.environ["RANK"] != "0":
         patch.setattr(kept, "take", lambda *_: None)
     if how == "accumulation":  # as if there were one process
-        patch.setattr(trainers, "split", lambda batch, micro, processes: split(batch, micro, 1))
+        patch.setattr(parallel, "split", lambda batch, micro, processes: split(batch, micro, 1))
     if how == "average":  # each process over its own tokens
         own = {"average_tokens_across_devices": False}
         patch.setattr(trainers, "arguments", lambda *given: arguments(*given) | own)

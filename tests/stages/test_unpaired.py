@@ -15,18 +15,19 @@ HELD_OUT = 7
 
 @pytest.fixture(scope="module")
 def model():
-    """A tiny model with an adapter that is nothing yet: the reference."""
+    """A tiny model with an adapter that changes nothing yet: the reference."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     sizes = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=320)
-    return get_peft_model(LlamaForCausalLM(LlamaConfig(**sizes)), LoraConfig(target_modules=["q_proj", "down_proj"]))
+    adapter = LoraConfig(target_modules=["q_proj", "down_proj"], lora_dropout=0.5)
+    return get_peft_model(LlamaForCausalLM(LlamaConfig(**sizes)), adapter).eval()
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from posttrain.models.tokens import train_tokenizer
+    from posttrain.data.tokenizer import train_tokenizer
 
     return train_tokenizer(["a b"], 300, 64)
 
@@ -140,6 +141,43 @@ def test_held_out_rows_are_measured_alike_in_every_split(made):
     for key in ("loss", "kl", "rewards/margins", "logps/chosen", "logps/rejected"):
         assert one[f"eval_{key}"] == pytest.approx(four[f"eval_{key}"], rel=1e-5), key
         assert two[f"eval_{key}"] == pytest.approx(four[f"eval_{key}"], rel=1e-5), key
+
+
+def test_the_reference_point_by_hand(model, made, rows):
+    """One row at a time, without padding: policy and reference on each prompt with the completion before."""
+    from posttrain.training.unpaired import Mismatched, UnpairedTrainer
+
+    trainer, ratios = made(UnpairedTrainer, BATCH), []
+    for number, row in enumerate(rows[:BATCH]):
+        ids = torch.tensor([row["prompt_ids"] + rows[(number - 1) % BATCH]["completion_ids"]])
+        sums = []
+        for one in (trainer.model.eval(), model.eval()):
+            with torch.no_grad():
+                log_probs = one(ids).logits[0, :-1].log_softmax(dim=-1).gather(1, ids[0, 1:, None])
+            sums.append(log_probs[len(row["prompt_ids"]) - 1 :].sum().item())
+        ratios.append(sums[0] - sums[1])
+    trainer._measure([trainer.data_collator(list(Mismatched(trainer.train_dataset, BATCH)))])
+    assert trainer.z0.item() == pytest.approx(sum(ratios) / BATCH, abs=1e-4)
+    assert abs(sum(ratios)) > 0.1, "control: it is not 0 for any reason"
+
+
+def test_the_reference_point_draws_no_random_numbers(made):
+    """With dropout: the training's random stream is where it was, and the point is the same again."""
+    from posttrain.training.unpaired import Mismatched, UnpairedTrainer
+
+    trainer = made(UnpairedTrainer, BATCH)
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):  # which TRL turned off
+            module.p = 0.5
+    batch = trainer.data_collator(list(Mismatched(trainer.train_dataset, BATCH)))
+    before, points = torch.get_rng_state(), []
+    for _ in range(2):
+        trainer.model.train()
+        trainer._measure([batch])
+        points.append(trainer.z0)
+    assert torch.equal(before, torch.get_rng_state()) and points[0] == points[1]
+    trainer.model.train()(torch.arange(9)[None])
+    assert not torch.equal(before, torch.get_rng_state()), "control"
 
 
 def test_each_row_gets_the_completion_before_it_in_its_batch():
