@@ -4,6 +4,7 @@ python docs/draw.py    # writes docs/stages.svg
 """
 
 from pathlib import Path
+from statistics import fmean
 
 from posttrain.config.stages import ALIGNED, JUDGES, POLICIES, STAGES
 
@@ -22,7 +23,7 @@ HELPERS = {name: [role for role in STAGES[name].reads if role in STAGES and role
 
 
 def places() -> dict[str, tuple[float, int]]:
-    """Middle and row of each stage's box. What only one aligned policy reads stands above that policy."""
+    """Middle and row of each stage's box. What only aligned policies read stands above them."""
     with_helper = [name for name in TUNED if HELPERS[name]]
     half = len(with_helper) // 2
     aligned = [*with_helper[:half], *(name for name in TUNED if not HELPERS[name]), *with_helper[half:]]
@@ -30,7 +31,8 @@ def places() -> dict[str, tuple[float, int]]:
     spots |= {
         name: (WIDTH / 2, row) for name, row in (("prepare", 0), ("base", 1), ("sft", 2), ("longctx", 5), ("report", 7))
     }
-    return spots | {role: (spots[name][0], 3) for name in aligned for role in HELPERS[name]}
+    readers = {role: [name for name in aligned if role in HELPERS[name]] for name in aligned for role in HELPERS[name]}
+    return spots | {role: (fmean(spots[name][0] for name in names), 3) for role, names in readers.items()}
 
 
 def spread(names, row: int) -> dict[str, tuple[float, int]]:
@@ -46,7 +48,8 @@ def edges() -> list[tuple[str, str]]:
             pairs += [("sft", role), (role, name)]
         pairs += [] if HELPERS[name] else [("sft", name)]
         pairs += [(name, "longctx")]
-    return pairs + [pair for judge in JUDGES for pair in (("longctx", judge), (judge, "report"))]
+    pairs += [pair for judge in JUDGES for pair in (("longctx", judge), (judge, "report"))]
+    return list(dict.fromkeys(pairs))
 
 
 def words(x: float, y: float, text: str, anchor: str = "middle", more: str = "") -> str:

@@ -28,8 +28,15 @@ def keys(model=Experiment, prefix=""):
 
 COMMIT, LATER = "86f7e437faa5a7fce15d1ddcb9eaeaea377667b8", "e9d71f5ee7c92d6dc9e92ffdad17b8bd49418f98"
 HUB = {"id": "some/model", "revision": COMMIT}
-SOURCES = ("text", "long", "sft", "preference", "choices")
-FORMAT = {"text": "text", "long": "text", "sft": "messages", "preference": "preference", "choices": "refused"}
+SOURCES = ("text", "long", "sft", "preference", "kto", "choices")
+FORMAT = {
+    "text": "text",
+    "long": "text",
+    "sft": "messages",
+    "preference": "preference",
+    "kto": "kto",
+    "choices": "refused",
+}
 ADAPTER, MODULES = {"sft.method": "lora"}, ["q_proj", "v_proj"]
 SOURCE = {"prepare.sft": [{"path": "a.jsonl"}]}
 NO_LONGCTX = {"longctx": None}

@@ -46,7 +46,7 @@ class Request(Section):
     runtime: Count | None = None
     """Time limit, in minutes; a stage that needs longer is continued."""
     shard: bool = False
-    """Share the weights out among its GPUs (FSDP), where one GPU cannot hold them: `sft` and `dpo`."""
+    """Share the weights out among its GPUs (FSDP), where one GPU cannot hold them; not every stage can."""
 
 
 class Site(Section):

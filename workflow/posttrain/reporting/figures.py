@@ -60,7 +60,7 @@ def figures(rows: list[dict], trained: list[dict], frontier: list[dict], positio
         *benchmark_figures(rows),
         *figure("frontier", "Reward against KL",
                 "Mean reward of answers to held-out prompts against KL to the SFT policy, ± 1 standard error over "
-                "prompts: snapshots of PPO, joined in the order of their KL, DPO by its beta, and best of n from the "
+                "prompts: snapshots of PPO, joined in the order of their KL, others by beta, and best of n from the "
                 "SFT policy (its KL from the formula). Left gold, right learned: where the right rises and the left "
                 "falls, the reward is over-optimised.", panels.reward_kl, frontier),
         *figure("long-perplexity", "Perplexity by length",
