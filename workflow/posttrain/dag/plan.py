@@ -43,6 +43,7 @@ class Plan:
         cells = {name: self._cells(name) for name in experiments if "@" not in name}
         self.names = [cell for name in campaign.experiments for cell in cells.get(name, [])]  # what is run
         self.code = code or planned_code(campaign.strict)
+        self.upstream = cache(self._upstream)
         self.owner = cache(self._owner)
         self.lineage = cache(self._lineage)
         self.inputs = cache(self._inputs)
@@ -155,7 +156,7 @@ class Plan:
         sft = self.experiments[experiment].sft
         return "sft" if sft and sft.method == "full" and "sft" in STAGES[stage].reads else "base"
 
-    def upstream(self, experiment: str, stage: str, policy: str = "") -> list[str]:
+    def _upstream(self, experiment: str, stage: str, policy: str = "") -> list[str]:
         """Every stage that an artifact depends on, in the order of the table."""
         direct = {part for role, part, _ in self.reads(experiment, stage, policy) if role != "beside"}
         above = direct.union(*(self.upstream(experiment, part) for part in direct))
