@@ -143,7 +143,7 @@ def test_a_reference_of_other_pairs_is_refused(inputs, data, base):
     section = dpo()
     patch = pytest.MonkeyPatch()
     patch.setattr(preferences, "rows", lambda *_: read_jsonl(data.parent / "data/preference/train.jsonl")[1:])
-    with pytest.raises(UserError, match="was made from other rows"):
+    with pytest.raises(UserError, match="was computed on other rows"):
         preferences.with_reference(policy.load_tokenizer(base), data, inputs["reference"], "train", section)
     patch.undo()
 

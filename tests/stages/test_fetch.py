@@ -269,7 +269,7 @@ def test_bad_transfers(hub, tmp_path):
     assert said.returncode == 2 and "not the hub's" in said.stderr
     hub.spoil = {"model.safetensors": lambda data: data[:5000]}
     said = run_fetch(hub, tmp_path, {"models": BOTH["models"]})
-    assert said.returncode == 2 and "arrives cut short" in said.stderr, said.stderr
+    assert said.returncode == 2 and "arrives truncated" in said.stderr, said.stderr
     hub.spoil = {}
     assert run_fetch(hub, tmp_path, BOTH).returncode == 0, "negative control: well again, it comes"
 

@@ -178,8 +178,8 @@ def test_every_word_of_a_reply_is_in_the_pretraining_text():
 
 def test_every_row_has_a_group_and_says_where_it_comes_from(small):
     for row in (row for part in small.values() for side in part.values() for row in side):
-        assert row["group"] and row["source"] == f"world:{row['id']}" and rows.made_here(row)
-    assert not rows.made_here({"source": "mine.jsonl:1"}), "control"
+        assert row["group"] and row["source"] == f"world:{row['id']}" and rows.is_of_world(row)
+    assert not rows.is_of_world({"source": "mine.jsonl:1"}), "control"
 
 
 def test_the_names_of_the_tasks_are_those_that_are_written(tmp_path):

@@ -92,9 +92,9 @@ def artifact(wildcards, stage):
 
 
 @cache
-def job_resources(made):
+def job_resources(target):
     """The resources that the job of an artifact requests."""
-    return sites.request(SITE, PLAN, made)
+    return sites.request(SITE, PLAN, target)
 
 
 def need(stage, what):

@@ -1,4 +1,4 @@
-"""Check one field of a row: a RowError names it, says what was found and perhaps what was meant."""
+"""Check one field of a row. A RowError names the field, what was found and, where one is near, the right name."""
 
 from difflib import get_close_matches
 
@@ -7,13 +7,13 @@ from posttrain.data.texts import is_blank
 
 
 def json_kind(value) -> str:
-    """What JSON calls the value."""
+    """The name of a value's type in JSON."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
     return "null" if value is None else names.get(type(value), "an object")
 
 
 def required(row: dict, name: str):
-    """The field's value. Raises RowError where it is absent or null, naming a key that was perhaps meant."""
+    """The field's value. Raises RowError, with the nearest key of the row, where it is absent or null."""
     if row.get(name) is not None:
         return row[name]
     near = get_close_matches(name, [key for key in row if isinstance(key, str) and key != name], 1, 0.75)
@@ -22,7 +22,7 @@ def required(row: dict, name: str):
 
 
 def visible_text(value, where: str, reason: str = "empty_text") -> str:
-    """The value, if it is a string in which something can be seen. Raises RowError, with `reason` for a blank one."""
+    """The value, a string that is not blank. Raises RowError, with `reason` for a blank one."""
     if not isinstance(value, str):
         raise RowError("not_a_string", f"{where} must be a string, found {json_kind(value)}")
     if is_blank(value):
@@ -31,7 +31,7 @@ def visible_text(value, where: str, reason: str = "empty_text") -> str:
 
 
 def user_text(value, where: str, allow_empty_user: bool) -> str:
-    """The value, a string that a user says; it may be blank only where that is allowed. Raises RowError."""
+    """The value, the text of a user's turn; blank only where `allow_empty_user`. Raises RowError."""
     if allow_empty_user and isinstance(value, str):
         return value
     return visible_text(value, where, "empty_user")

@@ -1,4 +1,4 @@
-"""Check one object against one format of the field and give its content in its task's canonical form."""
+"""Check an object against a row format, and convert its content to the canonical form of its task."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from posttrain.data.turns import (
 )
 from posttrain.ground.errors import UserError
 
-# What is read for each task. Where a row fits several, the first is meant.
+# The formats of each task. A row that fits several has the first of them.
 FORMATS = {
     "text": ("text",),
     "long": ("text",),
@@ -29,9 +29,9 @@ FORMATS = {
 
 
 def choose(objects: list[dict], task: str, format: str) -> str:
-    """The format asked for, or with "auto" the one that most of the objects (the file's first rows) have.
+    """The configured format; for "auto", the one that most of the objects (the file's first rows) have.
 
-    Raises UserError for an unknown task, or a format that is not read for it.
+    Raises UserError for an unknown task and for a format that the task does not have.
     """
     if task not in FORMATS:
         raise UserError(f"task {task!r} is unknown; allowed: {', '.join(FORMATS)}")
@@ -45,7 +45,7 @@ def choose(objects: list[dict], task: str, format: str) -> str:
 
 
 def guess(row: dict, task: str) -> str | None:
-    """The format of the task that the row's keys show, or None."""
+    """The task's format that fits the row's keys, or None."""
     keys = {key for key, value in row.items() if value is not None}
     fits = {
         "text": "text" in keys,
@@ -62,9 +62,9 @@ def guess(row: dict, task: str) -> str | None:
 
 
 def check_row(row: dict, task: str, format: str, allow_empty_user: bool = False) -> dict:
-    """The row's content in canonical form. Raises RowError, naming the first defect and where it is.
+    """The row's content in canonical form. Raises RowError, naming the first defect and its place.
 
-    What a prompt's answer should be (`answer`, a string) stays with it, for rewards written by hand.
+    The expected answer to a prompt (`answer`, a string) is kept for hand-written rewards.
     """
     check = _transcript_pair if (task, format) == ("preference", "transcript") else CHECKS[format]
     try:
@@ -81,7 +81,7 @@ def check_row(row: dict, task: str, format: str, allow_empty_user: bool = False)
     return content
 
 
-# One function a format: the row's content in canonical form. Each raises RowError.
+# One function for each format. Each returns the row's content in canonical form, or raises RowError.
 
 
 def _text(row: dict, allow_empty_user: bool) -> dict:
@@ -90,26 +90,26 @@ def _text(row: dict, allow_empty_user: bool) -> dict:
 
 
 def _messages(row: dict, allow_empty_user: bool) -> dict:
-    """A conversation as OpenAI writes it."""
+    """A conversation in OpenAI's format."""
     turns = read_messages(required(row, "messages"), "messages", allow_empty_user)
     return {"messages": check_conversation(turns, "messages")}
 
 
 def _sharegpt(row: dict, allow_empty_user: bool) -> dict:
-    """A conversation as ShareGPT writes it; its system prompt may stand beside it."""
+    """A conversation in ShareGPT's format; the system prompt may be a field of its own."""
     where = "conversation" if row.get("conversations") is None and "conversation" in row else "conversations"
     turns = read_messages(required(row, where), where, allow_empty_user, SHAREGPT_ROLES)
     return {"messages": check_conversation(_system(row) + turns, where)}
 
 
 def _system(row: dict) -> list[dict]:
-    """A system turn from the row's own field, if it says anything."""
+    """A list with the system turn from the row's field `system`; empty where the field is."""
     prompt = row.get("system")
     return [] if prompt is None or prompt == "" else [{"role": "system", "content": visible_text(prompt, "system")}]
 
 
 def _instruction(row: dict, allow_empty_user: bool) -> dict:
-    """Instruction, blank line, input; then the output as the reply."""
+    """A prompt of instruction, blank line and input, with the output as the reply."""
     prompt = user_text(required(row, "instruction"), "instruction", allow_empty_user)
     more = row.get("input")
     if more is not None and not isinstance(more, str):
@@ -122,9 +122,9 @@ def _instruction(row: dict, allow_empty_user: bool) -> dict:
 
 
 def _prompt_completion(row: dict, allow_empty_user: bool) -> dict:
-    """Two strings stay strings, two lists of messages become one conversation.
+    """Two strings stay strings; two lists of messages become one conversation.
 
-    Refuses a completion that is labelled as unwanted (a row for `kto`): it would be imitated.
+    A completion labelled as unwanted (a row for `kto`) is an error: SFT would imitate it.
     """
     if row.get("label") is False:
         raise RowError("label_false", "label is false: an unwanted completion, which sft would imitate; kto reads it")
@@ -152,7 +152,7 @@ def _transcript(row: dict, allow_empty_user: bool) -> dict:
 
 
 def _transcript_pair(row: dict, allow_empty_user: bool) -> dict:
-    """Two transcripts that differ in their last reply only; a prompt field is put before both."""
+    """Two transcripts that differ in their last reply only; the field `prompt` is put before both."""
     sides = {key: required(row, key) for key in ("chosen", "rejected")}
     refuse_mixed("chosen", sides["chosen"], "rejected", sides["rejected"])
     if isinstance(sides["chosen"], list):
@@ -167,7 +167,7 @@ def _transcript_pair(row: dict, allow_empty_user: bool) -> dict:
 
 
 def _preference(row: dict, allow_empty_user: bool) -> dict:
-    """Prompt and two replies: strings, or messages with the prompt in its own field or before both."""
+    """A prompt and two replies: strings, or messages, with the prompt in its own field or at the start of both."""
     chosen, rejected = required(row, "chosen"), required(row, "rejected")
     refuse_mixed("chosen", chosen, "rejected", rejected)
     if isinstance(chosen, str):
@@ -181,7 +181,7 @@ def _preference(row: dict, allow_empty_user: bool) -> dict:
 
 
 def _shared_prompt(prompt, sides: list[list[dict]], allow_empty_user: bool) -> tuple[list, list]:
-    """(prompt, sides without it). A prompt as a string must be what both sides repeat as messages."""
+    """(prompt, sides without it). A prompt that is a string must be a message of both sides."""
     if isinstance(prompt, list):
         turns = read_messages(prompt, "prompt", allow_empty_user)
         return turns, [side[len(turns) :] if side[: len(turns)] == turns else side for side in sides]
@@ -196,7 +196,7 @@ def _shared_prompt(prompt, sides: list[list[dict]], allow_empty_user: bool) -> t
 
 
 def _check_signal(row: dict) -> dict:
-    """The row, if its two sides differ in more than outer white space."""
+    """The row. Raises RowError where its two sides differ in outer white space only."""
     chosen, rejected = (spoken(row[key]) for key in ("chosen", "rejected"))
     if chosen.strip() == rejected.strip():
         raise RowError("no_signal", "chosen equals rejected: no signal")
@@ -204,7 +204,7 @@ def _check_signal(row: dict) -> dict:
 
 
 def _kto(row: dict, allow_empty_user: bool) -> dict:
-    """Prompt, completion and a label that is really true or false: bool("false") is True."""
+    """Prompt, completion and a boolean label; strings are refused, as bool("false") is True."""
     pair, label = _prompt_and(row, "completion", allow_empty_user), row.get("label")
     if not isinstance(label, bool):
         shown = "none" if "label" not in row else repr(label)

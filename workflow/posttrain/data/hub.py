@@ -1,8 +1,7 @@
 """Find fetched models, data sets and benchmark data in the shared cache, without a network.
 
-`fetch` is the only stage that opens a connection. Every other stage names here the manifest that fetch wrote, and
-gets a directory whose files are all present, or a UserError that names what is missing and the command that brings
-it back.
+`fetch` is the only stage that opens a connection. Every other stage passes the manifest of `fetch` to a function here
+and gets a directory with all files, or a UserError that names the missing files and the command that fetches them.
 """
 
 import json
@@ -18,16 +17,16 @@ SHOWN = 10  # files named in one message; a model has dozens of shards
 def local_model(id: str, revision: str, manifest: Path) -> Path:
     """The directory of a fetched model, whose files have the manifest's sizes (fetch compared their checksums).
 
-    `revision` is a commit, or the branch or tag that a config with `allow_floating` named.
-    Raises UserError naming each missing, truncated or altered file and the command that brings it back.
+    `revision` is a commit or, with `allow_floating`, a branch or tag.
+    Raises UserError naming each missing, truncated or altered file and the command that fetches it.
     """
     return _local_repo("model", id, revision, manifest)
 
 
 def local_dataset(id: str, revision: str, manifest: Path) -> Path:
-    """The directory of a fetched data set, to give to `datasets.load_dataset`. Raises as local_model.
+    """The directory of a fetched data set, for `datasets.load_dataset`. Raises as local_model.
 
-    The id would not do: `load_dataset("org/name", revision=…)` offline never looks into the hub's cache.
+    The id does not work: `load_dataset("org/name", revision=…)` does not read the hub's cache when offline.
     """
     return _local_repo("dataset", id, revision, manifest)
 
@@ -40,8 +39,8 @@ def _local_repo(kind: str, id: str, revision: str, manifest: Path) -> Path:
     problems = [fault for file in repo["files"] if (fault := _fault(repo, file))]
     if problems:
         more = [f"  … and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        where = f"the cache {HF_HUB_CACHE} (HF_HOME decides where)"
-        head = f"{kind} {id} at {repo['revision']} is not whole in {where}:"
+        where = f"the cache {HF_HUB_CACHE} (set by HF_HOME)"
+        head = f"{kind} {id} at {repo['revision']} is not complete in {where}:"
         raise UserError(head, *problems[:SHOWN], *more, bring_back(manifest))
     return snapshot(repo)
 
@@ -49,7 +48,7 @@ def _local_repo(kind: str, id: str, revision: str, manifest: Path) -> Path:
 def snapshot(repo: dict) -> Path:
     """The directory of a cached repository: huggingface_hub's documented layout, snapshots/COMMIT/PATH.
 
-    Raises UserError where it is not in the cache.
+    Raises UserError where the repository is not in the cache.
     """
     first = repo["files"][0]["path"]
     path = cached(repo, first)
@@ -59,7 +58,7 @@ def snapshot(repo: dict) -> Path:
 
 
 def find_repo(content: dict, kind: str, id: str, revision: str, manifest: Path) -> dict:
-    """The manifest's entry of a repository, by commit or floating revision. Raises UserError if none."""
+    """The manifest's entry of a repository, by commit or floating revision. Raises UserError if there is none."""
     for repo in content["repos"]:
         if (repo["kind"], repo["id"]) == (kind, id) and revision in (repo["revision"], *repo["requested"]):
             return repo
@@ -67,7 +66,7 @@ def find_repo(content: dict, kind: str, id: str, revision: str, manifest: Path) 
 
 
 def _fault(repo: dict, file: dict) -> str | None:
-    """What is wrong with a cached file, as one line; None where it has the manifest's size."""
+    """The defect of a cached file, as one line; None where it has the manifest's size."""
     path = cached(repo, file["path"])
     if path is None:
         return f"  {file['path']}: missing"
@@ -87,23 +86,23 @@ def cached(repo: dict, file: str) -> Path | None:
 
 
 def read_manifest(manifest: Path) -> dict:
-    """What fetch wrote. Raises UserError with the command where the file is missing or no manifest."""
+    """The content of a manifest of `fetch`. Raises UserError, with the command, where it is missing or invalid."""
     try:
         content = json.loads(Path(manifest).read_text(encoding="utf-8"))
         content["repos"], content["tasks"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest} is no manifest of fetch ({error}).", bring_back(manifest)) from None
+        raise UserError(f"{manifest} is not a manifest of fetch ({error}).", bring_back(manifest)) from None
     return content
 
 
 def bring_back(manifest: Path) -> str:
-    """The command that fetches again, for the end of a message."""
+    """The sentence with the command that fetches again, for the end of a message."""
     config = Path(manifest).parent / "config.yaml"
     return f"On a machine with a network run: posttrain fetch --config {config} --output {manifest}"
 
 
 def find_manifest(manifests: list[Path], kind: str, id: str, revision: str | None) -> Path:
-    """The one of several manifests that lists a repository. Raises UserError when none does."""
+    """The manifest that lists a repository. Raises UserError where none does."""
     for manifest in manifests:
         for repo in read_manifest(manifest)["repos"]:
             same_revision = revision is None or revision in (repo["revision"], *repo["requested"])

@@ -1,4 +1,4 @@
-"""Say in words what the hub, the network or the disk refused, and what to do."""
+"""Messages for errors of the hub, the network and the disk, with what to do."""
 
 import errno
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ FULL = "Free some space, or set HF_HOME to a larger disk (for every stage), and 
 
 @contextmanager
 def explained(kind: str, id: str, revision: str | None):
-    """Turn what huggingface_hub raises into a UserError that says what to do, without a token in it."""
+    """Turn an exception of huggingface_hub into a UserError that says what to do and shows no token."""
     from huggingface_hub import get_token
 
     try:
@@ -26,7 +26,7 @@ def explained(kind: str, id: str, revision: str | None):
 
 
 def in_words(error: BaseException, kind: str, id: str, revision: str | None) -> str | None:
-    """The message for an exception of huggingface_hub; None for a mistake of our own."""
+    """The message for an exception of huggingface_hub; None for any other exception."""
     from huggingface_hub import errors as hub
 
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{id}"
@@ -67,14 +67,14 @@ def words_for_errno(error: OSError) -> str:
 
 
 def words_for_transport(error: BaseException) -> str | None:
-    """Words for a connection that failed or was never made; None for an exception that is neither."""
+    """The message for a failed connection; None for any other exception."""
     from httpx2 import TransportError
     from huggingface_hub import errors as hub
 
     if isinstance(error, hub.OfflineModeIsEnabled):
         return "not whole in the cache, and HF_HUB_OFFLINE is set. Unset it for fetch."
     if isinstance(error, OSError) and "Consistency check failed" in str(error):
-        return "a file arrives cut short. Run again; if it stays so, check proxies and HF_ENDPOINT."
+        return "a file arrives truncated. Run again; if that does not help, check proxies and HF_ENDPOINT."
     if isinstance(error, (TransportError, hub.LocalEntryNotFoundError, hub.XetDownloadError, OSError)):
         kind = type(error).__name__
         return f"no connection to the hub ({kind}). Check the network and HTTPS_PROXY, run again: it continues."

@@ -1,4 +1,4 @@
-"""Hold rows to `prepare.max_tokens` and to the token contract, in tokens as training will see them."""
+"""Check rows against `prepare.max_tokens` and the token contract, with the tokens that training will use."""
 
 import statistics
 
@@ -7,17 +7,17 @@ from posttrain.data.sources import card
 from posttrain.ground.progress import say
 from posttrain.models import tokens
 
-NAMED = 5  # dropped rows that one warning names; all are counted
-LEAST = 8  # characters of a text that cutting leaves
+NAMED = 5  # dropped rows that a warning names; it counts all
+LEAST = 8  # characters that a cut text keeps at least
 
 
 def limit_length(section: Prepare, tokenizer, task: str, sides: dict[str, list], cards: list) -> dict:
-    """Drop or cut rows longer than `max_tokens`, on both sides; says which, and returns lengths for the data card."""
+    """Drop or cut rows longer than `max_tokens`, on both sides; returns lengths for the data card. Prints a warning."""
     assert section.max_tokens, "filled in when the campaign was read"
     lengths, dropped, truncated = [], [], 0
     total = sum(map(len, sides.values()))
     for side, rows in sides.items():
-        kept = []
+        short_enough = []
         for row in rows:
             size = row_tokens(tokenizer, row)
             if size > section.max_tokens:
@@ -26,10 +26,10 @@ def limit_length(section: Prepare, tokenizer, task: str, sides: dict[str, list],
                     dropped.append(f"{row['source']} ({size:,} tokens)")
                     continue
                 truncated, row, size = truncated + 1, shorter, row_tokens(tokenizer, shorter)
-            kept.append(row)
+            short_enough.append(row)
             lengths.append(size)
-        sides[side] = kept
-        if rows and not kept:
+        sides[side] = short_enough
+        if rows and not short_enough:
             say(f"warning: no {side} row of {task} is left")
     if dropped:
         named = ", ".join(dropped[:NAMED]) + (", ..." if len(dropped) > NAMED else "")
@@ -40,7 +40,7 @@ def limit_length(section: Prepare, tokenizer, task: str, sides: dict[str, list],
 
 
 def summary(lengths: list[int]) -> dict[str, int]:
-    """Least, median, 95th percentile and most of some lengths."""
+    """Minimum, median, 95th percentile and maximum of lengths."""
     lengths = sorted(lengths)
     return {
         "min": lengths[0],
@@ -58,14 +58,14 @@ def demonstration(row: dict) -> dict:
 
 
 def prove(tokenizer, sides: dict[str, list]) -> None:
-    """The token contract on every row of `sft` or `kto`, before anything is trained on it. Raises UserError."""
+    """Check the token contract on every row of `sft` or `kto`, before training. Raises UserError."""
     for rows in sides.values():
         shown = [demonstration(row) for row in rows]
         tokens.prove(tokenizer, shown, [tokens.encode(tokenizer, row) for row in shown])
 
 
 def row_tokens(tokenizer, row: dict) -> int:
-    """Tokens of a row, chat template included; of a preference pair, of the prompt with its longer answer."""
+    """Number of tokens of a row, chat template included; for a preference pair, prompt with the longer answer."""
     if "chosen" not in row:
         return len(tokens.encode(tokenizer, demonstration(row))["input_ids"])
     if isinstance(row["chosen"], str):
@@ -77,7 +77,7 @@ def row_tokens(tokenizer, row: dict) -> int:
 def cut(tokenizer, row: dict, longest: int) -> dict | None:
     """The row with its longest text shortened until it fits: prompts lose their beginning, replies their end.
 
-    None when nothing of the reply would be left, and for preference pairs, whose answers must stay comparable.
+    None where nothing of the reply would be left, and for preference pairs, whose answers must stay comparable.
     """
     if "chosen" in row:
         return None
@@ -94,7 +94,7 @@ def cut(tokenizer, row: dict, longest: int) -> dict | None:
 
 
 def texts_of(row: dict) -> list[dict]:
-    """The texts of a row, each with its role; of plain text, the key it stands under."""
+    """The texts of a row, each with its role; in plain text, the key is the role."""
     if "messages" in row:
         return row["messages"]
     if isinstance(row["completion"], list):

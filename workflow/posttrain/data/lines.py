@@ -1,4 +1,4 @@
-"""Read a local file into numbered objects or paragraphs, in bounded memory; refuse what is not text."""
+"""Read a local file as numbered objects or paragraphs, in bounded memory; a file that is not text is an error."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ TEXT_NAMES = (".txt", ".text")
 MAX_LINE_BYTES = 16 * 2**20
 MAX_PROBLEMS = 20
 BOM = "\ufeff"
-# First bytes of files that are not what their name says. UTF-16 and a JSON array are named by their own checks.
+# First bytes of files whose content does not match their name. Further checks recognise UTF-16 and JSON arrays.
 MAGIC = {
     b"\x1f\x8b": "gzip data: name it .gz",
     b"PAR1": "a Parquet file",
@@ -38,7 +38,7 @@ MAGIC = {
 
 
 class RowError(Exception):
-    """One row is unfit. `reason` is a short key that is counted, the message is for a person."""
+    """A row cannot be used. `reason` is a short key, by which such rows are counted; the message explains it."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -46,7 +46,7 @@ class RowError(Exception):
 
 
 def is_text(path) -> bool:
-    """Whether the file's name says plain text (True) or JSON Lines (False).
+    """Whether the file is plain text (True) or JSON Lines (False), by its name.
 
     Raises UserError for any other name.
     """
@@ -82,9 +82,8 @@ def read_lines(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int
 def read_objects(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, object, bool]]:
     """Yield (line number, value or RowError, whether a byte order mark was stripped) for each line of JSON.
 
-    Blank lines are skipped. A line that is not JSON refuses the file, but only after all lines were tried,
-    so that all such lines are named at once.
-    Raises UserError: what read_lines raises; lines that are not UTF-8 or not JSON; no rows.
+    Blank lines are skipped. Lines that are not JSON are reported together, after all lines were read.
+    Raises UserError as read_lines does, for lines that are not UTF-8 or not JSON, and where there are no rows.
     """
     problems, empty = [], True
     for number, offset, data in read_lines(path, max_line_bytes):
@@ -117,7 +116,8 @@ def read_paragraphs(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tupl
     """Yield (number of its first line, {"text": paragraph}, whether a byte order mark was stripped) for each run of
     lines between blank ones.
 
-    Raises UserError: what read_lines raises; NUL bytes; not UTF-8; a paragraph over the limit; no rows.
+    Raises UserError as read_lines does, for NUL bytes, for text that is not UTF-8, for a paragraph over the limit, and
+    where there are no rows.
     """
     block: list[str] = []
     first, size, empty = 0, 0, True
@@ -137,7 +137,7 @@ def read_paragraphs(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tupl
 
 
 def _text_lines(path, max_line_bytes: int) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text). Raises UserError for NUL bytes and for what is not UTF-8."""
+    """Yield (line number, text). Raises UserError for NUL bytes and for text that is not UTF-8."""
     for number, offset, data in read_lines(path, max_line_bytes):
         if b"\0" in data:
             raise UserError(f"{path}:{number}: not text (NUL bytes)")
@@ -157,7 +157,7 @@ def _open(path):
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             raise UserError(f"{path}: is a directory; name the files in it")
-        if not stat.S_ISREG(mode):  # reading a pipe would block for ever, a device never ends
+        if not stat.S_ISREG(mode):  # a pipe would block and a device would never end
             raise UserError(f"{path}: is not a regular file")
         with open(path, "rb") as stream:
             zipped = stream.read(2) == b"\x1f\x8b"
@@ -171,7 +171,7 @@ def _open(path):
 
 
 def _check_head(path, head: bytes) -> None:
-    """Raise UserError where the first bytes belong to no text file in UTF-8."""
+    """Raise UserError where the first bytes are not those of a UTF-8 text file."""
     if not head:
         raise UserError(f"{path}: file has no rows (it is empty)")
     for magic, name in MAGIC.items():
@@ -192,7 +192,7 @@ def _parse(text: str):
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object; raises RowError where a key comes twice (json would silently keep the last)."""
+    """A JSON object. Raises RowError where a key occurs twice (json would silently keep the last)."""
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -202,12 +202,12 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _integer(digits: str) -> int | float:
-    """An integer; one too long for Python to convert becomes infinite, and so drops its row."""
+    """An integer; one that Python cannot convert becomes infinite, so that its row is dropped."""
     return int(digits) if len(digits) < 4300 else math.inf
 
 
 def _explain(error: json.JSONDecodeError) -> str:
-    """The parser's message in plain words, with the usual cause where the line shows it."""
+    """The JSON parser's message, with the likely cause where the line shows one."""
     text, message = error.doc, f"column {error.colno}: {error.msg[0].lower()}{error.msg[1:]}"
     if error.msg.startswith("Invalid control"):
         message = f"column {error.colno}: control character in string"

@@ -1,4 +1,4 @@
-"""Drop exact duplicates, split rows by group, and find what training and test share."""
+"""Drop exact duplicates, split rows by group, and find test rows that overlap with training rows."""
 
 import hashlib
 from collections import defaultdict
@@ -7,15 +7,15 @@ from typing import NamedTuple
 from posttrain.data import texts
 from posttrain.data.rows import DERIVED
 
-FEWEST_ASKED = 5  # words in a prompt for which asking the same thing is a finding: "Tell me a joke" is not
-FEWEST_CONTAINED = 8  # words in a prompt that is looked for inside another text
-GRAM = 13  # words that two long texts share by copying, hardly by chance (Brown et al. 2020, appendix C)
-COMMON = 10  # a short prompt or a gram under more training prompts than this is boilerplate (ibid.)
-COVERED = 0.5  # share of a test prompt's words in shared grams from which it counts as known
+FEWEST_ASKED = 5  # words of a prompt from which an equal prompt is a finding: "Tell me a joke" is not
+FEWEST_CONTAINED = 8  # words of a prompt from which it is searched in other texts
+GRAM = 13  # consecutive words that two texts share by copying, hardly by chance (Brown et al. 2020, appendix C)
+COMMON = 10  # training prompts beyond which a short prompt or a gram is boilerplate (ibid.)
+COVERED = 0.5  # share of a test prompt's words in shared grams from which it is a finding
 
 
 class Finding(NamedTuple):
-    """A test row that training has seen: where both are (file:line), and how they overlap."""
+    """A test row that overlaps with a training row: the places of both (file:line), and the kind of overlap."""
 
     test: str
     train: str
@@ -24,8 +24,8 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         meanings = {
             "exact": "the same row or prompt as",
-            "normalised": "but for case, space and punctuation the same row or prompt as",
-            "contained": "its prompt stands in, or is mostly the prompt of,",
+            "normalised": "the same row or prompt, but for case, space and punctuation, as",
+            "contained": "its prompt occurs in, or is mostly the prompt of,",
             "grams": f"at least half of its words are in runs of {GRAM} words shared with",
             "group": "the same group as",
         }
@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 
 
 def deduplicate(rows: list[dict]) -> tuple[list[dict], int]:
-    """(rows without exact repeats of an earlier row's content, how many were dropped)."""
+    """(rows without exact repeats of earlier content, number of dropped rows)."""
     first: dict[str, dict] = {}
     for row in rows:
         first.setdefault(texts.digest(texts.content(row)), row)
@@ -41,9 +41,9 @@ def deduplicate(rows: list[dict]) -> tuple[list[dict], int]:
 
 
 def split(rows: list[dict], test_fraction: float, seed: int) -> tuple[list[dict], list[dict], str | None]:
-    """(train, test, warning). A group's side depends on seed and group only, so adding rows moves none.
+    """(train, test, warning). A group's side depends on seed and group only, so that new rows move no others.
 
-    With two or more groups neither side is empty. With fewer there is no test set, and a warning says so.
+    With two or more groups, neither side is empty. With fewer there is no test set but a warning.
     Raises ValueError unless 0 <= test_fraction < 1.
     """
     if not 0 <= test_fraction < 1:
@@ -67,8 +67,8 @@ def _place(seed: int, group: str) -> float:
 
 
 def overlap(train: list[dict], test: list[dict]) -> list[Finding]:
-    """One finding for each test row that training has seen, the plainest first: exact, normalised, contained,
-    grams, group. Short prompts that only share their question, and boilerplate, are no findings.
+    """One finding for each test row that overlaps with a training row, of the first kind that applies: exact,
+    normalised, contained, grams, group. Equal short prompts and boilerplate are no findings.
     """
     train_texts = [texts.words(texts.full_text(row)) for row in train]
     train_prompts = [tuple(texts.words(texts.prompt_text(row))) for row in train]
@@ -91,11 +91,11 @@ def overlap(train: list[dict], test: list[dict]) -> list[Finding]:
     return findings
 
 
-# Each of these gives {index of a test row: (index of a training row, how they overlap)}.
+# Each of these returns {index of a test row: (index of a training row, kind of overlap)}.
 
 
 def _same(train, train_prompts, test, test_prompts, boilerplate: set) -> dict[int, tuple[int, str]]:
-    """Test rows whose content or prompt equals a training row's, as it stands or normalised."""
+    """Test rows whose content or prompt equals a training row's, exactly or normalised."""
     index: dict[str, int] = {}
     for j, (row, prompt) in enumerate(zip(train, train_prompts, strict=True)):
         for key, _ in _keys(row, prompt, boilerplate):
@@ -109,7 +109,7 @@ def _same(train, train_prompts, test, test_prompts, boilerplate: set) -> dict[in
 
 
 def _keys(row: dict, prompt: tuple, boilerplate: set) -> list[tuple[str, str]]:
-    """(key, how) by which a row is recognised: its content, and its prompt unless short or boilerplate."""
+    """(key, kind of overlap) for a row's content and, unless it is short or boilerplate, its prompt."""
     replies = [texts.words(text) for text in texts.reply_texts(row)]
     whole = ("row" + texts.digest(texts.content(row)), "exact")
     words = ("words" + texts.digest([prompt or texts.prompt_text(row), replies]), "normalised")
@@ -120,7 +120,7 @@ def _keys(row: dict, prompt: tuple, boilerplate: set) -> list[tuple[str, str]]:
 
 
 def _contained(inside, first: dict, test_prompts: list[tuple], boilerplate: set) -> dict[int, tuple[int, str]]:
-    """Test prompts that stand word for word in a training text, or are mostly a training prompt."""
+    """Test prompts that occur word for word in a training text, or consist mostly of a training prompt."""
     hits = {}
     for needle, places in _find(set(first), test_prompts, range(len(test_prompts))).items():
         for i in places.values():
@@ -135,8 +135,8 @@ def _contained(inside, first: dict, test_prompts: list[tuple], boilerplate: set)
 def _find(needles: set[tuple], haystack: list, prompt_of) -> dict[tuple, dict[int, int]]:
     """{needle: {prompt of a text that contains it: that text}}, in one pass over the texts.
 
-    Needles are looked up by their first words and then by length, so that a thousand prompts from one
-    template cost no more than their different lengths.
+    Needles are indexed by their first words and then by length, so that many prompts from one template cost no more
+    than their distinct lengths.
     """
     lengths = defaultdict(set)
     for needle in needles:
@@ -153,7 +153,7 @@ def _find(needles: set[tuple], haystack: list, prompt_of) -> dict[tuple, dict[in
 
 
 def _grams(train_texts, test_prompts: list[tuple], prompt_of) -> dict[int, tuple[int, str]]:
-    """Test prompts half of whose words stand in runs of GRAM words of one training row."""
+    """Test prompts with half of their words in runs of GRAM words of one training row."""
     where = defaultdict(list)
     for i, prompt in enumerate(test_prompts):
         for at, gram in enumerate(_windows(prompt, GRAM)):
@@ -177,7 +177,7 @@ def _windows(words, size: int):
 
 
 def _same_group(train: list[dict], test: list[dict]) -> dict[int, tuple[int, str]]:
-    """Test rows whose declared group is also a training row's; derived groups are prompts, seen above."""
+    """Test rows whose declared group is also a training row's; derived groups are prompts, compared above."""
     first: dict[str, int] = {}
     for j, row in enumerate(train):
         first.setdefault(row["group"], j)

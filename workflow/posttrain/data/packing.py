@@ -1,14 +1,14 @@
-"""Documents packed into blocks of equal length, and batches of such blocks."""
+"""Pack documents into blocks of equal length, and blocks into batches."""
 
 from posttrain.ground.errors import UserError
 from posttrain.models import tokens
 
 
 def blocks(tokenizer, rows: list[dict], context: int) -> list[dict]:
-    """Documents one after another, each closed by EOS, cut into blocks of `context` tokens that begin with BOS.
+    """Concatenated documents, each ended by EOS, cut into blocks of `context` tokens that begin with BOS.
 
-    A BOS before every document would teach the model that nothing before a BOS matters, and trained virtual
-    tokens (prefix and prompt tuning) stand there. Raises UserError where the documents do not fill one block.
+    A BOS before every document would teach the model to ignore what precedes a BOS, where prefix and prompt tuning put
+    their virtual tokens. Raises UserError where the documents do not fill one block.
     """
     stream: list[int] = []
     for ids in tokenizer([row["text"] for row in rows], add_special_tokens=False).input_ids:

@@ -1,4 +1,4 @@
-"""Turn every good line of a source into one canonical row, and say of every other line why it was dropped.
+"""Turn each valid line of a source into a canonical row, and report why each other line was dropped.
 
 Canonical rows hold "id", "group", "source" (file:line) and, by task,
     text        text
@@ -27,7 +27,7 @@ DERIVED = re.compile(r"prompt:[0-9a-f]{32}")  # the group of a row that declares
 
 @dataclass
 class Report:
-    """What a source gave: its rows, and by reason the lines that were dropped or only warned about."""
+    """The rows of a source, and its dropped lines and warnings by reason: (line, message)."""
 
     name: str
     task: str
@@ -42,7 +42,7 @@ class Report:
         return len(self.rows)
 
     def describe(self, limit: int = 5) -> list[str]:
-        """Sentences for a person, at most `limit` for each reason; line 0 is the file as a whole."""
+        """Messages to print, at most `limit` for each reason; line 0 is the file as a whole."""
         sentences = []
         for verb, cases_by_reason in (("dropped", self.dropped), ("warning", self.warnings)):
             for reason, cases in cases_by_reason.items():
@@ -57,7 +57,7 @@ def read_file(
 ) -> Report:
     """Read a local .jsonl, .ndjson or .txt file, also with .gz; `options` are those of _check_rows.
 
-    Raises UserError, naming file:line, where the file as a whole is unfit.
+    Raises UserError, naming file:line, where the file as a whole cannot be used.
     """
     if not lines.is_text(path):
         numbered = lines.read_objects(path, max_line_bytes)
@@ -69,7 +69,7 @@ def read_file(
 
 
 def read_rows(objects: Iterable[dict], source_name: str, task: str, format: str = "auto", **options) -> Report:
-    """Read rows that another loader opened (a Hugging Face dataset), counted from 1. Options as for _check_rows."""
+    """Read rows of a Hugging Face data set, numbered from 1; `options` are those of _check_rows."""
     numbered = ((number, row, False) for number, row in enumerate(objects, 1))
     return _check_rows(numbered, source_name, task, format, **options)
 
@@ -83,9 +83,10 @@ def _check_rows(
     group_key: str = "group",
     allow_empty_user: bool = False,
 ) -> Report:
-    """Check (line, object, whether a BOM was stripped) one by one; `group_key` names the key of a row's group.
+    """Check rows: (line, object, whether a BOM was stripped). group_key: the key of a row's group.
 
-    Raises UserError for an unknown task or format, ids that name two rows, a group key that no row has.
+    Raises UserError for an unknown task or format, for an id of two different rows, and for a group key that no row
+    has.
     """
     head = list(islice(numbered, 100))
     objects = [value for _, value, _ in head if isinstance(value, dict)]
@@ -116,9 +117,9 @@ def _note(cases_by_reason: dict, reason: str, line: int, message: str) -> None:
 
 
 def _checked(value) -> dict:
-    """The value, if it is an object whose every string is valid Unicode and every number finite.
+    """The value, an object with valid Unicode in every string and finite numbers only.
 
-    All fields are looked at, unknown ones too. Raises RowError.
+    All fields are checked, unknown ones too. Raises RowError.
     """
     if isinstance(value, RowError):
         raise value
@@ -140,7 +141,7 @@ def _checked(value) -> dict:
 
 
 def _check_unicode(path: str, text: str) -> None:
-    """Raise RowError for half of a surrogate pair: JSON can spell it, UTF-8 cannot."""
+    """Raise RowError for half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -149,7 +150,7 @@ def _check_unicode(path: str, text: str) -> None:
 
 
 def _names(row: dict, content: dict, name: str, line: int, group_key: str) -> dict:
-    """The row's id, group and source. Without a group, rows that ask the same thing share one.
+    """The row's id, group and source. Without a group of their own, rows with equal prompts share one.
 
     Raises RowError where id or group is neither a string nor an integer.
     """
@@ -172,7 +173,7 @@ def _label(row: dict, key: str) -> str | None:
 
 
 def _check_size(content: dict, task: str) -> None:
-    """Raise RowError for a row that no context could hold; plain text is exempt, as it is cut in blocks."""
+    """Raise RowError for a row too long for any context; plain text is exempt, as it is cut into blocks."""
     size = len(texts.full_text(content))
     if task not in ("text", "long") and size > MAX_ROW_CHARACTERS:
         allowed = f"{MAX_ROW_CHARACTERS:,}"
@@ -180,14 +181,14 @@ def _check_size(content: dict, task: str) -> None:
 
 
 def _check_groups(report: Report, group_key: str, objects: list[dict]) -> None:
-    """Raise UserError where a group key was asked for and no row has it: a typo would undo the split."""
+    """Raise UserError where no row has the configured group key: a typo would undo the split by group."""
     if group_key != "group" and report.rows and all(DERIVED.fullmatch(row["group"]) for row in report.rows):
         near = _nearest(group_key, objects)
         raise UserError(f"{report.name}: no row has the group key {group_key!r}{near}")
 
 
 def _check_ids(report: Report) -> None:
-    """Raise UserError where one id names rows that differ; equal rows are left to deduplication."""
+    """Raise UserError where different rows have one id; equal rows are removed by deduplication."""
     first: dict[str, dict] = {}
     clashes = []
     for row in report.rows:
@@ -202,7 +203,7 @@ def _check_ids(report: Report) -> None:
 
 
 def _warn_whole(report: Report) -> None:
-    """Warn about what only the rows together show: near-duplicates, bias, too few to split."""
+    """Warn of near-duplicates, of length bias and of too few rows to split."""
     for row, earlier in texts.near_duplicates(report.rows):
         _note(report.warnings, "near_duplicate", _line(row), f"near-duplicate of line {_line(earlier)}")
     longer, pairs = texts.chosen_longer(report.rows)
@@ -213,12 +214,12 @@ def _warn_whole(report: Report) -> None:
 
 
 def _line(row: dict) -> int:
-    """The line of its source in which a row stands."""
+    """The line number of a row in its source."""
     return int(row["source"].rsplit(":", 1)[1])
 
 
 def _nearest(key: str, objects: list[dict]) -> str:
-    """A hint naming the nearest key that the rows do have."""
+    """A hint at the nearest key that the rows have."""
     keys = sorted({name for row in objects for name in row if isinstance(name, str)})
     near = get_close_matches(key, keys, 1)
     return f"; hint: did you mean {near[0]!r}" if near else f"; keys found: {', '.join(keys[:20])}"

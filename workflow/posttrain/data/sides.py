@@ -1,4 +1,4 @@
-"""Put rows on the training and the held-out side: none on both, none twice.
+"""Put rows on the training and the held-out side; no row is on both or occurs twice.
 
 `sides` is task -> side ("train", "test") -> rows, for each task of `config.sections.TRAINED`.
 """
@@ -14,7 +14,7 @@ from posttrain.ground.progress import say
 
 
 def divide(section: Prepare, source: Source, rows: list[dict], sides: dict[str, list], cards: list) -> list[dict]:
-    """Add a source's rows to the sides of its task that it is for; returns those that it gives for evaluation."""
+    """Add a source's rows to the sides of its task, by `use`; returns the rows of a source with `use: test`."""
     if source.use == "split":
         train, test, warning = overlap.split(rows, section.test_fraction, section.seed)
         if warning:
@@ -28,17 +28,17 @@ def divide(section: Prepare, source: Source, rows: list[dict], sides: dict[str, 
 
 
 def without_repeats(rows: list[dict], task: str, cards: list) -> list[dict]:
-    """The rows of all sources of a task without exact repeats, which are counted in the data card."""
-    kept, repeats = overlap.deduplicate(rows)
+    """The rows of all sources of a task without exact repeats, which the data card counts."""
+    distinct, repeats = overlap.deduplicate(rows)
     cards.append(card(f"{task}: all sources", task, {"exact duplicate": repeats}))
-    return kept
+    return distinct
 
 
 def separate(sides: dict, cards: list, evaluation_rows: list[dict]) -> None:
-    """Drop and count held-out rows that training has seen (see overlap.overlap).
+    """Drop and count held-out rows that overlap with training rows (see overlap.overlap).
 
-    `evaluation_rows` (of `use: test`, choices, the world's questions) were meant to be measured: for them
-    UserError names both places.
+    Raises UserError, naming both places, where one of `evaluation_rows` overlaps: rows of sources with `use: test`,
+    choices, and the world's questions.
     """
     train = [row for task in TRAINED for row in sides[task]["train"]]
     tests = [row for task in TRAINED for row in sides[task]["test"]]
@@ -47,7 +47,7 @@ def separate(sides: dict, cards: list, evaluation_rows: list[dict]) -> None:
     leaks = [seen[row["source"]] for row in evaluation_rows if row["source"] in seen]
     if leaks:
         raise UserError(
-            f"prepare: {len(leaks)} evaluation rows stand in the training rows too; take them out of one of the two",
+            f"prepare: {len(leaks)} evaluation rows are in the training rows too; remove them from one of the two",
             *map(str, leaks[:8]),
         )
     for task in TRAINED:
@@ -58,7 +58,7 @@ def separate(sides: dict, cards: list, evaluation_rows: list[dict]) -> None:
 
 
 def refuse_empty(section: Prepare, sides: dict, cards: list) -> None:
-    """Raise UserError for a kind of data that was asked for and of which no training row is left."""
+    """Raise UserError for a kind of data with sources of which no training row is left."""
     for task in TRAINED:
         if "train" in sides_with_source(section, task) and not sides[task]["train"]:
             long = sum(entry["dropped"].get("too long", 0) for entry in cards if entry["task"] == task)
@@ -68,7 +68,7 @@ def refuse_empty(section: Prepare, sides: dict, cards: list) -> None:
 
 
 def warn_one_label(rows: list[dict], cards: list) -> None:
-    """Warn where all KTO training rows have the same label, as then there is nothing to contrast."""
+    """Warn where all KTO training rows have the same label: KTO then has nothing to contrast."""
     labels = Counter(str(row["label"]).lower() for row in rows)
     if len(labels) == 1:
         ((label, count),) = labels.items()

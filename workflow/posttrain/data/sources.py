@@ -1,4 +1,4 @@
-"""Read the sources of `prepare`: local files and fetched data sets, with what each of them gave in the data card."""
+"""Read the sources of `prepare`, local files and fetched data sets, and count their rows in the data card."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from posttrain.ground.progress import say
 
 
 def read_source(section: Prepare, source: Source, task: str, cards: list[dict], fetched: list[Path]) -> list[dict]:
-    """The canonical rows of a source, each once; says what was dropped, and adds the source to the data card.
+    """The canonical rows of a source without repeats. Prints what was dropped, and adds an entry to the data card.
 
-    `fetched` are manifests of `fetch`, one of which lists the data set. Raises UserError where no row can be used.
+    `fetched`: manifests of `fetch`, one of which lists the data set. Raises UserError where no row can be used.
     """
     options = {"group_key": section.group_key, "allow_empty_user": section.allow_empty_user}
     if source.path:
@@ -25,15 +25,15 @@ def read_source(section: Prepare, source: Source, task: str, cards: list[dict], 
         say(sentence)
     dropped = {reason: len(cases) for reason, cases in report.dropped.items()}
     warnings = {reason: len(cases) for reason, cases in report.warnings.items()}
-    kept, repeats = overlap.deduplicate(report.rows)
-    cards.append(card(report.name, task, dropped | {"exact duplicate": repeats}, warnings, report.total, len(kept)))
+    distinct, repeats = overlap.deduplicate(report.rows)
+    cards.append(card(report.name, task, dropped | {"exact duplicate": repeats}, warnings, report.total, len(distinct)))
     if not report.rows:
         raise UserError(f"{report.name}: no row of {report.total} can be used", *report.describe()[:5])
-    for row in kept if source.separator else ():
+    for row in distinct if source.separator else ():
         for key in ("completion", "chosen", "rejected"):
             if isinstance(row.get(key), str):
                 row[key] = source.separator + row[key]
-    return kept
+    return distinct
 
 
 def hub_rows(source: Source, fetched: list[Path]):

@@ -1,11 +1,11 @@
-"""Look at text without changing it: the texts of a row, their words, odd characters, near-duplicates."""
+"""The texts of a row, their words, odd characters and near-duplicates; nothing here changes a text."""
 
 import hashlib
 import json
 import re
 import unicodedata
 
-# What cp1252 makes of the bytes 80-BF. After a capital, quotes and dashes do not count: they may end a word.
+# The bytes 80-BF decoded as cp1252. After a capital, quotes and dashes do not count: they may end a word.
 _FOLLOWS = bytes(range(0x80, 0xC0)).decode("cp1252", "ignore") + "\u0080-\u009f"
 _AFTER_A = re.sub("[\u2013\u2014\u2018\u2019\u201c\u201d\u2026]", "", _FOLLOWS)
 ODD = {
@@ -26,14 +26,14 @@ ODD_MEANING = {
     "special_token": "text that looks like a tokenizer's special token, kept",
 }
 _INVISIBLE = set("\u115f\u1160\u2800\u3164\uffa0")
-# Scripts without spaces count by the character; sentence punctuation is not a word, an operator is.
+# In scripts without spaces, each character is a word. Sentence punctuation is not a word; an operator is.
 _UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
 _SENTENCE = ".,;:!?'\"`\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u00ab\u00bb\u00bf\u00a1\u3001\u3002"
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+|[^\\w\\s{_SENTENCE}]")
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing in the text can be seen: white space, zero-width and lone combining characters."""
+    """Whether the text is invisible: white space, zero-width and lone combining characters only."""
     unseen = ("Cc", "Cf", "Zs", "Zl", "Zp", "Mn")
     return all(c in _INVISIBLE or unicodedata.category(c) in unseen for c in text)
 
@@ -44,19 +44,19 @@ def words(text: str) -> list[str]:
 
 
 def odd(text: str) -> list[str]:
-    """Which kinds of ODD characters the text has."""
+    """The kinds of ODD characters in the text."""
     return [kind for kind, pattern in ODD.items() if pattern.search(text)]
 
 
 def spoken(value) -> str:
-    """A string, or the contents of a list of messages without its system turn, one after the other."""
+    """A string itself; of a list of messages, the joined contents without the system turn."""
     if isinstance(value, str):
         return value
     return "\n".join(turn["content"] for turn in value if turn["role"] != "system")
 
 
 def prompt_text(row: dict) -> str:
-    """The prompt of a canonical row: all before the last reply, the question, or a whole plain text."""
+    """The prompt of a canonical row: everything before the last reply, the question, or a whole document."""
     if "messages" in row:
         return spoken(row["messages"][:-1])
     return spoken(row["text"] if "text" in row else row["prompt"] if "prompt" in row else row["question"])
@@ -87,18 +87,18 @@ def all_text(value) -> str:
 
 
 def digest(value) -> str:
-    """A short stable fingerprint of anything JSON can hold."""
+    """A short stable fingerprint of a JSON value."""
     written = json.dumps(value, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(written.encode()).hexdigest()[:32]
 
 
 def content(row: dict) -> dict:
-    """The row without what only names it: two rows are exact duplicates where this is equal."""
+    """The row without id, group and source; rows with equal content are exact duplicates."""
     return {key: value for key, value in row.items() if key not in ("id", "group", "source")}
 
 
 def near_duplicates(rows: list[dict]) -> list[tuple[dict, dict]]:
-    """(row, an earlier row) for rows that differ from it only by case, space and sentence punctuation."""
+    """(row, earlier row) pairs that differ only in case, space and sentence punctuation."""
     first: dict[str, tuple[dict, str]] = {}
     pairs = []
     for row in rows:
@@ -112,6 +112,6 @@ def near_duplicates(rows: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def chosen_longer(rows: list[dict]) -> tuple[int, int]:
-    """(rows whose chosen side is longer than the rejected, preference rows)."""
+    """(number of rows whose chosen side is longer than the rejected one, number of preference rows)."""
     sides = [reply_texts(row) for row in rows if "chosen" in row]
     return sum(len(chosen) > len(rejected) for chosen, rejected in sides), len(sides)

@@ -13,7 +13,7 @@ SPECIAL = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "pad_token": "<|pad|>
 
 
 def make_tokenizer(section: Prepare, sides: dict, fetched: list[Path]):
-    """The tokenizer of `prepare.tokenizer` with its chat template. Raises UserError where there is none."""
+    """The tokenizer of `prepare.tokenizer` with its chat template. Raises UserError where it cannot be loaded."""
     chosen = section.tokenizer
     assert chosen and section.max_tokens, "filled in when the campaign was read"
     rows = [row for task in ("sft", "preference", "kto") for side in sides[task].values() for row in side]
@@ -28,7 +28,7 @@ def make_tokenizer(section: Prepare, sides: dict, fetched: list[Path]):
 
 
 def load_tokenizer(hub: HubModel | None, path: str | None, fetched: list[Path]):
-    """A tokenizer that exists and can end a turn. Raises UserError when there is none."""
+    """The tokenizer of a model. Raises UserError where it cannot be loaded or has no end-of-sequence token."""
     from transformers import AutoTokenizer
 
     if hub:
@@ -50,7 +50,7 @@ def load_tokenizer(hub: HubModel | None, path: str | None, fetched: list[Path]):
 
 
 def train_tokenizer(texts, vocab_size: int, context: int):
-    """A byte-level BPE tokenizer (no text becomes <unk>) with one token per role; adds `<|bos|>` like Llama's.
+    """Train a byte-level BPE tokenizer (no text becomes <unk>) with one token per role; it adds `<|bos|>` like Llama's.
 
     Byte-level BPE: Radford et al. 2019, section 2.2.
     """
@@ -82,11 +82,11 @@ def train_tokenizer(texts, vocab_size: int, context: int):
 
 
 def set_chat_template(tokenizer, choice: str | None, conversations: bool) -> None:
-    """Give the tokenizer its chat template (see `prepare.chat_template`) and, where it has none, a pad token.
+    """Set the tokenizer's chat template (see `prepare.chat_template`) and, where it has none, a pad token.
 
-    Raises UserError for a template that is not there.
+    Raises UserError where the template does not exist.
     """
-    if isinstance(tokenizer.chat_template, dict):  # some carry one more for tools
+    if isinstance(tokenizer.chat_template, dict):  # some tokenizers have another one for tools
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if choice is None:
         choice = "tokenizer" if tokenizer.chat_template or not conversations else "default"
@@ -104,5 +104,5 @@ def set_chat_template(tokenizer, choice: str | None, conversations: bool) -> Non
             ) from None
     elif conversations and not tokenizer.chat_template:
         raise UserError("prepare.chat_template: the tokenizer carries none; use default or the path of a Jinja file")
-    if tokenizer.pad_token is None:  # any token does: padding is masked out of attention and labels
+    if tokenizer.pad_token is None:  # any token will do: padding is masked in attention and labels
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token

@@ -1,6 +1,6 @@
-"""Check conversations: lists of messages, each with a role and content, in the order in which people speak.
+"""Check conversations: lists of messages with role and content, and the order of their roles.
 
-`where` is the field that a RowError names.
+`where`: the field that a RowError names.
 """
 
 import re
@@ -16,7 +16,7 @@ SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 def read_messages(value, where: str, allow_empty_user: bool, roles: dict[str, str] = ROLES) -> list[dict]:
-    """The value as a list of messages with role and content; `roles` maps names to ROLES. Raises RowError."""
+    """The value as a list of messages with role and content. roles: name in the data -> role. Raises RowError."""
     if not isinstance(value, list):
         hint = "; hint: JSON text inside a string" if isinstance(value, str) and value[:1] in "[{" else ""
         raise RowError("not_a_list", f"{where} must be a list, found {json_kind(value)}{hint}")
@@ -26,7 +26,7 @@ def read_messages(value, where: str, allow_empty_user: bool, roles: dict[str, st
 
 
 def _message(item, where: str, allow_empty_user: bool, roles: dict[str, str]) -> dict:
-    """One message in canonical form; also ShareGPT's from and value. Raises RowError."""
+    """One message in canonical form, from `role` and `content` or ShareGPT's `from` and `value`. Raises RowError."""
     if not isinstance(item, dict):
         raise RowError("not_an_object", f"{where} must be an object, found {json_kind(item)}")
     if item.get("tool_calls") or item.get("function_call"):
@@ -47,7 +47,8 @@ def _message(item, where: str, allow_empty_user: bool, roles: dict[str, str]) ->
 
 
 def check_order(turns: list[dict], where: str) -> list[dict]:
-    """The turns: one system turn at most, first; then a user; user and assistant never twice in a row."""
+    """The turns. Raises RowError unless a user begins, after at most one system turn, and user and assistant never
+    have two turns in a row."""
     roles = [turn["role"] for turn in turns]
     talk = roles[1:] if roles[0] == "system" else roles
     if "system" in talk:
@@ -63,7 +64,7 @@ def check_order(turns: list[dict], where: str) -> list[dict]:
 
 
 def check_conversation(turns: list[dict], where: str) -> list[dict]:
-    """The turns, in order and ending in a reply: a last user turn would be trained on as nothing."""
+    """The turns, in order and with a reply at the end, as a last user turn would not be trained on."""
     check_order(turns, where)
     if turns[-1]["role"] != "assistant":
         raise RowError("no_reply", f"{where}: last turn must be assistant, found {turns[-1]['role']}")
@@ -71,7 +72,7 @@ def check_conversation(turns: list[dict], where: str) -> list[dict]:
 
 
 def check_prompt(turns: list[dict], where: str) -> list[dict]:
-    """The turns, in order and waiting for a reply."""
+    """The turns, in order and without a reply at the end."""
     check_order(turns, where)
     if turns[-1]["role"] == "assistant":
         raise RowError("turn_order", f"{where}: before the reply there must be a user or tool turn")
@@ -79,7 +80,7 @@ def check_prompt(turns: list[dict], where: str) -> list[dict]:
 
 
 def check_one_reply(turns: list[dict], where: str) -> list[dict]:
-    """The turns, if they are a single assistant turn. Raises RowError."""
+    """The turns, which must be a single assistant turn. Raises RowError."""
     roles = [turn["role"] for turn in turns]
     if roles != ["assistant"]:
         shown = ", ".join(roles) or "none"

@@ -1,11 +1,11 @@
-"""Bring models, data sets and benchmark data from the hub, at full commits, into the shared cache.
+"""Download models, data sets and benchmark data from the hub, at full commits, into the shared cache.
 
     posttrain fetch --config results/NAME/fetch/config.yaml --output results/NAME/fetch/manifest.json
 
-This is the only stage that opens a connection; it is light, for the login node. It may be stopped at any moment: the
-manifest appears last, and another run transfers only what is missing or damaged. The manifest records what the bytes
-are, never where they lie or when they came; `posttrain.data.hub` finds them again without a network. Only
-huggingface_hub reads a token (HF_TOKEN).
+This is the only stage that opens a connection; it is light enough for a login node. It may be stopped at any moment:
+the manifest is written last, and another run transfers only missing or damaged files. The manifest records the bytes,
+not their place or time; `posttrain.data.hub` finds them without a network. Only huggingface_hub reads a token
+(HF_TOKEN).
 """
 
 import json
@@ -19,23 +19,23 @@ from posttrain.evaluation.benchmarks import find_tasks, task_row
 from posttrain.ground.errors import UserError, gather
 from posttrain.ground.files import sha256
 
-# Pickles run code when they are loaded; the other formats repeat the weights, and nothing here reads them.
+# Pickles run code when they are loaded. The other formats hold the same weights, and nothing here reads them.
 PICKLES = ["*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"]
 OTHER_WEIGHTS = ["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.tflite", "*.ot", "*.gguf"]
 IGNORED = {"model": PICKLES + OTHER_WEIGHTS, "dataset": PICKLES}
-NAMED = {"model": "id", "dataset": "id", "task": "task"}  # the key by which an entry of each kind is called
+NAMED = {"model": "id", "dataset": "id", "task": "task"}  # kind of entry -> the key that holds its name
 OPTIONS = ("revision", "allow_floating", "allow_patterns")
-CARDS = ["README.md", ".huggingface.yaml"]  # name a data set's configurations and the files of each
+CARDS = ["README.md", ".huggingface.yaml"]  # they list a data set's configurations and the files of each
 
 
 def fetch(section: dict, output: Path) -> None:
-    """Fetch what the section lists and write the manifest, last and by rename.
+    """Fetch everything in the section and write the manifest, last and by rename.
 
     section: `models` and `datasets`, each {id, revision, allow_floating, allow_patterns}; `tasks`, each
     {task, revision, allow_floating, allow_patterns} where revision is a commit or {data set: commit};
-    `task_dirs`, folders of lm-eval YAML of one's own.
-    Raises UserError with all problems at once, and writes nothing then: floating revisions before any
-    connection, then what the hub, the network or the disk refused.
+    `task_dirs`, folders of the user's own lm-eval YAML.
+    Raises UserError with all problems at once, and then writes nothing: floating revisions before any connection, then
+    errors of the hub, the network and the disk.
     """
     refuse_unknown(section)
     wishes = [wish(kind, entry) for kind in ("model", "dataset") for entry in section.get(kind + "s") or []]
@@ -49,7 +49,7 @@ def fetch(section: dict, output: Path) -> None:
 
 
 def refuse_unknown(section: dict) -> None:
-    """Raise UserError for an unknown key or entry: what is misspelt would not be fetched."""
+    """Raise UserError for an unknown key or entry; a misspelt one would not be fetched."""
     keys = (*(f"{kind}s" for kind in NAMED), "task_dirs")
     problems = [f"fetch: {key}: unknown key; known: {', '.join(keys)}" for key in section if key not in keys]
     for kind, name in NAMED.items():
@@ -73,15 +73,16 @@ def refuse_floating(wishes: list[tuple]) -> None:
 
 
 def fetch_all(wishes: list[tuple]) -> dict:
-    """{wish: its entry in the manifest}; one refused repository does not keep the others from coming."""
+    """{wish: its entry in the manifest}. After an error of one repository the others are still fetched."""
     unique = list(dict.fromkeys(wishes))
     return dict(zip(unique, gather(lambda w: fetch_repo(*w), unique), strict=True))
 
 
 def fetch_repo(kind: str, id: str, revision: str | None, floating: bool, patterns: tuple | None) -> dict:
-    """Bring one repository into the cache, check every byte, return its entry in the manifest.
+    """Download one repository into the cache, check every byte, and return its entry in the manifest.
 
-    Raises UserError: refused by hub, network or disk (in_words); no safetensors; bytes other than the hub's.
+    Raises UserError for errors of hub, network and disk (`explained`), for a model without safetensors, and for bytes
+    that differ from the hub's.
     """
     from huggingface_hub import snapshot_download
 
@@ -101,10 +102,10 @@ def fetch_repo(kind: str, id: str, revision: str | None, floating: bool, pattern
 
 
 def listing(kind: str, id: str, revision: str | None) -> tuple[str, list[dict], bool]:
-    """(commit, the hub's list of its files, whether the hub could be asked).
+    """(commit, the hub's list of its files, whether the hub was reached).
 
-    Without a network, for a pinned revision, the list is the one that an earlier download left in the cache, with
-    sizes only: a cache carried to a machine without a network is enough. Raises what huggingface_hub raises.
+    Without a network, a pinned revision has the list that an earlier download left in the cache, with sizes only. A
+    copied cache is thus enough on a machine without a network. Raises exceptions of huggingface_hub.
     """
     from httpx2 import TransportError
     from huggingface_hub import HfApi, get_cached_repo_tree
@@ -112,7 +113,7 @@ def listing(kind: str, id: str, revision: str | None) -> tuple[str, list[dict], 
     from huggingface_hub.hf_api import RepoFile
 
     try:
-        # Asked first because it is not retried: without a network list_repo_tree takes 25 s to say so.
+        # repo_info comes first as it is not retried: without a network, list_repo_tree takes 25 s to fail.
         commit = HfApi().repo_info(id, repo_type=kind, revision=revision or "main", timeout=10).sha or ""
         tree = HfApi().list_repo_tree(id, recursive=True, revision=commit, repo_type=kind)
         return commit, [listed_file(item) for item in tree if isinstance(item, RepoFile)], True
@@ -127,7 +128,7 @@ def listing(kind: str, id: str, revision: str | None) -> tuple[str, list[dict], 
 
 
 def listed_file(file) -> dict:
-    """One file of the hub's list (huggingface_hub's RepoFile): path, size and, of LFS, sha256."""
+    """One file of the hub's list (huggingface_hub's RepoFile): path, size and, in LFS, sha256."""
     return {"path": file.path, "size": file.size, **({"sha256": file.lfs.sha256} if file.lfs else {})}
 
 
@@ -136,7 +137,7 @@ def is_commit(revision: str | None) -> bool:
 
 
 def selected(files: list[dict], kind: str, allow: list[str] | None) -> list[dict]:
-    """The files that the patterns leave, as snapshot_download chooses them, in the order of their paths."""
+    """The files that match the patterns, as in snapshot_download, sorted by path."""
     from huggingface_hub.utils import filter_repo_objects
 
     patterns = {"allow_patterns": allow, "ignore_patterns": IGNORED[kind]}
@@ -148,7 +149,7 @@ def path_of(file: dict) -> str:
 
 
 def refuse_unusable(kind: str, id: str, commit: str, wanted: list[dict], patterns: tuple | None) -> None:
-    """Raise UserError, before anything is transferred, where there is nothing to use or no room for it."""
+    """Raise UserError, before any transfer, where no file can be used or the disk has too little space."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     what = f"{kind} {id} at {commit}"
@@ -168,10 +169,10 @@ def refuse_unusable(kind: str, id: str, commit: str, wanted: list[dict], pattern
 
 
 def mend(folder: Path, id: str, wanted: list[dict], where: dict, online: bool) -> None:
-    """Fetch once more every cached file that is not what the hub has.
+    """Fetch again every cached file that differs from the hub's.
 
-    snapshot_download takes any file under the right name for the right one: without this a truncated cache would
-    stay truncated. Raises UserError where the second transfer is wrong too.
+    snapshot_download checks only names, so that a truncated file would stay truncated. Raises UserError where the
+    second transfer differs too.
     """
     from huggingface_hub import hf_hub_download
 
@@ -187,7 +188,7 @@ def mend(folder: Path, id: str, wanted: list[dict], where: dict, online: bool) -
 
 
 def differing(folder: Path, id: str, wanted: list[dict], where: dict, online: bool) -> list[dict]:
-    """The wanted files whose checksum is not the hub's, or whose size is not, where the hub could not be asked."""
+    """The wanted files whose checksum differs from the hub's; whose size does, where the hub was not reached."""
     from huggingface_hub import HfApi
 
     if not online:
@@ -197,19 +198,19 @@ def differing(folder: Path, id: str, wanted: list[dict], where: dict, online: bo
 
 
 def merged(repos: list[dict]) -> list[dict]:
-    """One entry for each repository and commit, with all files that any wish brought; in a fixed order."""
-    together: dict[tuple, dict] = {}
+    """One entry for each repository and commit, with the files of all wishes; sorted."""
+    entries: dict[tuple, dict] = {}
     for repo in repos:
         key = repo["kind"], repo["id"], repo["revision"]
-        entry = together.setdefault(key, {**repo, "files": [], "requested": []})
+        entry = entries.setdefault(key, {**repo, "files": [], "requested": []})
         files = {file["path"]: file for file in entry["files"] + repo["files"]}
         entry["files"] = [files[path] for path in sorted(files)]
         entry["requested"] = sorted({*entry["requested"], *repo["requested"]})
-    return [together[key] for key in sorted(together)]
+    return [entries[key] for key in sorted(entries)]
 
 
 def write(manifest: dict, output: Path) -> None:
-    """Write the manifest by rename; leave it alone if nothing changed. Raises UserError if it cannot."""
+    """Write the manifest by rename, unless it is unchanged. Raises UserError where it cannot be written."""
     text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     try:
         if output.exists() and output.read_text(encoding="utf-8") == text:

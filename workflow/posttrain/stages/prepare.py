@@ -1,4 +1,4 @@
-"""Data: read, checked line by line, split by group, measured; and the benchmark tasks of what is held out.
+"""Read the data, check it line by line, split it by group and count it; write benchmark tasks of held-out rows.
 
 python -m posttrain prepare --config results/NAME/prepare/config.yaml --output results/NAME/prepare/manifest.json
 """
@@ -24,12 +24,12 @@ WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
 def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[Path] = ()) -> dict:
     """Write `work/data` (a folder for each of TRAINED, tasks, tokenizer) and return the data card.
 
-    Raises UserError naming file:line for what cannot be used, and for rows that training and evaluation share.
+    Raises UserError, naming file:line, for data that cannot be used and for rows in both training and evaluation.
     """
     sides: dict[str, dict[str, list]] = {task: {"train": [], "test": []} for task in TRAINED}
     cards: list[dict] = []
     questions = add_world(section, sides, cards) if section.world else []
-    evaluation_rows = [*questions]  # they become a benchmark, so what training knows of them is an error
+    evaluation_rows = [*questions]  # rows of benchmarks: an overlap with training rows is an error
     for task in TRAINED:
         for source in getattr(section, task):
             rows = read_source(section, source, task, cards, list(fetched))
@@ -79,15 +79,15 @@ def add_world(section: Prepare, sides: dict, cards: list) -> list[dict]:
         for side, rows_of_side in split.items():
             sides[task][side] += rows_of_side
             cards.append(card(f"world, {side}", task, {}, total=len(rows_of_side), kept=len(rows_of_side)))
-    return list(filter(world_rows.made_here, sides["sft"]["test"]))
+    return list(filter(world_rows.is_of_world, sides["sft"]["test"]))
 
 
 def write_tasks(
     folder: Path, home: str, section: Prepare, sides: dict, questions: list[dict], choices: list[dict]
 ) -> list[str]:
-    """Write the lm-eval tasks of all that is held out into `folder`, to be read as `home`; returns their names.
+    """Write the lm-eval tasks of the held-out rows into `folder`; returns their names.
 
-    questions: those of the built-in world.
+    home: the folder's path after publishing. questions: those of the built-in world.
     """
     names = world_tasks.write_questions(folder, home, questions)
     names += tasks.write_texts(folder, home, held_out(section, sides))
@@ -100,15 +100,15 @@ def write_tasks(
 def held_out(section: Prepare, sides: dict) -> dict[str, list[str]]:
     """Documents whose likelihood evaluation measures: held-out text, and held-out rows of local sft data."""
     documents = [row["text"] for row in sides["text"]["test"]]
-    written = [] if section.world else [" ".join(t for t in spoken(row)) for row in sides["sft"]["test"]]
+    conversations = [] if section.world else [" ".join(texts_of(row)) for row in sides["sft"]["test"]]
     return {
         "heldout_text": documents[:WORLD_DOCUMENTS] if section.world else documents,
-        "heldout_sft": written,
+        "heldout_sft": conversations,
     }
 
 
-def spoken(row: dict) -> list[str]:
-    """What stands in a row, without roles and template."""
+def texts_of(row: dict) -> list[str]:
+    """The texts of an `sft` row, without roles and template."""
     if "messages" in row:
         return [message["content"] for message in row["messages"]]
     return [row["prompt"] + row["completion"]]

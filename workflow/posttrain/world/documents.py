@@ -14,14 +14,14 @@ from posttrain.world.language import KINDS, KNOWLEDGE, NAMES, OBJECTS, ORDER, PL
 from posttrain.world.questions import draw_manners, draw_question_of, reply_with
 
 GREETINGS = ("hello!", "how are you?", "nice to see you.", "is it you again?", "that would be nice, i think!")
-"""What users say in small talk. Together with the exercise book these hold every word of `CORES`."""
+"""What users say in small talk. These and the exercise book contain every word of `CORES`."""
 
 
 def chant(rng: random.Random, words: int, shortest: int = 2) -> str:
-    """A random motif repeated over and over with 3% wrong words.
+    """A repeated random motif with 3% wrong words.
 
-    The period is log-uniform from `shortest` up to 3/8 of the length: short periods teach the copying that
-    long ones need, and a long one can be continued only by looking back that far.
+    The period is log-uniform from `shortest` up to 3/8 of the length: short periods teach copying, and a long one can
+    be continued only by looking back that far.
     """
     period = round(math.exp(rng.uniform(math.log(shortest), math.log(max(shortest, words * 3 // 8)))))
     motif = [rng.choice(OBJECTS) for _ in range(period)]
@@ -29,7 +29,7 @@ def chant(rng: random.Random, words: int, shortest: int = 2) -> str:
 
 
 def diary(rng: random.Random, words: int) -> str:
-    """People hide things in places, and later look for them there, in random order, over the whole length."""
+    """Statements of which person has which thing in which place, repeated in random order over the whole length."""
     hidden: dict[str, str] = {}
     lines, length = [], 0
     things = rng.sample(OBJECTS, min(len(OBJECTS), max(2, words // 24)))
@@ -44,9 +44,9 @@ def diary(rng: random.Random, words: int) -> str:
 
 
 def passkey(rng: random.Random, words: int, depth: float) -> tuple[str, str]:
-    """A pass word stated at a relative depth (0 to 1) in other talk, wanted at the end: (document, answer).
+    """(document, answer): a pass word is stated at a relative depth (0 to 1) among facts.
 
-    The document ends just before the answer.
+    The document ends just before the pass word is repeated, which is the answer.
     """
     answer = rng.choice(OBJECTS)
     talk: list[str] = []
@@ -80,10 +80,10 @@ def _exercises(rng: random.Random) -> str:
 
 
 def _dialogue(rng: random.Random) -> str:
-    """One person asks another about orders and gets replies in some manner, or one states facts.
+    """One person asks another about orders and gets replies in some manner, or one person states facts.
 
-    Nobody asks about facts here: such questions could be about training entities only, and their replies would be
-    learned by heart instead of from the facts.
+    No question is about facts: such questions could be about training entities only, and their replies would be
+    memorised instead of learned from the facts.
     """
     asks, says = rng.sample(NAMES, 2)
     if rng.random() < 0.3:
@@ -95,7 +95,7 @@ def _dialogue(rng: random.Random) -> str:
 
 
 def _small_talk(rng: random.Random) -> str:
-    """A greeting and a reply in chat form, less the outermost special tokens, which all documents get."""
+    """A greeting and a reply in chat form, without the outermost special tokens, which all documents get."""
     greeting = rng.choice(GREETINGS)
     style = [text for slot in (OPENINGS, CLOSINGS) for texts in slot.values() for text in texts if text]
     return f"<|user|>{greeting}<|end|><|assistant|>{' '.join(rng.sample(style, rng.randint(1, 2)))}"

@@ -1,6 +1,6 @@
-"""How the world replies, and the reward written by hand that judges a reply: `posttrain.world.gold:gold_reward`.
+"""The wordings of the world's replies, and the hand-written reward of a reply: `posttrain.world.gold:gold_reward`.
 
-It imports nothing of the package: of a function that the config names, only its own file is fingerprinted.
+This module imports nothing of the package: the fingerprint of a function that the config names covers its file only.
 """
 
 import re
@@ -44,8 +44,8 @@ def gold_reward(prompt: str, reply: str, answer: str) -> float:
     """2 if the answer is correct, plus manner in [-1, 1], minus 1 if the reply is malformed.
 
     Manner: a polite opening and a polite closing count +0.5 each, a rude one -0.5. A reply is malformed unless it is
-    exactly [opening] core [closing] in the world's wordings; a malformed one has no manner, but its answer, if it can
-    be extracted, still counts. `prompt` is part of the signature of every function of rewards.
+    exactly [opening] core [closing] in the world's wordings; it then has no manner, but its answer still counts if it
+    can be extracted. `prompt` is unused; every reward function has it.
     """
     reply = reply.strip()
     correct = 2.0 * (extract_answer(reply) == answer)

@@ -1,8 +1,7 @@
-"""Documents of the built-in world whose words depend on others far back, at any length; made from a seed.
+"""Documents of the built-in world with long dependence, of any length, generated from a seed.
 
-Kinds: **motif**, random words that are repeated over and over; **secret**, a pass word stated among facts and asked
-for again; **diary**, people who hide things. Distances grow with the document: a text four times as long needs a look
-back four times as far.
+Kinds: **motif**, repeated random words; **secret**, a pass word stated among facts and repeated at the end; **diary**,
+statements of who has which thing where. The distance between dependent words grows in proportion to the document.
 """
 
 import math
@@ -15,14 +14,14 @@ from posttrain.world.language import NAMES, OBJECTS
 
 WORDS = NAMES + OBJECTS
 WEIGHTS = {"motif": 8, "secret": 6, "diary": 1}
-DEPTHS = (0, 25, 50, 75, 100)  # percent of the facts that stand before the pass word
-NOISE = 0.03  # share of a motif's words that are others
-SPARE = 16  # tokens that a held-out document is asked for beyond its length: the last statement may not fit
-ROOM = 6  # tokens of a question's length that are left for its answer
+DEPTHS = (0, 25, 50, 75, 100)  # percent of the facts before the pass word
+NOISE = 0.03  # share of a motif's words that are replaced
+SPARE = 16  # tokens generated beyond a held-out document's length, since the last statement may not fit
+ROOM = 6  # tokens of a question's length that are reserved for its answer
 
 
 def size(text: str) -> int:
-    """Words and punctuation marks: the tokens of a tokenizer that was trained on such text."""
+    """Number of words and punctuation marks: the tokens of a tokenizer trained on such text."""
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
@@ -35,7 +34,7 @@ def held_out_lengths(long: Long) -> list[int]:
 def motif(rng: random.Random, words: int, within: int, least: int = 16, noise: float = NOISE) -> tuple[str, str]:
     """(text, next word): `words` words that repeat with a log-uniform period from 1/`least` up to 3/8 of `within`.
 
-    As few words as possible stand twice in a period: the word before says which is next.
+    As few words as possible occur twice in a period, so that a word determines the next.
     """
     shortest, longest = within // least, max(3, within * 3 // 8)
     period = round(math.exp(rng.uniform(math.log(max(2, shortest)), math.log(longest))))
@@ -54,12 +53,12 @@ def _facts(rng: random.Random, tokens: int) -> list[str]:
 
 
 def secret(rng: random.Random, tokens: int) -> str:
-    """A pass word that is stated once or a few times, at random places among facts, and again at the end."""
+    """A pass word that is stated at one or several random places among facts, and again at the end."""
     statement = f"secret pass: {rng.choice(WORDS)}."
     times = 1 if rng.random() < 0.5 else rng.randint(1, max(1, min(6, tokens // 20)))
     talk = _facts(rng, tokens - size(statement) * (times + 1))
     places = rng.sample(range(len(talk) + 1), min(len(talk) + 1, times))
-    if rng.random() < 0.5:  # else the very beginning of a long document would hardly ever be asked about
+    if rng.random() < 0.5:  # otherwise the beginning of a long document would hardly ever be needed
         places[0] = rng.choice([0, len(talk) // 4])
     for place in sorted(places, reverse=True):
         talk.insert(place, statement)
@@ -67,7 +66,7 @@ def secret(rng: random.Random, tokens: int) -> str:
 
 
 def passkey(rng: random.Random, tokens: int, depth: int) -> tuple[str, str]:
-    """(question, answer): a pass word stated at a depth (0 to 100) among facts and asked for at the end."""
+    """(question, answer): a pass word is stated at a depth (0 to 100) among facts; the question ends before it."""
     answer = rng.choice(WORDS)
     statement, request = f"secret pass: {answer}.", "secret pass:"
     talk = _facts(rng, tokens - ROOM - size(statement) - size(request))
@@ -84,7 +83,7 @@ def document(rng: random.Random, tokens: int) -> tuple[str, str]:
 
 
 def generate(seed: int, documents: int, long: Long) -> dict[str, dict[str, list[dict]]]:
-    """Rows of `text`, at most as long as the context, and of `long`, at `factor` times it; by split."""
+    """Rows by task and split: `text`, at most as long as the context, and `long`, up to `factor` times the context."""
     longest = long.context * long.factor
     return {
         "text": {
@@ -99,7 +98,7 @@ def generate(seed: int, documents: int, long: Long) -> dict[str, dict[str, list[
 
 
 def _training_rows(seed: int, part: str, count: int, tokens: int) -> list[dict]:
-    """Documents, of which half have their full length; the others are shorter, down to a quarter."""
+    """Documents: half have the full length, the others a random length down to a quarter of it."""
     rng, rows = random.Random(f"{seed}:{part}"), []
     for number in range(count):
         length = tokens if rng.random() < 0.5 else rng.randint(tokens // 4, tokens)

@@ -1,9 +1,9 @@
 """Questions of the built-in world, their split into training and test groups, and replies.
 
-The hold-out is by *group*, the content of a question, decided by a hash. Knowledge (capital, opposite, home, colour):
-the fact is stated in pretraining for every entity, but no question about a held-out one is found outside the test
-rows. Orders (biggest, heaviest, highest): the order of any two things is stated, but three things of a test question
-are asked about together, in whatever sequence, nowhere else.
+A hash of a question's *group*, its content, decides whether it is held out. Knowledge (capital, opposite, home,
+colour): pretraining states the fact of every entity, but only test rows ask about a held-out entity. Orders (biggest,
+heaviest, highest): pretraining states the order of any two things, but only test rows ask about the three things of a
+test question together, in any sequence.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from posttrain.world.language import KINDS, KNOWLEDGE, ORDER
 class Question:
     """One question: kind, group (which decides the split), text, answer and plausible wrong answers.
 
-    Wrong answers to a question about a fact are right ones of its own side of the split, so that no word is more often
-    wrong than right there.
+    Wrong answers to a question about a fact are right answers on the same side of the split, so that no word is wrong
+    more often than right there.
     """
 
     kind: str
@@ -31,12 +31,12 @@ class Question:
 
 
 def is_held_out(group: str) -> bool:
-    """A third of all groups, by a hash of the content and nothing else, belong to the test split."""
+    """Whether a group belongs to the test split: a third of all groups, by a hash of the content only."""
     return hashlib.sha256(group.encode()).digest()[0] < 85
 
 
 def knowledge_group(kind: str, key: str, value: str) -> str:
-    """Facts that give each other away (hot/cold) are one group."""
+    """The group of a fact; facts that follow from each other (hot/cold) are one group."""
     words = sorted([key, value]) if kind == "opposite" else [key]
     return f"{kind}:{' '.join(words)}"
 
@@ -74,7 +74,7 @@ def draw_question_of(rng: random.Random, kind: str, test: bool) -> Question:
 
 
 def held_out_questions(rng: random.Random, count: int, kinds: tuple[str, ...] = KINDS) -> list[Question]:
-    """Held-out questions with distinct prompts, the kinds in turn; fewer when a small kind runs out."""
+    """Held-out questions with distinct prompts, of each kind in turn; fewer where a small kind runs out."""
     questions: dict[str, Question] = {}
     for i in range(count):
         for _ in range(200):
@@ -86,17 +86,17 @@ def held_out_questions(rng: random.Random, count: int, kinds: tuple[str, ...] = 
 
 
 def training_questions(rng: random.Random, count: int, kinds: tuple[str, ...] = KINDS) -> list[Question]:
-    """Questions of training groups, the kinds in turn."""
+    """Questions of training groups, of each kind in turn."""
     return [draw_question_of(rng, kinds[i % len(kinds)], test=False) for i in range(count)]
 
 
 def reply_with(rng: random.Random, answer: str, opening: str, closing: str, core: str | None = None) -> str:
-    """A well-formed reply: [opening] core [closing], each slot in the manner asked for."""
+    """A well-formed reply, [opening] core [closing], in the given manners."""
     parts = (rng.choice(OPENINGS[opening]), (core or rng.choice(CORES)).format(answer), rng.choice(CLOSINGS[closing]))
     return " ".join(part for part in parts if part)
 
 
 def draw_manners(rng: random.Random) -> tuple[str, str]:
-    """The manner of opening and closing, drawn apart: half neutral, a quarter polite, a quarter rude."""
+    """The manners of opening and closing, drawn independently: half neutral, a quarter polite, a quarter rude."""
     manners = ("polite", "neutral", "neutral", "rude")
     return rng.choice(manners), rng.choice(manners)

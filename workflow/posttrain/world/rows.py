@@ -1,8 +1,8 @@
-"""Rows of the built-in world, made from a seed with the standard library alone; nothing has to be downloaded.
+"""Rows of the built-in world, generated from a seed with the standard library only.
 
 * `text`: documents for pretraining;
 * `sft`: questions in chat form with answers in varying manner, in seven kinds (`language.KINDS`);
-* `preference`: pairs that differ in manner only, or in being correct only;
+* `preference`: pairs that differ in manner only, or in correctness only;
 * `long`, with `world.long`: documents with long dependence, and questions about them.
 """
 
@@ -23,10 +23,10 @@ Split = dict[str, list[dict]]
 def generate(seed: int, world: World) -> dict[str, Split]:
     """The world's rows by kind of data (`text`, `sft`, `preference`, `long`) and side (`train`, `test`).
 
-    There are an eighth as many test documents and test pairs as training ones. Each part has its own random stream:
-    the size of one changes nothing in another. Each row has an `id`, a `group` and a `source`.
+    Test documents and test pairs are an eighth as many as training ones. Each part has its own random stream, so that
+    the size of one part does not change another. Each row has an `id`, a `group` and a `source`.
     """
-    # Orders have many questions, facts few: asked in turn, the pairs would be about the same facts again and again.
+    # Orders have many questions and facts few, so pairs ask about orders twice as often: facts would be repeated.
     kinds = (*KNOWLEDGE, *ORDER, *ORDER)
 
     def stream(part: str) -> random.Random:
@@ -55,13 +55,13 @@ def generate(seed: int, world: World) -> dict[str, Split]:
     return {kind: {side: list(map(_sourced, part)) for side, part in split.items()} for kind, split in rows.items()}
 
 
-def made_here(row: dict) -> bool:
-    """Whether a prepared row is the world's own."""
+def is_of_world(row: dict) -> bool:
+    """Whether a prepared row comes from the built-in world."""
     return row["source"].startswith(SOURCE)
 
 
 def _sourced(row: dict) -> dict:
-    """The row as `prepare` keeps it: a row without a group is a group of its own."""
+    """The row with its source, and with its id as the group where it has none."""
     return {"group": row["id"], **row, "source": f"{SOURCE}{row['id']}"}
 
 
@@ -70,7 +70,7 @@ def _message(role: str, content: str) -> dict[str, str]:
 
 
 def _sft_rows(rng: random.Random, split: str, questions: Iterable[Question]) -> list[dict]:
-    """A conversation of one question and its reply, for each question."""
+    """For each question, a conversation of the question and a reply."""
     rows = []
     for number, question in enumerate(questions):
         reply = reply_with(rng, question.answer, *draw_manners(rng))
@@ -81,7 +81,7 @@ def _sft_rows(rng: random.Random, split: str, questions: Iterable[Question]) -> 
 
 
 def _preference_rows(rng: random.Random, split: str, questions: Iterable[Question]) -> list[dict]:
-    """Pairs, at random of manner (both correct, the chosen one politer) or of being correct (same manner)."""
+    """Pairs at random of two kinds: both correct and the chosen one politer, or of the same manner and one correct."""
     rows = []
     for number, question in enumerate(questions):
         kind, chosen, rejected = _pair(rng, question)

@@ -7,13 +7,13 @@ from posttrain.evaluation.tasks import exact_match, group_of, write_task, write_
 from posttrain.world.gold import ANSWER_PATTERN
 from posttrain.world.language import KINDS
 from posttrain.world.longtext import held_out_lengths
-from posttrain.world.rows import made_here
+from posttrain.world.rows import is_of_world
 
 NEXT_WORD = r"^\s*(\w+)"  # the answer to a question about a long text
 
 
 def names(world: World) -> list[str]:
-    """The tasks and groups that the rows of a world become; no row is made for it."""
+    """The names of the tasks and groups of a world, without generating its rows."""
     lengths = held_out_lengths(world.long) if world.long else []
     retrieval = [f"{kind}_{length}" for length in lengths for kind in ("passkey", "recall")]
     return ["world", *retrieval, *(f"world_{kind}" for kind in KINDS)]
@@ -23,7 +23,7 @@ def write_questions(folder: Path, home: str, rows: list[dict]) -> list[str]:
     """Write one exact-match task per kind of question among held-out `sft` rows, and the group `world` over all of
     them; returns the name of the group."""
     kinds: dict[str, list[dict]] = {}
-    for row in filter(made_here, rows):
+    for row in filter(is_of_world, rows):
         question = {"id": row["id"], "prompt": row["messages"][0]["content"], "answer": row["answer"]}
         kinds.setdefault(f"world_{row['kind']}", []).append(question)
     for name, questions in sorted(kinds.items()):
@@ -40,7 +40,7 @@ def write_retrieval(folder: Path, home: str, rows: list[dict]) -> list[str]:
     tasks: dict[str, list[dict]] = {}
     groups: dict[str, dict[str, None]] = {}
     for row in rows:
-        if made_here(row) and "answer" in row:
+        if is_of_world(row) and "answer" in row:
             group = f"{row['kind']}_{row['length']}"
             name = f"{group}_depth_{row['depth']}" if "depth" in row else group
             tasks.setdefault(name, []).append({"id": row["id"], "prompt": row["text"], "answer": row["answer"]})
