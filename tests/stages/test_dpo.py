@@ -166,7 +166,7 @@ def test_a_loss_over_the_whole_batch_is_refused_for_a_part_of_it(inputs, monkeyp
     """After an attempt that ran out of memory, fewer rows go through the model at once."""
     monkeypatch.setattr(parallel, "fits", 2)
     with pytest.raises(
-        UserError, match=r"dpo.loss: TRL takes sft over a whole batch \(4\), of which 2 fit into memory"
+        UserError, match=r"dpo.loss: TRL computes sft over a whole batch \(4\), of which 2 fit into memory"
     ):
         make("dpo", dpo(loss=["sft"]), Path("results/part/dpo/manifest.json"), **inputs)
     trainers.refuse_parts("dpo.loss", set(), dpo())  # control: other losses add up

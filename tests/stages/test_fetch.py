@@ -410,12 +410,12 @@ def test_tasks_refused(hub, tmp_path):
     cases = {
         "openai/gsm8k: COMMIT": [{"task": "little"}],
         "reads no org/other": [{"task": "little", "revision": {"openai/gsm8k": GSM8K, "org/other": GSM8K}}],
-        "asked for twice": [
+        "listed twice": [
             {"task": "little", "revision": GSM8K},
             {"task": "little_main", "revision": OTHER},
         ],
-        "in Python of its own": [{"task": "of_python", "revision": GSM8K}],
-        "by address": [{"task": "by_address", "revision": GSM8K}],
+        "in its own Python code": [{"task": "of_python", "revision": GSM8K}],
+        "from a URL": [{"task": "by_address", "revision": GSM8K}],
         "defined inline": [{"task": "inline", "revision": GSM8K}],
     }
     from unittest import mock

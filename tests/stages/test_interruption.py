@@ -65,7 +65,10 @@ def test_a_damaged_checkpoint_is_not_continued_from(damage, uninterrupted, read_
     spoil(newest / "optimizer.pt", damage)
     made = made_of("sft", read_by, f"damaged-{damage}")
     said = capsys.readouterr().err
-    assert f"{newest.name} is not whole and deleted" in said and f"from a checkpoint of step {older.name[11:]}" in said
+    assert (
+        f"deleting {newest.name}, which is incomplete or damaged" in said
+        and f"from a checkpoint of step {older.name[11:]}" in said
+    )
     assert files(made) == files(uninterrupted["sft"])
 
 

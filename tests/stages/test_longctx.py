@@ -111,7 +111,7 @@ def test_a_model_that_would_be_read_otherwise_is_refused(interpolated, data, key
     policy.load_merged(tmp_path / "longctx/manifest.json")  # control: as it was made it loads
     config["rope_parameters"][key] = {"factor": 2.0, "rope_theta": 500.0, "rope_type": "default"}[key]
     edited.write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"config\.json would have it read with other positions .* is .*, not"):
+    with pytest.raises(UserError, match=r"config\.json differ from those that it was trained with: .* is .*, not"):
         policy.load_merged(tmp_path / "longctx/manifest.json")
 
 
@@ -173,7 +173,7 @@ def test_a_wrong_merge_is_refused(data, base, tuned):
     from peft import PeftModel
 
     wrong = PeftModel.from_pretrained(policy.load_verified(base), tuned.parent / "model").merge_and_unload()
-    with pytest.raises(UserError, match="the merged model is another than the adapter on its weights"):
+    with pytest.raises(UserError, match="the merged model differs from the adapter on its weights"):
         policy.certify_merge(tuned, base, wrong)
     right, _ = policy.load_merged(tuned, base)
     assert policy.certify_merge(tuned, base, right) < 1e-4

@@ -221,5 +221,5 @@ def test_a_loss_over_the_whole_batch_is_refused(runs, monkeypatch):
 
     stage, section, inputs = runs["dpo"]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="TRL takes sft over a whole batch: start one process"):
+    with pytest.raises(UserError, match="TRL computes sft over a whole batch: start one process"):
         make(stage, section.model_copy(update={"loss": ["sft"]}), Path("results/whole/dpo/manifest.json"), **inputs)

@@ -25,7 +25,7 @@ def scorer(base, tuned_policy, rewarded):
 def scored(scorer, prompts, replies) -> torch.Tensor:
     model, head, tokenizer = scorer
     with torch.no_grad(), answers.adapter(model, "reward"):
-        return answers.scores(model, head, completions.given(tokenizer, prompts, replies, model.device))
+        return answers.scores(model, head, completions.answers_of(tokenizer, prompts, replies, model.device))
 
 
 @pytest.fixture(scope="module")

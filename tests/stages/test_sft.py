@@ -219,7 +219,7 @@ def test_packed_neighbours_that_see_each_other_are_found(base, data):
     model = policy.load_verified(base)
     forward = model.forward
     model.forward = lambda input_ids, position_ids=None, **kwargs: forward(input_ids=input_ids, **kwargs)
-    with pytest.raises(UserError, match="packed rows see each other"):
+    with pytest.raises(UserError, match="packed rows attend to each other"):
         stage.prove_isolation(model, rows[:9])
 
 
@@ -234,7 +234,7 @@ def test_another_stages_manifest_is_told_in_words(data, base, home):
     output = Path("results/wrong/sft/manifest.json")
     with pytest.raises(UserError, match=r"sft/train\.jsonl: is not there"):
         make("sft", sft(method="lora"), output, data=base, base=base)
-    with pytest.raises(UserError, match="is no artifact of a language model"):
+    with pytest.raises(UserError, match="is not an artifact of a language model"):
         make("sft", sft(method="lora"), output, data=data, base=data)
 
 
@@ -324,7 +324,7 @@ def test_what_a_collator_may_not_make_is_found():
     packed = {"labels": torch.tensor([[-100, 6, -100, 8]]), "position_ids": torch.tensor([[0, 1, 0, 1]])}
     stage.prove_batch(padded)
     stage.prove_batch(packed)
-    with pytest.raises(UserError, match="labels of padding"):
+    with pytest.raises(UserError, match="labels padding"):
         stage.prove_batch(padded | {"labels": ids})
-    with pytest.raises(UserError, match="follow from the row before"):
+    with pytest.raises(UserError, match="predicted from the row before"):
         stage.prove_batch(packed | {"labels": torch.tensor([[-100, 6, 7, 8]])})

@@ -160,7 +160,7 @@ def templated(tokenizer, tmp_path, reply: str, row=ROW) -> str:
 @pytest.mark.parametrize("reply", ["{{ messages[0].content }}", "{{ m.content[:3] }}", "{{ m.content|upper }}"])
 def test_a_template_that_writes_other_words_than_the_assistants_is_found(tokenizer, tmp_path, reply):
     """What the user says, half a reply or capitals would be trained on in the assistant's name."""
-    assert "does not write the assistant's 'it is four.' as it stands" in templated(tokenizer, tmp_path, reply)
+    assert "changes the assistant's 'it is four.' to" in templated(tokenizer, tmp_path, reply)
 
 
 def test_an_end_of_turn_before_the_reply_ends_is_found(tokenizer, tmp_path):

@@ -1,4 +1,4 @@
-"""Find the data sets that lm-eval's tasks read on the hub, and let lm-eval read them again without a network."""
+"""Find the hub data sets of lm-eval's tasks, and let lm-eval read the fetched ones without a network."""
 
 import difflib
 import importlib.util
@@ -12,24 +12,24 @@ from typing import Any
 from posttrain.data.hub import local_dataset, read_manifest, snapshot, wish
 from posttrain.ground.errors import UserError, gather
 
-LOADERS = {"json", "csv", "parquet", "text", "arrow", "pandas", "xml"}  # of tasks with data files of their own
+LOADERS = {"json", "csv", "parquet", "text", "arrow", "pandas", "xml"}  # a task's dataset_path for local data files
 DATA_KEYS = {"dataset_path", "dataset_name", "dataset_kwargs"}
 
 
 def task_pack(manifest: Path, folder: Path) -> Path:
-    """Write lm-eval YAML for each fetched benchmark: lm-eval's own task, its data read from the shared cache.
+    """Write lm-eval YAML for each fetched benchmark: lm-eval's own task, with its data in the shared cache.
 
-    `TaskManager(include_path=[str(task_pack(…))], include_defaults=False)` then knows exactly the fetched
-    tasks, groups and tags, under their own names, in 10 ms (lm-eval's whole index takes 12 s), and loads them
-    offline; `lm_eval --include_path FOLDER --tasks NAME` by hand reads the same. The paths in it are this
-    machine's: `folder` belongs into scratch, not into an artifact. Raises UserError as local_dataset does.
+    `TaskManager(include_path=[str(task_pack(…))], include_defaults=False)` then has exactly the fetched tasks, groups
+    and tags, under their own names, in 10 ms (lm-eval's whole index takes 12 s), and loads them offline. So does
+    `lm_eval --include_path FOLDER --tasks NAME`. The YAML holds paths of this machine: `folder` belongs into scratch,
+    not into an artifact. Raises UserError as local_dataset does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for task in read_manifest(manifest)["tasks"]:
         overlay = {"include": str(task_yaml(task)), **task["overrides"]}
         if task["dataset"]:
             overlay["dataset_path"] = str(local_dataset(task["dataset"], task["revision"], manifest))
-        # JSON is YAML, and needs no second library
+        # JSON is YAML
         name = task["name"].replace("/", "--") + ".yaml"
         (folder / name).write_text(json.dumps(overlay, indent=1, ensure_ascii=False), encoding="utf-8")
     return folder
@@ -48,26 +48,26 @@ def lm_eval_tasks() -> Path:
 
 
 def find_tasks(entries: list[dict], dirs: list[str]) -> list[dict]:
-    """Every task and group that the names reach (groups and tags have members), each with its data's wish.
+    """Every task and group of the entries, members of groups and tags included, each with the wish for its data.
 
-    Raises UserError for unknown names, data without a pin, and tasks whose data no one can pin.
+    Raises UserError for unknown names, for data without a pin, and for tasks whose data cannot be pinned.
     """
     reach = reached_from([entry["task"] for entry in entries], dirs)
     rows = gather(lambda entry: rows_of(entry, reach[entry["task"]]), entries)
     by_name: dict[str, dict] = {}
     for row in chain.from_iterable(rows):
         if by_name.setdefault(row["name"], row)["wish"] != row["wish"]:
-            raise UserError(f"task {row['name']} is asked for twice, with different revisions or patterns.")
+            raise UserError(f"task {row['name']} is listed twice, with different revisions or patterns.")
     return list(by_name.values())
 
 
 def reached_from(names: list[str], dirs: list[str]) -> dict[str, dict]:
-    """{name: {task or group: lm-eval's index entry}}; lm-eval's own 14,000 files (12 s) only where needed."""
+    """{name: {task or group: lm-eval's index entry}}. lm-eval's own 14,000 files (12 s) are read only where needed."""
     from lm_eval.tasks import TaskManager
 
     for defaults in [False, True] if dirs else [True]:
         if defaults:
-            print("fetch: reading lm-eval's index of tasks, some 12 s", flush=True)
+            print("fetch: reading lm-eval's index of tasks (about 12 s)", flush=True)
         index = TaskManager(include_path=dirs or None, include_defaults=defaults).task_index
         try:
             return dict(zip(names, gather(partial(reached, index=index), names), strict=True))
@@ -78,7 +78,7 @@ def reached_from(names: list[str], dirs: list[str]) -> dict[str, dict]:
 
 
 def reached(name: str, index: dict) -> dict:
-    """{name: entry} of a task, of a group and all below it, or of a tag's tasks. UserError if unknown."""
+    """{name: entry} of a task, of a group and its members, or of a tag's tasks. Raises UserError if unknown."""
     entry = index.get(name)
     if entry is None:
         near = ", ".join(difflib.get_close_matches(str(name), index, n=3))
@@ -91,7 +91,7 @@ def reached(name: str, index: dict) -> dict:
 
 
 def members(group: str, listed: list, index: dict) -> dict:
-    """What a group's list reaches. Raises UserError where the list itself says which data to read."""
+    """{name: entry} of the members of a group. Raises UserError where its list defines a member's data inline."""
     entries: dict[str, object] = {}
     for member in listed:
         item = member if isinstance(member, dict) else {"task": member}
@@ -106,7 +106,7 @@ def members(group: str, listed: list, index: dict) -> dict:
 
 
 def rows_of(entry: dict, reach: dict) -> list[dict]:
-    """The tasks and groups that one entry of the config reaches, with the wish for each task's data.
+    """The tasks and groups of one entry of the config, with the wish for each task's data.
 
     Raises UserError where the entry's revisions do not cover all data sets.
     """
@@ -123,7 +123,7 @@ def rows_of(entry: dict, reach: dict) -> list[dict]:
 
 
 def row_of(name: str, entry, wish_for_data: tuple | None) -> dict:
-    """What later steps need of lm-eval's entry; its YAML relative to lm-eval or to the working directory."""
+    """A task or group as a dict; its YAML is relative to lm-eval or to the working directory."""
     path, folder = Path(entry.yaml_path).resolve(), lm_eval_tasks().resolve()
     inside = path.is_relative_to(folder)
     yaml = path.relative_to(folder).as_posix() if inside else os.path.relpath(path)
@@ -132,22 +132,22 @@ def row_of(name: str, entry, wish_for_data: tuple | None) -> dict:
 
 
 def dataset_of(name: str, entry) -> str | None:
-    """The hub data set that a task reads, None for groups and for tasks with files of their own.
+    """The hub data set that a task reads; None for groups and for tasks with local files.
 
-    Raises UserError for data that comes from elsewhere, which no revision can pin.
+    Raises UserError for data from elsewhere, which no revision can pin.
     """
     if entry.kind.name == "GROUP":
         return None
     path, kwargs = entry.cfg.get("dataset_path"), entry.cfg.get("dataset_kwargs") or {}
     if entry.kind.name == "PY_TASK" or "custom_dataset" in entry.cfg or not path:
-        raise UserError(f"task {name} makes or finds its data in Python of its own: it cannot be pinned")
+        raise UserError(f"task {name} creates or finds its data in its own Python code: it cannot be pinned")
     if "://" in str(kwargs.get("data_files", "")):
-        raise UserError(f"task {name} reads data by address ({kwargs['data_files']}), which no revision pins")
+        raise UserError(f"task {name} reads data from a URL ({kwargs['data_files']}), which no revision pins")
     return None if path in LOADERS or Path(path).exists() else path
 
 
 def task_row(task: dict, repo: dict | None) -> dict:
-    """A task's or group's entry in the manifest: where its YAML is and what to read instead of the hub.
+    """A task's or group's entry in the manifest: its YAML, its data set, and keys to override.
 
     Raises UserError where `datasets` cannot find the task's data among the fetched files.
     """
@@ -155,20 +155,20 @@ def task_row(task: dict, repo: dict | None) -> dict:
     if repo is None:
         return {**row, "dataset": None, "revision": None}
     name, kwargs = task["cfg"].get("dataset_name"), task["cfg"].get("dataset_kwargs") or {}
-    kept = {key: value for key, value in kwargs.items() if key not in ("revision", "trust_remote_code")}
+    options = {key: value for key, value in kwargs.items() if key not in ("revision", "trust_remote_code")}
     paths = [file["path"] for file in repo["files"]]
     if name and "README.md" not in paths and any(path.startswith(f"{name}/") for path in paths):
         # The hub's parquet conversion (refs/convert/parquet) has a folder per configuration, and no card.
-        name, kept = None, {**kept, "data_dir": task["cfg"]["dataset_name"]}
+        name, options = None, {**options, "data_dir": task["cfg"]["dataset_name"]}
         row["overrides"] = {"dataset_name": None}
-    if kept != kwargs:
-        row["overrides"]["dataset_kwargs"] = kept
-    prove_loadable(task["name"], repo, name, kept)
+    if options != kwargs:
+        row["overrides"]["dataset_kwargs"] = options
+    prove_loadable(task["name"], repo, name, options)
     return {**row, "dataset": repo["id"], "revision": repo["revision"]}
 
 
 def prove_loadable(task: str, repo: dict, name: str | None, kwargs: dict) -> None:
-    """Raise UserError, here rather than on a compute node, if the fetched files are not the task's data."""
+    """Raise UserError where `datasets` cannot load the task's data from the fetched files."""
     from datasets import load_dataset_builder
 
     chosen = {key: kwargs[key] for key in ("data_dir", "data_files") if key in kwargs}
@@ -178,5 +178,5 @@ def prove_loadable(task: str, repo: dict, name: str | None, kwargs: dict) -> Non
         raise UserError(
             f"task {task}: data set {repo['id']} at {repo['revision']} cannot be read as {name or 'it is'}: "
             f"{str(error).splitlines()[0]}. If it is a loading script, which no current `datasets` runs, pin "
-            "a commit of its branch refs/convert/parquet; allow_patterns, if given, may leave too little."
+            "a commit of its branch refs/convert/parquet. Or allow_patterns leave out needed files."
         ) from None

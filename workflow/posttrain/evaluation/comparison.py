@@ -1,6 +1,6 @@
-"""Statistics of a policy's own answers: rows of the result table, and points of the reward-KL frontier.
+"""Statistics of a policy's answers: rows of the result table, and points of the reward-KL frontier.
 
-An answer is a dict: id, reply, length, ended, and kl, reward and gold_reward, each None where it is not known.
+An answer is a dict: id, reply, length, ended, and kl, reward and gold_reward, each None where it was not measured.
 """
 
 import math
@@ -12,11 +12,11 @@ from posttrain.ground.errors import UserError
 from posttrain.maths import best_of_n
 from posttrain.maths.intervals import mean_stderr
 
-GAINS = {"gold_reward": "gold_gain", "reward": "reward_gain"}  # gold is asked first for the win rate
+GAINS = {"gold_reward": "gold_gain", "reward": "reward_gain"}  # the first that was measured gives the win rate
 
 
 def summarise(answers: list[dict]) -> list[dict]:
-    """Rows of the result table: means with standard errors over prompts, and the variety of the answers."""
+    """Rows of the result table: means with standard errors over prompts, and measures of variety."""
     rows = []
     for key, metric, higher in (
         ("gold_reward", "gold_reward", True), ("reward", "reward", True), ("kl", "kl_to_sft", False),
@@ -32,10 +32,10 @@ def summarise(answers: list[dict]) -> list[dict]:
 
 
 def gains(answers: list[dict], beside: list[dict]) -> list[dict]:
-    """Rows against the SFT policy's answers to the same prompts (`beside`): win rate (a tie is half won) with the p of
-    an exact sign test, and mean gain, plain and in standard deviations of the SFT policy's reward.
+    """Rows that compare with the SFT policy's answers to the same prompts (`beside`): win rate (a tie counts half) with
+    the p of an exact sign test, and mean gain, also in standard deviations of the SFT policy's reward.
 
-    The win rate is by gold reward where it is known, else by the reward. Raises UserError for other prompts.
+    The win rate is by gold reward where there is one, else by the reward. Raises UserError for other prompts.
     """
     if [answer["id"] for answer in answers] != [answer["id"] for answer in beside]:
         raise UserError("compare: the SFT policy answered other prompts; remake its comparison")
@@ -65,7 +65,7 @@ def point(answers: list[dict], series: str, label: str) -> dict:
 
 
 def best_of_points(drawn: list[list[dict]]) -> list[dict]:
-    """Points of best-of-n by the reward, n = 1, 2, 4, ...: the unbiased estimator over N answers to each prompt.
+    """Points of best-of-n by the reward, n = 1, 2, 4, ..., by the unbiased estimator over N answers to each prompt.
 
     drawn: N lists of answers to the same prompts.
     """
@@ -84,12 +84,12 @@ def best_of_points(drawn: list[list[dict]]) -> list[dict]:
 
 
 def column(answers: list[dict], key: str) -> list[float]:
-    """The known values of a column."""
+    """The measured values of a column, as a list."""
     return [float(answer[key]) for answer in answers if answer[key] is not None]
 
 
 def distinct(replies: list[str], n: int) -> float:
-    """Different n-grams of words over all n-grams of the replies (Li et al. 2016, arXiv 1510.03055, section 5)."""
+    """Share of distinct word n-grams among all in the replies (Li et al. 2016, arXiv 1510.03055, section 5)."""
     grams = [gram for words in map(str.split, replies) for gram in zip(*(words[k:] for k in range(n)), strict=False)]
     return len(set(grams)) / max(1, len(grams))
 

@@ -1,6 +1,6 @@
-"""lm-eval tasks over held-out rows: files that lm-eval reads by itself.
+"""Write lm-eval tasks of held-out rows.
 
-A task is NAME.yaml beside its questions, NAME.jsonl. `home` is the folder that lm-eval will find them in.
+A task is NAME.yaml beside its questions, NAME.jsonl. `home`: the folder in which lm-eval will find them.
 """
 
 import json
@@ -10,7 +10,7 @@ from posttrain.ground.files import write_jsonl
 
 
 def write_texts(folder: Path, home: str, texts: dict[str, list[str]]) -> list[str]:
-    """Write a task for each name with documents, whose likelihood is measured; returns the names."""
+    """Write a likelihood task for each name that has documents; returns the names."""
     names = [name for name, documents in texts.items() if documents]
     for name in names:
         write_task(folder, rolling(name, home), [{"text": text} for text in texts[name]])
@@ -38,8 +38,8 @@ def write_task(folder: Path, task: dict, questions: list[dict]) -> None:
 
 
 def exact_match(name: str, home: str, pattern: str, until: str, longest: int) -> dict:
-    """A greedy reply of at most `longest` tokens, which ends at `until`; the group of its first match with the regular
-    expression `pattern` must equal the expected answer."""
+    """A task with greedy replies of at most `longest` tokens that end at `until`. The group of a reply's first match of
+    the regular expression `pattern` must equal the expected answer."""
     return {
         **_source(name, home),
         "output_type": "generate_until",
@@ -54,7 +54,7 @@ def exact_match(name: str, home: str, pattern: str, until: str, longest: int) ->
 
 
 def rolling(name: str, home: str) -> dict:
-    """Likelihood of whole documents."""
+    """A task that measures the likelihood of whole documents."""
     metrics = ("word_perplexity", "byte_perplexity", "bits_per_byte")
     return {
         **_source(name, home),
@@ -71,7 +71,7 @@ def rolling(name: str, home: str) -> dict:
 
 
 def multiple_choice(name: str, home: str) -> dict:
-    """The most likely of several answers."""
+    """A task whose reply is the most likely of several answers."""
     return {
         **_source(name, home),
         "output_type": "multiple_choice",
@@ -85,7 +85,7 @@ def multiple_choice(name: str, home: str) -> dict:
 
 
 def group_of(name: str, members: list[str]) -> dict:
-    """Exact match over some tasks, each question counting the same."""
+    """A group with the exact match over its tasks, weighted by questions."""
     return {
         "group": name,
         "task": members,
@@ -95,7 +95,7 @@ def group_of(name: str, members: list[str]) -> dict:
 
 
 def _source(name: str, home: str) -> dict:
-    """The keys that all tasks have: the name, and where the questions lie."""
+    """The keys that all tasks have: the name, and the file of the questions."""
     return {
         "task": name,
         "dataset_path": "json",

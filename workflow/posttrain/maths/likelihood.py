@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log pi(a_t | s_t) in nats of the tokens that were taken. logits B x T x V, tokens B x T; returns B x T."""
+    """log pi(a_t | s_t) of the given tokens, in nats. logits B x T x V, tokens B x T; returns B x T."""
     return torch.log_softmax(logits, dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 

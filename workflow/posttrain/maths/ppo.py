@@ -1,8 +1,8 @@
 """The mathematics of PPO for language models, as pure functions.
 
 Shapes: B answers of at most T tokens over a vocabulary of V. `mask` is 1 on the tokens of an answer, its end of turn
-included, and 0 on padding. Losses come per token, so that a sum over any split of a batch, divided by the tokens of
-the whole batch, is the same number: micro-batches and processes change nothing.
+included, and 0 on padding. Losses are per token: their sum over the parts of a batch, divided by the tokens of the
+whole batch, does not depend on micro-batches and processes.
 
 Sources: PPO, Schulman et al. 2017 (arXiv 1707.06347); GAE, Schulman et al. 2016 (arXiv 1506.02438); KL control,
 Ziegler et al. 2019 (arXiv 1909.08593); rewards at the end of an answer, Ouyang et al. 2022 (arXiv 2203.02155);
@@ -41,7 +41,7 @@ def advantages(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam:
 
 
 def mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens of the mask."""
+    """Mean over the masked tokens."""
     return (values * mask).sum() / mask.sum()
 
 
@@ -66,18 +66,18 @@ def value_loss(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Ten
 
 
 def clipped(logp: Tensor, old: Tensor, clip: float) -> Tensor:
-    """1 where the ratio has left [1 - eps, 1 + eps], else 0. B x T."""
+    """1 where the ratio is outside [1 - eps, 1 + eps], else 0. B x T."""
     return ((logp - old).exp() - 1).abs().gt(clip).float()
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(R - V) / Var(R): 1 is a perfect value function, 0 one that knows the mean only. A scalar."""
+    """1 - Var(R - V) / Var(R): 1 for a perfect value function, 0 for one that predicts the mean. A scalar."""
     left = returns - values
     spread = mean((returns - mean(returns, mask)).square(), mask)
     return 1 - mean((left - mean(left, mask)).square(), mask) / spread.clamp(min=1e-12)
 
 
 def adapted_kl(coefficient: float, kl: float, target: float, answers: int, horizon: int) -> float:
-    """beta (1 + e n / horizon), e = clip(KL / target - 1, -0.2, 0.2) (1909.08593, 2.2); KL in nats an answer."""
+    """beta (1 + e n / horizon), e = clip(KL / target - 1, -0.2, 0.2) (1909.08593, 2.2); KL in nats per answer."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + error * answers / horizon)

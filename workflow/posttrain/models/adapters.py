@@ -1,8 +1,8 @@
-"""LoRA adapters that begin as the SFT policy, on the frozen weights that policy rests on.
+"""LoRA adapters that start as the SFT policy, on the policy's frozen weights.
 
-Rewards, PPO, DPO and what else aligns start here: after LoRA and QLoRA the frozen weights are the base and the adapter
-begins as the one that `sft` made; after full fine-tuning they are the fine-tuned model, quantised to NF4 once, and the
-adapter begins as nothing.
+Every alignment method starts here. After LoRA and QLoRA, the frozen weights are the base, and the adapter starts as a
+copy of `sft`'s. After full fine-tuning, they are the fine-tuned model, quantised to NF4 once, and the adapter starts at
+zero.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ class Foundation(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a stage that aligns begins with: the SFT policy as the adapter `default`, which is trained on."""
+    """The start of an alignment stage: the SFT policy as the adapter `default`, which is trained."""
 
     foundation: Foundation
     tokenizer: Any
@@ -33,9 +33,9 @@ class Start(NamedTuple):
 
 
 def foundation_of(base: Path, sft: Path) -> Foundation:
-    """What the SFT policy rests on. base, sft: manifests; after full fine-tuning `base` is the SFT policy itself.
+    """The frozen weights of the SFT policy. base, sft: manifests; after full fine-tuning both are the SFT policy.
 
-    Raises UserError for virtual tokens, which no further adapter can follow, and for the adapter of another base.
+    Raises UserError for virtual tokens, on which no adapter can be trained, and for the adapter of another base.
     """
     contract = policy.read_contract(sft)
     if contract["method"] == "weights":
@@ -48,9 +48,9 @@ def foundation_of(base: Path, sft: Path) -> Foundation:
 
 
 def lora_config(section: Adapter, foundation: Foundation, dropout: float = 0.0, **options):
-    """PEFT's configuration of an adapter that can begin as the SFT policy's; options are LoraConfig's.
+    """PEFT's configuration of an adapter that can start as the SFT policy's; options are LoraConfig's.
 
-    Raises UserError where the new adapter has no room for the old one.
+    Raises UserError where the new adapter is smaller than the SFT policy's.
     """
     import peft
 
@@ -59,7 +59,7 @@ def lora_config(section: Adapter, foundation: Foundation, dropout: float = 0.0, 
     scale = old["lora_alpha"] / old["r"] if old else 2.0
     modules = section.target_modules or old.get("target_modules") or "all-linear"
     if old and rank < old["r"]:
-        raise UserError(f"rank {rank} is under that of the SFT policy's adapter ({old['r']}), as which it begins")
+        raise UserError(f"rank {rank} is under that of the SFT policy's adapter ({old['r']}), from which it starts")
     missing = sorted(set(old.get("target_modules") or []) - set(modules)) if modules != "all-linear" else []
     if missing:
         raise UserError(f"target_modules lacks {', '.join(missing)}, which the SFT policy's adapter has")
@@ -68,9 +68,9 @@ def lora_config(section: Adapter, foundation: Foundation, dropout: float = 0.0, 
 
 
 def load_to_align(section, base: Path, sft: Path, head: bool = False) -> Start:
-    """The SFT policy as a fresh adapter, with the random weights of the section's seed.
+    """The SFT policy as a new adapter; random weights are drawn by the section's seed.
 
-    head: a classifier with one output, `score`, in place of the language model.
+    head: whether to load a classifier with one output, `score`, in place of the language model.
     """
     from transformers import set_seed
 
@@ -87,9 +87,9 @@ def load_as_sft(
     name: str = "default",
     head: bool = False,
 ):
-    """The SFT policy as an adapter on its frozen weights, ready to be trained on.
+    """The SFT policy as a trainable adapter on its frozen weights.
 
-    section: the adapter's shape; None for just that of the SFT policy. head: as `policy.load_model` has it.
+    section: the adapter's shape; None for the SFT policy's. head: as in `policy.load_model`.
     """
     import peft
 
@@ -102,17 +102,17 @@ def load_as_sft(
 
 
 def start_as_sft(model, foundation: Foundation, name: str = "default") -> None:
-    """Make a fresh adapter the same function as the SFT policy's: its A and B in the first ranks, and B = 0 beyond.
+    """Make a new adapter compute the SFT policy: copy its A and B into the first ranks, and set B = 0 in the others.
 
-    What the new scale alpha / rank does to the update is taken back in B. Raises UserError where the adapter is on a
-    layer that is not linear.
+    B is rescaled to cancel a different alpha / rank. Raises UserError where the adapter is on a layer that is not
+    linear.
     """
     import peft
 
     state = peft.get_peft_model_state_dict(model, adapter_name=name)
     odd = sorted(key for key in state if not key.endswith(("lora_A.weight", "lora_B.weight", "score.weight")))
     if odd:
-        raise UserError(f"target_modules: {odd[0]} is no adapter of a linear layer; name linear layers only")
+        raise UserError(f"target_modules: {odd[0]} is not an adapter of a linear layer; name linear layers only")
     if foundation.adapter is None:
         return
     old, config = _settings(foundation.adapter), model.peft_config[name]
@@ -132,16 +132,16 @@ def _settings(adapter: Path) -> dict:
 
 
 def belongs(key: str, *names: str) -> bool:
-    """Whether a weight of a PEFT model is one of these adapters'."""
+    """Whether a weight of a PEFT model, by its key, belongs to one of the named adapters."""
     return any(f".lora_{half}.{name}." in key for half in "AB" for name in names)
 
 
 def publish(
     model, tokenizer, foundation: Foundation, folder: Path, method: str | None = None, name: str = "default"
 ) -> None:
-    """Write a trained adapter with its tokenizer and its contract. The first process writes, and all must come.
+    """Write a trained adapter with its tokenizer and its contract. Every process must call it; the first writes.
 
-    method: its kind in the contract; None for that of a policy.
+    method: the kind in the contract; None for a policy's.
     """
     from posttrain.training import parallel
 
@@ -155,14 +155,15 @@ def publish(
 
 
 def save(model, folder: Path, base: Path, name: str = "default", state: dict | None = None) -> None:
-    """Write one adapter; the same bytes for the same weights. base: manifest of the weights it rests on; state: the
-    weights where they are not those of the model (`parallel.gathered`)."""
+    """Write one adapter; equal weights give equal bytes. base: manifest of the frozen weights. state: the weights,
+    where
+    the model holds only a shard of them (`parallel.gathered`)."""
     config = model.peft_config[name]
     config.base_model_name_or_path = str(base.parent / "model")
     if isinstance(getattr(config, "target_modules", None), set):
         config.target_modules = sorted(config.target_modules)  # a set's order follows the hash seed
     model.save_pretrained(folder, selected_adapters=[name], state_dict=state)
-    if name != "default":  # PEFT gives every other name a folder of its own
+    if name != "default":  # PEFT writes any other adapter into a subfolder
         for file in (folder / name).iterdir():
             file.replace(folder / file.name)
         (folder / name).rmdir()

@@ -18,7 +18,7 @@ from posttrain.maths import likelihood
 class Answers:
     """B answers: `prompts` B x P padded on the left, `replies` B x T padded on the right, each with its mask.
 
-    A reply's mask covers its tokens up to and with the end of turn; `ended` (B) says whether it has one.
+    A reply's mask covers its tokens up to and including the end of turn; `ended` (B): whether it has an end of turn.
     """
 
     prompts: Tensor
@@ -28,14 +28,14 @@ class Answers:
     ended: Tensor
 
     def rows(self, which) -> "Answers":
-        """Some of the answers, padded as they all are."""
+        """Some of the answers, with unchanged padding."""
         return Answers(*(getattr(self, name)[which] for name in ("prompts", "prompt_mask", "replies", "mask", "ended")))
 
     def __len__(self) -> int:
         return len(self.replies)
 
     def by_length(self, parts: int) -> Iterator[tuple[list[int], "Answers"]]:
-        """Rows of similar length with their numbers, each part padded to its own longest: less to compute."""
+        """(numbers, answers) of parts of similar length; each part is padded to its longest only, to save time."""
         lengths = self.mask.sum(dim=1)
         for part in torch.tensor_split(lengths.argsort(stable=True), parts):
             if len(part):
@@ -44,21 +44,23 @@ class Answers:
                 yield part.tolist(), trimmed
 
 
-def given(tokenizer, prompts: list[list[int]], replies: list[list[int]], device) -> Answers:
-    """Answers from token ids that exist already: prompts, each with its reply."""
+def answers_of(tokenizer, prompts: list[list[int]], replies: list[list[int]], device) -> Answers:
+    """A batch of given token ids: prompts, each with its reply."""
     pad = tokenizer.pad_token_id
     width, length = max(map(len, prompts)), max(map(len, replies))
     rows = [[pad] * (width - len(p)) + p + r + [pad] * (length - len(r)) for p, r in zip(prompts, replies, strict=True)]
     ids = torch.tensor(rows, device=device)
     prompt_mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     mask = torch.tensor([[1] * len(r) + [0] * (length - len(r)) for r in replies], device=device)
-    return finished(ids[:, :width], prompt_mask, ids[:, width:], tokenizer, ends=mask)
+    return cut_after_turn(ids[:, :width], prompt_mask, ids[:, width:], tokenizer, ends=mask)
 
 
-def finished(prompts: Tensor, prompt_mask: Tensor, replies: Tensor, tokenizer, ends: Tensor | None = None) -> Answers:
-    """Answers cut after their first end of turn: what follows it is padding and never counts.
+def cut_after_turn(
+    prompts: Tensor, prompt_mask: Tensor, replies: Tensor, tokenizer, ends: Tensor | None = None
+) -> Answers:
+    """Answers cut after their first end of turn; tokens after it become padding.
 
-    ends: a mask of replies that may stop before it; all are trimmed to the longest.
+    ends: a mask of replies that may stop before an end of turn. All are trimmed to the longest.
     """
     is_end = replies == tokenizer.eos_token_id
     before = is_end.long().cumsum(dim=1) - is_end.long()  # ends of turn before each token
@@ -70,12 +72,12 @@ def finished(prompts: Tensor, prompt_mask: Tensor, replies: Tensor, tokenizer, e
 
 
 def inputs(model, answers: Answers) -> dict[str, Tensor]:
-    """What a model is called with: prompt and reply in one row, positions counted from the first real token."""
+    """A model's inputs: prompt and reply in one row, with positions counted from the first token after padding."""
     mask = torch.cat([answers.prompt_mask, answers.mask], dim=1)
-    called = {"input_ids": torch.cat([answers.prompts, answers.replies], dim=1), "attention_mask": mask}
+    arguments = {"input_ids": torch.cat([answers.prompts, answers.replies], dim=1), "attention_mask": mask}
     if "position_ids" in inspect.signature(causal(model).forward).parameters:
-        called["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return called
+        arguments["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return arguments
 
 
 def causal(model):
@@ -84,10 +86,10 @@ def causal(model):
 
 
 def reply_logits(model, answers: Answers, temperature: float = 1.0) -> Tensor:
-    """Logits / temperature of each reply token, B x T x V; those of the prompt are never made."""
-    kept = answers.replies.shape[1] + 1
-    logits = causal(model)(**inputs(model, answers), logits_to_keep=kept, use_cache=False).logits
-    return logits[:, -kept:-1].float() / temperature
+    """Logits / temperature of each reply token, B x T x V; those of the prompt are not computed."""
+    count = answers.replies.shape[1] + 1
+    logits = causal(model)(**inputs(model, answers), logits_to_keep=count, use_cache=False).logits
+    return logits[:, -count:-1].float() / temperature
 
 
 def log_probs(model, answers: Answers, temperature: float = 1.0) -> Tensor:
@@ -101,7 +103,7 @@ def hidden(model, answers: Answers) -> Tensor:
 
 
 def autocast(model, precision: str):
-    """Arithmetic of a forward pass: `float32`, or `bfloat16` by autocast."""
+    """A context for forward passes in `float32`, or in `bfloat16` by autocast."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(model.device.type, dtype=torch.bfloat16)

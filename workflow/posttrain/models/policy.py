@@ -1,4 +1,4 @@
-"""A language model as an artifact: its contract, and how it is loaded again exactly as it was trained."""
+"""A language model as an artifact: its contract, and loading it exactly as it was trained."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ from posttrain.models import positions
 from posttrain.models.tokens import template_digest
 
 MERGEABLE = ("lora", "qlora")
-MERGE_BOUND = 1e-3  # into the dequantised weights it is 1e-6, into those before quantisation 0.2
+MERGE_BOUND = 1e-3  # the difference is 1e-6 when merged into dequantised weights, 0.2 into those before quantisation
 
 
 def write_contract(folder: Path, method: str, tokenizer, config, base: Path | None = None, quantization=None) -> None:
-    """Write `policy.json`: what every later load of this model must agree with.
+    """Write `policy.json`, the facts that every later load of this model is checked against.
 
-    method: "weights" for a whole model, else the kind of adapter; base: manifest of the model that an adapter
-    belongs to; quantization: how that model was quantised when the adapter was trained.
+    method: "weights" for a whole model, else the kind of adapter; base: manifest of the model under an adapter;
+    quantization: that of this model when the adapter was trained.
     """
     contract = {
         "method": method,
@@ -33,12 +33,12 @@ def read_contract(manifest: Path) -> dict:
     """The contract of an artifact that holds a language model."""
     file = manifest.parent / "model" / "policy.json"
     if not file.is_file():
-        raise UserError(f"{manifest}: is no artifact of a language model (there is no {file})")
+        raise UserError(f"{manifest}: is not an artifact of a language model (there is no {file})")
     return read_json(file)
 
 
 def load_tokenizer(manifest: Path):
-    """The tokenizer of a policy. Raises UserError when its chat template is not the one it was trained with."""
+    """The tokenizer of a policy. Raises UserError where its chat template is not the one of training."""
     from transformers import AutoTokenizer
 
     expected = read_contract(manifest)["chat_template"]
@@ -67,23 +67,23 @@ def quantization_config(settings: dict, skipped: list[str] | None = None):
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=settings["double_quantization"],
         bnb_4bit_compute_dtype=getattr(torch, settings["compute"]),
-        # The same bytes by another name: FSDP shares out no integers.
+        # The same bytes under another type: FSDP cannot shard integers.
         bnb_4bit_quant_storage=torch.float32 if parallel.sharded else torch.uint8,
-        llm_int8_skip_modules=skipped,  # in spite of its name, for 4 bits too
+        llm_int8_skip_modules=skipped,  # despite its name, for 4 bits too
     )
 
 
 def load_verified(manifest: Path, quantization: dict | None = None, head: bool = False):
-    """The whole model of an artifact, as `load_model` loads it. Raises UserError where it would be read with other
-    positions than it was made with."""
+    """The whole model of an artifact, as by `load_model`. Raises UserError where its positions differ from the
+    contract's."""
     positions.refuse_other(manifest, manifest.parent / "model")
     return load_model(manifest.parent / "model", quantization, head)
 
 
 def load_model(folder: Path, quantization: dict | None = None, head: bool = False):
-    """A whole model, on the GPU where there is one. quantization: how it is quantised to 4 bits; None for float32.
+    """A whole model, on the GPU where there is one. quantization: settings for 4 bits; None for float32.
 
-    head: a classifier with one fresh output, `score`, instead of a language model.
+    head: whether to load a classifier with one new output, `score`, instead of a language model.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -100,7 +100,7 @@ def load_model(folder: Path, quantization: dict | None = None, head: bool = Fals
 
 
 def attention(folder: Path) -> dict[str, str]:
-    """The attention implementation: BLOOM's ALiBi exists as plain code only, all others take the fused one."""
+    """The attention implementation: plain code for BLOOM's ALiBi, which has no other, and fused for all others."""
     kind = read_json(folder / "config.json")["model_type"]
     return {"attn_implementation": "eager" if kind in ("bloom", "mpt") else "sdpa"}
 
@@ -108,8 +108,8 @@ def attention(folder: Path) -> dict[str, str]:
 def keep_quantized_weights(model) -> None:
     """Switch off bitsandbytes' repacking of 4-bit weights on CPUs with AVX512-BF16.
 
-    It happens in place in the first forward pass in evaluation mode and is never undone: after it, gradients,
-    merging and saving are wrong without an error (bitsandbytes 0.50.2).
+    The repacking happens in place in the first forward pass in evaluation mode and is never undone. After it,
+    gradients, merging and saving are wrong without an error (bitsandbytes 0.50.2).
     """
     import bitsandbytes
 
@@ -119,11 +119,11 @@ def keep_quantized_weights(model) -> None:
 
 
 def load_merged(policy: Path, base: Path | None = None):
-    """A policy ready for use, `(model, tokenizer)`: its adapter merged into the weights where it can be.
+    """A policy ready for use, `(model, tokenizer)`, with its adapter merged into the weights where possible.
 
-    A LoRA trained on quantised weights is merged into just those weights, dequantised: the function is the one
-    that was trained. policy, base: manifests; base is needed for adapters.
-    Raises UserError when the base is not the one that the adapter was trained on.
+    A LoRA trained on quantised weights is merged into the same weights, dequantised, so that the merged model computes
+    the trained function. policy, base: manifests; base is needed for adapters.
+    Raises UserError where the adapter was trained on another base.
     """
     from peft import PeftModel
 
@@ -143,8 +143,9 @@ def load_merged(policy: Path, base: Path | None = None):
 
 
 def merge_difference(adapted, merged, seed: int = 0, tokens: int = 64) -> float:
-    """Largest difference between the logits of a merged model and of the adapter on the weights that it was trained on,
-    over the largest logit, on random tokens. Raises UserError over `MERGE_BOUND`: another model would be published."""
+    """Largest difference between the logits of a merged model and of its adapter on the training weights, divided by
+    the
+    largest logit, on random tokens. Raises UserError over `MERGE_BOUND`: the merged model would be another function."""
     import torch
 
     ids = torch.randint(adapted.config.vocab_size, (2, tokens), generator=torch.Generator().manual_seed(seed))
@@ -153,16 +154,16 @@ def merge_difference(adapted, merged, seed: int = 0, tokens: int = 64) -> float:
     difference = ((one - other).abs().max() / one.abs().max()).item()
     if not difference <= MERGE_BOUND:
         raise UserError(
-            f"the merged model is another than the adapter on its weights: logits differ by {difference:.2g} of the "
+            f"the merged model differs from the adapter on its weights: logits differ by {difference:.2g} of the "
             f"largest, allowed {MERGE_BOUND}"
         )
     return difference
 
 
 def certify_merge(policy: Path, base: Path, merged) -> float:
-    """`merge_difference` of a merged policy from the adapter on its (quantised) base, loaded for the purpose."""
+    """`merge_difference` between a merged policy and its adapter on the (quantised) base, which is loaded here."""
     from peft import PeftModel
 
     quantization = read_contract(policy)["quantization"]
-    adapted = load_verified(base, quantization and quantization | {"compute": "float32"})  # the weights are compared
+    adapted = load_verified(base, quantization and quantization | {"compute": "float32"})  # to compare weights only
     return merge_difference(PeftModel.from_pretrained(adapted, policy.parent / "model"), merged)

@@ -1,6 +1,6 @@
-"""How a model reads positions, as a part of its contract: written once, held to by every later load.
+"""A model's position encoding, as part of its contract: written once, checked at every later load.
 
-Wrong numbers here raise no error and read short texts well: a model simply collapses beyond them.
+A wrong encoding raises no error and works on short texts; on longer ones the model collapses.
 """
 
 from pathlib import Path
@@ -12,9 +12,9 @@ METHODS = {"linear": "linear", "dynamic": "dynamic", "yarn": "yarn", "none": "de
 
 
 def contract(config, longest_input: int) -> dict:
-    """What a transformers configuration says of positions: `type` (`default`, `linear`, `dynamic`, `yarn`, another of
-    transformers', or `alibi`), `factor`, `theta`, `original_context` and `context` in tokens, and RoPE's own
-    `parameters` in full. longest_input: the tokenizer's, which is the context of a model without a longest position."""
+    """The position encoding of a transformers configuration: `type` (`default`, `linear`, `dynamic`, `yarn`, another of
+    transformers', or `alibi`), `factor`, `theta`, `original_context` and `context` in tokens, and all of RoPE's
+    `parameters`. longest_input: the tokenizer's limit, the context of a model without a longest position."""
     parameters = dict(getattr(config, "rope_parameters", None) or {})
     longest = getattr(config, "max_position_embeddings", None) or longest_input
     kind = parameters.get("rope_type", "default")
@@ -33,14 +33,14 @@ def contract(config, longest_input: int) -> dict:
 
 
 def rescale(config, method: str, factor: float) -> None:
-    """Set a configuration to a longer context; a model must be loaded with it, for a change afterwards does nothing.
+    """Set a configuration to a longer context. The model must then be loaded with it: a later change has no effect.
 
-    `dynamic` keeps its longest position: transformers rescales beyond that one. Raises UserError for a model without
-    RoPE, and for one that is rescaled already.
+    `dynamic` keeps the longest position, beyond which transformers rescales. Raises UserError for a model without RoPE
+    and for one that is already rescaled.
     """
     parameters = dict(getattr(config, "rope_parameters", None) or {})
     if "rope_theta" not in parameters:
-        raise UserError(f"longctx: {config.model_type} has no RoPE whose frequencies could be rescaled")
+        raise UserError(f"longctx: {config.model_type} has no RoPE to rescale")
     if parameters.get("rope_type", "default") != "default":
         raise UserError(f"longctx: the model's positions are rescaled already ({parameters['rope_type']})")
     original = config.max_position_embeddings
@@ -56,18 +56,19 @@ def rescale(config, method: str, factor: float) -> None:
 
 
 def refuse_other(manifest: Path, folder: Path) -> None:
-    """Raise UserError where the model in `folder` would be read with other positions than the contract of `manifest`
-    says: that of the model itself, or of an adapter on it."""
+    """Raise UserError where the positions of the model in `folder` differ from the contract of `manifest`, which is
+    that
+    of the model itself or of an adapter on it."""
     from transformers import AutoConfig
 
     expected = read_json(manifest.parent / "model" / "policy.json").get("positions")
     if expected is None:
-        raise UserError(f"{manifest}: its contract says nothing of positions; remake it: rm {manifest}")
+        raise UserError(f"{manifest}: its contract has no positions; remake it: rm {manifest}")
     longest_input = read_json(folder / "tokenizer_config.json").get("model_max_length")
     read = contract(AutoConfig.from_pretrained(folder), longest_input)
     wrong = [f"{key} is {read[key]}, not {expected[key]}" for key in expected if read[key] != expected[key]]
     if wrong:
         raise UserError(
-            f"{manifest}: {folder / 'config.json'} would have it read with other positions than it was made with: "
+            f"{manifest}: the positions in {folder / 'config.json'} differ from those that it was trained with: "
             + "; ".join(wrong)
         )

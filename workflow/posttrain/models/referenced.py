@@ -1,4 +1,4 @@
-"""Train an adapter from the SFT policy with a trainer of TRL that reads the SFT policy's log-probabilities."""
+"""Train an adapter from the SFT policy, with a trainer of TRL and precomputed log-probabilities of the SFT policy."""
 
 from pathlib import Path
 
@@ -21,10 +21,10 @@ def train(
 ) -> dict:
     """Write `work/model`, an adapter, and return its metrics.
 
-    trainer_class, config_class: of TRL. rows: to train on and held out, tokenized, with the log-probabilities of their
-    answers under the SFT policy. settings: the method's own, by the names of `config_class`.
+    trainer_class, config_class: TRL's. rows: training and held-out rows, tokenized, with the log-probabilities of their
+    answers under the SFT policy. settings: further arguments of `config_class`.
     """
-    seen, held_out = rows
+    train_rows, held_out = rows
     with trainers.exact_weights(start.model):
         trainer = trainer_class(
             model=start.model,
@@ -38,10 +38,10 @@ def train(
             processing_class=start.tokenizer,
             **trainers.placeholders(held_out),
         )
-    # Computed by the trainer, the log-probabilities would cost a second forward pass each step and, with dropout, draw
-    # from the training's random stream.
+    # Otherwise the trainer would compute the log-probabilities in a second forward pass each step and, with dropout,
+    # draw from the training's random stream.
     trainer.precompute_ref_logps = True
-    trainers.give_rows(trainer, section, seen, held_out)
+    trainers.give_rows(trainer, section, train_rows, held_out)
     metrics = trainers.run_measured(trainer, section, checkpoints, WATCHED)
     adapters.publish(trainer.model, start.tokenizer, start.foundation, work / "model")
     return metrics

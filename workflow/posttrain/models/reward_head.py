@@ -1,4 +1,4 @@
-"""Reward models: a scalar head on a language model's last token, as TRL trains it and as PPO scores with it."""
+"""Reward models: a scalar head on a language model's last token, for training by TRL and for scoring in PPO."""
 
 import copy
 from pathlib import Path
@@ -10,10 +10,10 @@ HEAD = "base_model.model.score.weight"  # where PEFT saves the scalar head of a 
 
 
 def pad_apart_from_end(tokenizer):
-    """The tokenizer with a padding token that is not its end of turn; a copy where it has to be changed.
+    """The tokenizer with a padding token other than its end of turn; a changed copy where both are the same.
 
-    A classifier reads the last token that is not padding: where both are one token, it would be trained on the token
-    before the end of turn. Any other token will do, since rows end with their turn.
+    A classifier reads the last token that is not padding: with one token for both, it would read the token before the
+    end of turn. Any other token will do, since rows end with an end of turn.
     """
     if tokenizer.pad_token_id != tokenizer.eos_token_id:
         return tokenizer

@@ -1,10 +1,10 @@
-"""Rows to tokens and labels, and the token contract: what must hold of them before anything is trained."""
+"""Convert rows to tokens and labels, and check the token contract, their required properties, before training."""
 
 import hashlib
 
 from posttrain.ground.errors import UserError
 
-MASKED = -100  # label of a token that is not trained on, as PyTorch's cross-entropy has it
+MASKED = -100  # label of a token that is not trained on, in PyTorch's cross-entropy
 
 
 def template_digest(tokenizer) -> str | None:
@@ -14,17 +14,17 @@ def template_digest(tokenizer) -> str | None:
 
 
 def opening(tokenizer) -> int:
-    """The token that a text begins with: BOS, else EOS, as lm-eval has it where it measures a text's likelihood."""
+    """The token that a text begins with: BOS, else EOS, as in lm-eval's likelihood of a text."""
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def row_name(row: dict) -> str:
-    """A row's id and where it comes from."""
+    """A row's id and source, for messages."""
     return f"{row['id']} ({row['source']})" if "source" in row else row["id"]
 
 
 def write(tokenizer, row: dict, messages: list[dict], prompt: bool = False) -> str:
-    """A conversation of a row as its chat template writes it; with `prompt`, up to where the assistant speaks."""
+    """The text of a conversation by the chat template. prompt: whether to add the beginning of the assistant's turn."""
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     except Exception as error:  # a template is a program of the user's; it can raise anything
@@ -32,16 +32,16 @@ def write(tokenizer, row: dict, messages: list[dict], prompt: bool = False) -> s
 
 
 def tokenize(tokenizer, text: str) -> list[int]:
-    """Tokens of a text that a chat template wrote, special tokens included."""
+    """Tokens of a text from a chat template, which contains its special tokens."""
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def encode(tokenizer, row: dict) -> dict[str, list[int]]:
-    """`input_ids` of a row, and `labels` that are masked everywhere but on what the assistant says.
+    """`input_ids` of a row, and `labels` that are masked except on the assistant's text.
 
-    A row is a conversation (`messages`) or plain text (`prompt`, `completion`). An assistant's turn is trained
-    up to and with its end-of-turn token. Raises UserError when the template is not prefix-preserving, or does
-    not write what the assistant says as it stands.
+    A row is a conversation (`messages`) or plain text (`prompt`, `completion`). An assistant's turn is trained up to
+    and including its end-of-turn token. Raises UserError where the template is not prefix-preserving or changes the
+    assistant's text.
     """
     if "messages" not in row:
         return _encode_plain(tokenizer, row)
@@ -63,11 +63,11 @@ def encode(tokenizer, row: dict) -> dict[str, list[int]]:
 
 
 def _refuse_other_words(row: dict, message: dict, written: str) -> None:
-    """Raise UserError when what would be trained on is not what the assistant says."""
+    """Raise UserError where the chat template changes the assistant's text."""
     if message["content"].strip() not in written:
         raise UserError(
-            f"token contract: row {row_name(row)}: the chat template does not write the assistant's "
-            f"{message['content'][:60]!r} as it stands but {written[:60]!r}"
+            f"token contract: row {row_name(row)}: the chat template changes the assistant's "
+            f"{message['content'][:60]!r} to {written[:60]!r}"
         )
 
 
@@ -83,7 +83,7 @@ def _encode_plain(tokenizer, row: dict) -> dict[str, list[int]]:
 
 
 def encode_prompt(tokenizer, row: dict) -> list[int]:
-    """Tokens of what is asked in a row, up to where the assistant begins to speak."""
+    """Tokens of a row's prompt, up to the beginning of the assistant's text."""
     prompt = row["messages"][:-1] if "messages" in row else row["prompt"]
     if isinstance(prompt, str):
         ids = tokenizer(prompt).input_ids
@@ -92,9 +92,9 @@ def encode_prompt(tokenizer, row: dict) -> list[int]:
 
 
 def encode_answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "rejected")) -> dict[str, list[int]]:
-    """`prompt_ids` of a row and the tokens of its answers, `chosen_ids` and so on; one ends with its end of turn.
+    """`prompt_ids` of a row and the tokens of its answers, `chosen_ids` and so on, up to and including the end of turn.
 
-    sides: the row's keys that hold answers. Raises UserError when the template is not prefix-preserving, or an answer
+    sides: the row's keys that hold answers. Raises UserError where the template is not prefix-preserving or an answer
     has no end of turn.
     """
     prompt = encode_prompt(tokenizer, row)
@@ -121,22 +121,22 @@ def encode_answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "re
 
 
 def _common(tokenizer, ids: list[int], prefix: list[int], row: dict) -> int:
-    """Length of `prefix`, which must be how `ids` begins."""
+    """Length of `prefix`. Raises UserError where `ids` does not begin with it."""
     if ids[: len(prefix)] != prefix:
         at = next((n for n, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b), len(ids))
         raise UserError(
             f"token contract: row {row_name(row)}: the chat template is not prefix-preserving: after "
-            f"{tokenizer.decode(ids[max(0, at - 8) : at])!r} a shorter conversation goes on with "
+            f"{tokenizer.decode(ids[max(0, at - 8) : at])!r} a shorter conversation continues with "
             f"{tokenizer.decode(prefix[at : at + 4])!r}, the whole one with {tokenizer.decode(ids[at : at + 4])!r}"
         )
     return len(prefix)
 
 
 def prove(tokenizer, rows: list[dict], encoded: list[dict]) -> dict[str, int]:
-    """Prove the token contract on every row; returns the numbers of rows, tokens and trained tokens.
+    """Check the token contract on every row; returns the numbers of rows, tokens and trained tokens.
 
-    Raises UserError naming the row: nothing to train on, an end of turn that is not trained, a second BOS,
-    padding among the labels, or a label on something that the assistant did not say.
+    Raises UserError, naming the row: nothing to train on, an end of turn that is not trained, a second BOS, padding
+    among the labels, or a label that differs from its token.
     """
     problems = []
     for row, tokens in zip(rows, encoded, strict=True):
@@ -152,7 +152,7 @@ def prove(tokenizer, rows: list[dict], encoded: list[dict]) -> dict[str, int]:
 
 
 def faults_of(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> list[str]:
-    """The faults of one row's tokens and labels, in words; empty where the token contract holds."""
+    """Messages about the faults of a row's tokens and labels; empty where the token contract holds."""
     eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
     trained = [label for label in labels if label != MASKED]
     faults = []

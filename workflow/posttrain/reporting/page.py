@@ -1,4 +1,4 @@
-"""index.html: one page that needs nothing else. Jinja escapes every text that models, data and logs wrote."""
+"""index.html: one self-contained page. Jinja escapes all text from models, data and logs."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
     environment.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
     environment.filters |= {"short": short, "themed": figures.themed}
     experiments = {experiment["name"]: experiment for experiment in clean(campaign["experiments"])}
-    for artifact in record["artifacts"]:  # a parent that owns an artifact need not be in the campaign itself
+    for artifact in record["artifacts"]:  # a parent that owns an artifact may not be listed in the campaign
         experiments.setdefault(artifact["experiment"], {"name": artifact["experiment"], "outside": True})
     return environment.get_template("report.html.j2").render(
         record,
@@ -34,9 +34,9 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
 
 
 def command(target: str, configfile: str) -> str:
-    """The command that makes an artifact, or without a target everything, of this campaign.
+    """The command that makes an artifact of this campaign or, without a target, everything.
 
-    The target comes first: Snakemake takes all that follows `--configfile` for files of the config.
+    The target comes first, as Snakemake takes everything after `--configfile` for config files.
     """
     if not target and not configfile:
         return "make run"
@@ -45,7 +45,7 @@ def command(target: str, configfile: str) -> str:
 
 
 def side_by_side(artifacts: list[dict]) -> dict:
-    """One line for each policy that was compared: task accuracy (the benchmark's first row) and its own answers."""
+    """One line for each compared policy: the first row of its benchmark, and the figures of its own answers."""
     judged = {(a["stage"].partition("/")[0], a["policy"]): a["rows"] for a in artifacts if "rows" in a}
     lines: list[dict] = []
     for artifact in artifacts:

@@ -1,4 +1,4 @@
-"""Sample answers of each task: the first ones, and the next wrong one if none of them was wrong."""
+"""Sample answers of each task: the first ones, and the next wrong one if none of those is wrong."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from typing import Any
 from posttrain.reporting.records import BROKEN, explain
 from posttrain.reporting.text import short, visible
 
-FIRST, CHARACTERS = 3, 1200  # answers of each task, and characters of each that are shown
+FIRST, CHARACTERS = 3, 1200  # shown answers per task, and shown characters per answer
 
 
 def read_samples(artifacts: list[dict], missing: list[dict]) -> list[dict]:
-    """Examples per task of every judged artifact; an unreadable file is added to `missing`."""
+    """Examples per task of every judgement; an unreadable file is added to `missing`."""
     return [sample for artifact in artifacts if "rows" in artifact for sample in samples_of(artifact, missing)]
 
 
@@ -32,7 +32,7 @@ def samples_of(judgement: dict, missing: list[dict]) -> Iterator[dict]:
 
 
 def choose(file: Path, metric: str) -> list[dict]:
-    """The first few answers as they come, then the next wrong one if none was: by place, not by taste."""
+    """The first few answers in order, then the next wrong one if none of those is wrong."""
     chosen: list[dict] = []
     with file.open(encoding="utf-8") as lines:
         for line in filter(str.strip, lines):
@@ -52,7 +52,7 @@ def read_sample(sample: dict, metric: str) -> dict:
         return {key: shorten(text) for key, text in texts.items()} | {"score": scores[0] if scores else None}
     arguments = sample["arguments"]
     request = list(arguments["gen_args_0"].values()) if isinstance(arguments, dict) else arguments[0]
-    generated = len(request) > 1 and isinstance(request[1], dict)  # settings of generation, where text was asked for
+    generated = len(request) > 1 and isinstance(request[1], dict)  # settings of generation: the reply is text
     response, filtered = (innermost(sample.get(key)) for key in ("resps", "filtered_resps"))
     keys = (metric.partition(",")[0], "exact_match", "acc")
     scores = [sample[key] for key in keys if isinstance(sample.get(key), int | float)]
@@ -69,7 +69,7 @@ def innermost(responses: object) -> object:
 
 
 def likelihood(response: Any) -> Any:
-    """A log-likelihood in words; a response that is no number as it is."""
+    """A log-likelihood as text; a response that is not a number unchanged."""
     try:
         return f"log-likelihood {short(float(response))}"
     except (TypeError, ValueError):
@@ -77,14 +77,14 @@ def likelihood(response: Any) -> Any:
 
 
 def with_filtered(response: object, filtered: object) -> object:
-    """The generated text, and what the task's filter took for its answer where that differs."""
+    """The generated text, and the answer that the task's filter extracted where it differs."""
     if not response or filtered in (None, response, ""):
         return response or filtered or ""
     return f"{response}\n[read as the answer: {filtered}]"
 
 
 def shorten(text: object) -> str:
-    """Text from a model or a data set, made visible, its middle left out with a note where it is long."""
+    """Text from a model or a data set, made visible; the middle of a long text is replaced by a note."""
     text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
     if (left_out := len(text) - CHARACTERS) > 0:
         half = CHARACTERS // 2

@@ -12,19 +12,19 @@ COLUMNS = ("experiment", "seed", "policy", "task", "metric", "value", "stderr", 
 
 
 def table_csv(rows: list[dict]) -> str:
-    """The result table with every digit."""
+    """The result table as CSV, with all digits."""
     return csv_text([COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
 
 
 def table_md(rows: list[dict]) -> str:
-    """The result table to read."""
+    """The result table as Markdown, with short numbers."""
     numeric = ("value", "stderr", "n")
     cells = [[short(row[c]) if c in numeric else str(row[c]) for c in COLUMNS] for row in rows]
     return markdown(COLUMNS, cells)
 
 
 def metrics_json(rows: list[dict]) -> str:
-    """The values as experiment, policy, task, metric, for programs that show and compare metrics (DVC)."""
+    """The values by experiment, policy, task and metric as JSON, for programs that compare metrics (DVC)."""
     values: dict = {}
     for row in rows:
         of_policy = values.setdefault(row["experiment"], {}).setdefault(row["policy"], {})
@@ -33,7 +33,7 @@ def metrics_json(rows: list[dict]) -> str:
 
 
 def curves_csv(artifacts: list[dict]) -> str:
-    """Training loss by step, a column for everything that was trained."""
+    """Training loss by step as CSV, with a column for each trained artifact."""
     curves: dict[str, dict[int, float]] = {}
     for artifact in artifacts:
         points = {p["step"]: p["loss"] for p in artifact.get("history", []) if {"step", "loss"} <= p.keys()}
@@ -45,7 +45,7 @@ def curves_csv(artifacts: list[dict]) -> str:
 
 
 def seeds(rows: list[dict]) -> list[dict]:
-    """Every figure that several seeds have: mean, standard deviation over them (n - 1) and their number."""
+    """Figures with several seeds: mean, standard deviation over the seeds (n - 1) and number of seeds."""
     values: dict[tuple, list[float]] = {}
     for row in rows:
         values.setdefault(tuple(row[c] for c in ("family", "policy", "task", "metric")), []).append(row["value"])
@@ -59,7 +59,7 @@ def seeds(rows: list[dict]) -> list[dict]:
 
 
 def seeds_md(rows: list[dict]) -> str:
-    """Means and deviations over seeds to read; nothing where no figure has several."""
+    """Means and deviations over seeds as Markdown; "" where no figure has several seeds."""
     if not (figures := seeds(rows)):
         return ""
     cells = [[short(v) if isinstance(v, int | float) else str(v) for v in figure.values()] for figure in figures]
@@ -67,7 +67,7 @@ def seeds_md(rows: list[dict]) -> str:
 
 
 def missing_md(missing: list[dict]) -> str:
-    """A line under the table that names what it lacks; nothing under a complete one."""
+    """A line that names missing artifacts, for below the table; "" where none is missing."""
     names = ", ".join(piece["name"].replace("<", "&lt;") for piece in missing)
     return f"\n**PARTIAL**, missing: {names}\n" if missing else ""
 

@@ -1,4 +1,4 @@
-"""Text and numbers from models, data and records, made safe to show."""
+"""Make text and numbers from models, data and records safe to show."""
 
 import math
 import unicodedata
@@ -6,16 +6,16 @@ from typing import Any
 
 
 def visible(text: object, keep: str = "") -> str:
-    """Text that can hide nothing: control, bidi, zero-width and unpaired characters become ⟨U+202E⟩.
+    """Text without invisible characters: control, bidi, zero-width and unpaired ones become ⟨U+202E⟩.
 
-    keep: characters that stay as they are.
+    keep: characters to leave unchanged.
     """
     hidden = {c for c in str(text) if not (c in keep or c.isprintable() or unicodedata.category(c) == "Zs")}
     return str(text).translate({ord(c): f"⟨U+{ord(c):04X}⟩" for c in hidden})
 
 
 def clean(value: Any) -> Any:
-    """The same JSON value with every string in it made visible, keys too."""
+    """A JSON value with every string in it made visible, keys too."""
     if isinstance(value, dict):
         return {visible(key): clean(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -24,14 +24,14 @@ def clean(value: Any) -> Any:
 
 
 def number(value: object, field: str) -> float | int:
-    """A number as it is, finite or not. Raises ValueError that names the field for anything else."""
+    """The number, finite or not. Raises ValueError, naming the field, for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{field} is not a number: {visible(value)[:60]}")
     return value if isinstance(value, float) or abs(value) < 1e300 else math.inf
 
 
 def short(value: object) -> str:
-    """A number for people: 0.912, 12.3, 1,024; a small one as 2.0e-05; `nan` as itself; None as nothing."""
+    """A number to read: 0.912, 12.3, 1,024, 2.0e-05, nan; "" for None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else visible(value)
     if isinstance(value, int) or not math.isfinite(value):
@@ -42,5 +42,5 @@ def short(value: object) -> str:
 
 
 def cell(text: str) -> str:
-    """Text for a Markdown table that can open neither a new cell nor an HTML element."""
+    """Text escaped for a Markdown table, so that it opens no cell and no HTML element."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

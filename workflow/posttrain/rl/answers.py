@@ -1,6 +1,6 @@
-"""A policy's own answers: drawn in batches, and their values and rewards under any adapter.
+"""Sample a policy's answers in batches, and compute their values and rewards.
 
-Each answer has a random stream of its own: what is drawn does not depend on the batch it is drawn in.
+Each answer has its own random stream, so that it does not depend on its batch.
 """
 
 import contextlib
@@ -11,15 +11,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from posttrain.ground.errors import UserError
-from posttrain.models.completions import Answers, causal, finished, hidden
+from posttrain.models.completions import Answers, causal, cut_after_turn, hidden
 from posttrain.training import parallel
 
 
 class Gumbel(LogitsProcessor):
-    """Makes a greedy choice a draw from softmax(logits / temperature): the Gumbel-max trick (Maddison et al. 2014).
-
-    A token's noise comes from the answer's own stream: `seeds`, one number for each answer.
-    """
+    """Adds noise with which a greedy choice samples softmax(logits / temperature): the Gumbel-max trick (Maddison et
+    al. 2014). seeds: those of the answers' random streams."""
 
     def __init__(self, seeds: list[int], temperature: float):
         self.streams = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -34,10 +32,10 @@ class Gumbel(LogitsProcessor):
 def draw(
     model, tokenizer, prompts: list[list[int]], seeds: list[int], longest: int, temperature: float, only=None
 ) -> Answers:
-    """Answers of at most `longest` tokens, by the model with its active adapter.
+    """Answers of at most `longest` tokens, sampled from the model with its active adapter.
 
-    prompts: token ids; seeds: the random stream of each answer; only: the rows that this process draws, after which
-    all processes hold all.
+    prompts: token ids; seeds: those of the answers' random streams; only: the rows that this process samples, of those
+    that all processes return.
     """
     device, pad, end = model.device, tokenizer.pad_token_id, tokenizer.eos_token_id
     width = max(map(len, prompts))
@@ -45,8 +43,8 @@ def draw(
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     mine = list(range(len(prompts))) if only is None else only
     replies = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    # A published model's generation_config.json (penalties, forbidden tokens) would draw from another distribution
-    # than the one whose log-probabilities are taken.
+    # A model's own generation_config.json (penalties, forbidden tokens) would change the distribution, so that the
+    # log-probabilities would be those of another one.
     causal(model).generation_config = GenerationConfig()
     if mine:
         drawn = model.generate(
@@ -60,7 +58,7 @@ def draw(
         replies[mine] = torch.nn.functional.pad(drawn, (0, longest - drawn.shape[1]), value=pad)
     if only is not None:
         replies = parallel.summed(replies)
-    return finished(ids, mask, replies, tokenizer)
+    return cut_after_turn(ids, mask, replies, tokenizer)
 
 
 def values(model, head, answers: Answers) -> Tensor:
@@ -78,13 +76,13 @@ def scores(model, head, answers: Answers) -> Tensor:
 
 
 def apply_head(head, states: Tensor) -> Tensor:
-    """A scalar head in float32, under autocast too: bfloat16 has 8 bits, and advantages are differences of values."""
+    """A scalar head, in float32 even under autocast: advantages are differences of values, and bfloat16 has 8 bits."""
     with torch.autocast(states.device.type, enabled=False):
         return head(states.float())
 
 
 def stream(*name) -> int:
-    """The seed, 56 bits, of the random stream with this name: no draw depends on earlier ones of other streams."""
+    """The seed (56 bits) of the random stream with a name; streams are independent of each other."""
     return int.from_bytes(hashlib.sha256(repr(name).encode()).digest()[:7], "big")
 
 
@@ -100,7 +98,7 @@ def refuse_long(model, rows: list[dict], longest: int) -> None:
 
 @contextlib.contextmanager
 def adapter(model, name: str | None):
-    """Have one adapter active and trained; `None` switches all of them off."""
+    """Activate one adapter, for training too; `None` disables all."""
     if name is None:
         with model.disable_adapter():
             yield model

@@ -1,4 +1,4 @@
-"""How the answers of an iteration are chosen and divided: rows, optimiser steps, micro-batches and processes."""
+"""Choose the rows of an iteration, and divide answers into optimiser steps, micro-batches and processes."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from posttrain.training import parallel
 
 
 def rows_of_iteration(rows: int, count: int, seed: int | None, iteration: int, name: str = "prompts") -> list[int]:
-    """The `count` numbers, of `rows` rows, that an iteration uses: passes through all rows, each in a fresh order.
+    """The numbers of the `count` rows, of `rows`, that an iteration uses: passes through all rows, in random orders.
 
-    They depend on the seed, the iteration and the stream's name alone.
+    They depend on the seed, the iteration and the stream's name only.
     """
     chosen: list[int] = []
     for place in range(iteration * count, (iteration + 1) * count):
@@ -25,13 +25,13 @@ def rows_of_iteration(rows: int, count: int, seed: int | None, iteration: int, n
 
 
 def minibatches(section: Ppo, order: Sequence[int]) -> list[list[int]]:
-    """Answers in the given order, one list for each optimiser step."""
+    """The numbers of the answers of each optimiser step, in the given order."""
     size = math.ceil(len(order) / section.minibatches)
     return [list(order[start : start + size]) for start in range(0, len(order), size)]
 
 
 def micro_batches(section: Ppo, which: Sequence[int]) -> list[list[int]]:
-    """This process's part of some answers, in pieces of at most `micro_batch_size`."""
+    """This process's share of some answers, in micro-batches."""
     mine = [which[n] for n in parallel.share(len(which))]
     size = parallel.at_once(section, len(mine))
     return [mine[start : start + size] for start in range(0, len(mine), size)]

@@ -1,10 +1,10 @@
-"""Functions of the user's own that judge answers: a reward in place of a reward model, and a gold reward.
+"""The user's own functions that score answers: a reward in place of a reward model, and a gold reward.
 
     def brevity(prompt: str, reply: str, answer: str | None) -> float: ...
 
 prompt: the user's text, without roles and system turn; reply: the policy's answer, without special tokens; answer: the
 row's expected answer (`answer`, a string), None where it has none. The function is called once for each answer and
-returns a finite number. It stands in one file with all it needs of its own: only that file is fingerprinted.
+returns a finite number. It and all of the user's code that it calls are in one file: only that file is fingerprinted.
 """
 
 import importlib
@@ -21,21 +21,21 @@ from posttrain.ground.syntax import fingerprint, function_file
 
 @dataclass(frozen=True)
 class Judge:
-    """A function that judges answers, and what its errors name: the key of the config and the key's value."""
+    """A function that scores answers, with its key in the config and the key's value, for error messages."""
 
     key: str
     name: str
     function: Callable
 
     def scores(self, rows: list[dict], replies: list[str]) -> list[float]:
-        """A number for each reply to a row (`prompt` and, where it is known, `answer`).
+        """A score for each reply to a row (`prompt` and, where there is one, `answer`).
 
-        Raises UserError, naming the function, when it fails or returns no finite number.
+        Raises UserError, naming the function, where it fails or returns no finite number.
         """
         return [self._score(row, reply) for row, reply in zip(rows, replies, strict=True)]
 
     def scores_of_answered(self, rows: list[dict], replies: list[str]) -> list[float | None]:
-        """Like `scores`, with None for rows without an `answer`, of which the function is not asked."""
+        """Like `scores`, but None for rows without an `answer`, for which the function is not called."""
         pairs = zip(rows, replies, strict=True)
         return [None if row.get("answer") is None else self._score(row, reply) for row, reply in pairs]
 
@@ -50,10 +50,10 @@ class Judge:
 
 
 def load_judge(section: Ppo | Compare, kind: Literal["reward", "gold"]) -> Judge | None:
-    """The function that a section names as `reward_function` or `gold_function`; None where it names none.
+    """The function of a section's `reward_function` or `gold_function`; None where the key is unset.
 
-    Raises UserError when the function cannot be loaded, or its file is no longer the one that the run was planned with
-    (`reward_code`, `gold_code`).
+    Raises UserError where the function cannot be loaded, or its file changed after the run was planned (`reward_code`,
+    `gold_code`).
     """
     key = f"{kind}_function"
     name, code = getattr(section, key), getattr(section, f"{kind}_code")

@@ -1,4 +1,4 @@
-"""The health figures of a PPO run, and the limits (`config.sections.Rails`) past which it stops as failed."""
+"""The health figures of a PPO run, and checks against the limits beyond which it fails (`config.sections.Rails`)."""
 
 import math
 from pathlib import Path
@@ -12,9 +12,9 @@ from posttrain.rl.handwritten import Judge
 
 
 def summary(experience, rows: list[dict], tokenizer, gold: Judge | None) -> dict:
-    """The health of an iteration's answers (`stages.ppo.Experience`); KL and its estimators in nats an answer.
+    """The health of an iteration's answers (`stages.ppo.Experience`); KL and its estimators in nats per answer.
 
-    rows: those that were answered; gold: the judge of answers to rows that have an `answer`.
+    rows: the answered rows; gold: scores answers to rows that have an `answer`.
     """
     mask = experience.answers.mask
     health = {
@@ -28,19 +28,19 @@ def summary(experience, rows: list[dict], tokenizer, gold: Judge | None) -> dict
     }
     if gold:
         judged = gold.scores_of_answered(rows, answers.texts(tokenizer, experience.answers))
-        if known := [value for value in judged if value is not None]:
-            health["gold_reward"] = sum(known) / len(known)
+        if golds := [value for value in judged if value is not None]:
+            health["gold_reward"] = sum(golds) / len(golds)
     return health
 
 
 def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Path) -> None:
-    """Raise Diverged, naming the reason and the last good checkpoint, for answers past the limits (`Rails`).
+    """Raise Diverged, naming the reason and the last good checkpoint, for answers beyond the limits (`Rails`).
 
-    The answers are those of the policy after `step - 1` updates, so that its checkpoint is not a good one.
+    The answers are those of the policy after `step - 1` updates, so that this policy's checkpoint is not a good one.
     """
     rails, first = section.rails, (history or [health])[0]
     longest = rails.max_growth * first["length"]
-    if first["length"] < 0.5 * section.max_new_tokens:  # else answers have no room to grow
+    if first["length"] < 0.5 * section.max_new_tokens:  # otherwise answers start near the limit
         longest = min(longest, 0.95 * section.max_new_tokens)
     broken = []
     if not math.isfinite(health["reward"]) or not math.isfinite(health["kl"]):
@@ -59,7 +59,7 @@ def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Pa
 
 
 def check_ratio(section: Ppo, health: dict) -> None:
-    """Raise Diverged where the first minibatch's ratio is not 1: the update does not see the policy that answered."""
+    """Raise Diverged where the first minibatch's ratio is not 1: the updated policy is not the one that answered."""
     off = health["first_ratio_error"]
     if off > section.rails.max_ratio_error:
         limit = f"ppo.rails.max_ratio_error is {section.rails.max_ratio_error}"

@@ -1,4 +1,4 @@
-"""The state from which an interrupted PPO continues to the same bytes: adapters, optimiser, schedule, iteration."""
+"""The state from which an interrupted PPO resumes exactly: adapters, optimiser, schedule, iteration."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from posttrain.training import checkpoint, interruption, parallel, trainers
 
 
 class Optimizers:
-    """AdamW for the policy and for the value function, with gradients added over processes and clipped apart."""
+    """AdamW for policy and value function. Gradients are summed over processes and clipped for each of the two."""
 
     def __init__(self, section: Ppo, models):
         weights = {
@@ -30,12 +30,13 @@ class Optimizers:
         )  # fmt: skip
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
     def step(self, longest: float, policy: bool) -> dict:
-        """One step, of the value function alone unless `policy`; returns the norms of the gradients before they were
-        clipped to `longest`. Raises Diverged for a gradient that is no number."""
+        """One step, of the value function only unless `policy`; returns the gradient norms before clipping to
+        `longest`.
+        Raises Diverged for a gradient that is not finite."""
         norms = {}
         for name, weights in self.weights.items():
             if name == "policy" and not policy:
@@ -51,12 +52,12 @@ class Optimizers:
 
 
 def optimizers(section: Ppo, models) -> tuple[Optimizers, Any]:
-    """The optimiser, and the schedule that is stepped once an iteration."""
+    """The optimiser, and its schedule, which advances once per iteration."""
     from transformers import get_scheduler
 
     optimizer = Optimizers(section, models)
     schedule = get_scheduler(section.schedule, optimizer.adamw, trainers.warmup(section) + 1, section.steps + 1)
-    schedule.step()  # its first value is 0, at which an iteration would learn nothing
+    schedule.step()  # skip its first value, 0, with which an iteration would learn nothing
     return optimizer, schedule
 
 
@@ -70,9 +71,9 @@ def save(
     watch: interruption.Watch,
     checkpoints: Path,
 ) -> None:
-    """Write a snapshot and a checkpoint when they are due; the main process alone writes.
+    """Write a snapshot and a checkpoint where they are due; only the main process writes.
 
-    Raises Interrupted when it is time to stop.
+    Raises Interrupted where the run has to stop.
     """
     iteration = state["iteration"]
     if parallel.main() and iteration % section.snapshot_steps == 0 and iteration < section.steps:
@@ -97,7 +98,7 @@ def save(
 
 
 def resume(checkpoints: Path, models, optimizer: Optimizers, schedule) -> dict | None:
-    """Load the newest whole checkpoint; returns its state, None where there is none."""
+    """Load the newest valid checkpoint and return its state; None where there is none."""
     saved = checkpoint.read(checkpoints)
     if saved is None:
         return None

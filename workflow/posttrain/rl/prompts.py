@@ -1,4 +1,4 @@
-"""The prompts that policies answer, as tokens, and the rows of supervised fine-tuning as prompts with replies."""
+"""The prompts that policies answer, as tokens, and SFT rows as prompts with replies."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from posttrain.rl.answers import refuse_long
 
 
 def training_prompts(section: Ppo, data: Path, tokenizer, model) -> list[dict]:
-    """The training prompts of `section.prompts`, each once.
+    """The distinct training prompts of `section.prompts`.
 
-    Raises UserError when there are fewer than an iteration answers, or one is too long for the model.
+    Raises UserError where they are fewer than an iteration's answers, or one is too long for the model.
     """
     file = _file(data, section.prompts, "train")
     rows = _prompts(file, tokenizer)
@@ -26,9 +26,9 @@ def training_prompts(section: Ppo, data: Path, tokenizer, model) -> list[dict]:
 
 
 def held_out_prompts(section: Compare, data: Path, tokenizer, model) -> list[dict]:
-    """Some held-out prompts of judged answers, else of conversations, each once.
+    """Distinct held-out prompts of judged answers, or of SFT rows where there are none of those.
 
-    Raises UserError when there are none, or one is too long for the model.
+    Raises UserError where there are no prompts, or one is too long for the model.
     """
     for kind in ("preference", "kto", "sft"):
         if rows := _prompts(_file(data, kind, "test"), tokenizer):
@@ -40,10 +40,7 @@ def held_out_prompts(section: Compare, data: Path, tokenizer, model) -> list[dic
 
 
 def demonstrations(data: Path, tokenizer) -> list[tuple[list[int], list[int]]]:
-    """The rows of supervised fine-tuning as tokens: (prompt, the assistant's last turn).
-
-    Raises UserError where there is none.
-    """
+    """The SFT rows as tokens: (prompt, the assistant's last turn). Raises UserError where there are none."""
     file, pairs = _file(data, "sft", "train"), []
     for row in _rows(file):
         encoded = tokens.encode(tokenizer, row)
@@ -65,7 +62,7 @@ def _rows(file: Path) -> list[dict]:
 
 
 def _prompts(file: Path, tokenizer) -> list[dict]:
-    """The different prompts of a file: the row's id, tokens (`ids`), text (`prompt`), and `answer` or None."""
+    """The distinct prompts of a file: id, tokens (`ids`), text (`prompt`), and `answer` or None."""
     prompts: dict[tuple[int, ...], dict] = {}
     for row in _rows(file):
         ids = tokens.encode_prompt(tokenizer, row)

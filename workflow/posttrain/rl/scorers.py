@@ -1,4 +1,4 @@
-"""What rewards a policy's answers: a reward model, or a function of the user's own."""
+"""Scorers of a policy's answers: a reward model, or the user's own function."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ Scorer = Callable[[Answers, list[dict]], Tensor]  # B answers and the rows they 
 
 
 def by_model(model, reward: Path) -> Scorer:
-    """Rewards by the reward model with this manifest, whose adapter is added to a PEFT model."""
+    """A scorer by a reward model, whose adapter is added to the PEFT model. reward: its manifest."""
     head = reward_head.add_to(model, reward)
 
     def score(batch: Answers, rows: list[dict]) -> Tensor:
@@ -26,7 +26,7 @@ def by_model(model, reward: Path) -> Scorer:
 
 
 def by_function(section: Ppo, tokenizer) -> Scorer:
-    """Rewards by the function of the user's own that `section.reward_function` names."""
+    """A scorer by the function of `section.reward_function`."""
     judge = handwritten.load_judge(section, "reward")
     assert judge, "without a reward model ppo has a function"
 

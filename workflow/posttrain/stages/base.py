@@ -25,7 +25,7 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequ
 
     prepared = data.parent / "data" / "tokenizer"
     if not prepared.is_dir():
-        raise UserError(f"{data}: is no manifest of prepared data (there is no {prepared})")
+        raise UserError(f"{data}: is not a manifest of prepared data (there is no {prepared})")
     tokenizer = AutoTokenizer.from_pretrained(prepared)
     model_folder = work / "model"
     if section.scratch:
@@ -44,7 +44,7 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequ
 
 
 def source_folder(section: Base, fetched: list[Path]) -> Path:
-    """The folder of an existing model: fetched, or the user's own. Raises UserError when it is not there."""
+    """The folder of an existing model: fetched, or the user's own. Raises UserError where it does not exist."""
     if section.hub:
         from posttrain.data.hub import find_manifest, local_model
 
@@ -57,7 +57,7 @@ def source_folder(section: Base, fetched: list[Path]) -> Path:
 
 
 def copy(source: Path, folder: Path) -> dict:
-    """Copy a model's configuration and safetensors. Raises UserError when it has no safetensors."""
+    """Copy a model's configuration and safetensors. Raises UserError where it has no safetensors."""
     weights = sorted(source.glob("*.safetensors"))
     if not weights:
         others = ", ".join(sorted(p.name for p in source.iterdir() if p.suffix in (".bin", ".pt", ".pth"))) or "none"
@@ -70,9 +70,10 @@ def copy(source: Path, folder: Path) -> dict:
 
 
 def refuse_damaged(folder: Path, source: Path) -> None:
-    """Raise UserError for a model that does not load or that lacks a weight, which transformers would draw at random.
+    """Raise UserError for a model that cannot be loaded or lacks a weight, which transformers would initialise
+    randomly.
 
-    Only the files' headers are read.
+    Only the headers of the files are read.
     """
     from transformers import AutoModelForCausalLM
 
@@ -85,15 +86,15 @@ def refuse_damaged(folder: Path, source: Path) -> None:
     wrong = {"missing": loaded["missing_keys"], "of another shape": [key for key, *_ in loaded["mismatched_keys"]]}
     problems = [f"{len(keys)} weights are {how}, among them {min(keys)}" for how, keys in wrong.items() if keys]
     if problems:
-        raise UserError(*(f"base: {source}: {problem}: the model is not whole" for problem in problems))
+        raise UserError(*(f"base: {source}: {problem}: the model is incomplete" for problem in problems))
     if unused := loaded["unexpected_keys"]:
-        say(f"warning: {len(unused)} weights of {source} have no place in the model, among them {min(unused)}")
+        say(f"warning: the model does not use {len(unused)} weights of {source}, among them {min(unused)}")
 
 
 def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoints: Path) -> dict:
     """Train a model on blocks of `context` tokens, save it, and return its metrics.
 
-    Raises Diverged when it did not learn: held-out perplexity must be under `learned` times the unigram's.
+    Raises Diverged where the held-out perplexity is not under `learned` times that of a unigram model.
     """
     from transformers import Trainer, TrainingArguments
 
@@ -128,7 +129,7 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
 
 
 def initial_model(section: Scratch, tokenizer):
-    """The model before its first step, by the section's seed."""
+    """The model before its first step, with random weights by the section's seed."""
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
@@ -166,11 +167,11 @@ def architecture(section: Scratch, tokenizer):
 
 
 def look_back(model, strength: float) -> None:
-    """Set half of the heads of the first two layers to attend to the token before.
+    """Make half of the heads of the first two layers attend to the previous token.
 
     With q = strength (cos f, -sin f) and k = strength (1, 0) in every frequency f of RoPE, the score of two tokens
     at distance d is strength^2 sum_f cos(f (d - 1)): highest at d = 1. Copying needs such heads (Olsson et al. 2022,
-    arXiv 2209.11895), and finding them is what a small model spends its first steps on.
+    arXiv 2209.11895), and a small model spends its first steps on learning them.
     """
     import torch
 
@@ -187,7 +188,7 @@ def look_back(model, strength: float) -> None:
 
 
 def unigram_perplexity(train: list[dict], test: list[dict]) -> float:
-    """Perplexity of the test tokens under the training tokens' frequencies, with one added to each count."""
+    """Perplexity of the test tokens under a unigram model of the training tokens, with add-one smoothing."""
     counts = collections.Counter(token for block in train for token in block["input_ids"][1:])
     tokens = [token for block in test for token in block["input_ids"][1:]]
     total = sum(counts.values()) + len(set(counts) | set(tokens))

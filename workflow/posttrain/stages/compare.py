@@ -1,11 +1,11 @@
-"""A policy's own answers to held-out prompts, beside those of the SFT policy: rewards, win rate, KL, length, variety.
+"""Compare a policy's answers to held-out prompts with the SFT policy's: rewards, win rate, KL, length, variety.
 
 python -m posttrain compare --config results/NAME/compare/config.yaml --data results/NAME/prepare/manifest.json \
     --base results/NAME/base/manifest.json --sft results/NAME/sft/manifest.json \
     --reward results/NAME/reward/manifest.json --policy results/NAME/ppo/manifest.json \
     --beside results/NAME/compare/sft/manifest.json --output results/NAME/compare/ppo/manifest.json
 
-Each prompt's answer is drawn from a random stream of its own, the same for every policy: the differences are paired.
+Each prompt has its own random stream, the same for every policy, so that differences between policies are paired.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from posttrain.models import policy as policies
 from posttrain.rl import answers, handwritten
 from posttrain.rl.prompts import held_out_prompts
 
-PARTS = 4  # a batch of answers is measured in so many parts of similar length
+PARTS = 4  # parts of similar length in which a batch of answers is measured
 
 
 class Measures(NamedTuple):
-    """What measures answers: the SFT policy and the reward model, adapters on one set of frozen weights; functions."""
+    """The measuring models and functions: SFT policy and reward model, as adapters on one set of frozen weights."""
 
     model: Any  # PEFT's
     tokenizer: Any
@@ -39,13 +39,13 @@ class Measures(NamedTuple):
 
 
 class Speaker(NamedTuple):
-    """The model that answers for a policy, and the adapter to be active in it; None for the model as it is."""
+    """A policy that answers: its model, and the adapter to activate; None for the model itself."""
 
     model: Any
     adapter: str | None
 
     def active(self) -> contextlib.AbstractContextManager:
-        """Have the policy's adapter active."""
+        """A context in which the policy's adapter is active."""
         return answers.adapter(self.model, self.adapter) if self.adapter else contextlib.nullcontext()
 
 
@@ -62,7 +62,8 @@ def compare(
 ) -> dict:
     """Write `work/data/answers.jsonl` and return the table's rows and the points of the reward-KL frontier.
 
-    reward: manifest of the reward model, if there is one; beside: of the comparison of the SFT policy, for all others.
+    reward: manifest of the reward model, if there is one; beside: manifest of the SFT policy's comparison, for any
+    other policy.
     """
     foundation = adapters.foundation_of(base, sft)
     measures = load_measures(section, foundation, reward)
@@ -89,7 +90,7 @@ def compare(
 
 
 def load_measures(section: Compare, foundation: adapters.Foundation, reward: Path | None) -> Measures:
-    """The SFT policy as the adapter `sft`, with the reward model's beside it, and the functions that judge answers."""
+    """The SFT policy as the adapter `sft`, the reward model as a second one, and the functions that score answers."""
     model = adapters.load_as_sft(foundation, name="sft").eval()
     head = reward_head.add_to(model, reward) if reward else None
     judges = (handwritten.load_judge(section, kind) for kind in ("reward", "gold"))
@@ -97,10 +98,10 @@ def load_measures(section: Compare, foundation: adapters.Foundation, reward: Pat
 
 
 def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Foundation) -> Speaker:
-    """The speaker of the policy with this manifest.
+    """The speaker of a policy. manifest: the policy's.
 
-    The SFT policy is the one that measures, quantised after full fine-tuning too. Raises UserError for an adapter of
-    other weights.
+    For the SFT policy it is the measuring model itself, which is quantised after full fine-tuning. Raises UserError for
+    an adapter on other weights.
     """
     contract = policies.read_contract(manifest)
     if manifest.parent.name == "sft":
@@ -114,8 +115,8 @@ def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Founda
 
 
 def answer(section: Compare, measures: Measures, rows: list[dict], speaker: Speaker, again: int = 0) -> list[dict]:
-    """One measured answer to each prompt. again: which of several answers to the same prompt; only the first has its
-    KL taken."""
+    """One measured answer to each prompt. again: number of the answer among several to a prompt; KL is computed for
+    the first only."""
     answered = []
     for start in range(0, len(rows), section.batch_size):
         answered += answer_batch(section, measures, rows[start : start + section.batch_size], speaker, again)
@@ -123,7 +124,7 @@ def answer(section: Compare, measures: Measures, rows: list[dict], speaker: Spea
 
 
 def answer_batch(section: Compare, measures: Measures, rows: list[dict], speaker: Speaker, again: int) -> list[dict]:
-    """A batch of answers: reply, length, whether it ended, KL to the SFT policy in nats, and rewards."""
+    """A batch of answers: reply, length, whether it ended by itself, KL to the SFT policy in nats, and rewards."""
     seeds = [answers.stream("compare", section.seed, row["id"], again) for row in rows]
     ids = [row["ids"] for row in rows]
     with torch.no_grad(), speaker.active():
@@ -154,7 +155,7 @@ def answer_batch(section: Compare, measures: Measures, rows: list[dict], speaker
 def measure(
     section: Compare, measures: Measures, batch: completions.Answers, speaker: Speaker, with_kl: bool
 ) -> tuple[list[float | None], list[float | None]]:
-    """Of each answer its KL to the SFT policy in nats, and the reward model's score; None for what is not taken."""
+    """(KL of each answer to the SFT policy in nats, its score by the reward model); None where not computed."""
     kl: list[float | None] = [None] * len(batch)
     rewards: list[float | None] = [None] * len(batch)
     with torch.no_grad():
@@ -172,6 +173,6 @@ def measure(
 
 
 def put(column: list, places: list[int], values: torch.Tensor) -> None:
-    """Write values into their places."""
+    """Write values into a column, at their places."""
     for place, value in zip(places, values.tolist(), strict=True):
         column[place] = value

@@ -28,7 +28,7 @@ def evaluate(
 ) -> dict:
     """Write lm-eval's own result (`lm_eval.json`, `data/samples`) into `work` and return the table's rows.
 
-    fetched: manifests of the lm-eval tasks whose data came from the hub.
+    fetched: manifests of the lm-eval tasks with data on the hub.
     """
     from posttrain.models.policy import load_merged
 
@@ -46,9 +46,9 @@ def evaluate(
 
 
 def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: Path) -> tuple[dict, str | None]:
-    """lm-eval's result, and the sha256 of the chat template that questions were put through; None for none.
+    """lm-eval's result, and the sha256 of the chat template applied to questions; None for no template.
 
-    Raises UserError, before the first question, when that is not the template that the policy was trained with.
+    Raises UserError, before the first question, where it is not the template that the policy was trained with.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -57,7 +57,7 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
 
     contract = read_contract(policy)
     longest = section.max_length or contract["positions"]["context"]
-    # PEFT puts virtual tokens before a batch's padding: farther from the prompt than in training.
+    # PEFT puts virtual tokens before the padding of a batch, farther from the prompt than in training.
     batch_size = 1 if contract["method"] == "prompt" else section.batch_size
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
     templated = tokenizer.chat_template is not None if section.chat_template is None else section.chat_template
@@ -85,18 +85,18 @@ def digest(template: str) -> str:
 
 
 def refuse_other_template(used: str | None, policy: Path) -> None:
-    """Raise UserError when lm-eval put the questions through another chat template than the policy was trained with."""
+    """Raise UserError where the chat template used differs from the one that the policy was trained with."""
     from posttrain.models.policy import read_contract
 
     trained = read_contract(policy)["chat_template"]
     if used is not None and used != trained:
-        raise UserError(f"evaluate: questions went through chat template {used}, {policy} was trained with {trained}")
+        raise UserError(f"evaluate: the chat template of questions is {used}, {policy} was trained with {trained}")
 
 
 def load_tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
-    """lm-eval's task manager over the prepared and the fetched tasks, and the tasks to run as lm-eval takes them.
+    """lm-eval's task manager with the prepared and the fetched tasks, and the tasks to run, for lm-eval.
 
-    Raises UserError for a task that neither `prepare` made nor `fetch` brought.
+    Raises UserError for a task that was neither prepared nor fetched.
     """
     from lm_eval.tasks import TaskManager
 
@@ -112,8 +112,8 @@ def load_tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
     if not wanted:
         raise UserError("evaluate.tasks: prepare made no task from this data; name tasks of lm-eval")
     problems = [
-        f"evaluate.tasks: {task['task']!r} is neither one that prepare made ({', '.join(names) or 'none'}) nor was it "
-        "fetched; for a task of lm-eval give `task:` and `revision:`, the commit of its data set"
+        f"evaluate.tasks: {task['task']!r} was neither prepared (prepared: {', '.join(names) or 'none'}) nor fetched; "
+        "for a task of lm-eval give `task:` and `revision:`, the commit of its data set"
         for task in wanted
         if task["task"] not in manager.all_tasks
     ]
@@ -123,16 +123,16 @@ def load_tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
 
 
 def with_shots(task: dict) -> str | dict:
-    """A task as lm-eval takes it: its name, or name and number of examples."""
+    """A task for lm-eval: its name, or its name and number of examples."""
     if task.get("shots") is None:
         return task["task"]
     return {"task": task["task"], "num_fewshot": task["shots"]}
 
 
 def table_rows(result: dict) -> list[dict]:
-    """lm-eval's results as rows: task, metric, value, stderr, n. Groups come with their members.
+    """lm-eval's results as rows: task, metric, value, stderr, n; of groups and of their members.
 
-    lm-eval's keys are `METRIC,FILTER`; the filter is named where a metric has several.
+    lm-eval's keys are `METRIC,FILTER`; a row names the filter only where a metric has several.
     """
     rows = []
     for task, values in result["results"].items():
@@ -163,7 +163,7 @@ def finite(value) -> float | None:
 
 
 def questions(result: dict, task: str) -> int | None:
-    """How many questions were asked: of a task, or of all tasks of a group."""
+    """Number of questions asked: of a task, or of all tasks of a group."""
     if task in result["n-samples"]:
         return result["n-samples"][task]["effective"]
     members = result.get("group_subtasks", {}).get(task, [])

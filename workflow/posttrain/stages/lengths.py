@@ -18,7 +18,7 @@ from posttrain.maths.intervals import mean_stderr
 from posttrain.models import policy as policies
 from posttrain.models import tokens
 
-TASK = "long_text"  # of documents that name no other
+TASK = "long_text"  # task of documents without a task of their own
 
 
 def lengths(
@@ -30,25 +30,25 @@ def lengths(
     rows, documents_losses, curve = [], [], []
     for task, held_out in tasks(data).items():
         for length in sorted(set(section.tokens)):
-            read = documents(section, tokenizer, held_out, length)
-            if not read:
+            encoded = documents(section, tokenizer, held_out, length)
+            if not encoded:
                 raise UserError(
                     f"lengths: {data} has no held-out document of {max(section.tokens)} tokens; set lengths.packing"
                 )
-            losses = [window_losses(section, model, ids, length) for _, ids in read]
+            losses = [window_losses(section, model, ids, length) for _, ids in encoded]
             means = [sum(of_tokens) / len(of_tokens) for of_tokens in losses]
-            for (name, _), loss in zip(read, means, strict=True):
+            for (name, _), loss in zip(encoded, means, strict=True):
                 documents_losses.append({"id": name, "length": length, "loss": loss})
             rows.append(table_row(task, length, means))
             say(f"{task}, {length} tokens: perplexity {rows[-1]['value']:.3f}")
             if task == TASK:
-                curve = by_position(section, losses, length)  # that of the longest window, the last, is kept
+                curve = by_position(section, losses, length)  # the last one, of the longest window, is returned
     write_jsonl(work / "data" / "documents.jsonl", documents_losses)
     return {"policy": policy.parent.name, "rows": rows, "positions": curve}
 
 
 def tasks(data: Path) -> dict[str, list[dict]]:
-    """Held-out long documents by the task that they name; those that name none are `long_text`."""
+    """Held-out long documents by task; those without one are `long_text`."""
     file = data.parent / "data" / "long" / "test.jsonl"
     rows_of: dict[str, list[dict]] = {TASK: []}
     for row in read_jsonl(file) if file.is_file() else []:
@@ -60,8 +60,8 @@ def tasks(data: Path) -> dict[str, list[dict]]:
 def documents(section: Lengths, tokenizer, rows: list[dict], length: int) -> list[tuple[str, list[int]]]:
     """(id, tokens with BOS) of at most `section.documents` documents.
 
-    Those made for this length (`length` in the row) are cut to it. Of others, those that reach the longest window are
-    taken whole, or with `packing` several one after another, as long as it.
+    Documents with a `length` are used for that length only, and cut to it. Other documents are used whole where they
+    are at least as long as the longest window; with `packing`, all are concatenated and cut at the longest window.
     """
     encoded: list[tuple[str, list[int]]] = []
     if section.packing and rows:
@@ -79,9 +79,9 @@ def documents(section: Lengths, tokenizer, rows: list[dict], length: int) -> lis
 
 
 def window_losses(section: Lengths, model, ids: list[int], length: int) -> list[float]:
-    """Loss in nats of each token but the first, in a window of `length` tokens that slides over the document.
+    """Loss in nats of each token but the first, with a window of `length` tokens that slides over the document.
 
-    The first window counts whole; each further one ends `stride` windows later and counts the tokens that are new.
+    The first window counts as a whole; each next one ends `stride` windows later and counts its new tokens only.
     """
     import torch
 
@@ -111,7 +111,7 @@ def table_row(task: str, length: int, losses: list[float]) -> dict:
 
 
 def by_position(section: Lengths, losses: list[list[float]], length: int) -> list[dict]:
-    """Mean loss of the first window's tokens in equal parts of it, with standard errors over documents."""
+    """Mean loss in equal parts of the first window, with standard errors over documents."""
     edges = [round(part * (length - 1) / section.buckets) for part in range(section.buckets + 1)]
     curve = []
     for start, stop in itertools.pairwise(edges):

@@ -1,11 +1,10 @@
-"""A longer context: RoPE's frequencies rescaled (position interpolation and its rivals), tuned on long documents.
+"""Extend a policy's context: rescale RoPE's frequencies (position interpolation and others), tune on long documents.
 
 python -m posttrain longctx --config results/NAME/longctx/config.yaml --data results/NAME/prepare/manifest.json \
     --base results/NAME/base/manifest.json --policy results/NAME/sft/manifest.json \
     --output results/NAME/longctx/manifest.json
 
-An adapter cannot carry positions, so the artifact is a whole model, which transformers and lm-eval read correctly by
-themselves.
+An adapter cannot hold positions, so the artifact is a whole model, which transformers and lm-eval load correctly.
 """
 
 import math
@@ -61,8 +60,8 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
 def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
     """The policy with the new positions: (model, tokenizer, `merge_difference` of its adapter or None).
 
-    folder: where a copy of it with the new configuration is written, for positions are read when a model is loaded.
-    Raises UserError where its adapter cannot be merged, or where it has no RoPE.
+    folder: for a copy of the policy with the new configuration, since positions are set when a model is loaded.
+    Raises UserError where the policy's adapter cannot be merged, or where it has no RoPE.
     """
     contract = policies.read_contract(policy)
     if contract["method"] not in (*policies.MERGEABLE, "weights"):
@@ -75,18 +74,18 @@ def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
 
 
 def quantization(section: Longctx) -> dict | None:
-    """How the model that an adapter is trained on is quantised; None for not at all."""
+    """The quantisation of the weights under the adapter; None for no quantisation."""
     return NF4 if section.tuning == "qlora" else None
 
 
 def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) -> list[dict]:
-    """Rows of `context` tokens: each the beginning of a document, or with `packing` documents one after another.
+    """Rows of `context` tokens: each the beginning of a document or, with `packing`, concatenated documents.
 
-    Raises UserError where there is none.
+    Raises UserError where there are none.
     """
     file = data.parent / "data" / "long" / f"{side}.jsonl"
-    read = read_jsonl(file) if file.is_file() else []
-    long = [row for row in read if not {"answer", "task"} & row.keys() and row.get("length", context) >= context]
+    prepared = read_jsonl(file) if file.is_file() else []
+    long = [row for row in prepared if not {"answer", "task"} & row.keys() and row.get("length", context) >= context]
     if section.packing and long:
         return packing.blocks(tokenizer, long, context)
     texts = [row["text"] for row in long]
@@ -100,7 +99,7 @@ def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) 
 
 
 def with_adapter(section: Longctx, model):
-    """The model, or an adapter on it; embeddings and norms are trained beside it as modules of their own."""
+    """The model, with an adapter where `tuning` has one, and with trainable copies of embeddings and norms."""
     if section.tuning not in ("lora", "qlora"):
         return model
     import peft
@@ -118,7 +117,7 @@ def with_adapter(section: Longctx, model):
 
 
 def dense_modules(model) -> list[str]:
-    """Names of the embedding and of the norms, which have weights that no LoRA can be put on."""
+    """Names of the embedding and of the norms, whose weights a LoRA cannot adapt."""
     import torch
 
     leaves = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
@@ -132,7 +131,7 @@ def dense_modules(model) -> list[str]:
 
 
 def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
-    """transformers' trainer on rows of tokens, each predicted from those before it."""
+    """transformers' trainer, for next-token prediction on rows of tokens."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     from posttrain.training import optimizer, trainers
@@ -151,10 +150,10 @@ def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
 
 
 def without_adapter(section: Longctx, adapted, rescaled: Path, folder: Path) -> tuple:
-    """The tuned model without an adapter, and how far its merge is from the adapter on its weights (None: no merge).
+    """(the tuned model with its adapter merged, `merge_difference`; None without an adapter).
 
-    A LoRA on quantised weights is merged into just those weights, dequantised. Raises UserError where the merged model
-    is another function. rescaled: folder of the model that was tuned; folder: scratch for the adapter.
+    A LoRA on quantised weights is merged into the same weights, dequantised. Raises UserError where the merged model
+    computes another function. rescaled: folder of the model that was tuned; folder: scratch for the adapter.
     """
     if section.tuning not in ("lora", "qlora"):
         return adapted, None

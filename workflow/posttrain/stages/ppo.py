@@ -4,9 +4,9 @@ python -m posttrain ppo --config results/NAME/ppo/config.yaml --data results/NAM
     --base results/NAME/base/manifest.json --sft results/NAME/sft/manifest.json \
     --reward results/NAME/reward/manifest.json --output results/NAME/ppo/manifest.json
 
-One set of frozen weights is in memory, NF4 where the SFT policy's are; policy, value function and reward model are
-adapters on it, and so is the reference, the SFT policy itself. Nothing has dropout. The mathematics is in
-`maths/ppo.py`. Several processes (torchrun) share the answers and make the same update as one.
+One set of frozen weights is in memory, in NF4 where the SFT policy's are. Policy, value function, reward model and the
+reference (the SFT policy) are adapters on it. There is no dropout. The mathematics is in `maths/ppo.py`. Several
+processes (torchrun) share the answers and make the same update as one.
 """
 
 import math
@@ -38,16 +38,16 @@ Demonstration = tuple[list[int], list[int]]  # the tokens of a prompt and of the
 
 
 class Models(NamedTuple):
-    """One PEFT model with the adapters `policy`, `value` and, where they are, `reference` and `reward`."""
+    """One PEFT model with the adapters `policy` and `value`, and `reference` and `reward` where there are such."""
 
     peft: peft.PeftModel
     tokenizer: object
     value_head: torch.nn.Module
-    reference: str | None  # None: the frozen weights with every adapter off
+    reference: str | None  # name of its adapter; None: the frozen weights without adapters
 
 
 class Experience(NamedTuple):
-    """The answers of one iteration and their numbers: B answers of at most T tokens; B x T but for the scores."""
+    """One iteration's B answers of at most T tokens, and their numbers, B x T but for the scores."""
 
     answers: Answers
     logp: Tensor
@@ -72,7 +72,7 @@ def ppo(
     state = ppo_state.resume(checkpoints, models, optimizer, schedule) or {
         "iteration": 0, "kl_coefficient": section.kl_coefficient, "history": []
     }  # fmt: skip
-    parallel.barrier()  # the first process may publish, and remove the checkpoints, before another has read them
+    parallel.barrier()  # otherwise the first process could remove the checkpoints before another has read them
     progress = trainers.Heartbeat(checkpoints, section.steps, state["iteration"])
     watch = interruption.Watch(section)
     for iteration in range(state["iteration"], section.steps):
@@ -91,14 +91,14 @@ def ppo(
             tracking.log(health, iteration + 1)
             progress.beat(iteration + 1, f"reward {health['reward']:.3f}, KL {health['kl']:.2f}")
         ppo_state.save(section, models, foundation, state, optimizer, schedule, watch, checkpoints)
-    # The policy of the last update is watched too.
+    # The policy after the last update is checked too.
     _, health = next_experience(section, models, scorer, gold, rows, state, checkpoints)
     publish(section, models, foundation, work, checkpoints)
     return {"summary": {key: value for key, value in health.items() if key != "step"}, "history": state["history"]}
 
 
 def load_models(section: Ppo, foundation: adapters.Foundation) -> Models:
-    """The frozen weights with a policy and a value function that both begin as the SFT policy; the value head is 0."""
+    """The frozen weights with a policy and a value function that both start as the SFT policy; the value head is 0."""
     set_seed(section.seed)
     tokenizer = policy.load_tokenizer(foundation.weights)
     model = adapters.load_as_sft(foundation, section, name="policy")
@@ -123,7 +123,7 @@ def next_experience(
     state: dict,
     checkpoints: Path,
 ) -> tuple[Experience, dict]:
-    """The next iteration's experience and its health. Raises Diverged when the policy has left the rails."""
+    """The next iteration's experience and its health. Raises Diverged where the answers are beyond the limits."""
     iteration, coefficient = state["iteration"], state["kl_coefficient"]
     chosen = [rows[n] for n in rows_of_iteration(len(rows), section.batch_size, section.seed, iteration)]
     experience = gather(section, models, scorer, chosen, iteration, coefficient)
@@ -136,9 +136,9 @@ def next_experience(
 def gather(
     section: Ppo, models: Models, scorer: Scorer, rows: list[dict], iteration: int, coefficient: float
 ) -> Experience:
-    """Answers to the prompts, with their rewards and values before the update. Every process holds all of it.
+    """Answers to the prompts, with their rewards and values before the update; the same in every process.
 
-    Policy log-probabilities are taken in the batches of the first epoch, so that its first ratio is exactly 1.
+    Policy log-probabilities are computed in the batches of the first epoch, so that its first ratio is exactly 1.
     """
     seeds = [answers.stream("answer", section.seed, iteration, n) for n in range(len(rows))]
     ids, mine = [row["ids"] for row in rows], parallel.share(len(rows))
@@ -175,16 +175,16 @@ def update(
     warming: bool,
     demonstrated: Sequence[Demonstration] = (),
 ) -> dict:
-    """Some epochs of clipped updates of policy and value function (in warm-up of the value function alone).
+    """The epochs of clipped updates of policy and value function; in warm-up, of the value function only.
 
-    Each minibatch's loss is a sum over its tokens divided by their number, whatever it is split into: micro-batches
-    and processes change nothing but rounding. Returns the health of the update. Raises Diverged for a loss that is no
-    number, before it reaches the weights.
+    Each minibatch's loss is a sum over its tokens divided by their number, so that micro-batches and processes change
+    it by rounding only. Returns the health of the update. Raises Diverged for a loss that is not finite, before the
+    weights change.
     """
     count, health = len(experience.answers), []
     for epoch in range(section.epochs):
         order = list(range(count))
-        if epoch:  # the first epoch goes in order, as the old log-probabilities were taken
+        if epoch:  # the first epoch is in order, as the old log-probabilities were computed
             name = answers.stream("shuffle", section.seed, optimizer.step_count)
             shuffle = torch.Generator().manual_seed(name)
             order = torch.randperm(count, generator=shuffle).tolist()
@@ -203,7 +203,7 @@ def step(
     warming: bool,
     demonstrated: Sequence[Demonstration] = (),
 ) -> dict:
-    """One optimiser step on some answers (a minibatch), and on as many demonstrations where there are any."""
+    """One optimiser step on a minibatch of answers, and on as many demonstrations where there are any."""
     total = experience.answers.mask[which].sum()
     sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "entropy", "approx_kl"), 0.0)
     ratio_error = 0.0
@@ -226,8 +226,8 @@ def step(
 def add_gradients(
     section: Ppo, models: Models, experience: Experience, part: list[int], total: Tensor, warming: bool
 ) -> tuple[dict[str, float], float]:
-    """Add the gradients of a micro-batch of a minibatch with `total` tokens; returns its share of the minibatch's
-    losses and health, and its largest error of the ratio."""
+    """Add the gradients of a micro-batch, of a minibatch with `total` tokens; returns its share of the minibatch's
+    losses and health, and its largest ratio error."""
     batch, mask, old = experience.answers.rows(part), experience.answers.mask[part], experience.logp[part]
     with completions.autocast(models.peft, section.precision):
         with adapter(models.peft, "policy"), torch.set_grad_enabled(not warming):
@@ -249,18 +249,19 @@ def add_gradients(
             "value_loss": value_loss.item(),
             "clip_fraction": (maths.clipped(logp, old, section.clip) * weight).sum().item(),
             "entropy": (likelihood.entropy(logits) * weight).sum().item(),
-            "approx_kl": (likelihood.kl_k3(old, logp) * weight).sum().item(),  # the answers are the old policy's
+            "approx_kl": (likelihood.kl_k3(old, logp) * weight).sum().item(),  # of the old policy, which answered
         }
         return numbers, (((logp - old).exp() - 1).abs() * mask).max().item()
 
 
 def add_sft_gradients(section: Ppo, models: Models, rows: list[Demonstration]) -> float:
-    """Add the gradients of the SFT loss, per token, times its weight: PPO-ptx (2203.02155, eq. 2); returns this
-    process's part of the loss."""
+    """Add the gradients of the weighted SFT loss per token: PPO-ptx (2203.02155, eq. 2); returns this process's share
+    of
+    the loss."""
     total, loss = sum(len(reply) for _, reply in rows), 0.0
     for part in micro_batches(section, range(len(rows))):
         prompts, replies = ([rows[n][side] for n in part] for side in (0, 1))
-        batch = completions.given(models.tokenizer, prompts, replies, models.peft.device)
+        batch = completions.answers_of(models.tokenizer, prompts, replies, models.peft.device)
         with completions.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
             nll = -completions.log_probs(models.peft, batch).sum() / total
             (section.sft_coefficient * nll).backward()

@@ -1,4 +1,4 @@
-"""Log-probabilities of the judged answers under the SFT policy: made once, read by every DPO run on it.
+"""Log-probabilities of the judged answers under the SFT policy, computed once for every run that reads them.
 
 python -m posttrain reference --config results/NAME/reference/config.yaml --data results/NAME/prepare/manifest.json \
     --base results/NAME/base/manifest.json --sft results/NAME/sft/manifest.json \
@@ -14,8 +14,8 @@ from posttrain.ground.progress import say
 
 
 def reference(section: Reference, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path) -> dict:
-    """Write `work/data/{train,test}.jsonl`, one row a pair: its id and the log-probability of each answer, in nats; and
-    `work/data/kto/{train,test}.jsonl` where there are rows for KTO."""
+    """Write `work/data/{train,test}.jsonl`, one row per pair: its id and the log-probability of each answer, in nats;
+    and `work/data/kto/{train,test}.jsonl` where there are rows for KTO."""
     from posttrain.models import adapters, policy
 
     foundation = adapters.foundation_of(base, sft)
@@ -40,7 +40,7 @@ def reference(section: Reference, data: Path, base: Path, sft: Path, work: Path,
 
 
 def summed(model, tokenizer, rows: list[dict], answer: str, section: Reference) -> list[float]:
-    """log pi(answer | prompt) in nats, summed over the answer's tokens, of each row. answer: `chosen` or `rejected`."""
+    """log pi(answer | prompt) of each row, summed over the answer's tokens, in nats. answer: the key of the answer."""
     import torch
 
     from posttrain.models import completions
@@ -49,7 +49,7 @@ def summed(model, tokenizer, rows: list[dict], answer: str, section: Reference) 
     for start in range(0, len(rows), section.batch_size):
         part = rows[start : start + section.batch_size]
         prompts, replies = [row["prompt_ids"] for row in part], [row[f"{answer}_ids"] for row in part]
-        batch = completions.given(tokenizer, prompts, replies, model.device)
+        batch = completions.answers_of(tokenizer, prompts, replies, model.device)
         with torch.no_grad(), completions.autocast(model, section.precision):
             sums += completions.log_probs(model, batch).double().sum(dim=1).tolist()
     return sums

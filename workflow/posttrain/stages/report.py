@@ -1,9 +1,9 @@
-"""report: what the campaign's stages recorded, as one table, figures and one page that opens anywhere.
+"""Render what the campaign's stages recorded as a table, figures and one page that needs no network.
 
 posttrain report --campaign .snakemake/campaigns/DIGEST.json --output results/report/manifest.json
 
-It reads JSON and loads no model. An artifact that is missing is named with its reason, and the rest is shown; the
-page is then marked partial and gets no manifest, so that the workflow makes it again.
+It reads JSON and loads no model. A missing artifact is named with the reason, and the rest is shown; the page is then
+marked partial and gets no manifest, so that the workflow renders it again.
 """
 
 import os
@@ -17,12 +17,12 @@ from posttrain.reporting.page import page
 def report(
     campaign: dict, output: Path, results: Path = Path("results"), reasons: dict[str, str] | None = None
 ) -> list[dict]:
-    """Write table, figures and page into `output`; returns what is missing: nothing, if the report is complete.
+    """Write table, figures and page into `output`; returns the missing artifacts, none if the report is complete.
 
     campaign: {"title", "experiments": [{"name", "family", "question", "seed", "stages": {stage: artifact folder}}]},
     where a stage is STAGE or JUDGE/POLICY; experiments of one family differ in their seeds only. `owners`: the family
-    of what several cells of a grid share.
-    reasons: artifacts to be left out, by name, each with why, e.g. {"results/tiny/ppo": "KL exploded"}.
+    of artifacts that several cells of a grid share.
+    reasons: artifacts to leave out, each with the reason, e.g. {"results/tiny/ppo": "KL exploded"}.
     """
     record = records.gather(campaign, results, reasons or {})
     record["samples"] = samples.read_samples(record["artifacts"], record["missing"])
@@ -40,7 +40,7 @@ def report(
 
 
 def publish(output: Path, texts: dict[str, str], complete: bool) -> None:
-    """Put the files in place by rename; a complete report gets its manifest, last, a partial one has none."""
+    """Write the files by rename. A complete report gets a manifest, last; a partial one has none."""
     (output / "figures").mkdir(parents=True, exist_ok=True)
     (output / "manifest.json").unlink(missing_ok=True)
     for name, text in texts.items():

@@ -13,7 +13,7 @@ from posttrain.data import preferences
 from posttrain.ground.progress import say
 from posttrain.training import parallel
 
-BINS = 10  # of the reliability figure
+BINS = 10  # bins of the reliability diagram
 
 
 def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path) -> dict:
@@ -56,7 +56,7 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
 
 
 def pairs(tokenizer, data: Path, side: str, longest: int | None) -> list[dict]:
-    """Preference pairs as RewardTrainer reads them: `kind`, and `chosen_ids` and `rejected_ids` with the prompt."""
+    """Preference pairs for RewardTrainer: `kind`, and `chosen_ids` and `rejected_ids`, each with the prompt."""
     return [
         {f"{answer}_ids": pair["prompt_ids"] + pair[f"{answer}_ids"] for answer in ("chosen", "rejected")}
         | {"kind": pair.get("kind", "pairs")}
@@ -90,7 +90,7 @@ def held_out(model, tokenizer, rows: list[dict]) -> dict:
 
 
 def measured(margins: list[float]) -> dict:
-    """Accuracy (a tie is half right) with its standard error, mean margin, n."""
+    """Accuracy (a tie counts half) with its standard error, mean margin, n."""
     from posttrain.maths.intervals import mean_stderr
 
     accuracy, stderr = mean_stderr([(margin > 0) + 0.5 * (margin == 0) for margin in margins])
@@ -103,17 +103,17 @@ def sigmoid(x: float) -> float:
 
 
 def calibration(margins: list[float]) -> dict:
-    """Expected calibration error of P(chosen > rejected) = sigmoid(margin), and the bins of its reliability figure.
+    """Expected calibration error of P(chosen > rejected) = sigmoid(margin), and the bins of its reliability diagram.
 
-    Every pair is read both ways, so that confidence p has its error at 1 - p too. ECE: the mean over pairs of
-    |accuracy - confidence| of their bin (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+    Every pair counts in both orders, with confidence p and 1 - p. ECE: the mean over pairs of |accuracy - confidence|
+    of their bin (Guo et al. 2017, arXiv 1706.04599, eq. 3).
     """
-    read = [(sigmoid(margin), 1.0) for margin in margins] + [(sigmoid(-margin), 0.0) for margin in margins]
+    outcomes = [(sigmoid(margin), 1.0) for margin in margins] + [(sigmoid(-margin), 0.0) for margin in margins]
     bins = []
     for number in range(BINS):
-        inside = [(p, y) for p, y in read if min(BINS - 1, int(p * BINS)) == number]
+        inside = [(p, y) for p, y in outcomes if min(BINS - 1, int(p * BINS)) == number]
         if inside:
             confidence, share = (sum(values) / len(inside) for values in zip(*inside, strict=True))
             bins.append({"confidence": confidence, "accuracy": share, "n": len(inside)})
-    error = sum(part["n"] * abs(part["accuracy"] - part["confidence"]) for part in bins) / len(read)
+    error = sum(part["n"] * abs(part["accuracy"] - part["confidence"]) for part in bins) / len(outcomes)
     return {"ece": error, "bins": bins, "n": len(margins)}

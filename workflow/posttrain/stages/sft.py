@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on what the assistant says, with TRL's SFTTrainer.
+"""Supervised fine-tuning on the assistant's tokens, with TRL's SFTTrainer.
 
 python -m posttrain sft --config results/NAME/sft/config.yaml --data results/NAME/prepare/manifest.json \
     --base results/NAME/base/manifest.json --output results/NAME/sft/manifest.json
@@ -44,7 +44,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
 
 
 def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dict], checkpoints: Path):
-    """TRL's trainer, which puts the adapter on the model; what its collator makes of rows is proved."""
+    """TRL's trainer, which adds the adapter to the model. A batch of its collator is checked."""
     import datasets
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
@@ -74,7 +74,7 @@ def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dic
 
 
 def tokenized(tokenizer, file: Path, longest: int | None) -> tuple[list[dict], dict]:
-    """The rows of a file as tokens and labels, after the token contract has been proved on each of them."""
+    """(rows of a file as tokens and labels, their counts), after a check of the token contract on each row."""
     rows = read_jsonl(file)
     encoded = [tokens.encode(tokenizer, row) for row in rows]
     counts = tokens.prove(tokenizer, rows, encoded)
@@ -87,14 +87,14 @@ def tokenized(tokenizer, file: Path, longest: int | None) -> tuple[list[dict], d
 
 
 def quantization_of(section: Sft) -> dict | None:
-    """How the base is quantised, as it is written into the artifact's contract; None for no quantisation."""
+    """The quantisation of the base, as in the artifact's contract; None for no quantisation."""
     if section.method != "qlora":
         return None
     return {"type": "nf4", "double_quantization": section.double_quantization, "compute": section.compute}
 
 
 def refuse_unknown_modules(section: Sft, model) -> None:
-    """Raise UserError for target modules that the model lacks: PEFT ignores them as long as it finds one."""
+    """Raise UserError for target modules that the model lacks: PEFT ignores them if it finds at least one."""
     import torch
 
     wanted = [] if section.target_modules == "all-linear" else section.target_modules
@@ -129,10 +129,10 @@ def adapter(section: Sft):
 
 
 def prove_isolation(model, rows: list[dict]) -> None:
-    """Packed neighbours cannot see each other: a row's logits are the same alone and behind another row.
+    """Check that packed rows do not attend to each other: a row has the same logits alone and after another row.
 
-    Without a cache, as the trainer runs the model: with one, transformers takes the positions for no packing.
-    Raises UserError when the attention implementation ignores where a packed row begins.
+    The check runs without a cache, as the trainer does; with one, transformers would not recognise packing by
+    positions. Raises UserError where the attention implementation ignores the boundaries of rows.
     """
     import torch
 
@@ -147,23 +147,24 @@ def prove_isolation(model, rows: list[dict]) -> None:
     difference = (alone - packed).abs().max().item() / alone.abs().max().item()
     if not math.isfinite(difference) or difference > 1e-2:
         raise UserError(
-            f"token contract: packed rows see each other (logits differ by {difference:.1%}); set sft.packing: false"
+            f"token contract: packed rows attend to each other (logits differ by {difference:.1%}); "
+            "set sft.packing: false"
         )
 
 
 def prove_batch(batch: dict) -> None:
-    """Raise UserError where the trainer's collator made labels of padding, or of the first token of a packed row."""
+    """Raise UserError where the trainer's collator labels padding, or the first token of a packed row."""
     labels, mask, positions = batch["labels"], batch.get("attention_mask"), batch.get("position_ids")
     if mask is not None and (labels[mask == 0] != tokens.MASKED).any():
-        raise UserError("token contract: the collator made labels of padding")
+        raise UserError("token contract: the collator labels padding")
     if positions is not None and (labels[positions == 0] != tokens.MASKED).any():
-        raise UserError("token contract: a packed row is trained to follow from the row before it")
+        raise UserError("token contract: the first token of a packed row is predicted from the row before it")
 
 
 def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | None, folder: Path) -> None:
-    """Write the trained weights, their tokenizer and their contract; the same bytes for the same weights.
+    """Write the trained weights, their tokenizer and their contract; equal weights give equal bytes.
 
-    The first process writes, and all must come.
+    Every process must call it; the first writes.
     """
     from posttrain.models import adapters, policy
 

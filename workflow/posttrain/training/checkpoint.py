@@ -1,7 +1,6 @@
-"""Checkpoints: the folders `checkpoint-STEP` that an interrupted stage continues from, the newest two of them.
+"""Checkpoints: the folders `checkpoint-STEP` from which an interrupted stage continues; the newest two are kept.
 
-One counts when its manifest is in it, which is written last and by rename, and only as long as its bytes are those that
-the manifest says.
+A checkpoint is valid when it has a manifest, which is written last and by rename, and its bytes match the manifest.
 """
 
 import json
@@ -29,8 +28,8 @@ def all_in(checkpoints: Path) -> list[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Mark a checkpoint as whole by its manifest, and delete all but the newest two; the main process does both."""
-    parallel.barrier()  # each of several processes writes a part of its own
+    """Write a checkpoint's manifest, and delete all checkpoints but the newest two; the main process does both."""
+    parallel.barrier()  # each process writes a part of the checkpoint
     if parallel.main():
         parts = [part.name for part in folder.iterdir() if part.name != "manifest.json"]
         write_json(folder / "manifest.json", manifest_of(folder, parts))
@@ -39,9 +38,9 @@ def seal(folder: Path) -> None:
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """The newest whole checkpoint; None where there is none. Newer ones are deleted: half written, or damaged since.
+    """The newest valid checkpoint, or None. Newer ones, which are incomplete or damaged, are deleted.
 
-    Raises Unreadable and OSError where the file system does not give its bytes now: it may be whole, so it is kept.
+    Raises Unreadable and OSError where the file system cannot read one now: it may be valid, so it is not deleted.
     """
     for folder in reversed(all_in(checkpoints)) if parallel.main() else ():
         try:
@@ -50,16 +49,16 @@ def newest(checkpoints: Path) -> Path | None:
         except Unreadable:
             raise
         except UserError as error:
-            say(f"{folder.name} is not whole and deleted: {error.problems[0]}")
+            say(f"deleting {folder.name}, which is incomplete or damaged: {error.problems[0]}")
             shutil.rmtree(folder)
     parallel.barrier()
     return max(all_in(checkpoints), key=step_of, default=None)
 
 
 def write(folder: Path, tensors: dict, state: dict) -> None:
-    """Write a checkpoint of a training loop that is not a trainer's (PPO's), in the main process.
+    """Write a checkpoint of PPO's training loop, in the main process.
 
-    tensors: nested dicts of tensors and numbers; state: what JSON holds.
+    tensors: nested dicts of tensors and numbers; state: JSON values.
     """
     if parallel.main():
         shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +69,7 @@ def write(folder: Path, tensors: dict, state: dict) -> None:
 
 
 def read(checkpoints: Path) -> tuple[dict, dict] | None:
-    """The newest whole checkpoint that `write` wrote, as `(tensors, state)`; None where there is none."""
+    """The newest valid checkpoint of `write`, as `(tensors, state)`, or None."""
     folder = newest(checkpoints)
     if folder is None:
         return None

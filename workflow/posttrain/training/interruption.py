@@ -1,4 +1,4 @@
-"""When a stage saves and when it stops: the minutes between its checkpoints, its job's time limit, SIGTERM.
+"""Decide when a stage saves and stops: minutes between checkpoints, the job's time limit, SIGTERM.
 
 python -m posttrain STAGE ... --minutes 60    # saves before the hour is over and exits with 75; run again, it continues
 """
@@ -17,14 +17,14 @@ from posttrain.ground import files
 from posttrain.ground.errors import INTERRUPTED, Interrupted, UserError
 from posttrain.ground.progress import say
 
-SAVING = 5.0  # seconds that saving takes at least
-WAIT = 300.0  # seconds within which a process has ended after SIGTERM
-GO_ON, SAVE, NEAR, TERMINATED = range(4)  # after a step: the most urgent last; NEAR: the time limit is near
+SAVING = 5.0  # seconds reserved for saving at least
+WAIT = 300.0  # seconds that a process has to end after SIGTERM
+GO_ON, SAVE, NEAR, TERMINATED = range(4)  # what to do after a step, by urgency; NEAR: the time limit is near
 
-limit = 0.0  # minutes of the batch job, set once by the command line; 0: none
-deadline = math.inf  # when they are over, by `time.monotonic`
-terminated = False  # whether SIGTERM has come
-stepping = False  # whether steps are being made, after which there is something to save
+limit = 0.0  # minutes of the batch job, set once by the command line; 0: no limit
+deadline = math.inf  # end of the time limit, by `time.monotonic`
+terminated = False  # whether SIGTERM was received
+stepping = False  # whether training steps are running, so that there is something to save
 
 
 def listen(minutes: float) -> None:
@@ -39,7 +39,7 @@ def listen(minutes: float) -> None:
 
 
 def on_sigterm(*_) -> None:
-    """Stop after the current step; before the first and after the last, end at once, for there is nothing to save."""
+    """Stop after the current step; before the first step and after the last, exit at once: nothing is to be saved."""
     global terminated
     terminated = True
     if not stepping:
@@ -48,9 +48,9 @@ def on_sigterm(*_) -> None:
 
 
 def due(step: float, saving: float) -> int:
-    """Whether to stop now: TERMINATED, NEAR or GO_ON. step, saving: seconds that the longest of each has taken.
+    """Whether to stop now: TERMINATED, NEAR or GO_ON. step, saving: seconds of the longest step and saving so far.
 
-    There must be time for another step, even if it takes twice as long, and for saving it.
+    The time left must suffice for a step of twice that length and for saving it.
     """
     if terminated:
         return TERMINATED
@@ -58,10 +58,10 @@ def due(step: float, saving: float) -> int:
 
 
 class Watch:
-    """Decides after each step of a stage whether to save and whether to stop; all its processes decide the same."""
+    """Decides after each step of a stage whether to save and to stop; all processes come to the same decision."""
 
     def __init__(self, section):
-        """section: `config.Optimisation`. Raises UserError where the time limit leaves none for a step."""
+        """section: `config.Optimisation`. Raises UserError where the time limit is too short for a step."""
         global stepping
         self.section, self.saving, self.longest = section, 0.0, 0.0
         self.ended = self.saved = time.monotonic()
@@ -74,7 +74,7 @@ class Watch:
         stepping = True
 
     def step(self, step: int) -> bool:
-        """Called after each step: whether to save."""
+        """Whether to save; called after each step."""
         global stepping
         now = time.monotonic()
         self.longest, self.ended = max(self.longest, now - self.ended), now
@@ -85,12 +85,12 @@ class Watch:
         return self.urgency > GO_ON
 
     def wrote(self) -> None:
-        """Called after saving: how long it took is time that the next saving needs."""
+        """Record the time of saving; called after it. The next saving is expected to take as long."""
         now = time.monotonic()
         self.saving, self.saved = max(self.saving, now - self.ended), now
 
     def stop(self, step: int) -> Interrupted | None:
-        """The error to raise after the step was saved; None to go on, as after the last step."""
+        """The error to raise after the step was saved; None to continue, and after the last step."""
         if self.urgency < NEAR or step >= self.section.steps:
             return None
         why = "told to stop (SIGTERM)" if self.urgency == TERMINATED else f"the time limit of {limit:g} min is near"
@@ -98,7 +98,7 @@ class Watch:
 
 
 def agreed(urgency: int) -> int:
-    """The most urgent of all processes' decisions, so that all save and stop after the same step."""
+    """The most urgent decision of all processes, so that all save and stop after the same step."""
     from posttrain.training import parallel
 
     return int(parallel.largest(float(urgency), parallel.device())) if parallel.world() > 1 else urgency
@@ -106,20 +106,20 @@ def agreed(urgency: int) -> int:
 
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[bool]:
-    """Hold a lock file, so that a process which outlived its job and its successor never write the same files.
+    """Hold a lock file, so that a process that outlives its job and its successor do not write the same files.
 
-    Yields whether another process was waited for. Raises UserError naming that process where it does not end in time.
+    Yields whether it waited for another process. Raises UserError, naming that process, where it does not end in time.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     since, holder = time.monotonic(), ""
     while (file := locked(lock)) is None:
         if not holder:
-            with contextlib.suppress(FileNotFoundError):  # it may have ended just now
+            with contextlib.suppress(FileNotFoundError):  # the holder may have ended meanwhile
                 holder = lock.read_text().strip()
             holder = holder or "another process"
             say(f"{holder} is making the same artifact: waiting for it, {WAIT / 60:g} min at most")
         if time.monotonic() - since > WAIT:
-            raise UserError(f"{lock.parent}: {holder} is still making the same artifact: end that process, or let it")
+            raise UserError(f"{lock.parent}: {holder} is still making the same artifact: end it, or wait for it")
         time.sleep(1)
     os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
     try:
@@ -130,9 +130,9 @@ def alone(lock: Path) -> Iterator[bool]:
 
 
 def locked(lock: Path) -> int | None:
-    """The descriptor of the lock file, opened and locked; None where another process holds it."""
+    """The descriptor of the opened and locked file; None where another process holds the lock."""
     file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    with contextlib.suppress(FileNotFoundError):  # its last holder may just have deleted it
+    with contextlib.suppress(FileNotFoundError):  # the last holder may have deleted it meanwhile
         if files.lock(file) is not False and os.fstat(file).st_ino == lock.stat().st_ino:
             os.ftruncate(file, 0)
             return file

@@ -8,7 +8,7 @@ import torch
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimisers behind one `step`, with common parameter groups for the learning-rate schedule."""
+    """Two optimisers with one `step`, and common parameter groups for the learning-rate schedule."""
 
     def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float, beta2: float):
         embeddings = {
@@ -32,18 +32,18 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.adamw.step()
 
     def state_dict(self) -> dict:
-        """The state of both, so that a continued run is the same run."""
+        """The state of both, for checkpoints."""
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore both; the groups are shared again, so that the schedule reaches them."""
+        """Restore both, and share the parameter groups again, so that the schedule changes them."""
         self.muon.load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
         self.param_groups[:] = [*self.muon.param_groups, *self.adamw.param_groups]
 
 
 def chosen(section, model: torch.nn.Module) -> MuonWithAdamW | None:
-    """The optimiser that `section.optimizer` names; None for AdamW, which transformers' trainer makes itself."""
+    """The optimiser of `section.optimizer`; None for AdamW, which transformers' trainer creates itself."""
     if section.optimizer == "adamw":
         return None
     return MuonWithAdamW(model, section.learning_rate, section.weight_decay, section.beta2)

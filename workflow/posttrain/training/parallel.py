@@ -1,6 +1,6 @@
-"""Several processes that make one update: each takes its share of a batch, and sums are taken over all of them.
+"""Data parallelism: each process takes a share of the batch, and sums are taken over all processes.
 
-torchrun --nproc-per-node 2 -m posttrain STAGE ... ; with one process nothing here does anything.
+torchrun --nproc-per-node 2 -m posttrain STAGE ... ; with one process, nothing here has an effect.
 """
 
 import math
@@ -13,50 +13,50 @@ from torch import Tensor
 
 from posttrain.ground.errors import UserError
 
-fits: int | None = None  # sequences for which a GPU has the memory, set by the command line after one had not
-sharded = False  # whether each process holds a share of the weights (FSDP) in place of all, set by the command line
+fits: int | None = None  # sequences that fit into a GPU's memory, set by the command line after it ran out
+sharded = False  # whether each process holds a share of the weights (FSDP), set by the command line
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Number of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def main() -> bool:
-    """Whether this process writes for all of them."""
+    """Whether this is the main process, which writes files for all."""
     return rank() == 0
 
 
 def backend() -> str:
-    """What carries messages between processes."""
+    """The backend of torch.distributed."""
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
 def start() -> None:
-    """Join the other processes, where torchrun started some."""
+    """Join the other processes, where torchrun started several."""
     if world() > 1 and not distributed.is_initialized():
         distributed.init_process_group(backend())
 
 
 def share(count: int) -> list[int]:
-    """The part of `count` items that this process takes."""
+    """The numbers, of `count` items, that this process takes."""
     return list(range(rank(), count, world()))
 
 
 def at_once(section, count: int) -> int:
-    """How many of `count` sequences go through the model at once. section: `config.Optimisation`."""
+    """Number of sequences, of `count`, in one forward pass. section: `config.Optimisation`."""
     return max(1, min(count, section.micro_batch_size or count, fits or count))
 
 
 def split(batch_size: int, micro_batch_size: int | None, processes: int) -> tuple[int, int]:
-    """(micro-batch, accumulation) of each process: the largest micro-batch that shares the global batch evenly.
+    """(micro-batch, accumulation) of each process: the largest micro-batch that divides the global batch evenly.
 
-    micro_batch_size: the most that fits; None for no limit. Raises UserError where processes would get unequal shares.
+    micro_batch_size: upper limit; None for no limit. Raises UserError where processes would get unequal shares.
     """
     if batch_size % processes:
         fit = [str(count) for count in range(1, processes) if batch_size % count == 0]
@@ -71,7 +71,7 @@ def split(batch_size: int, micro_batch_size: int | None, processes: int) -> tupl
 
 
 def sharding() -> dict:
-    """A trainer's arguments for FSDP2 (arXiv 2304.11277), where the weights are to be shared out among processes."""
+    """A trainer's arguments for FSDP2 (arXiv 2304.11277), where weights are sharded over processes; else none."""
     if not sharded or world() == 1:
         return {}
     refuse_shards()
@@ -79,15 +79,15 @@ def sharding() -> dict:
 
 
 def refuse_shards() -> None:
-    """Raise UserError on CPUs, where accelerate leaves sharding out without a message."""
+    """Raise UserError on CPUs, where accelerate silently does not shard."""
     if not torch.cuda.is_available():
         raise UserError("--shard needs GPUs; without it every process holds all weights")
 
 
 def gathered(model) -> dict | None:
-    """Trained weights that are shared out, put together again in the first process; None where they are not.
+    """The trained weights of a sharded model, gathered in the first process; None where the model is not sharded.
 
-    Every process takes part.
+    A collective call: every process must make it.
     """
     if not sharded or world() == 1:
         return None
@@ -99,7 +99,7 @@ def gathered(model) -> dict | None:
 
 
 def summed(value: Tensor) -> Tensor:
-    """The sum of every process's tensor; what a process did not fill in is 0."""
+    """The sum of a tensor over all processes."""
     start()
     if world() > 1:
         distributed.all_reduce(value)
@@ -107,13 +107,13 @@ def summed(value: Tensor) -> Tensor:
 
 
 def summed_numbers(numbers: dict[str, float], device) -> dict[str, float]:
-    """The sums of every process's numbers, key by key."""
+    """The sum over all processes of each number."""
     total = summed(torch.tensor(list(numbers.values()), dtype=torch.float64, device=device))
     return dict(zip(numbers, total.tolist(), strict=True))
 
 
 def largest(number: float, device) -> float:
-    """The largest of every process's numbers."""
+    """The largest number of all processes."""
     start()
     value = torch.tensor(number, dtype=torch.float64, device=device)
     if world() > 1:
@@ -122,21 +122,21 @@ def largest(number: float, device) -> float:
 
 
 def barrier() -> None:
-    """Wait for every process."""
+    """Wait for all processes."""
     start()
     if world() > 1:
         distributed.barrier()
 
 
 def first(act: Callable[[], None]) -> None:
-    """Let the first process do something before any goes on."""
+    """Run a function in the first process, while the others wait."""
     if main():
         act()
     barrier()
 
 
 def device() -> str:
-    """The device of this process: its own GPU, where there are GPUs."""
+    """The device of this process: its GPU, or the CPU where there are none."""
     if not torch.cuda.is_available():
         return "cpu"
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -144,7 +144,7 @@ def device() -> str:
 
 
 def add_gradients(weights: list[Tensor]) -> None:
-    """Give every process the sum of all gradients, in one message."""
+    """Sum the gradients over all processes, in one message."""
     if world() == 1:
         return
     flat = torch.cat([(w.grad if w.grad is not None else torch.zeros_like(w)).flatten() for w in weights])

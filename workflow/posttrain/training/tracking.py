@@ -1,4 +1,4 @@
-"""Weights & Biases: stages write runs offline, and only `sync` sends them.
+"""Weights & Biases: stages write runs offline; only `sync` uploads them.
 
 posttrain wandb-sync
 """
@@ -15,7 +15,7 @@ FOLDER = Path("results/wandb")
 
 
 def describe(experiment: str, stage: str, identity: str) -> None:
-    """Tell wandb, which reads its environment, what run this is. The id follows from what is run, so that a
+    """Set wandb's environment variables for a run. The run's id follows from the artifact's identity, so that a
     restarted job continues its run."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     os.environ.update(
@@ -36,7 +36,7 @@ def describe(experiment: str, stage: str, identity: str) -> None:
 
 
 def log(numbers: dict[str, float], step: int) -> None:
-    """A step's numbers of a loop of our own, where the campaign wants them; trainers speak to wandb themselves."""
+    """Log the numbers of a step of PPO's loop, where wandb is on; trainers log to wandb themselves."""
     if os.environ.get("WANDB_MODE", "disabled") == "offline":
         import wandb
 
@@ -45,11 +45,11 @@ def log(numbers: dict[str, float], step: int) -> None:
 
 
 def sync() -> None:
-    """Send every offline run, oldest first. Raises UserError when there is none."""
+    """Upload every offline run, oldest first. Raises UserError where there is none."""
     runs = sorted((FOLDER / "wandb").glob("offline-run-*"))
     if not runs:
         raise UserError(f"{FOLDER}: no offline runs; set `wandb: {{mode: offline}}` in the campaign")
-    say(f"sending {len(runs)} runs")
+    say(f"uploading {len(runs)} runs")
     done = subprocess.run([shutil.which("wandb") or "wandb", "sync", *map(str, runs)])
     if done.returncode:
         raise UserError("wandb sync failed; see its message above (is WANDB_API_KEY set?)")

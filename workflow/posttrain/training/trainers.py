@@ -1,4 +1,4 @@
-"""What every trainer of transformers and TRL shares: arguments, rows, exact weights, continuing a run, the curve."""
+"""Code shared by the trainers of transformers and TRL: arguments, rows, exact weights, resuming, the curve."""
 
 import array
 import contextlib
@@ -19,17 +19,17 @@ from posttrain.ground.files import write_json
 from posttrain.ground.progress import say, spent
 from posttrain.training import checkpoint, interruption, parallel
 
-FALLEN = 1.0  # nats by which the chosen answers' log-probability may fall before a warning
+FALLEN = 1.0  # nats; a larger fall of the chosen answers' log-probability is a warning
 
 
 def arguments(training: Training, checkpoints: Path) -> dict:
-    """A trainer's arguments from the settings that all trainers have.
+    """A trainer's arguments, from the settings that all trainers share.
 
     The batch is global: `batch_size` = micro-batch x accumulation x processes.
     """
     at_once, world = parallel.at_once(training, training.batch_size), parallel.world()
     micro, accumulation = parallel.split(training.batch_size, at_once, world)
-    if world < torch.cuda.device_count():  # transformers would give each of them a whole micro-batch
+    if world < torch.cuda.device_count():  # transformers would give each GPU a whole micro-batch
         raise UserError(
             f"{torch.cuda.device_count()} GPUs are visible to {world} processes: start one for each "
             "(docs/processes.md), or set CUDA_VISIBLE_DEVICES"
@@ -55,8 +55,8 @@ def arguments(training: Training, checkpoints: Path) -> dict:
         "gradient_checkpointing": training.gradient_checkpointing,
         "seed": training.seed,
         "data_seed": training.seed,
-        "logging_steps": training.log_steps,  # of the curve (`history`); a trainer logs each step
-        "logging_nan_inf_filter": False,  # else a trainer leaves losses that are no number out of its mean
+        "logging_steps": training.log_steps,  # for the curve (`history`); a trainer logs each step
+        "logging_nan_inf_filter": False,  # otherwise a trainer leaves losses that are not finite out of its mean
         "eval_strategy": "steps" if training.eval_steps else "no",
         "eval_steps": training.eval_steps,
         "save_strategy": "no",  # `Progress` decides when
@@ -68,31 +68,31 @@ def arguments(training: Training, checkpoints: Path) -> dict:
 
 
 def warmup(training) -> int:
-    """Optimiser steps over which the learning rate rises; `constant` has none."""
+    """Number of warm-up steps; 0 with `constant`."""
     if training.schedule == "constant":
         return 0
     return training.steps // 20 if training.warmup_steps is None else training.warmup_steps
 
 
 def refuse_parts(key: str, losses: set[str], training: Training) -> None:
-    """Raise UserError where losses that TRL takes over a whole batch would be taken over parts of it.
+    """Raise UserError where losses that need a whole batch would be computed over parts of it.
 
     key: the setting that names the losses.
     """
     whole = " and ".join(sorted(losses))
     if whole and parallel.world() > 1:
-        raise UserError(f"{key}: TRL takes {whole} over a whole batch: start one process")
+        raise UserError(f"{key}: TRL computes {whole} over a whole batch: start one process")
     if whole and (fits := parallel.at_once(training, training.batch_size)) < training.batch_size:
         raise UserError(
-            f"{key}: TRL takes {whole} over a whole batch ({training.batch_size}), of which {fits} fit into memory: "
+            f"{key}: TRL computes {whole} over a whole batch ({training.batch_size}), of which {fits} fit into memory: "
             "lower batch_size, or leave out that loss"
         )
 
 
 def placeholders(test: list[dict]) -> dict:
-    """Data sets that a trainer of TRL can be made with, until `give_rows` replaces them.
+    """Data sets to construct a trainer of TRL with; `give_rows` replaces them.
 
-    From real rows it would make tokens of its own, which may differ from those that the token contract was proved on.
+    TRL would tokenize real rows itself, and its tokens may differ from those on which the token contract was checked.
     """
     from datasets import Dataset
 
@@ -101,7 +101,7 @@ def placeholders(test: list[dict]) -> dict:
 
 
 def give_rows(trainer, training: Training, train: list[dict], test: list[dict]) -> None:
-    """Have a trainer of TRL learn from and be measured on tokenized rows, in the place of the `placeholders`."""
+    """Set the tokenized rows that a trainer of TRL is trained and evaluated on, in place of the `placeholders`."""
     from datasets import Dataset
 
     trainer.train_dataset, trainer.eval_dataset = (Dataset.from_list(rows) if rows else None for rows in (train, test))
@@ -109,17 +109,17 @@ def give_rows(trainer, training: Training, train: list[dict], test: list[dict]) 
 
 
 def share_rows(trainer, training: Training) -> None:
-    """Let a trainer's steps and held-out losses be the same with any number of processes."""
+    """Make a trainer's steps and held-out losses independent of the number of processes."""
     trainer.train_dataset = in_batches(trainer.train_dataset, training)
     if parallel.world() > 1:
         trainer.evaluation_loop = functools.partial(evaluate_in_every_process, trainer)
 
 
 def in_batches(rows, training: Training) -> torch.utils.data.Subset:
-    """The rows of a whole run in the order of its batches: passes through all of them, each in an order of its own.
+    """The rows of a whole run in the order of its batches: passes through all rows, each in a random order.
 
-    A trainer ends each of its own passes with a smaller batch, which processes and micro-batches would share unevenly.
-    And from a checkpoint of the last step it would take one more, were there rows left.
+    Without it, a trainer would end each pass with a smaller batch, which processes and micro-batches would share
+    unevenly; and from a checkpoint of the last step it would take another step, as rows would be left.
     rows: a sequence. Returns `steps` x `batch_size` rows.
     """
     assert training.seed is not None, "filled in when the campaign was read"
@@ -131,11 +131,12 @@ def in_batches(rows, training: Training) -> torch.utils.data.Subset:
 
 
 def evaluate_in_every_process(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoopOutput:
-    """The held-out loss, by every process on all rows, in the batches of one process; replaces `evaluation_loop`.
+    """The held-out loss, computed by every process on all rows, in the batches of one process; replaces
+    `evaluation_loop`.
 
-    If processes shared the rows, other rows would be averaged together, and those that fill up a last batch would
-    count twice. And a model that transformers prepared for evaluation before it trains is trained without adding up
-    the processes' gradients (5.23, seen in tests/stages/test_processes.py).
+    If processes shared the rows, batches would hold other rows, and rows that pad a last batch would count twice. Also,
+    transformers does not sum gradients over processes for a model that it prepared for evaluation before training
+    (5.23, tests/stages/test_processes.py).
     """
     rows, size, total = trainer.eval_dataset, trainer.args.per_device_eval_batch_size, 0.0
     trainer.model.eval()
@@ -149,10 +150,10 @@ def evaluate_in_every_process(trainer, *_, metric_key_prefix: str = "eval", **__
 
 @contextlib.contextmanager
 def exact_weights(model) -> Iterator[None]:
-    """Hold the weights that are trained in float32, as they are now, while a trainer is made of the model.
+    """Restore the trained weights, in float32, after a trainer was constructed with the model.
 
-    TRL makes a 4-bit base's adapter bfloat16 (TRL 1.16). PEFT reloads it as float32, so that a continued run would be
-    another run; and an adapter that begins as the SFT policy's would begin as a rounded copy of it.
+    TRL converts the adapter of a 4-bit base to bfloat16 (TRL 1.16). PEFT reloads it as float32, so that a resumed run
+    would differ; and an adapter that starts as the SFT policy's would be rounded.
     """
     before = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
     yield
@@ -162,21 +163,21 @@ def exact_weights(model) -> Iterator[None]:
 
 
 def make_trained_float32(model) -> None:
-    """Hold the weights that are trained in float32, where a trainer made the adapter itself (see `exact_weights`)."""
+    """Convert the trained weights to float32, where a trainer created the adapter itself (see `exact_weights`)."""
     for weight in model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
 
 
 def trainable(model) -> int:
-    """How many numbers training changes."""
+    """Number of trainable parameters."""
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 def run_measured(trainer, section, checkpoints: Path, watched: tuple[str, ...]) -> dict:
-    """`run` for a method that is held to a reference by `beta`; returns its metrics.
+    """`run` for a method with a reference and `beta`; returns its metrics.
 
-    Held-out rows are measured before the first and after the last step. watched: the trainer's own measurements.
+    Held-out rows are evaluated before the first and after the last step. watched: metrics of the trainer to report.
     """
     count = trainable(trainer.model)
     say(f"{count:,} trainable parameters, {len(trainer.train_dataset.dataset):,} rows, beta {section.beta}")
@@ -197,7 +198,7 @@ def run_measured(trainer, section, checkpoints: Path, watched: tuple[str, ...]) 
 
 
 def displacement(before: dict, after: dict) -> list[str]:
-    """A warning where the answers that are wanted have become less likely (arXiv 2402.13228, section 3)."""
+    """A warning where the chosen answers became less likely (arXiv 2402.13228, section 3); else no warning."""
     key = "eval_logps/chosen"
     if key not in before or after[key] > before[key] - FALLEN:
         return []
@@ -207,9 +208,10 @@ def displacement(before: dict, after: dict) -> list[str]:
 
 
 def run(trainer, section: Training, checkpoints: Path) -> None:
-    """Train to the last step, continuing from the newest whole checkpoint.
+    """Train to the last step, starting from the newest valid checkpoint.
 
-    Raises Interrupted when it was to stop before, Diverged where the loss is no number, UserError when it ended before.
+    Raises Interrupted where it is stopped before, Diverged where the loss is not finite, UserError where the trainer
+    ended early.
     """
     trainer.remove_callback(PrinterCallback)
     progress = Progress(section, checkpoints)
@@ -226,7 +228,7 @@ def run(trainer, section: Training, checkpoints: Path) -> None:
 
 
 class Heartbeat:
-    """Says every few seconds where a stage stands, and leaves it in `progress.json` for `posttrain status`."""
+    """Prints a stage's progress every few seconds, and writes it to `progress.json` for `posttrain status`."""
 
     def __init__(self, checkpoints: Path, steps: int, first: int = 0):
         self.file, self.steps, self.first = checkpoints / "progress.json", steps, first
@@ -234,7 +236,7 @@ class Heartbeat:
         checkpoints.mkdir(parents=True, exist_ok=True)
 
     def beat(self, step: int, how: str) -> None:
-        """Called after each step; how: loss or reward, in words."""
+        """Report a step; called after each. how: the text of loss or reward."""
         now = time.monotonic()
         if not parallel.main() or (now - self.spoken < 5 and step < self.steps):
             return
@@ -246,7 +248,7 @@ class Heartbeat:
 
 
 class Progress(TrainerCallback):
-    """A trainer's heartbeat and checkpoints; stops it when it is time to, or when the loss is no number."""
+    """A trainer's heartbeat and checkpoints; stops it at SIGTERM, the time limit or a loss that is not finite."""
 
     def __init__(self, section: Training, checkpoints: Path):
         self.section, self.checkpoints, self.loss = section, checkpoints, math.nan
@@ -263,7 +265,7 @@ class Progress(TrainerCallback):
             )
 
     def on_step_end(self, args, state, control, **_):
-        control.should_log = True  # a mean over steps would be another one after a checkpoint between them
+        control.should_log = True  # a mean over several steps would change after a resume between them
         control.should_save = self.watch.step(state.global_step)
         if self.watch.stop(state.global_step):
             control.should_training_stop = True
@@ -275,20 +277,19 @@ class Progress(TrainerCallback):
 
 
 def history(trainer, more: tuple[str, ...] = ()) -> list[dict]:
-    """The training curve: one entry for each `log_steps` steps, the means over them, and the measurements of the
-    held-out loss, without what depends on the clock.
+    """The training curve: means over each `log_steps` steps, and the evaluations; without figures that depend on time.
 
-    more: a trainer's own measurements; a step may lack one (KTO's of a class that its batch has no row of).
+    more: metrics of the trainer; a step may lack one (KTO's of a label that its batch does not have).
     """
     keys = ("loss", "eval_loss", "learning_rate", "grad_norm", *more, *(f"eval_{key}" for key in more))
     points: dict[int, dict] = {}
     spans: dict[int, list[dict]] = {}
     for entry in trainer.state.log_history:
-        kept = {key: entry[key] for key in ("step", *keys) if key in entry}
-        if "loss" in kept:  # of one step
-            spans.setdefault((kept["step"] - 1) // trainer.args.logging_steps, []).append(kept)
-        elif len(kept) > 1:
-            points.setdefault(kept["step"], {}).update(kept)
+        figures = {key: entry[key] for key in ("step", *keys) if key in entry}
+        if "loss" in figures:  # of one step
+            spans.setdefault((figures["step"] - 1) // trainer.args.logging_steps, []).append(figures)
+        elif len(figures) > 1:
+            points.setdefault(figures["step"], {}).update(figures)
     for span in spans.values():
         values = {key: [point[key] for point in span if key in point] for key in ("loss", *more)}
         means = {key: sum(numbers) / len(numbers) for key, numbers in values.items() if numbers}
