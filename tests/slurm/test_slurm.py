@@ -65,7 +65,8 @@ def watched(tmp_path_factory) -> dict[str, str]:
     """An environment in which every connection that Python opens is written down."""
     folder = tmp_path_factory.mktemp("watch")
     (folder / "sitecustomize.py").write_text(WATCH)
-    return {"PYTHONPATH": str(folder), "TEST_CONNECTIONS": str(folder / "connections")}
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "TEST_CONNECTIONS": str(folder / "connections")}
 
 
 def here(project: Path, *targets: str, **more: str) -> subprocess.Popen:
