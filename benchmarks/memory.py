@@ -147,7 +147,7 @@ def measured(plan: Plan, folder: str) -> float | None:
     experiment, stage, policy = at(folder)
     file, words = Path(folder, "peak.json"), Path(folder, "said.txt")
     if not file.is_file():
-        command = [sys.executable, "-m", "posttrain", stage, *shlex.split(plan.arguments(experiment, stage, policy))]
+        command = [sys.executable, "-m", "posttrain", *shlex.split(plan.arguments(experiment, stage, policy))]
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(words, "wb") as said:
             process = os.posix_spawn(

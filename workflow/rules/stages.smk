@@ -32,10 +32,9 @@ for stage, entry in STAGES.items():
             runtime=need(stage, "runtime"),
             disk_mb=need(stage, "disk_mb"),
         params:
-            stage=stage,
             arguments=arguments(stage),
-        # `tee -i`: a plain tee would exit at Ctrl-C, before the stage has reported. `params.stage`: the loop's variable
-        # would be the table's last stage when a job runs.
+        # `tee -i`: a plain tee would exit at Ctrl-C, before the stage has reported. The stage's name is in the arguments:
+        # the loop's variable would be the table's last stage when a job runs.
         shell:
-            "posttrain attempt --gpus {resources.gpu} {params.stage} --threads {threads} {params.arguments} "
+            "posttrain attempt --gpus {resources.gpu} {params.arguments} "
             "--output {output.manifest} 2>&1 | tee -i {log}"

@@ -4,6 +4,8 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+from posttrain.config.stages import STAGES
+
 
 class Artifact(NamedTuple):
     """The output of one run of a stage, for an experiment and, where the stage judges, for one of its policies."""
@@ -43,20 +45,22 @@ REPORT = Artifact("", "report")
 
 def at(folder: str | Path) -> Artifact:
     """The artifact of a folder or of a JSON file in it: `results/tiny/evaluate/ppo[/manifest.json]`."""
-    parts = Path(folder).parts
+    parts = str(folder).split("/")  # Path is ten times slower, and a plan has thousands
     parts = parts[parts.index("results") + 1 :]
     parts = parts[:-1] if parts[-1].endswith(".json") else parts
     return REPORT if parts[0] == "report" else Artifact(*parts[:3])
 
 
-def arguments(params: list[str], inputs: dict) -> str:
-    """The arguments of a stage's command: `--config SECTION --code FINGERPRINT --lineage DIGEST --data MANIFEST ...`.
+def arguments(stage: str, params: list[str], inputs: dict) -> str:
+    """A stage's command: `STAGE --threads 1 --config SECTION --code FINGERPRINT --lineage DIGEST --data MANIFEST ...`.
 
     params: the section, the fingerprint of the code, the lineage. inputs: files by role; those of the role `files` are
     left out, since the section names them.
     """
     section, code, lineage = params
-    text = f"--config {shlex.quote(section)} --code {code} --lineage {lineage}"
+    text = (
+        f"{stage} --threads {STAGES[stage].threads} --config {shlex.quote(section)} --code {code} --lineage {lineage}"
+    )
     for role in sorted(inputs):
         if (files := flat({role: inputs[role]})) and role != "files":
             text += f" --{role} {' '.join(files)}"

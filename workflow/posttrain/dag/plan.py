@@ -37,6 +37,8 @@ class Plan:
         self.configfile = configfile
         self.experiments = dict(experiments)  # with unlisted parents, and the cells that own artifacts
         self.section = cache(self._section)
+        self.has = cache(self._has)
+        self.upstream = cache(self._upstream)
         self.axes: dict[str, dict[str, object]] = {}  # cell -> key -> value
         self.grids: dict[str, dict[str, set[str]]] = {}  # experiment with a grid -> axis -> stages that it changes
         self.labels: dict[str, dict[str, str]] = {}  # experiment with a grid -> axis -> its short name
@@ -98,7 +100,7 @@ class Plan:
         cell = grid.cell_name(above, shared, self.labels.get(above, {}))
         return cell if cell in self.experiments else above
 
-    def has(self, experiment: str, stage: str) -> bool:
+    def _has(self, experiment: str, stage: str) -> bool:
         """Whether an experiment runs a stage."""
         if STAGES[stage].runs == "where read":
             return any(stage in STAGES[other].reads and self.has(experiment, other) for other in BUILDERS)
@@ -224,7 +226,7 @@ class Plan:
     def arguments(self, experiment: str, stage: str, policy: str = "") -> str:
         """The arguments of a stage's command; Snakemake reruns the stage when they change."""
         section, lineage = self.section(experiment, stage), self.lineage(experiment, stage, policy)
-        return arguments([section, self.code[stage], lineage], self.inputs(experiment, stage, policy))
+        return arguments(stage, [section, self.code[stage], lineage], self.inputs(experiment, stage, policy))
 
     def _lineage(self, experiment: str, stage: str, policy: str = "") -> str:
         """Digest of the sections and the code of everything that an artifact depends on, as 16 hex digits.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from posttrain.config.experiment import Experiment
-from posttrain.config.sections import Base, Optimisation, Prepare, Section, Tokenizer
+from posttrain.config.sections import Base, Optimisation, Prepare, Section, Tokenizer, declared
 from posttrain.config.stages import STAGES
 from posttrain.config.validation import one_of
 from posttrain.ground.errors import UserError
@@ -12,6 +12,13 @@ from posttrain.ground.syntax import fingerprint, function_file
 
 GOLD_OF_WORLD = "posttrain.world.gold:gold_reward"
 FUNCTIONS = {"reward_function": "reward_code", "gold_function": "gold_code"}  # key -> key of the file's fingerprint
+
+CALLERS = [  # stage, key of a function that it calls, stages to which the function is passed on
+    (name, key, declared(stage.section.model_fields[key]).get("also", ()))
+    for name, stage in STAGES.items()
+    for key in FUNCTIONS
+    if key in stage.section.model_fields
+]
 
 
 def longest_row(experiment: Experiment) -> int:
@@ -57,15 +64,13 @@ def _functions(experiment: Experiment) -> dict[str, dict[str, str | None]]:
     built-in world's, where the experiment has the world.
     """
     filled: dict[str, dict[str, str | None]] = {}
-    for stage in STAGES:
-        section = getattr(experiment, stage)
-        for key, code in FUNCTIONS.items():
-            if section is None or key not in (fields := type(section).model_fields):
-                continue
-            default = GOLD_OF_WORLD if key == "gold_function" and experiment.prepare.world else None
-            if named := getattr(section, key) or default:
-                for other in (stage, *(fields[key].json_schema_extra or {}).get("also", ())):
-                    filled.setdefault(other, {}).update({key: named, code: function_code(named)})
+    for stage, key, also in CALLERS:
+        if (section := getattr(experiment, stage)) is None:
+            continue
+        default = GOLD_OF_WORLD if key == "gold_function" and experiment.prepare.world else None
+        if named := getattr(section, key) or default:
+            for other in (stage, *also):
+                filled.setdefault(other, {}).update({key: named, FUNCTIONS[key]: function_code(named)})
     return filled
 
 

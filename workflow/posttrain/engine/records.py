@@ -63,7 +63,7 @@ def _params(folder: Path, record: dict, other: list[str]) -> list[str]:
         return [f"made from another {file}" for file in other]
     if _stage(folder) == "report":
         return record["params"]
-    return [_stage(folder), arguments(record["params"], record["inputs"])]
+    return [arguments(_stage(folder), record["params"], record["inputs"])]
 
 
 def _stage(folder: Path) -> str:
