@@ -45,7 +45,6 @@ class Plan:
         cells = {name: self._cells(name) for name in experiments if "@" not in name}
         self.names = [cell for name in campaign.experiments for cell in cells.get(name, [])]  # what is run
         self.code = code or planned_code(campaign.strict)
-        self.upstream = cache(self._upstream)
         self.owner = cache(self._owner)
         self.lineage = cache(self._lineage)
         self.inputs = cache(self._inputs)
