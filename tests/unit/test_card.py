@@ -82,6 +82,15 @@ def test_equal_settings_and_inputs_give_equal_bytes(data, base, tuned):
     assert text_of(other) != text_of(tuned), "control"
 
 
+def test_settings_that_do_not_change_what_is_learned_change_no_card(data, base):
+    sections = [{"seed": 0, "checkpoint_minutes": minutes, "micro_batch_size": minutes} for minutes in (1, 5)]
+    cards = [
+        text_of(artifact(f"results/{n}/sft", section, {}, CONTRACT, data=data, base=base))
+        for n, section in enumerate([*sections, {"seed": 1}])
+    ]
+    assert cards[0] == cards[1] != cards[2], "control: another seed"
+
+
 def test_a_base_from_the_hub_and_its_licence_are_named_by_all_that_descends_from_it(data, monkeypatch, tmp_path):
     (tmp_path / "fetched").mkdir()
     monkeypatch.setattr("posttrain.data.hub.find_manifest", lambda *_: Path("manifest.json"))

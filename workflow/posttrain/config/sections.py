@@ -259,6 +259,9 @@ class Optimisation(Section):
     """Steps between further checkpoints. Default: by the clock only."""
 
 
+EXECUTION = {"micro_batch_size", "checkpoint_minutes", "checkpoint_steps"}  # keys that do not change what is learned
+
+
 class Training(Optimisation):
     """Settings of the trainers of transformers and TRL."""
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.sections import EXECUTION
 from posttrain.config.stages import STAGES
 from posttrain.ground.files import read_json, sha256
 from posttrain.reporting.records import training_summary
@@ -94,7 +95,7 @@ def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict,
         table(["", ""], facts.items()),
         "## Data\n",
         table(["source", "task", "rows"], sources_of(inputs.get("data"))) or "Unknown.\n",
-        f"## Settings\n\n```json\n{json.dumps(clean(without_folders(section)), indent=1, ensure_ascii=False)}\n```\n",
+        f"## Settings\n\n```json\n{json.dumps(clean(described(section)), indent=1, ensure_ascii=False)}\n```\n",
         "## Training metrics\n",
         table(["metric", "value"], training_summary(metrics).items()) or "Unknown.\n",
         "## Benchmarks\n",
@@ -152,15 +153,16 @@ def datasets_of(data: Path | None) -> list[str]:
 def sources_of(data: Path | None) -> list[list]:
     """Name, task and kept rows of every source of the data."""
     sources = optional(data.parent / "metrics.json").get("sources", []) if data else []
-    return [[without_folders(source.get("name")), source.get("task"), source.get("kept")] for source in sources]
+    return [[described(source.get("name")), source.get("task"), source.get("kept")] for source in sources]
 
 
-def without_folders(value):
-    """The same value; of absolute paths in it, the last name alone."""
+def described(value):
+    """The settings that a card shows: without keys that do not change what is learned, and of absolute paths only the
+    last name."""
     if isinstance(value, dict):
-        return {key: without_folders(item) for key, item in value.items()}
+        return {key: described(item) for key, item in value.items() if key not in EXECUTION}
     if isinstance(value, list):
-        return [without_folders(item) for item in value]
+        return [described(item) for item in value]
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
