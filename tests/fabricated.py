@@ -68,23 +68,25 @@ def rerun(**config) -> dict[str, str]:
         }
 
 
-POLICIES = ("base", "sft", "ppo", "dpo", "longctx")
+POLICIES = ("base", "sft", "ppo", "dpo", "kto", "longctx")
 
 
 def judged(judges: str, policies=POLICIES) -> set[str]:
     return {f"{judge}/{policy}" for judge in judges.split() for policy in policies}
 
 
-ALL = {"base", "sft", "reward", "reference", "ppo", "dpo", "longctx", "report", *judged("evaluate compare lengths")}
-ALIGNED = judged("evaluate lengths", ("sft", "ppo", "dpo")) | judged("compare") | {"report"}
+ALL = {"base", "sft", "reward", "reference", "ppo", "dpo", "kto", "longctx", "report"}
+ALL |= judged("evaluate compare lengths")
+ALIGNED = judged("evaluate lengths", ("sft", "ppo", "dpo", "kto")) | judged("compare") | {"report"}
 RERUN = {  # by the section that a key stands in, of the experiment `whole`
     "prepare": ALL | {"prepare"},
     "base": ALL,
-    "sft": {"sft", "reward", "reference", "ppo", "dpo"} | ALIGNED,
+    "sft": {"sft", "reward", "reference", "ppo", "dpo", "kto"} | ALIGNED,
     "reward": {"reward", "ppo", "report"} | judged("evaluate lengths", ["ppo"]) | judged("compare"),
     "ppo": {"ppo", "report"} | judged("evaluate compare lengths", ["ppo"]),
-    "reference": {"reference", "dpo", "report"} | judged("evaluate compare lengths", ["dpo"]),
+    "reference": {"reference", "dpo", "kto", "report"} | judged("evaluate compare lengths", ["dpo", "kto"]),
     "dpo": {"dpo", "report"} | judged("evaluate compare lengths", ["dpo"]),
+    "kto": {"kto", "report"} | judged("evaluate compare lengths", ["kto"]),
     "longctx": {"longctx", "report"} | judged("evaluate compare lengths", ["longctx"]),
     "evaluate": {"report"} | judged("evaluate"),
     "compare": {"report"} | judged("compare"),

@@ -94,6 +94,15 @@ def dpo(**changes):
     return Dpo(**settings | changes)
 
 
+def kto(**changes):
+    """A short KTO."""
+    from posttrain.config.sections import Kto
+
+    settings = dict(rows="preference", steps=6, batch_size=4, log_steps=2, warmup_steps=1, checkpoint_steps=2, seed=0,
+                    max_length=128, learning_rate=3e-4)  # fmt: skip
+    return Kto(**settings | changes)
+
+
 def ppo(**changes):
     """A short PPO."""
     from posttrain.config.sections import Ppo, Rails
@@ -124,6 +133,7 @@ def trainers(**changes) -> dict:
         "sft": sft(**dict(steps=40, method="qlora", dropout=0.1, packing=True) | common),
         "reward": reward(**dict(steps=40, dropout=0.1, batch_size=4) | common),
         "dpo": dpo(**dict(steps=40, dropout=0.1) | common),
+        "kto": kto(**dict(steps=40, dropout=0.1) | common),
         "ppo": ppo(**dict(steps=20, snapshot_steps=3, kl_target=0.1, kl_horizon=60, sft_coefficient=0.1) | answers),
         "longctx": longctx(**dict(steps=40, tuning="qlora") | common),
     }
@@ -135,6 +145,7 @@ READ_BY = {  # trainer -> role -> the artifact, by its name in `chain` and in co
     "sft": {"data": "data", "base": "base"},
     "reward": ALIGNED,
     "dpo": ALIGNED | {"reference": "referenced"},
+    "kto": ALIGNED | {"reference": "referenced"},
     "ppo": ALIGNED | {"reward": "rewarded"},
     "longctx": {"data": "long_data", "base": "long_base", "policy": "long_base"},
 }
@@ -155,18 +166,20 @@ def chain() -> dict[str, tuple]:
     }
 
 
-def first_gradient(stage: str, section, **inputs):
-    """The gradient of a trainer's first optimiser step, before it is clipped; the run ends there."""
+def first_gradient(stage: str, section, step: int = 1, **inputs):
+    """The gradient of a trainer's first optimiser step, or a later one, before it is clipped; the run ends there."""
     import torch
 
     kept, patch = [], pytest.MonkeyPatch()
 
     def keep(self, weights, *_):
         kept.append(torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None]))
-        raise KeyboardInterrupt
+        if len(kept) == step:
+            raise KeyboardInterrupt
+        return kept[-1].norm()
 
     patch.setattr("accelerate.Accelerator.clip_grad_norm_", keep)
     with pytest.raises(KeyboardInterrupt):
         make(stage, section, Path(f"results/first-gradient-{stage}/{stage}/manifest.json"), **inputs)
     patch.undo()
-    return kept[0]
+    return kept[-1]

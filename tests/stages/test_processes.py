@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, command, dpo, make, reward, scratch, sft
+from tiny import ROOT, command, dpo, kto, make, reward, scratch, sft
 
 from posttrain.config.sections import Base, Long, Longctx, Prepare, Tokenizer, World
 from posttrain.ground.errors import INTERRUPTED
@@ -19,7 +19,7 @@ from posttrain.jobs import launch
 pytestmark = pytest.mark.slow
 SHORT = dict(batch_size=8, micro_batch_size=4, steps=4, log_steps=1, eval_steps=2)
 SHAPES = {1: (4, 2), 2: (4, 1), 4: (2, 1)}  # processes -> (micro-batch, accumulation)
-RUNS = ("base", "lora", "qlora", "full", "packed", "reward", "dpo", "longctx")
+RUNS = ("base", "lora", "qlora", "full", "packed", "reward", "dpo", "kto", "longctx")
 WRONG = {  # how the batch is gone through -> run -> what differs
     "accumulation": {"lora": "loss"},  # each process goes through a global batch of its own
     "average": {"lora": "loss"},  # a mean of the processes' means
@@ -56,6 +56,7 @@ def runs(data, base, tuned_policy, referenced) -> dict:
         "packed": ("sft", sft(method="qlora", packing=True, **SHORT), {"data": data, "base": base}),
         "reward": ("reward", reward(**SHORT), on),
         "dpo": ("dpo", dpo(**SHORT), on | {"reference": referenced}),
+        "kto": ("kto", kto(**SHORT | {"beta": 5.0}), on | {"reference": referenced}),
         "longctx": ("longctx", context, {"data": long, "base": near, "policy": near}),
     }
 
@@ -149,11 +150,11 @@ def test_a_wrong_split_is_seen(made, wrong):
 @pytest.fixture(scope="module")
 def sharded(made, runs) -> Path:
     """FSDP on CPUs: each process holds half of every weight, 4-bit ones too; a run that is stopped continues."""
-    shared = {name: (*runs[name], "") for name in ("qlora", "full", "dpo")}
+    shared = {name: (*runs[name], "") for name in ("qlora", "full", "dpo", "kto")}
     return together(shared | {"stopped": (*runs["qlora"], "stopped")}, 2, Path("results/sharded"), "sharded")
 
 
-@pytest.mark.parametrize("name", ["qlora", "full", "dpo", "stopped"])
+@pytest.mark.parametrize("name", ["qlora", "full", "dpo", "kto", "stopped"])
 def test_shared_out_weights_learn_the_same(made, sharded, name):
     from safetensors.torch import load_file
 

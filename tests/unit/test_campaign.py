@@ -178,8 +178,9 @@ def test_gold_is_the_worlds_or_a_function_of_ones_own_and_reruns_what_it_judges(
         (ALIGNED.replace("dpo: {}", "dpo: {label_smoothing: 0.1}"), "dpo.label_smoothing: has no effect with loss"),
         (ALIGNED.replace("dpo: {}", "dpo: {loss: [sft], micro_batch_size: 8}"), "dpo.micro_batch_size: would change"),
         (ALIGNED.replace("reward: {}", "reward: {max_length: 16}"), "reward.max_length: 16 would cut rows"),
-        (GOOD + "reference: {batch_size: 8}\n", "reference: has no effect without dpo"),
-        (GOOD + "compare: {prompts: 8}\n", "compare: has no effect without reward, ppo or dpo"),
+        (GOOD + "kto: {}\n", "kto: has no kto rows to train on: set prepare.kto"),
+        (GOOD + "reference: {batch_size: 8}\n", "reference: has no effect without dpo or kto"),
+        (GOOD + "compare: {prompts: 8}\n", "compare: has no effect without reward, ppo, dpo or kto"),
         (ALIGNED.replace("reward: {}", "reward: {lables: swapped}"), "did you mean 'labels'?"),
     ],
 )

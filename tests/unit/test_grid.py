@@ -55,6 +55,14 @@ def test_three_seeds_by_three_betas_train_three_sfts_and_nine_dpos(load):
     assert judged == set(plan.names)
 
 
+def test_betas_of_kto_share_all_but_their_own(load):
+    text = PARENT.replace("dpo: {beta: 0.2}", "kto: {rows: preference, beta: 0.1}")
+    plan = load(["child"], parent=text, child=grown("kto.beta: [0.1, 0.3]"))
+    assert folders(plan, "kto") == ["child@beta=0.3", "parent"]
+    assert folders(plan, "reference") == folders(plan, "sft") == ["parent"]
+    assert {plan.folder(name, "compare", "kto").split("/")[1] for name in plan.names} == {"child@beta=0.3", "parent"}
+
+
 def test_a_seed_more_makes_only_its_own(load):
     child = "dpo.beta: [0.05, 0.1], seed: [{}]"
     one = load(["child"], parent=PARENT, child=grown(child.format("1")))

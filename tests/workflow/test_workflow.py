@@ -90,9 +90,11 @@ def test_the_table(project, finished):
     assert list(rows[0]) == columns
     benchmarked = {(row["experiment"], row["policy"]) for row in rows if row["task"] == "world"}
     expected = {("mini", "base"), ("mini", "sft"), ("mini-lora", "sft"), ("mini-align", "ppo"), ("mini-align", "dpo")}
-    assert benchmarked == expected | {("mini-dpo", "dpo")}, "what is shared stands there once"
+    assert benchmarked == expected | {("mini-align", "kto"), ("mini-dpo", "dpo")}, "what is shared stands there once"
     compared = {(row["experiment"], row["policy"]) for row in rows if row["metric"] == "kl_to_sft"}
-    assert compared == {("mini-align", policy) for policy in ("base", "sft", "ppo", "dpo")} | {("mini-dpo", "dpo")}
+    assert compared == {("mini-align", policy) for policy in ("base", "sft", "ppo", "dpo", "kto")} | {
+        ("mini-dpo", "dpo")
+    }
     long = {(row["policy"], row["task"]) for row in rows if row["experiment"] == "mini-long"}
     for policy in ("base", "longctx"):
         tasks = {"passkey_256", "passkey_256_depth_50", "long_text_64", "long_text_256"}
@@ -154,7 +156,7 @@ def test_every_key_is_read_by_its_stage(project, finished):
     for record in project.glob("results/mini*/**/provenance.json"):
         made = json.loads(record.read_text())
         never.setdefault(made["stage"], set(made["unread"])).intersection_update(made["unread"])
-    assert len(never) == 11
+    assert len(never) == 12
     assert {stage: keys for stage, keys in never.items() if keys} == UNREAD
 
 

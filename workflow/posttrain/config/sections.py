@@ -447,6 +447,19 @@ class Dpo(Referenced, Pairs):
     """Share of labels assumed to be wrong, in the losses `robust`, `exo_pair`, `aot` and `aot_unpaired`."""
 
 
+class Kto(Referenced):
+    """Kahneman-Tversky optimisation on answers labelled as wanted or not, with TRL's KTOTrainer (arXiv 2402.01306)."""
+
+    rows: Literal["kto", "preference"] = "kto"
+    """Rows of `prepare`: `kto`, or both answers of each pair of `preference`, the chosen one as wanted (section 5)."""
+    loss: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """`kto`: eq. 7; `apo_zero_unpaired`: APO-zero (arXiv 2408.06266, eq. 7) by row, which has no reference point."""
+    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Lambda_D, weight of wanted answers. Where there are fewer of them, let weight x number be equal (eq. 8)."""
+    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Lambda_U, weight of the others."""
+
+
 class Rails(Section):
     """Limits beyond which PPO fails, with the reason."""
 

@@ -73,6 +73,9 @@ STAGES: dict[str, Stage] = {
     "dpo": Stage(
         sections.Dpo, "policy", "direct preference optimisation", ("data", "base", "sft", "reference"), shards=True
     ),
+    "kto": Stage(
+        sections.Kto, "policy", "Kahneman-Tversky optimisation", ("data", "base", "sft", "reference"), shards=True
+    ),
     "longctx": Stage(
         sections.Longctx, "policy", "a longer context by rescaled positions",
         ("data", "base", "policy"), optional=("base",),

@@ -1,0 +1,23 @@
+"""Kahneman-Tversky optimisation from the SFT policy, with TRL's KTOTrainer.
+
+python -m posttrain kto --config results/NAME/kto/config.yaml --data results/NAME/prepare/manifest.json \
+    --base results/NAME/base/manifest.json --sft results/NAME/sft/manifest.json \
+    --reference results/NAME/reference/manifest.json --output results/NAME/kto/manifest.json
+"""
+
+from pathlib import Path
+
+from posttrain.config.sections import Kto
+from posttrain.data import preferences
+
+
+def kto(section: Kto, data: Path, base: Path, sft: Path, reference: Path, work: Path, checkpoints: Path) -> dict:
+    """Write `work/model`, an adapter, and return its metrics."""
+    from posttrain.models import adapters, referenced
+    from posttrain.training.unpaired import KTOConfig, UnpairedTrainer
+
+    start = adapters.load_to_align(section, base, sft)
+    rows = preferences.referenced_rows(start.tokenizer, data, reference, section)
+    settings: dict = {"loss_type": section.loss, "desirable_weight": section.desirable_weight}
+    settings["undesirable_weight"] = section.undesirable_weight
+    return referenced.train(UnpairedTrainer, KTOConfig, section, start, rows, work, checkpoints, **settings)
