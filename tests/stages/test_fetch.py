@@ -209,7 +209,7 @@ def test_spoilt_cache_is_named_and_mended(hub, tmp_path):
 def test_not_fetched(hub, tmp_path):
     """No manifest, and a manifest without the repository: both name the command."""
     said = locate(hub, tmp_path, f"local_model('org/tiny', {MODEL!r}, M)").stderr
-    assert "manifest.json is no manifest" in said and "posttrain fetch --config" in said
+    assert "manifest.json is not a manifest" in said and "posttrain fetch --config" in said
     (tmp_path / "manifest.json").write_text('{"repos": [], "tasks": []}')
     said = locate(hub, tmp_path, f"local_model('org/tiny', {MODEL!r}, M)").stderr
     assert f"lists no model org/tiny at {MODEL}" in said and "posttrain fetch --config" in said

@@ -42,7 +42,7 @@ def test_the_same_again_is_taken_from_what_was_kept(folder, capsys):
     made = first.read_text()
     first.unlink()
     again, calls = make("would be other bytes")
-    assert calls == [] and again.read_text() == made and "taken from there" in capsys.readouterr().err
+    assert calls == [] and again.read_text() == made and "reusing an earlier artifact" in capsys.readouterr().err
     assert (again.parent / "data/text").read_text() == "made"
     elsewhere, calls = make(experiment="two")
     assert calls == [] and elsewhere.read_text() == made, "an equal stage of another experiment"
@@ -152,7 +152,7 @@ def test_other_versions_are_named_and_not_taken(folder, monkeypatch):
     monkeypatch.setattr(artifact, "_versions", lambda: {"torch": "9.9"})
     manifest, calls = make("other")
     said = read_json(manifest.parent / "provenance.json")["warning"]
-    assert calls and said == "other bytes than an earlier run made, with other versions"
+    assert calls and said == "the bytes differ from those of an earlier run with other versions"
 
 
 def test_code_that_was_edited_since_the_run_was_planned_is_refused(folder):
@@ -174,7 +174,7 @@ def test_a_damaged_input_is_named_and_loses_its_manifest(folder):
     flipped = bytearray(data.read_bytes())
     flipped[0] ^= 1
     data.write_bytes(flipped)
-    with pytest.raises(UserError, match=r"data/text: its bytes differ.*\n.*run snakemake again, which makes it anew"):
+    with pytest.raises(UserError, match=r"data/text: its bytes differ.*\n.*run snakemake again, which remakes it"):
         make(inputs={"policy": policy})
     assert not policy.exists() and (policy.parent / "damaged-manifest.json").exists()
 

@@ -64,7 +64,7 @@ def test_a_wrong_section_and_a_wrong_manifest_are_told_in_words(tmp_path):
     assert done.returncode == 2 and "section.yaml:1: stesp: unknown key (did you mean 'steps'?)" in done.stderr
     (tmp_path / "section.yaml").write_text("steps: 3\nseed: 0\nmax_length: 64\n")
     done = posttrain("sft", "--config", "section.yaml", *inputs, cwd=tmp_path)
-    assert done.returncode == 2 and "manifest.json: is no manifest of an artifact" in done.stderr
+    assert done.returncode == 2 and "manifest.json: is not a manifest of an artifact" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -72,7 +72,7 @@ def test_a_wrong_section_and_a_wrong_manifest_are_told_in_words(tmp_path):
 def test_what_lists_no_bytes_is_no_manifest(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     (tmp_path / "a").write_text("")
-    with pytest.raises(UserError, match="is no manifest of an artifact"):
+    with pytest.raises(UserError, match="is not a manifest of an artifact"):
         verify(tmp_path / "manifest.json")
 
 

@@ -198,8 +198,8 @@ def test_nodes_without_as_many_gpus_each_are_refused(here):
         sites.read()
     whole = "set stages.{0}.gpu to a multiple of {1}"
     assert [problem.removeprefix("slurm/site.yaml:") for problem in error.value.problems] == [
-        f"2: stages.sft.nodes: 2 nodes cannot have as many of 3 GPUs each; {whole.format('sft', 2)}",
-        f"3: stages.ppo.nodes: 2 nodes cannot have as many of 0 GPUs each; {whole.format('ppo', 2)}",
-        f"4: stages.dpo.nodes: 4 nodes cannot have as many of 2 GPUs each; {whole.format('dpo', 4)}",
-        "5: stages.evaluate.nodes: only base, sft, reward, ppo, dpo, longctx can share work out among nodes",
+        f"2: stages.sft.nodes: 3 GPUs cannot be divided evenly over 2 nodes; {whole.format('sft', 2)}",
+        f"3: stages.ppo.nodes: 0 GPUs cannot be divided evenly over 2 nodes; {whole.format('ppo', 2)}",
+        f"4: stages.dpo.nodes: 2 GPUs cannot be divided evenly over 4 nodes; {whole.format('dpo', 4)}",
+        "5: stages.evaluate.nodes: only base, sft, reward, ppo, dpo, longctx can run on several nodes",
     ]

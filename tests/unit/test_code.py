@@ -438,7 +438,7 @@ def test_a_file_of_the_users_own_counts_but_for_comments_docstrings_and_formatti
     file.write_text("raise ValueError('b')")
     assert syntax.fingerprint(file) != before, "what it does with its words, nobody can tell"
     file.write_text("def f(:\n")
-    with pytest.raises(UserError, match="no Python module"):
+    with pytest.raises(UserError, match="not a valid Python module"):
         syntax.fingerprint(file)
 
 

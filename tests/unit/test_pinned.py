@@ -20,5 +20,5 @@ def test_another_version_is_refused_with_the_command_that_mends_it(package, foun
         pinned.require(package, "1.2.3", "the format of its records")
     assert str(error.value) == (
         f"{package}: found version {found}, needed is 1.2.3: the format of its records may differ in any other, and "
-        f"runs would go wrong without a word. Install it: python -m pip install {package}==1.2.3"
+        f"runs would fail silently. Install it: python -m pip install {package}==1.2.3"
     )

@@ -502,7 +502,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert any(line.startswith("one/sft") and "6.7 B" in line and "unknown" in line for line in lines)
     assert "one/evaluate/sft" in done.stdout and "GPU-hours" in lines[-2]
     one = said("one/sft")
-    assert one.returncode == 0 and "optimiser" in one.stdout and "in all" in one.stdout
+    assert one.returncode == 0 and "optimiser" in one.stdout and "total" in one.stdout
     assert said("one/nothing").returncode == 2
     large = said("--gpu-memory-gb", "24")
     assert large.returncode == 2 and "one/sft: needs" in large.stderr and "Traceback" not in large.stderr

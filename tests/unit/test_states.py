@@ -94,7 +94,7 @@ def test_it_is_said_once_that_states_are_not_known_and_once_that_they_are(monkey
         monkeypatch.setattr(plugin, name, type("Executor", (), {"check_active_jobs": None}))
     executor.report_states(states.settle)
     said = [capsys.readouterr().err for _ in list(answers) if asyncio.run(plugin.query_job_status("", None))]
-    away = "[posttrain] SLURM does not say how its jobs are: they go on, and it is asked again\n"
+    away = "[posttrain] SLURM does not answer: jobs continue, and it is queried again\n"
     assert said == ["", away, "", "", "[posttrain] SLURM answers\n", "", away]
 
 

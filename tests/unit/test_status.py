@@ -145,12 +145,12 @@ def test_the_end_of_a_failed_run_says_what_each_job_came_to(running):
     printed = CANCELLED.format(job="gone")  # a job's log, in which Snakemake said so too
     Path("snakemake.log").write_text(CANCELLED.format(job=job) + REFUSED + LOCAL + printed)
     assert status.failed_jobs(["snakemake.log"], 0).splitlines() == [
-        "3 failed or were stopped; what follows from them was not made:",
+        "3 failed or were stopped; their descendants were not made:",
         f"  one/sft: {STOPPED}",
         "      results/logs/one/sft.log",
         "      results/logs/slurm/3.log",
-        "  two/base: SLURM refused the job (sbatch: error: invalid partition specified: nowhere): `posttrain doctor` "
-        "says what it would take",
+        "  two/base: SLURM refused the job (sbatch: error: invalid partition specified: nowhere): see "
+        "`posttrain doctor`",
         "  one/evaluate/sft: the model is damaged",
         "      make it anew",
         "      results/logs/one/evaluate/sft.log",
@@ -170,10 +170,12 @@ def test_the_end_does_not_take_an_earlier_log_for_this_run(running):
     Path("snakemake.log").write_text(CANCELLED.format(job="results/logs/slurm/3.log"))
     said = status.failed_jobs(["snakemake.log"], time.time() + 9)
     assert said.splitlines()[1:] == [
-        "  one/sft: its stage said nothing. SLURM-job '3' failed, SLURM status is: 'CANCELLED'."
+        "  one/sft: its stage printed nothing. SLURM-job '3' failed, SLURM status is: 'CANCELLED'."
     ]
     Path("snakemake.log").write_text(LOCAL)
-    assert status.failed_jobs(["snakemake.log"], 0).splitlines()[1:] == ["  one/evaluate/sft: its stage said nothing."]
+    assert status.failed_jobs(["snakemake.log"], 0).splitlines()[1:] == [
+        "  one/evaluate/sft: its stage printed nothing."
+    ]
     Path("snakemake.log").write_text(CANCELLED.format(job="gone"))
     assert "one/sft: [one/sft] done" in status.failed_jobs(["snakemake.log"], 0), (
         "control: the last line, for want of better"

@@ -54,5 +54,5 @@ def test_ctrl_c_cancels_also_what_was_just_being_submitted(executor, monkeypatch
     monkeypatch.setattr(slurm, "ask", lambda command, *_: None if command == "scancel" else "")  # it came back too late
     own.cancel()
     said = capsys.readouterr().err
-    assert "jobs go on, and the next call waits for them; to end them: scancel --name uuid" in said
+    assert "jobs continue, and the next call waits for them; to end them: scancel --name uuid" in said
     assert "are cancelled" not in said

@@ -81,7 +81,7 @@ def test_one_of_several_stages_alone(package):
     assert "whole/sft" in again and accepted.standing("reward") == load().code["reward"]
     with pytest.raises(UserError, match="reward: its code has not changed"):
         accept(load(), ["reward"], WHY)
-    with pytest.raises(UserError, match="nosuch: no stage; known: prepare"):
+    with pytest.raises(UserError, match="nosuch: no such stage; known: prepare"):
         accept(load(), ["nosuch"], WHY)
     with pytest.raises(UserError, match="--because: say in one line why"):
         accept(load(), ["sft"], " ")
@@ -133,16 +133,16 @@ def test_the_same_bytes_are_a_proof(package, tmp_path):
     old, new = Path("results/whole/dpo"), tmp_path / "again/dpo"
     change(package, "stages/dpo")
     shutil.copytree(old, new)
-    with pytest.raises(UserError, match="must be made by the code as it was"):
+    with pytest.raises(UserError, match="must be made by the former code"):
         accept(load(), ["dpo"], WHY, same=[old, new])
     record = read_json(new / "provenance.json") | {"code": code.definitions("dpo")}
     write_json(new / "provenance.json", record)
-    with pytest.raises(UserError, match="about one stage: name it"):
+    with pytest.raises(UserError, match="apply to one stage: name it"):
         accept(load(), [], WHY, same=[old, new])
     with pytest.raises(UserError, match="must both be artifacts of sft"):
         accept(load(), ["sft"], WHY, same=[old, new])
     write_json(new / "provenance.json", record | {"params": ["{}", *record["params"][1:]]})
-    with pytest.raises(UserError, match="other settings or inputs"):
+    with pytest.raises(UserError, match="differ in their settings or inputs"):
         accept(load(), ["dpo"], WHY, same=[old, new])
     write_json(new / "provenance.json", record)
     manifest = (new / "manifest.json").read_text()
@@ -207,7 +207,7 @@ def test_nonsense_in_the_file_is_named_with_its_place(package, text):
 def test_a_circle_is_named(package):
     own = code.fingerprint_of("dpo")
     write_json(accepted.file(), [RECORD | {"to": own}, RECORD | {"from": own, "to": "0" * 16}])
-    with pytest.raises(UserError, match=f"the records of dpo go in a circle at {own}"):
+    with pytest.raises(UserError, match=f"the records of dpo form a circle at {own}"):
         load()
     write_json(accepted.file(), [RECORD | {"stage": "sft", "to": own}])
     assert load().code["dpo"] == own, "control: another stage's records say nothing"

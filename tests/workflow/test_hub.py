@@ -52,7 +52,7 @@ def test_a_pinned_model_and_data_set(root, tmp_path, hub):
     (tmp_path / "cache").rename(tmp_path / "cache.gone")
     assert "Nothing to be done" in snakemake(root, tmp_path, hub, target, "-n").stdout
     kept = snakemake(root, tmp_path, hub, target, "--forcerun", "base")
-    assert kept.returncode == 0 and "taken from there" in kept.stdout + kept.stderr, "it was made before"
+    assert kept.returncode == 0 and "reusing an earlier artifact" in kept.stdout + kept.stderr, "it was made before"
     lost = snakemake(root, tmp_path, hub, target, "--forcerun", "base", "--config", "keep_gb=0")
     assert lost.returncode != 0 and len(hub.log) == asked, "stages open no connection"
     command = f"posttrain fetch --config results/fetch/models--org--tiny@{MODEL}/config.yaml"

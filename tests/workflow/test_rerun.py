@@ -149,7 +149,7 @@ def test_a_file_cut_short_is_named_and_its_stage_made_anew(package, capsys):
     file.write_text("short")
     os.utime("results/whole/sft/manifest.json")  # as after a pull, which writes them all
     found = rerun()
-    assert "results/whole/sft/model/bytes: is not of the size" in capsys.readouterr().err
+    assert "results/whole/sft/model/bytes: has another size" in capsys.readouterr().err
     assert {"whole/sft", "whole/dpo", "report"} <= found.keys() and "whole/base" not in found
     assert rerun().keys() == found.keys(), "until it is made"
 

@@ -73,7 +73,7 @@ def test_a_key_is_named_with_both_values_what_follows_and_what_it_costs(project)
     edit(dpo={"beta": 0.3})
     said = why.why(load())
     assert "  dpo.beta: 0.1 -> 0.3" in block(said, "results/whole/dpo")
-    assert "overwrites what was made" in block(said, "results/whole/dpo")
+    assert "overwrites the artifact of" in block(said, "results/whole/dpo")
     assert "follows results/whole/dpo" in block(said, "results/whole/evaluate/dpo")
     assert "takes about 1 min" in block(said, "results/whole/dpo")
     assert said.splitlines()[-1].startswith("6 to be made: about 6 min"), said
@@ -124,7 +124,7 @@ def test_a_function_is_named(project, root, tmp_path_factory, monkeypatch):
     assert "  code: maths.more: one, two\n" in said, "what it does not use changed too"
     record = Path("results/whole/dpo/provenance.json")
     write_json(record, read_json(record) | {"code": {"maths.more": "0123456789abcdef"}})
-    assert "code: its record does not say which functions it used" in block(why.why(load()), "results/whole/dpo")
+    assert "code: its record does not list its functions" in block(why.why(load()), "results/whole/dpo")
     stage.write_text(stage.read_text().partition("from posttrain.maths import more")[0])
     fabricate(load(), ["results/whole/dpo"])
     forget()
@@ -170,7 +170,7 @@ def test_two_experiments_side_by_side(project):
 
 def test_verify_finds_a_flipped_bit(project, capsys):
     assert main(["verify"]) == 0
-    assert "artifacts are what their manifests say; 0 do not exist yet" in capsys.readouterr().out
+    assert "artifacts match their manifests; 0 do not exist yet" in capsys.readouterr().out
     file = Path("results/whole/evaluate/dpo/data/bytes")
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert main(["verify"]) == 2

@@ -174,7 +174,9 @@ def test_what_comes_to_the_same_bytes_costs_seconds(project, finished, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert digests_of(project) == before
     logs = {log: log.read_text() for log in project.glob("results/logs/mini*/**/*.log")}
-    taken = {log.relative_to(project / "results/logs") for log, text in logs.items() if "taken from there" in text}
+    taken = {
+        log.relative_to(project / "results/logs") for log, text in logs.items() if "reusing an earlier artifact" in text
+    }
     assert len(taken) >= 18 and not any(log.name == "prepare.log" for log in taken)
     print(f"{len(taken)} artifacts taken again, in {took:.0f} s with one preparation")
     assert snakemake(project, "--cores", "2", *MINI, "--config", WHOLE).returncode == 0, "and back"
@@ -192,7 +194,7 @@ def test_a_flipped_bit_is_found_named_and_mended(project, finished):
     first = snakemake(project, *target, "--config", WHOLE, "keep_gb=0")
     said = first.stdout + first.stderr
     assert first.returncode != 0 and "adapter_model.safetensors: its bytes differ from its manifest" in said
-    assert "results/mini-lora/sft: run snakemake again, which makes it anew" in said and "Traceback" not in said
+    assert "results/mini-lora/sft: run snakemake again, which remakes it" in said and "Traceback" not in said
     assert snakemake(project, "--cores", "2", *MINI, "--config", WHOLE).returncode == 0
     assert digests_of(project) == before
 

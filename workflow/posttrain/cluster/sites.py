@@ -1,4 +1,4 @@
-"""One SLURM site: its settings in `slurm/site.yaml`, and what they ask of Snakemake and SLURM for each job.
+"""The settings of a SLURM site, `slurm/site.yaml`, and the resources that each job requests.
 
 snakemake --profile slurm
 """
@@ -29,24 +29,24 @@ from posttrain.jobs import cards, node, slurm
 from posttrain.resources import estimates
 
 FILE = Path("slurm/site.yaml")
-OVERHEAD = 400  # MB that a job needs beside its stage: Snakemake's executor runs itself twice in it
+OVERHEAD = 400  # MB that a job needs in addition to its stage: Snakemake's executor runs twice in it
 Megabytes = Annotated[int, Field(ge=100)]
 Resources = dict[str, int | str]
 
 
 class Request(Section):
-    """What a stage asks for, where the estimate of `posttrain plan` is not wanted."""
+    """A stage's requests that replace the estimates of `posttrain plan`."""
 
     gpu: Annotated[int, Field(ge=0)] | None = None
-    """GPUs, on all its nodes together."""
+    """GPUs on all nodes together."""
     nodes: Count = 1
-    """Nodes, each with as many of its GPUs: stages that train."""
+    """Nodes, with equal numbers of GPUs; for stages that train."""
     mem_mb: Megabytes | None = None
     """Memory on each node, in MB."""
     runtime: Count | None = None
-    """Time limit, in minutes; a stage that needs longer is continued."""
+    """Time limit, in minutes; a stage that needs longer continues in a new job."""
     shard: bool = False
-    """Share the weights out among its GPUs (FSDP), where one GPU cannot hold them; not every stage can."""
+    """Shard the weights over the GPUs (FSDP), where one GPU cannot hold them; only some stages can."""
 
 
 class Site(Section):
@@ -61,31 +61,31 @@ class Site(Section):
     gpu_type: Text | None = None
     """Type of GPU, as `sinfo -o %G` names it."""
     gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Memory of one GPU; a stage that does not fit into it is refused before anything runs, with what would fit."""
+    """Memory of one GPU, in GB; a stage that does not fit is refused at start, with settings that would fit."""
     constraint: Text | None = None
     """Features that a node must have."""
     modules: list[Text] = Field(default=[])
     """Environment modules that a job loads before a stage."""
     container: Text | None = None
-    """Apptainer image in which stages run; it holds this environment (`envs/posttrain.def`)."""
+    """Apptainer image with this environment (`envs/posttrain.def`), in which stages run."""
     scratch: Text | None = None
-    """Folder for checkpoints, which every node sees; beside the results where it is left out."""
+    """Folder for checkpoints, which every node must see. Default: beside the results."""
     max_runtime: Count | None = None
-    """Most minutes that an estimate asks for; the partition's own limit where it is left out."""
+    """Upper limit of estimated run times, in minutes. Default: the partition's own limit."""
     jobs: Count = 32
-    """Most jobs in the queue at once."""
+    """Upper limit of jobs in the queue at once."""
     cpu_only: bool = False
-    """Ask for no GPU, on a cluster that has none."""
+    """Request no GPU, on a cluster that has none."""
     stages: dict[str, Request] = Field(default={})
-    """Stage -> what it asks for instead of the estimate."""
+    """Stage -> requests that replace its estimates."""
 
     def gpus(self, count: int) -> str:
-        """The value of SLURM's options `--gpus` for so many of the site's GPUs."""
+        """The value of SLURM's option `--gpus` for `count` GPUs of the site."""
         return f"{self.gpu_type}:{count}" if self.gpu_type else str(count)
 
 
 def read(file: Path = FILE) -> Site:
-    """The site's settings; the defaults where there is no file. Raises UserError that names every mistake."""
+    """The site's settings, or the defaults where there is no file. Raises UserError with every mistake."""
     if not file.is_file():
         return Site()
     values = reader.read_settings(file)
@@ -105,9 +105,9 @@ def read(file: Path = FILE) -> Site:
 
 
 def contradictions(site: Site) -> Iterator[tuple[str, str]]:
-    """The (key, problem) of each setting that its type allows and that cannot work."""
+    """(key, problem) of each setting that is of the right type but cannot work."""
     if site.gpu_type and not re.fullmatch(r"[A-Za-z0-9_.]+", site.gpu_type):
-        allowed = "Snakemake's SLURM plugin takes letters, digits, _ and . alone"
+        allowed = "Snakemake's SLURM plugin takes only letters, digits, _ and ."
         yield "gpu_type", f"{allowed}, not {site.gpu_type!r}: leave it out, and choose by partition or constraint"
     try:
         node.scratch(site.scratch)
@@ -118,17 +118,17 @@ def contradictions(site: Site) -> Iterator[tuple[str, str]]:
             yield f"stages.{stage}.shard", f"only {' and '.join(SHARDED)} can"
         gpus, key = request.gpu or 0, f"stages.{stage}.nodes"
         if request.nodes > 1 and stage not in TRAINERS:
-            yield key, f"only {', '.join(TRAINERS)} can share work out among nodes"
+            yield key, f"only {', '.join(TRAINERS)} can run on several nodes"
         elif request.nodes > 1 and (gpus < request.nodes or gpus % request.nodes):
             todo = f"set stages.{stage}.gpu to a multiple of {request.nodes}"
-            yield key, f"{request.nodes} nodes cannot have as many of {gpus} GPUs each; {todo}"
+            yield key, f"{gpus} GPUs cannot be divided evenly over {request.nodes} nodes; {todo}"
 
 
 def read_for_profile(works: bool) -> Site:
-    """The site's settings, for Snakemake's profile: a mistake ends Snakemake, in words.
+    """The site's settings, for Snakemake's profile. A mistake is printed and ends Snakemake.
 
-    works: whether Snakemake will run jobs. Then this waits until SLURM answers, which is asked next for how long it
-    remembers jobs and lets one run: a job that asks for more time than its partition has would wait without an end.
+    works: whether Snakemake will run jobs. If so, this waits until SLURM answers, since its configuration and time
+    limits are read next.
     """
     try:
         site = read()
@@ -143,10 +143,10 @@ def read_for_profile(works: bool) -> Site:
 
 
 def enter(workflow) -> Site | None:
-    """Prepare a Snakemake for where its jobs run; returns the site, None on this machine.
+    """Set up a Snakemake for the place where its jobs run; returns the site, None for this machine.
 
-    workflow: Snakemake's. Inside a job this is the site as it was when the run began. On this machine GPUs become a
-    resource, so that no two stages share one unless told to.
+    workflow: Snakemake's. Inside a job, the site is that of the start of the run. On this machine, GPUs become a
+    resource, so that two stages do not share one.
     """
     if not workflow.is_main_process:
         return of_job()
@@ -156,7 +156,7 @@ def enter(workflow) -> Site | None:
             workflow.register_resource("gpu", len(cards.present()))
         return None
     for name in [name for name in os.environ if name.startswith("SQUEUE_") or name in ("SBATCH_WAIT", "SBATCH_SIGNAL")]:
-        del os.environ[name]  # the user's own, which would hide jobs, or end them
+        del os.environ[name]  # the user's own settings, which would hide jobs or end them
     site = limited(read())
     os.environ[slurm.SITE] = site.model_dump_json(exclude_none=True)
     expect_device(site)
@@ -166,13 +166,13 @@ def enter(workflow) -> Site | None:
 
 
 def limited(site: Site) -> Site:
-    """A site with its partition's time limit: SLURM lets a job over it wait without an end."""
+    """The site with its partition's time limit: SLURM never starts a job that requests more."""
     limit = site.max_runtime or slurm.time_limit(site.partition)
     return site.model_copy(update={"max_runtime": limit}) if limit else site
 
 
 def expect_device(site: Site) -> None:
-    """Let estimates be for the site's compute nodes, whatever this machine has."""
+    """Make estimates for the site's compute nodes instead of this machine."""
     os.environ["POSTTRAIN_DEVICE"] = "cpu" if site.cpu_only else "gpu"
 
 
@@ -182,24 +182,24 @@ def of_job() -> Site | None:
 
 
 def default_resources(site: Site) -> Resources:
-    """Snakemake's resources of every job at this site, by the executor plugin's names."""
+    """Snakemake's resources of every job at this site, under the executor plugin's names."""
     values = {
         "slurm_partition": site.partition,
         "slurm_account": site.account,
         "qos": site.qos,
         "constraint": site.constraint,
         "gpu_model": site.gpu_type,
-        "nodes": 1,  # all GPUs of a job in one place, unless its stage is spread
+        "nodes": 1,  # unless a stage requests several
         "slurm_extra": sbatch_options(),
     }
-    # Snakemake reads a text as Python: `all`, 12_34 and what has a hyphen would be something else.
+    # Snakemake evaluates texts as Python: `all`, 12_34 and names with a hyphen would become something else.
     return {key: repr(value) if isinstance(value, str) else value for key, value in values.items() if value}
 
 
 def stage_resources(site: Site) -> dict[str, Resources]:
-    """Stage -> Snakemake's resources of one with several GPUs: two cores for each, and its nodes.
+    """Stage with several GPUs -> Snakemake's resources: two cores for each GPU, and the nodes.
 
-    `gpu` is what the executor plugin asks of SLURM for the whole job, `gpus` what it gives Snakemake on the first node.
+    The executor plugin requests `gpu` GPUs for the whole job, and gives Snakemake `gpus` of them on the first node.
     """
     resources: dict[str, Resources] = {}
     for stage, request in site.stages.items():
@@ -214,36 +214,36 @@ def stage_resources(site: Site) -> dict[str, Resources]:
 
 
 def sbatch_options(*options: str) -> str:
-    """Options of sbatch, for the executor plugin; the log of a requeued job keeps what came before."""
+    """Options of sbatch for the executor plugin. A requeued job appends to its log."""
     return " ".join(["--open-mode=append", *options])
 
 
 def request(site: Site | None, plan: Plan, artifact: Artifact) -> dict[str, int]:
-    """What an artifact's job asks for: `gpu`, `mem_mb`, `disk_mb`, and `runtime` in minutes.
+    """The resources that an artifact's job requests: `gpu`, `mem_mb`, `disk_mb`, and `runtime` in minutes.
 
-    site: None on this machine.
+    site: None for this machine.
     """
     if site is None:
         estimate = estimates.request(plan, artifact)
         return estimate | {"gpu": min(estimate["gpu"], len(cards.present()))}
-    own = site.stages.get(artifact.stage, Request())
-    values = own.model_dump(exclude_none=True, exclude={"shard", "nodes"})
-    processes = max(1, (own.gpu or 1) // own.nodes) if artifact.stage in TRAINERS else 1
+    replaced = site.stages.get(artifact.stage, Request())
+    values = replaced.model_dump(exclude_none=True, exclude={"shard", "nodes"})
+    processes = max(1, (replaced.gpu or 1) // replaced.nodes) if artifact.stage in TRAINERS else 1
     estimate = estimates.request(plan, artifact, processes)
     estimate["mem_mb"] += OVERHEAD
     estimate["runtime"] = min(estimate["runtime"], site.max_runtime or estimate["runtime"])
     exhausted = estimates.exhausted_mb(plan, artifact) if "mem_mb" in values else 0
-    if exhausted and exhausted / values["mem_mb"] in (1, 2, 4, 8):  # just that was too little, or what it was raised to
+    if exhausted and exhausted / values["mem_mb"] in (1, 2, 4, 8):  # this request, or a doubling of it, was too little
         values["mem_mb"] = 2 * exhausted
     return estimate | ({"gpu": 0} if site.cpu_only else {}) | values
 
 
 def pass_on_sigterm() -> None:
-    """Pass SIGTERM on to the stage: SLURM sends it to a task's first process alone, which is Snakemake.
+    """Pass SIGTERM on to the stage: SLURM sends it only to a task's first process, which is Snakemake.
 
-    Snakemake keeps its own handler; a thread learns of the signal beside it, and signals the whole process group once.
+    Snakemake keeps its own handler; a thread also receives the signal, and signals the whole process group once.
     """
-    if "SLURM_STEP_ID" not in os.environ:  # not the process that runs the stage, but the one that submits it
+    if "SLURM_STEP_ID" not in os.environ:  # this process submits the stage and does not run it
         return
     received, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
@@ -258,9 +258,9 @@ def pass_on_sigterm() -> None:
 
 
 def shell_prefix(site: Site) -> str:
-    """What the shell of a job does before its stage: it ignores SIGTERM and loads modules.
+    """The commands of a job's shell before its stage: ignore SIGTERM and load modules.
 
-    A shell or `tee` that died of SIGTERM would end the stage while it saves.
+    A shell or `tee` killed by SIGTERM would end the stage while it saves.
     """
     modules = " ".join(map(shlex.quote, site.modules))
     load = f"type module > /dev/null 2>&1 || . /etc/profile; module load {modules}; " if modules else ""

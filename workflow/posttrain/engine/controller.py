@@ -1,7 +1,7 @@
-"""One Snakemake at a time in a folder: a dead one's lock is cleared, and the jobs that it left are waited for.
+"""Allow one Snakemake at a time in a folder: clear the lock of a dead one, and wait for the SLURM jobs that it left.
 
-Snakemake's own lock says only that there is one. Beside it lies who holds it, in a file that the kernel unlocks when
-that process ends, however it ends.
+Snakemake's own lock does not name its holder. The file HOLDER does, and the kernel unlocks it when that process ends in
+any way.
 """
 
 import datetime
@@ -19,44 +19,44 @@ from posttrain.jobs import slurm
 
 HOLDER = Path(".snakemake/controller.json")
 LOCKS = Path(".snakemake/locks")  # Snakemake's own
-RULE = "rule_"  # begins the comment of each job that Snakemake's SLURM executor submits
-# Options with which Snakemake runs nothing; while a Snakefile is read, it does not say itself whether it will.
+RULE = "rule_"  # prefix of the comment of each job that Snakemake's SLURM executor submits
+# Options with which Snakemake runs nothing. Snakemake has no other sign of it while a Snakefile is read.
 READ_ONLY = re.compile(
     r"-[a-zA-Z]*n[a-zA-Z]*|--(dry-?run|unlock|report|d3dag|dag|\w+graph|lint|.*summary|list-.*|archive)(=.*)?"
 )
-PAUSES = (1, 5, 20, 60)  # seconds before squeue, which has not answered, is tried again
+PAUSES = (1, 5, 20, 60)  # seconds before squeue is tried again after a failure
 COLUMNS = {"JobID": 20, "StateCompact": 8, "Reason": 60, "Comment": 200, "WorkDir": 1000}  # of squeue -> width
 
 
 def take_over(on_slurm: bool, command: list[str]) -> None:
-    """Before anything is planned: clear the lock of a Snakemake that died, and wait for the jobs that it left.
+    """Clear the lock of a Snakemake that died, and wait for the jobs that it left; called before planning.
 
-    command: Snakemake's; nothing is done for one that runs nothing. Raises UserError where another Snakemake works
-    here, or waits for such jobs.
+    command: Snakemake's command line; one that runs nothing takes over nothing. Raises UserError where another
+    Snakemake works here, or waits for such jobs.
     """
     if is_read_only(command):
         return
     clear_dead_lock()
     if on_slurm:
-        claimed = claim()  # of two that wait, both would begin to work at once
+        claimed = claim()  # otherwise two waiting Snakemakes would start at the same time
         try:
             wait_for_left_jobs()
         except KeyboardInterrupt:
-            raise UserError("interrupted; the jobs that an earlier Snakemake left go on") from None
+            raise UserError("interrupted; the jobs that an earlier Snakemake left continue") from None
         finally:
             os.close(claimed)
 
 
 def is_read_only(command: list[str]) -> bool:
-    """Whether a command line of Snakemake's runs nothing."""
+    """Whether a Snakemake command line runs nothing."""
     return any(READ_ONLY.fullmatch(part) for part in command)
 
 
 def claim() -> int:
-    """Write down that this process runs the workflow here; returns the file descriptor that holds the claim.
+    """Claim this folder for this process; returns the file descriptor that holds the claim.
 
-    It is held until the process ends or closes the descriptor. Raises UserError where another process holds one: it
-    may have begun to plan before this one, whose lock it then took for a dead one's.
+    The claim ends with the process or when the descriptor is closed. Raises UserError where another process holds a
+    claim: it may have started to plan before this one, and taken this one's lock for a dead one's.
     """
     HOLDER.parent.mkdir(exist_ok=True)
     file = os.open(HOLDER, os.O_RDWR | os.O_CREAT, 0o644)
@@ -70,15 +70,15 @@ def claim() -> int:
 
 
 def clear_dead_lock() -> None:
-    """Remove the lock of a Snakemake that has died. Raises UserError where one is alive, or may be."""
+    """Remove the lock of a Snakemake that died. Raises UserError where it is, or may be, alive."""
     locks = [file for file in LOCKS.glob("*") if file.is_file()]
     if not locks or not HOLDER.is_file():
         return
     process = holder()
     if process["host"] != socket.gethostname():
         raise UserError(
-            f"{Path.cwd()}: another Snakemake works here: {described(process)}. Whether it lives cannot be seen from "
-            f"{socket.gethostname()}: look there, or if it has died: rm {HOLDER} && snakemake --unlock"
+            f"{Path.cwd()}: another Snakemake works here: {described(process)}. {socket.gethostname()} cannot tell "
+            f"whether it is alive: look there, or if it has died: rm {HOLDER} && snakemake --unlock"
         )
     if is_alive(process):
         raise UserError(occupied(process))
@@ -88,7 +88,7 @@ def clear_dead_lock() -> None:
 
 
 def described(process: dict) -> str:
-    """A Snakemake, in words."""
+    """The text that names a Snakemake: process, host and start."""
     return f"process {process['process']} on {process['host']}, started {process['started']}"
 
 
@@ -98,7 +98,7 @@ def occupied(process: dict) -> str:
 
 
 def holder() -> dict:
-    """The host, the process and the start of the Snakemake that claimed this folder last."""
+    """Host, process and start of the last Snakemake that claimed this folder."""
     unknown = {"host": socket.gethostname(), "process": "unknown", "started": "at an unknown time"}
     try:
         return unknown | json.loads(HOLDER.read_text())
@@ -107,16 +107,16 @@ def holder() -> dict:
 
 
 def is_alive(process: dict) -> bool:
-    """Whether the holder of this folder's claim still runs, on this machine."""
+    """Whether the holder of this folder's claim still runs on this machine."""
     with open(HOLDER, "r+") as file:
         unlocked = lock(file.fileno())
     return Path(f"/proc/{process['process']}").exists() if unlocked is None else not unlocked
 
 
 def left_jobs() -> list[tuple[str, str, str]]:
-    """The (number, state, comment) of this user's SLURM jobs that a Snakemake in this folder has submitted.
+    """(number, state, comment) of this user's SLURM jobs that a Snakemake in this folder submitted.
 
-    Raises UserError where SLURM does not answer: a job that it may be running would be started again.
+    Raises UserError where SLURM does not answer, as a running job could then be started twice.
     """
     for pause in (0, *PAUSES):
         time.sleep(pause)
@@ -126,9 +126,9 @@ def left_jobs() -> list[tuple[str, str, str]]:
 
 
 def queued_jobs(seconds: float = 60) -> list[tuple[str, str, str]] | None:
-    """The same jobs, the state of a waiting one with its reason; None where SLURM does not answer in so many seconds.
+    """The same jobs, with the reason in a waiting job's state; None where SLURM does not answer within `seconds`.
 
-    Only those of the SLURM executor count: to wait for the job in which this Snakemake itself runs would never end.
+    Only jobs of the SLURM executor count: the job in which this Snakemake itself may run must not be waited for.
     """
     columns = ",".join(f"{name}:.{width}" for name, width in COLUMNS.items())
     listed = slurm.ask("squeue", "--me", "-h", "-O", columns, seconds=seconds)
@@ -143,7 +143,7 @@ def queued_jobs(seconds: float = 60) -> list[tuple[str, str, str]] | None:
 
 
 def _fields(line: str) -> list[str]:
-    """The fields of a line of squeue, which are of fixed width but for the last."""
+    """The fields of a line of squeue, which have fixed widths except the last."""
     fields = []
     for width in [*COLUMNS.values()][:-1]:
         fields.append(line[:width].strip())
@@ -152,18 +152,18 @@ def _fields(line: str) -> list[str]:
 
 
 def job_comment(rule: str, wildcards: list[str]) -> str:
-    """The comment of a rule's job in SLURM. wildcards: their values, in the order in which its output names them."""
+    """The comment of a rule's job in SLURM. wildcards: their values, in the order of the output's path."""
     return f"{RULE}{rule}_wildcards_{'_'.join(wildcards)}"
 
 
 def wait_for_left_jobs(seconds: float = 10) -> None:
-    """Wait for the jobs that a dead Snakemake left running: to start them again would be to race them."""
-    told, jobs = 0.0, left_jobs()
+    """Wait for the jobs that a dead Snakemake left running; otherwise they would be started twice."""
+    last_message, jobs = 0.0, left_jobs()
     while jobs:
-        if time.monotonic() - told > 600 or not told:
-            told = time.monotonic()
+        if time.monotonic() - last_message > 600 or not last_message:
+            last_message = time.monotonic()
             names = ", ".join(f"{number} ({comment}: {state})" for number, state, comment in jobs)
             say(f"an earlier Snakemake left {len(jobs)} jobs; waiting for them: {names}. Stop them: scancel NUMBER")
         time.sleep(seconds)
-        if (now := queued_jobs()) is not None:  # while SLURM does not answer, they may still run
+        if (now := queued_jobs()) is not None:  # None: SLURM does not answer, and the jobs may still run
             jobs = now

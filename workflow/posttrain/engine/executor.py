@@ -1,4 +1,4 @@
-"""Patches of Snakemake's SLURM executor: it loses no job, submits when SLURM answers, and on Ctrl-C cancels all jobs.
+"""Patch Snakemake's SLURM executor: it loses no job, submits when SLURM answers, and cancels all jobs on Ctrl-C.
 
 snakemake --profile slurm
 """
@@ -13,15 +13,15 @@ States = dict[str, str]  # number of a job -> its state in SLURM
 
 
 def report_states(settle: Callable[[States, States, States], States]) -> None:
-    """Let the executor take the states of its jobs from `settle(listed, outputs, doubts)`.
+    """Make the executor take the states of its jobs from `settle(listed, outputs, doubts)`.
 
-    listed: what SLURM lists. outputs: number of each active job -> its first output. doubts: for `settle` to keep what
-    it is to decide the next time. It returns the state of each active job.
+    listed: states listed by SLURM. outputs: number of each active job -> its first output. doubts: states that `settle`
+    stores for the next query. It returns the state of each active job.
 
-    Where a query of all states fails, as while SLURM's controller is restarted, the executor neither reports a job nor
-    says that it still runs, and so loses it: here it still runs. The executor never chooses by itself to ask accounts
-    in place of the controller; `slurm-status-command` of the profile decides. Pauses between queries grow to three
-    times the first one, and not to three minutes, which a chain of short stages waits for at each of them.
+    Three more changes. After a failed query, as during a restart of SLURM's controller, the executor would lose its
+    jobs; here they count as running. The executor does not switch to sacct by itself; `slurm-status-command` of the
+    profile decides. Pauses between queries grow to three times the first pause, not to three minutes, for which each
+    stage of a chain of short stages would wait.
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -32,7 +32,7 @@ def report_states(settle: Callable[[States, States, States], States]) -> None:
 
 
 def _settled(query: Callable[..., Awaitable], settle: Callable, outputs: States) -> Callable:
-    """A query of all states that also settles those in doubt, and says once when SLURM is away and when it is back."""
+    """A query of all states that also settles doubtful ones, and reports once when SLURM stops or starts to answer."""
     doubts: States = {}
     away = False
 
@@ -41,14 +41,14 @@ def _settled(query: Callable[..., Awaitable], settle: Callable, outputs: States)
         listed, seconds = await query(command, logger)
         if away is not (listed is None):
             away = not away
-            say("SLURM does not say how its jobs are: they go on, and it is asked again" if away else "SLURM answers")
+            say("SLURM does not answer: jobs continue, and it is queried again" if away else "SLURM answers")
         return (listed if listed is None else settle(listed, outputs, doubts)), seconds
 
     return settled
 
 
 def _complete(check: Callable, outputs: States) -> Callable:
-    """A check of active jobs after which each of them was reported as ended, or is named as active."""
+    """A check of active jobs after which each job is either reported as ended or yielded as active."""
 
     async def complete(self, active_jobs):
         pending = {job.external_jobid: job for job in active_jobs}
@@ -79,12 +79,11 @@ def _complete(check: Callable, outputs: States) -> Callable:
 
 
 def submit_when_slurm_answers() -> None:
-    """Let the executor wait for SLURM before it submits a job, and cancel all jobs of its run on Ctrl-C.
+    """Make the executor wait for SLURM before it submits a job, and cancel all jobs of its run on Ctrl-C.
 
-    By itself it asks sbatch once, which gives up after seconds, and takes the job for failed, so that nothing that
-    follows from it is made. On Ctrl-C it cancels only the jobs that it knows of just then: none while it asks for
-    states, nor one that is being submitted; and where scancel fails, jobs that wait would be submitted afterwards.
-    Here jobs are cancelled by the name of their run.
+    Unpatched, it calls sbatch once; if that fails, the job counts as failed and its descendants are not made. On Ctrl-C
+    it cancels only the jobs that it has listed: none during a query of states, and not one that is being submitted; and
+    where scancel fails, waiting jobs would be submitted afterwards. Here jobs are cancelled by the name of their run.
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -95,7 +94,7 @@ def submit_when_slurm_answers() -> None:
         if slurm.wait_until_reachable("a job waits to be submitted", over=over):
             submit(self, job)
 
-    def stop_waiting_and_shut_down(self):  # the executor waits for jobs that are still to be submitted
+    def stop_waiting_and_shut_down(self):  # otherwise shutdown waits for jobs that are not submitted yet
         over.set()
         shutdown(self)
 
@@ -103,11 +102,11 @@ def submit_when_slurm_answers() -> None:
         over.set()
         slurm.ask("scancel", "--name", self.run_uuid)
         shutdown(self)
-        if slurm.ask("scancel", "--name", self.run_uuid) is not None:  # also what was being submitted
+        if slurm.ask("scancel", "--name", self.run_uuid) is not None:  # cancels jobs that were being submitted too
             say("interrupted: the jobs of this run are cancelled; the next call continues them")
         else:
             end = f"scancel --name {self.run_uuid}"
-            say(f"SLURM does not answer: jobs go on, and the next call waits for them; to end them: {end}")
+            say(f"SLURM does not answer: jobs continue, and the next call waits for them; to end them: {end}")
 
     plugin.Executor.run_job, plugin.Executor.cancel = run_job, cancel
     plugin.Executor.shutdown = stop_waiting_and_shut_down

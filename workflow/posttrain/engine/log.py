@@ -1,4 +1,4 @@
-"""Snakemake's log: the jobs of a run that failed."""
+"""Parse the failed jobs out of Snakemake's log."""
 
 import re
 from pathlib import Path
@@ -8,14 +8,14 @@ from typing import NamedTuple
 class Failure(NamedTuple):
     """One job that failed."""
 
-    output: Path  # its first
-    message: str  # what Snakemake says of it; "" where it says nothing
-    refusal: str  # why sbatch did not take it; "" where it did, or was not asked
-    logs: list[Path]  # the stage's, and the job's where it ran on SLURM
+    output: Path  # its first output
+    message: str  # Snakemake's message; "" for none
+    refusal: str  # sbatch's reason for refusing it; "" where it was not refused
+    logs: list[Path]  # the stage's log, and the job's where it ran on SLURM
 
 
 def failures(text: str) -> list[Failure]:
-    """The failed jobs that a log of Snakemake's tells of, in order; those without an output or a log are left out."""
+    """The failed jobs in Snakemake's log, in order, except those without an output or a log."""
     failed = []
     for block in re.split(r"^Error in rule ", text, flags=re.M)[1:]:
         message, _, fields = block.partition("\n    jobid: ")

@@ -1,8 +1,8 @@
-"""Keep Snakemake's records of outputs equal to the artifacts' provenance: after a pull, a copy, a replaced file.
+"""Write Snakemake's records of outputs from the artifacts' provenance, so that they hold after a pull or a copy.
 
-Snakemake decides by its records under `.snakemake/metadata` and by dates. Neither travels with an artifact, and it
-does not notice a file that was replaced by an older one. Each artifact's `provenance.json` says what it was made from,
-so the records are written from there whenever a workflow is planned; only what has changed is read.
+Snakemake decides by its records in `.snakemake/metadata` and by dates. Neither is copied with an artifact, and
+Snakemake does not notice a file that was replaced by an older one. Each artifact's `provenance.json` lists its
+parameters and inputs, so the records are written from it at planning; only changed files are read.
 """
 
 import base64
@@ -23,7 +23,7 @@ FORMAT = 6  # of Snakemake's records: `RECORD_FORMAT_VERSION` of the pinned vers
 
 
 def sync(folders: list[str]) -> None:
-    """Write Snakemake's records of the artifacts in `folders`, if one of them or of their inputs has changed since."""
+    """Write Snakemake's records of the artifacts in `folders`, if an artifact or one of its inputs has changed."""
     before = _read(SEEN)
     stats: dict = before["files"] if isinstance(before.get("files"), dict) else {}
     written_for = {"folders": folders, "code": _code()}
@@ -53,9 +53,9 @@ def sync(folders: list[str]) -> None:
 
 
 def _params(folder: Path, record: dict, other: list[str]) -> list[str]:
-    """The parameters that an artifact was made with; or why it is stale, as parameters that Snakemake then shows.
+    """The parameters that an artifact was made with; for a stale one the reason, which Snakemake then shows.
 
-    other: inputs that have other bytes than those that it was made from.
+    other: inputs whose bytes changed since the artifact was made.
     """
     if not record:
         return ["of unknown origin: its provenance.json is gone or broken"]
@@ -76,19 +76,19 @@ def damaged(file: str) -> bool:
 
 
 def _code() -> list[str]:
-    """Digests of the modules that say what stands in a record: records that another version wrote are written anew."""
+    """Digests of the modules that define a record's content, so that records of another version are rewritten."""
     return [sha256(Path(file)) for file in (__file__, artifacts.__file__)]
 
 
 def _records() -> list[int]:
-    """The number of records and their bytes: Snakemake would not miss one that is gone or cut short."""
+    """Number and total bytes of the records: Snakemake does not notice a missing or truncated one."""
     sizes = [os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(METADATA) for name in names]
     return [len(sizes), sum(sizes)]
 
 
 def _stats(files) -> dict[str, list[int] | None]:
-    """Size, dates and inode of each file; None where it does not exist. The time of the last status change (ctime)
-    shows that a file was overwritten in place and given its old date again."""
+    """Size, dates and inode of each file; None where it does not exist. The ctime shows an overwritten file whose
+    modification date was restored."""
     stats: dict[str, list[int] | None] = {}
     for file in files:
         try:
@@ -100,7 +100,7 @@ def _stats(files) -> dict[str, list[int] | None]:
 
 
 def _read(path: Path) -> dict:
-    """A JSON object; {} where the file holds none."""
+    """The JSON object in a file; {} where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -109,9 +109,9 @@ def _read(path: Path) -> dict:
 
 
 def set_aside_if_short(manifest: Path) -> None:
-    """Rename the manifest of an artifact in which a file has another size, so that Snakemake makes it anew.
+    """Rename the manifest of an artifact with a file of another size, so that Snakemake remakes the artifact.
 
-    Files that do not exist are no reason: an artifact may be pulled in part, where nothing needs the rest.
+    Absent files are accepted: an artifact may be pulled in part, where nothing needs the rest.
     """
     try:
         sizes = {str(manifest.parent / name): size for name, (_, size) in listed(manifest).items()}
@@ -120,14 +120,14 @@ def set_aside_if_short(manifest: Path) -> None:
     stats = _stats(sizes)
     short = [file for file, size in sizes.items() if (stat := stats[file]) and stat[0] != size]
     for file in short:
-        say(f"{file}: is not of the size that its manifest says; {manifest.parent} is made anew")
+        say(f"{file}: has another size than in its manifest; {manifest.parent} is remade")
     if short:
         manifest.replace(manifest.with_name(DAMAGED))
 
 
 def _write(folder: Path, inputs: list[tuple[str, str]], params: list[str]) -> None:
-    """Write the records of an artifact's files, as Snakemake writes them. inputs: pairs of a file and its sha256."""
-    files = sorted(file for file, _ in inputs)  # a file of two roles stands in it twice
+    """Write the records of an artifact's files in Snakemake's format. inputs: pairs of a file and its sha256."""
+    files = sorted(file for file, _ in inputs)  # a file with two roles occurs twice
     record = {
         "rule": _stage(folder),
         "params": sorted(map(repr, params)),
@@ -148,7 +148,7 @@ def _write(folder: Path, inputs: list[tuple[str, str]], params: list[str]) -> No
 
 
 def record_file(output: str) -> Path:
-    """Where Snakemake keeps its record of an output: its name in base 64, in parts of at most 254 characters."""
+    """The path of Snakemake's record of an output: its name in base 64, in parts of at most 254 characters."""
     name = base64.urlsafe_b64encode(output.encode()).decode()
     pieces = [name[start : start + 254] for start in range(0, len(name), 254)]
     return METADATA.joinpath(*(f"@{piece}" for piece in pieces[:-1]), pieces[-1])

@@ -1,9 +1,9 @@
 """The fingerprint of the code that a stage runs: the definitions of the package that it could use.
 
-Comments, formatting, docstrings, annotations and messages never count (`counted`), nor does Python's version.
-Of the modules that a stage reaches by imports, what runs when they are imported counts. A function or a literal value
-counts where its name is mentioned by anything that counts: as an identifier, an attribute or a text. Where a program
-can come by a definition without its name, the whole module counts, or all modules that the stage reaches.
+Comments, formatting, docstrings, annotations and messages do not count (`counted`), nor does Python's version.
+Code that runs at import counts in all modules that the stage reaches by imports. A function or a literal value counts
+where code that counts mentions its name, as an identifier, an attribute or a text. Where code can reach a definition
+without its name, the whole module counts, or all modules that the stage reaches.
 """
 
 import ast
@@ -18,29 +18,29 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.syntax import digest, spelled
 
 PACKAGE = Path(__file__).parents[1]
-# What a stage computes does not depend on these: `config` acts through the section, the others speak to people.
+# Modules that do not change what a stage computes: `config` acts through the section, the others print and report.
 UNCOUNTED = ("config", "ground.errors", "ground.progress", "training.tracking")
-CACHE = Path(".snakemake/fingerprints.json")  # of modules already parsed, by the digest of their bytes
-VERSION = 3  # of what is kept there
+CACHE = Path(".snakemake/fingerprints.json")  # parsed modules by the digest of their bytes
+VERSION = 3  # of the cache's format
 OWN = {"globals", "locals", "vars"}  # reach any definition of the module that calls them
 ALL = {"eval", "exec", "__import__", "import_module", "__globals__"}  # reach any definition at all, like `sys.modules`
 
 
 class Part(NamedTuple):
-    """A definition of a module, or what is left of the module without them."""
+    """A definition of a module, or the rest of the module."""
 
-    digest: str  # "" for nothing
-    names: list[str]  # that it mentions
-    imports: list[str]  # modules of the package that it loads
-    whole: list[str]  # modules of which it may use anything; "*" for all
+    digest: str  # "" for no code
+    names: list[str]  # names that it mentions
+    imports: list[str]  # modules of the package that it imports
+    whole: list[str]  # modules of which it may use any definition; "*" for all modules
 
 
 def code(stage: str) -> dict[str, str]:
-    """Module -> digest of what a stage could use of it, with the templates that it reads."""
+    """Module -> digest of the definitions that a stage could use, with the templates that the module reads."""
     lines: dict[str, list[str]] = {}
     for place, content in definitions(stage).items():
         lines.setdefault(place.partition(":")[0], []).append(f"{place} {content}")
-    return {module: digest("\n".join(said))[:16] for module, said in lines.items()}
+    return {module: digest("\n".join(of_module))[:16] for module, of_module in lines.items()}
 
 
 @cache
@@ -51,7 +51,7 @@ def fingerprint_of(stage: str) -> str:
 
 @cache
 def definitions(stage: str) -> dict[str, str]:
-    """MODULE:DEFINITION, or MODULE for what runs when it is imported -> digest, of all that a stage could use."""
+    """Digests of all code that a stage could use, by MODULE:DEFINITION, or MODULE for code that runs at import."""
     start = f"stages.{stage}"
     names, whole = {stage}, set()
     digests: dict[str, str] = {}
@@ -76,18 +76,18 @@ def definitions(stage: str) -> dict[str, str]:
 
 
 def uncounted(name: str) -> bool:
-    """Whether a module, or the room that it stands in, never counts."""
+    """Whether a module, or the package that contains it, does not count."""
     return any(f"{name}.".startswith(f"{other}.") for other in UNCOUNTED)
 
 
 def source(name: str) -> Path:
-    """The file of a module of the package, named from within it: `stages.sft`; of a package its `__init__`."""
+    """The file of a module, such as `stages.sft`; for a package, its `__init__`."""
     path = PACKAGE.joinpath(*name.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _packages_above(name: str) -> set[str]:
-    """The packages that a module lies in, whose `__init__` runs before it; `__init__` is the whole package's."""
+    """The packages that contain a module, whose `__init__` runs before it; `__init__` is the whole package's."""
     pieces = name.split(".")
     above = {"__init__", *(".".join(pieces[:end]) for end in range(1, len(pieces)))}
     return {package for package in above if source(package).is_file()}
@@ -95,9 +95,9 @@ def _packages_above(name: str) -> set[str]:
 
 @cache
 def module_parts(name: str) -> dict[str, Part]:
-    """Definition -> what counts of it; the rest of the module is under "". Raises UserError where it cannot be read.
+    """Definition -> its part; the rest of the module is under "". Raises UserError where the module cannot be read.
 
-    A module that names the folder `templates` reads its files, whose bytes count with it.
+    A module that names the folder `templates` reads files there; their bytes count with it.
     """
     file = source(name)
     try:
@@ -111,7 +111,7 @@ def module_parts(name: str) -> dict[str, Part]:
         try:
             _parsed()[key] = parsed(content, name, file.name == "__init__.py")
         except (SyntaxError, ValueError) as error:
-            raise UserError(f"{file}: is no Python module that can be read: {error}") from None
+            raise UserError(f"{file}: is not a valid Python module: {error}") from None
         if digests:
             rest = _parsed()[key][""]
             _parsed()[key][""] = rest._replace(digest=digest(rest.digest + json.dumps(digests))[:16])
@@ -120,13 +120,13 @@ def module_parts(name: str) -> dict[str, Part]:
 
 
 def _loaded(imports: list[str]) -> list[str]:
-    """The modules that count, and the packages that they lie in, among what was imported: names of either."""
+    """The modules that count among imported names, and the packages that contain them."""
     modules = {module for module in imports if source(module).is_file() and not uncounted(module)}
     return sorted(modules.union(*map(_packages_above, modules)))
 
 
 def parsed(content: str | bytes, name: str = "", is_package: bool = False) -> dict[str, Part]:
-    """The parts of a module's text. Raises SyntaxError and ValueError."""
+    """The parts of a module, by its text. Raises SyntaxError and ValueError."""
     tree = counted(ast.parse(content))
     above = ["posttrain", *name.split("."), *(["__init__"] if is_package else [])]
     aliases = {alias: module for node in ast.walk(tree) for alias, module in _imports(node, above)}
@@ -134,7 +134,7 @@ def parsed(content: str | bytes, name: str = "", is_package: bool = False) -> di
 
 
 def _part(statements: list[ast.stmt], name: str, above: list[str], aliases: dict[str, str]) -> Part:
-    """above: the module's path, of which relative imports go up. aliases: name in the module -> what it stands for."""
+    """One part. above: the module's path, for relative imports. aliases: name in the module -> imported module."""
     nodes = [node for statement in statements for node in ast.walk(statement)]
     imports = [module for node in nodes for _, module in _imports(node, above)]
     names = {mention for statement in statements for mention in mentions(statement)}
@@ -144,7 +144,7 @@ def _part(statements: list[ast.stmt], name: str, above: list[str], aliases: dict
 
 
 def _imports(node: ast.AST, above: list[str]) -> Iterator[tuple[str, str]]:
-    """(name there, what may be a module of the package, named from within it), of an import; ("", ...) for what is
+    """(local name, possible module of the package) of each name in an import; the local name is "" for a module that is
     imported without a name."""
     if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").partition(".")[0] == "posttrain"):
         origin = [*(above[: -node.level] if node.level else []), *filter(None, [node.module])]
@@ -158,12 +158,12 @@ def _imports(node: ast.AST, above: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _whole(nodes: list[ast.AST], name: str, aliases: dict[str, str]) -> Iterator[str]:
-    """The modules of which the nodes may use any definition, without its name; "*" for all that are reached."""
+    """The modules of which the nodes may use any definition without its name; "*" for all modules."""
     only_attribute = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr != "__dict__"}
     for node in nodes:
         match node:
             case ast.Name(id=used) if used in aliases and id(node) not in only_attribute:
-                yield aliases[used]  # handed on, to `getattr` perhaps
+                yield aliases[used]  # passed on, perhaps to `getattr`
             case ast.Name(id=used) if used in OWN:
                 yield name
             case ast.Name(id=used) | ast.Attribute(attr=used) if used in ALL and not (
@@ -177,25 +177,25 @@ def _whole(nodes: list[ast.AST], name: str, aliases: dict[str, str]) -> Iterator
             case ast.Import() if any(alias.name.startswith("posttrain") for alias in node.names):
                 yield "*"
             case ast.ImportFrom(module="posttrain") if not all(alias.name.startswith("__") for alias in node.names):
-                yield "*"  # a room, whose attributes are modules
+                yield "*"  # a package, whose attributes are modules
 
 
 def remember() -> None:
-    """Keep what was parsed, so that the next `snakemake` need not parse what did not change."""
+    """Write the cache of parsed modules, so that the next `snakemake` parses only changed ones."""
     text = json.dumps(_USED, sort_keys=True)
     if CACHE.parent.is_dir() and not (CACHE.is_file() and CACHE.read_text(encoding="utf-8") == text):
         CACHE.with_suffix(".new").write_text(text, encoding="utf-8")
         CACHE.with_suffix(".new").replace(CACHE)
 
 
-_USED: dict[str, dict[str, Part]] = {}  # of `_parsed`, what this process asked for
+_USED: dict[str, dict[str, Part]] = {}  # entries of `_parsed` that this process used
 
 
 @cache
 def _parsed() -> dict[str, dict[str, Part]]:
-    """What was kept, by the digest of all that it was made from; empty where it cannot be read."""
+    """The cached modules by digest; empty where the cache cannot be read."""
     try:
-        kept = json.loads(CACHE.read_text(encoding="utf-8"))
-        return {key: {name: Part(*fields) for name, fields in of_module.items()} for key, of_module in kept.items()}
+        cached = json.loads(CACHE.read_text(encoding="utf-8"))
+        return {key: {name: Part(*fields) for name, fields in of_module.items()} for key, of_module in cached.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}

@@ -1,14 +1,14 @@
-"""What of a module's text counts: all that could change a result. Docstrings, annotations and messages cannot.
+"""Reduce a module's syntax tree to the code that could change a result.
 
-Left out are
+Removed are
 - docstrings, and the annotations of arguments, results and variables;
-- `if TYPE_CHECKING:`, and imports from typing and collections.abc that served annotations alone;
+- `if TYPE_CHECKING:`, and imports from typing and collections.abc that only annotations use;
 - the words of messages: literal text in the arguments of `say`, of the errors in `ground.errors`, of Python's own
   exceptions, of `warnings.warn`, of `print(..., file=sys.stderr)`, and after `assert ...,`.
 
-What is put into a message counts: it is an expression that runs. So do the fields of a class, which pydantic,
-dataclasses and named tuples read from annotations; the annotations of a function whose decorator may read them; and the
-words of any other exception: those of `RowError` stand in the data card.
+Expressions within a message count, as they run. So do the fields of a class, which pydantic, dataclasses and named
+tuples read from annotations; the annotations of a function whose decorator may read them; and the words of any other
+exception: the data card contains those of `RowError`.
 """
 
 import ast
@@ -29,7 +29,7 @@ LITERAL = (ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.UnaryOp, as
 
 
 def counted(tree: ast.Module) -> ast.Module:
-    """The tree of a module of the package (changed in place), without what cannot change a result."""
+    """The tree of a module (changed in place), without code that cannot change a result."""
     tree = _Counted(meanings(tree)).visit(tree)
     tree.body = tree.body[begins_with_docstring(tree, tree.body) :]
     names = set(mentions(tree))
@@ -40,15 +40,15 @@ def counted(tree: ast.Module) -> ast.Module:
 
 
 def _for_types(node: ast.ImportFrom, names: set[str]) -> bool:
-    """Whether an import brings nothing but names for annotations; those that are used nowhere else leave it."""
+    """Whether an import has only names for annotations. Removes names that are not among `names`."""
     if node.module in ("typing", "collections.abc") and not node.level:
         node.names = [alias for alias in node.names if (alias.asname or alias.name) in names]
     return not node.names
 
 
 def meanings(tree: ast.Module) -> dict[str, str]:
-    """Name or name.attribute in a module -> which of MEANT, or which error, it is; of those bound in one way only."""
-    known = {name: name for name in MEANT if "." not in name}
+    """Name or name.attribute in a module -> its meaning, one of MEANT or of the errors, where it is bound only once."""
+    spellings = {name: name for name in MEANT if "." not in name}
     bound: set[str] = set()
     if _imports_all(tree):
         return {}
@@ -60,18 +60,18 @@ def meanings(tree: ast.Module) -> dict[str, str]:
             here = {full: f"{name}{full.removeprefix(whole)}" for full in MEANT if f"{full}.".startswith(f"{whole}.")}
             if origin == ERRORS and alias.name[0].isupper():
                 here = {whole: name}
-            known |= {spelling: full for full, spelling in here.items()}
+            spellings |= {spelling: full for full, spelling in here.items()}
             bound.update([] if here else [name])
-    return {spelling: full for spelling, full in known.items() if spelling.partition(".")[0] not in bound}
+    return {spelling: full for spelling, full in spellings.items() if spelling.partition(".")[0] not in bound}
 
 
 def _imports_all(tree: ast.Module) -> bool:
-    """Whether some `from ... import *` may give any name of the module another meaning."""
+    """Whether the module has a `from ... import *`, which may bind any name."""
     return any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree))
 
 
 def _binds(node: ast.AST) -> Iterator[str]:
-    """The names that a node gives a meaning, imports aside."""
+    """The names that a node binds, except by imports."""
     if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
         yield node.id
     elif isinstance(node, ast.arg):
@@ -85,7 +85,7 @@ class _Counted(ast.NodeTransformer):
 
     def __init__(self, meaning: dict[str, str]):
         self.meaning = meaning  # of the module's names
-        self.holder: type[ast.AST] = ast.Module  # what the statements being visited stand in
+        self.holder: type[ast.AST] = ast.Module  # class of the node whose statements are visited
 
     def visit_FunctionDef(self, node):
         if _is_plain(node, self.meaning):
@@ -139,12 +139,12 @@ def _arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg
 
 
 def _is_plain(function: ast.FunctionDef | ast.AsyncFunctionDef, meaning: dict[str, str]) -> bool:
-    """Whether no decorator of a function does more than to call it: reads its annotations, or registers it."""
+    """Whether all decorators of a function are harmless: they do not read its annotations or register it."""
     return all(meaning.get(_dotted(decorator)) in HARMLESS for decorator in function.decorator_list)
 
 
 def _kept(annotation: ast.expr | None) -> ast.expr | None:
-    """An annotation that does something when it is evaluated; None for all others."""
+    """The annotation if its evaluation has an effect, else None."""
     acts = (ast.Call, ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)
     return annotation if annotation and any(isinstance(node, acts) for node in ast.walk(annotation)) else None
 
@@ -160,7 +160,7 @@ def _dotted(node: ast.expr) -> str:
 
 
 def _wordless(node: ast.expr) -> ast.expr:
-    """The expression of a message without its literal text, wherever that can only become text of the message."""
+    """The expression of a message without literal text that can only become part of the message."""
     match node:
         case ast.Constant(value=str()):
             return ast.JoinedStr(values=[])
@@ -185,8 +185,8 @@ def _wordless(node: ast.expr) -> ast.expr:
 
 
 def parts(tree: ast.Module) -> dict[str, list[ast.stmt]]:
-    """Name -> statements, of the definitions that do nothing by themselves when a module is imported: functions and
-    literal values, bound once. The rest of the module, which does something, is under "".
+    """Name -> statements of each definition that has no effect at import: functions and literal values that are bound
+    once. The rest of the module is under "".
     """
     meaning = meanings(tree)
     bound = [name for node in tree.body for name in _bound_by(node)]
@@ -200,7 +200,7 @@ def parts(tree: ast.Module) -> dict[str, list[ast.stmt]]:
 
 
 def _bound_by(node: ast.stmt) -> Iterator[str]:
-    """The names that a statement of a module gives a meaning in the module."""
+    """The names that a statement binds in its module."""
     for inner in [node] if isinstance(node, (*FUNCTIONS, ast.ClassDef)) else ast.walk(node):
         yield from _binds(inner)
         if isinstance(inner, ast.Import | ast.ImportFrom):
@@ -208,11 +208,11 @@ def _bound_by(node: ast.stmt) -> Iterator[str]:
 
 
 def _idle(node: ast.stmt, meaning: dict[str, str]) -> str:
-    """The name that a statement defines, where nothing else happens when it runs; else ""."""
+    """The name that a statement defines, if it has no other effect; else ""."""
     match node:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
             defaults = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
-            annotated = node.returns or any(argument.annotation for argument in _arguments(node))  # by what acts
+            annotated = node.returns or any(argument.annotation for argument in _arguments(node))  # those with effects
             plain = _is_plain(node, meaning) and all(map(_literal, defaults)) and not annotated
             return name if plain and not name.startswith("__") else ""  # Python itself calls `__getattr__`
         case ast.Assign(targets=[ast.Name(id=name)]) if _literal(node.value):
@@ -225,8 +225,8 @@ def _literal(value: ast.expr) -> bool:
 
 
 def mentions(tree: ast.AST) -> Iterator[str]:
-    """Every name by which a definition could be used: identifiers, attributes, text that is a name, and what is
-    imported under another. What is imported under its own is used by it, or not at all."""
+    """Every name by which a definition could be used: identifiers, attributes, texts that are names, and the original
+    names of imports with an alias. An import without an alias is used by its own name."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name) | ast.Attribute(attr=name):

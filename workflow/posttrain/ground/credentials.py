@@ -1,4 +1,4 @@
-"""Keep tokens and keys out of the environment of jobs; `fetch` alone gets them back.
+"""Remove tokens and keys from the environment of jobs; only `fetch` gets them back.
 
 They are moved to a file in memory that only this process and its children can open; jobs inherit its path.
 """

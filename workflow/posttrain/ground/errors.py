@@ -5,7 +5,7 @@ TOO_LARGE = 77  # exit code of a stage that does not fit into the GPU's memory
 
 
 class UserError(Exception):
-    """A mistake of the user's: the message says where, what was found, and what is allowed or which command to run.
+    """A user's mistake: the message says where, what was found, and what is allowed or which command to run.
 
     problems: one line for each mistake; they are reported together.
     """
@@ -32,7 +32,7 @@ class TooLarge(UserError):
 
 
 def gather(function, items: list) -> list:
-    """Apply a function to every item; raise the UserErrors of all of them as one."""
+    """Apply a function to every item; raise the UserErrors of all items as one."""
     results = []
     problems: list[str] = []
     for item in items:

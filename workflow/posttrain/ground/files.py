@@ -1,4 +1,4 @@
-"""Hash and lock files, make and verify manifests of them; read and write JSON."""
+"""Hash and lock files, write and verify manifests, read and write JSON."""
 
 import fcntl
 import hashlib
@@ -42,16 +42,16 @@ def read_json(path: Path):
 
 
 def write_json(path: Path, value) -> None:
-    """Write a JSON file by rename: readers see the old content or the new."""
+    """Write a JSON file by rename, so that readers see the old content or the new."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a JSON Lines file that `prepare` wrote. Raises UserError where there is no such file."""
+    """The rows of a JSON Lines file of `prepare`. Raises UserError where it does not exist."""
     if not path.is_file():
-        raise UserError(f"{path}: is not there: the prepared data has no such rows; its metrics.json counts them")
+        raise UserError(f"{path}: does not exist: the prepared data has no such rows; its metrics.json counts them")
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
@@ -77,7 +77,7 @@ def manifest_of(folder: Path, parts: list[str]) -> dict:
 def verify(manifest: Path) -> None:
     """Compare an artifact's bytes with its manifest.
 
-    Raises UserError naming every file that is gone, has another size or other bytes, and how to mend it.
+    Raises UserError naming every file that is missing or has another size or other bytes, and the command to remake it.
     """
     problems = []
     for name, (digest, size) in listed(manifest).items():
@@ -99,5 +99,5 @@ def listed(manifest: Path) -> dict[str, tuple[str, int]]:
     except (AttributeError, KeyError, TypeError):
         files = {}
     if not files:
-        raise UserError(f"{manifest}: is no manifest of an artifact")
+        raise UserError(f"{manifest}: is not a manifest of an artifact")
     return files

@@ -1,4 +1,4 @@
-"""The identity of an artifact: a digest of its settings, code and inputs; and texts under their own digest."""
+"""The identity of an artifact, a digest of its settings, code and inputs; and files named by their content."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ def canonical(value) -> str:
 
 
 def named(text: str) -> str:
-    """The file that holds a text under its own digest, so that its content cannot change."""
+    """The file for a text, named by the text's digest, so that its content does not change."""
     return f".snakemake/campaigns/{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def write_named(text: str) -> str:
-    """Write a text to the file of that name, and return the name."""
+    """Write a text to its file (`named`), and return the file's name."""
     file = Path(named(text))
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.{os.getpid()}")
@@ -43,7 +43,7 @@ def record_of(folder: Path) -> dict:
 def identity(stage: str, section: dict, code: str, read: dict[str, dict[str, str]]) -> str:
     """Digest of a stage's settings, code, and the sha256 of its inputs by role (not their paths), as 16 hex digits.
 
-    Checkpoints lie in a folder of this name, so that a run never continues from another run's state.
+    The folder of checkpoints has this name, so that a run does not resume from another run's state.
     """
     inputs = {role: list(files.values()) for role, files in sorted(read.items())}
     return hashlib.sha256(canonical([stage, section, code, inputs]).encode()).hexdigest()[:16]

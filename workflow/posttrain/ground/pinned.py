@@ -1,4 +1,4 @@
-"""Refuse another version of a package than the one whose private interface is patched or parsed here."""
+"""Check the versions of packages whose private interfaces are patched or parsed here."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -8,7 +8,7 @@ from posttrain.ground.errors import UserError
 def require(package: str, pinned: str, used: str) -> None:
     """Raise UserError unless `package` is installed in version `pinned`.
 
-    package: as a package index names it. used: what of it is private and used here, as in "the format of its records".
+    package: its name in the package index. used: the private parts used here, such as "the format of its records".
     """
     try:
         installed = version(package)
@@ -17,5 +17,5 @@ def require(package: str, pinned: str, used: str) -> None:
     if installed != pinned:
         raise UserError(
             f"{package}: found version {installed}, needed is {pinned}: {used} may differ in any other, and runs would "
-            f"go wrong without a word. Install it: python -m pip install {package}=={pinned}"
+            f"fail silently. Install it: python -m pip install {package}=={pinned}"
         )

@@ -15,7 +15,7 @@ def say(message: str) -> None:
 
 
 def spent(checkpoints: Path) -> float:
-    """Seconds for which earlier attempts trained, as their last `trainers.Heartbeat` recorded; 0 without a record."""
+    """Training seconds of earlier attempts, by their last `trainers.Heartbeat`; 0 without a record."""
     try:
         return float(read_json(checkpoints / "progress.json")["seconds"])
     except (KeyError, TypeError, ValueError, UserError):

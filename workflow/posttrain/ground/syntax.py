@@ -1,4 +1,4 @@
-"""Syntax trees as text and digests; the files that hold functions of the user's own."""
+"""Syntax trees as text and digests; the files of the user's own functions."""
 
 import ast
 import hashlib
@@ -15,7 +15,7 @@ def digest(content: str | bytes) -> str:
 
 
 def spelled(node) -> str:
-    """A syntax tree as text, without places, docstrings and empty fields, which differ between Pythons."""
+    """A syntax tree as text, without line numbers, docstrings, and empty fields, which differ between Pythons."""
     if isinstance(node, list):
         return f"[{','.join(map(spelled, node))}]"
     if not isinstance(node, ast.AST):
@@ -32,31 +32,32 @@ def spelled(node) -> str:
 
 
 def begins_with_docstring(node, body) -> bool:
-    """Whether a node's body does: of a module, a class or a function."""
+    """Whether the body of a module, a class or a function begins with a docstring."""
     holders = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     first = body[0] if isinstance(node, holders) and body else None
     return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
 
 
 def function_file(spec: str) -> Path:
-    """The file that holds a function named as `file.py:function` or `package.module:function`; does not run it."""
+    """The file of a function named `file.py:function` or `package.module:function`; does not import the function."""
     place = spec.rpartition(":")[0]
     if place.endswith(".py"):
         return Path(place)
     try:
         module = importlib.util.find_spec(place)
-    except (Exception, SystemExit):  # it imports the package that the module lies in, which can raise anything
+    except (Exception, SystemExit):  # find_spec imports the containing package, which can raise anything
         module = None
     return Path(module.origin) if module and module.origin else Path(place)
 
 
 def fingerprint(file: Path) -> str:
-    """Digest of the syntax tree of a file of the user's own, whose messages and annotations count: nobody can tell
-    what it does with them. Raises UserError when it is no Python."""
+    """Digest of the syntax tree of a user's own file. Messages and annotations count, since their use is unknown.
+    Raises
+    UserError where the file is not valid Python."""
     try:
         return _digest_of_text(file.read_bytes())
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{file}: is no Python module that can be read: {error}") from None
+        raise UserError(f"{file}: is not a valid Python module: {error}") from None
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Run a stage so that its artifact appears whole or not at all, with a manifest and a provenance record."""
+"""Run a stage and publish its artifact, complete or not at all, with a manifest and a provenance record."""
 
 import datetime
 import importlib.metadata
@@ -25,7 +25,7 @@ from posttrain.jobs import audit, failure, kept
 from posttrain.reporting import card
 from posttrain.training import interruption, tracking
 
-# Files that the manifest does not list: times, hosts and settings, which may differ between equal artifacts.
+# Files that the manifest does not list: they have times, hosts and settings, which may differ between equal artifacts.
 BESIDE = ("config.yaml", "provenance.json", "lm_eval.json")
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "lm_eval", "accelerate")
 
@@ -43,15 +43,12 @@ def make(
     """Run a stage and publish its artifact in the folder of `output`, the manifest.
 
     run(section, **inputs, work, checkpoints) writes `model/` or `data/` into the folder `work` and returns metrics.
-    The inputs are verified first. Everything appears by rename, the manifest last; then the checkpoints are deleted.
-    Where `keep_gb` is not 0, an earlier artifact of the same identity is used instead of running the stage.
-    planned: fingerprint of the code that the run was planned with. lineage: digest of all that the artifact descends
-    from, by the plan. Raises UserError for a damaged input, and for code that was edited since.
+    The inputs are verified first. Files are published by rename, the manifest last; then the checkpoints are deleted.
+    Where `keep_gb` is not 0, a kept artifact of the same identity is used instead of running the stage.
+    planned: fingerprint of the code at planning. lineage: digest of everything upstream, by the plan.
+    Raises UserError for a damaged input, and for code that was edited after planning.
     """
-    for role, manifest in inputs.items():
-        # What fetch brought lies in the shared cache; `hub` checks it where it is used.
-        if role != "fetched" and isinstance(manifest, Path):
-            verify_input(manifest)
+    verify_inputs(inputs)
     home = output.parent
     refuse_foreign_folders(output)
     planned = planned_with(stage, planned)
@@ -66,7 +63,7 @@ def make(
     with interruption.alone(home / f".lock-{name}") as waited:
         if waited and is_made(name, output):
             rank_0_decides(False)
-            return say("made by the process that was waited for")
+            return say("another process has made it meanwhile")
         shutil.rmtree(work, ignore_errors=True)
         if rank_0_decides(not (keep_gb and take_kept(name, work, made_from))):
             make_anew(name, run, section, inputs, work, checkpoints, made_from)
@@ -76,10 +73,17 @@ def make(
             kept.keep(name, home, parts, keep_gb)
 
 
-def planned_with(stage: str, planned: str | None) -> str:
-    """The fingerprint that a run is planned with; by default that of the code as it is.
+def verify_inputs(inputs: dict[str, Path | list[Path]]) -> None:
+    """Compare the inputs with their manifests; fetched ones are in the shared cache and checked by `hub` when used."""
+    for role, manifest in inputs.items():
+        if role != "fetched" and isinstance(manifest, Path):
+            verify_input(manifest)
 
-    Raises UserError where the code was edited since.
+
+def planned_with(stage: str, planned: str | None) -> str:
+    """The fingerprint of the code that a run was planned with; without one, that of the present code.
+
+    Raises UserError where the code was edited after planning.
     """
     standing = accepted.standing(stage)
     if planned and planned.partition("+")[0] != standing:
@@ -88,15 +92,14 @@ def planned_with(stage: str, planned: str | None) -> str:
 
 
 def run_beside(run: Callable, section, inputs: dict, checkpoints: Path) -> None:
-    """Run a stage in another process than the first, which writes nothing, where the first runs it too."""
+    """Run a stage in a process other than rank 0, which writes no artifact, if rank 0 runs it too."""
     if rank_0_decides():
         with tempfile.TemporaryDirectory() as unused:
             run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
 
 
 def rank_0_decides(decision: bool = False) -> bool:
-    """The decision of rank 0, for every process: if each decided by the files that it sees, one could skip a collective
-    call that the others wait in."""
+    """The decision of rank 0 in every process, so that no process skips a collective call for which the others wait."""
     if "RANK" not in os.environ:
         return decision
     from posttrain.training import parallel
@@ -105,13 +108,13 @@ def rank_0_decides(decision: bool = False) -> bool:
 
 
 def take_kept(name: str, work: Path, made_from: dict) -> bool:
-    """Fill the folder `work` with an earlier artifact of this identity, with the places of its inputs as they are now.
+    """Fill the folder `work` with a kept artifact of this identity, and record the present paths of its inputs.
 
     Returns whether there was one.
     """
     if (record := kept.take(name, _versions(), work)) is None:
         return False
-    say(f"made before from the same settings, inputs and code ({name}): taken from there")
+    say(f"reusing an earlier artifact of the same settings, inputs and code ({name})")
     write_json(work / "provenance.json", record | made_from)
     return True
 
@@ -126,7 +129,7 @@ def is_made(name: str, output: Path) -> bool:
 
 
 def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, checkpoints: Path, made_from: dict) -> None:
-    """Fill the folder `work` with what `run` makes, its metrics, settings, manifest and provenance."""
+    """Run the stage, and write its output, metrics, settings, manifest and provenance into the folder `work`."""
     work.mkdir(parents=True)
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic() - spent(checkpoints)
     keys_read: set[str] = set()
@@ -153,9 +156,9 @@ def disk_of(*folders: Path) -> float:
 
 
 def verify_input(manifest: Path) -> None:
-    """Compare an artifact with its manifest. A damaged one loses its manifest, so that Snakemake makes it anew.
+    """Compare an artifact with its manifest. The manifest of a damaged one is renamed, so that Snakemake remakes it.
 
-    Raises UserError that names every damaged file.
+    Raises UserError naming every damaged file.
     """
     try:
         verify(manifest)
@@ -164,23 +167,23 @@ def verify_input(manifest: Path) -> None:
             raise
         manifest.replace(manifest.with_name(DAMAGED))
         damages = [problem for problem in error.problems if not problem.startswith("remake it")]
-        raise UserError(*damages, f"{manifest.parent}: run snakemake again, which makes it anew") from None
+        raise UserError(*damages, f"{manifest.parent}: run snakemake again, which remakes it") from None
 
 
 def digests(inputs: dict[str, Path | list[Path]]) -> dict[str, dict[str, str]]:
-    """Role -> file -> sha256, of all that a stage reads."""
-    read = {role: flat({role: files}) for role, files in inputs.items()}
-    return {role: {str(file): sha256(file) for file in files} for role, files in read.items() if files}
+    """Role -> file -> sha256, of all files that a stage reads."""
+    by_role = {role: flat({role: files}) for role, files in inputs.items()}
+    return {role: {str(file): sha256(file) for file in files} for role, files in by_role.items() if files}
 
 
 def local_files(stage: str, section) -> list[Path]:
-    """The existing files of the user's own that a stage reads. The stage itself reports those that do not exist."""
+    """The user's own existing files that a stage reads. The stage itself reports missing ones."""
     files = [file for _, file in own_files(stage, section)] if stage in ("prepare", "base") else []
     return [file for file in files if file.is_file()]
 
 
 def shape_of(section) -> dict:
-    """The hardware, parallelism and versions, which may change the last bits of a result; no part of its identity."""
+    """Hardware, parallelism and versions, which may change the last bits of a result and are not in its identity."""
     shape = {"machine": platform.machine(), "processes": int(os.environ.get("WORLD_SIZE", "1"))} | parts_of(section)
     if torch := sys.modules.get("torch"):
         shape |= {"threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
@@ -189,7 +192,7 @@ def shape_of(section) -> dict:
 
 
 def parts_of(section) -> dict[str, int]:
-    """How rank 0 split the global batch of a stage that trains."""
+    """Micro-batch and accumulation of rank 0, for a stage that trains; {} for others."""
     section = getattr(section, "scratch", section)
     if isinstance(section, Ppo):
         from posttrain.rl.batches import micro_batches, minibatches
@@ -206,13 +209,13 @@ def parts_of(section) -> dict[str, int]:
 
 
 def refuse_foreign_folders(output: Path) -> None:
-    """Raise UserError unless `output` is a manifest.json beside which publishing replaces no folder of the user's."""
+    """Raise UserError unless `output` is a manifest.json and publishing replaces no folder of the user's."""
     if output.name != "manifest.json":
         raise UserError(f"--output {output}: must be called manifest.json, in the folder for the artifact")
     ours = any(any(output.parent.glob(sign)) for sign in ("manifest.json", "provenance.json", ".making-*"))
     for folder in (output.parent / part for part in ("data", "model", "snapshots")):
         if folder.exists() and not ours:
-            raise UserError(f"--output {output}: {folder} is no artifact's and would be replaced; name another folder")
+            raise UserError(f"--output {output}: {folder} is no artifact and would be replaced; name another folder")
 
 
 def publish(work: Path, home: Path) -> list[str]:
@@ -232,7 +235,7 @@ def publish(work: Path, home: Path) -> list[str]:
 
 
 def provenance(name: str, started: datetime.datetime, seconds: float) -> dict:
-    """When and where a run took place, and its cost."""
+    """Time, place and cost of a run."""
     return {
         "identity": name,
         "started": started.isoformat(timespec="seconds"),
@@ -249,7 +252,7 @@ def provenance(name: str, started: datetime.datetime, seconds: float) -> dict:
 
 
 def peak_gpu_memory() -> int | None:
-    """The most MB (2^20 bytes) that PyTorch had allocated on its GPU; None without one."""
+    """Peak of PyTorch's GPU memory, in MB (2^20 bytes); None without a GPU."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None
@@ -267,7 +270,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-    """The commit of the code that ran, with `+changes` when the tree differs from it."""
+    """The commit of the code, with `+changes` where the working tree differs from it."""
     here = Path(__file__).parent
     run = subprocess.run(
         ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes"], cwd=here, capture_output=True, text=True

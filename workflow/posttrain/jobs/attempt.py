@@ -2,8 +2,8 @@
 
 posttrain attempt --gpus 1 sft --config ... --output results/NAME/sft/manifest.json
 
-A SLURM job that reaches its time limit or runs out of memory asks SLURM to requeue it, which Snakemake does not notice.
-SLURM itself requeues preempted jobs and those of a dead node. A job that a person cancels stays cancelled.
+A SLURM job that reaches its time limit or runs out of memory requests its own requeueing, which Snakemake does not
+notice. SLURM itself requeues preempted jobs and jobs of a failed node. A job cancelled by a person stays cancelled.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ from posttrain.ground.progress import say
 from posttrain.jobs import cards, launch, node, slurm
 
 SMALLER = "out of GPU memory: goes on with micro-batches of"
-FRUITLESS = 3  # attempts in a row that end at a time limit without a saved step, after which the stage is refused
+FRUITLESS = 3  # consecutive attempts that ended at a time limit without a saved step, after which the stage fails
 
 
 class Stop:
-    """Whether this process was told to stop by SIGTERM, and whether its job was requeued for that."""
+    """Whether this process received SIGTERM, and whether its job was requeued for that."""
 
     def __init__(self):
         self.requested = self.requeued = False
         signal.signal(signal.SIGTERM, self.request)
-        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the stage too, which ends of it
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the stage too, which then ends
 
     def request(self, *_) -> None:
         self.requested = True
 
 
 def attempt(arguments: list[str], gpus: int) -> int:
-    """Run a stage by its arguments until it ends; returns the exit code for Snakemake.
+    """Run a stage until it ends; returns the exit code for Snakemake.
 
-    gpus: how many it has for itself on this machine; in a SLURM job SLURM decides.
+    arguments: the stage and its flags. gpus: number of GPUs to reserve on this machine; in a SLURM job, SLURM decides.
     """
     stop, trial = Stop(), Attempt(arguments)
     environment = dict(os.environ)
@@ -56,19 +56,19 @@ def attempt(arguments: list[str], gpus: int) -> int:
         shutil.rmtree(trial.folder, ignore_errors=True)
         return 0
     if trial.job:
-        slurm.wait_until_reachable("the job asks to be run again, if it is to be, when it does", longest=5)
+        slurm.wait_until_reachable("waiting, to requeue the job if needed", longest=5)
     if trial.job and not stop.requested and is_out_of_memory(code, trial.job):
         trial.requeue_with_more_memory(trial.job)
     elif code < 0 and not stop.requested:
         name = signal.Signals(-code).name
-        say(f"error: {name} ended the stage, which had held {peak_mb():.0f} MB at most; the next call continues it")
+        say(f"error: {name} ended the stage (peak memory {peak_mb():.0f} MB); the next call continues it")
     elif trial.job and not stop.requeued and (slurm.is_preempted(trial.job) if stop.requested else code == INTERRUPTED):
-        slurm.requeue(trial.job)  # preempted before the stage could say that it stopped for that, too
+        slurm.requeue(trial.job)  # also for a stage that was preempted before it could report it
     return code if code > 0 else 128 - code
 
 
 class Attempt:
-    """An attempt at a stage, and its record of it and of those before it with the same settings, inputs and code."""
+    """An attempt at a stage, with a record of all attempts with the same settings, inputs and code."""
 
     def __init__(self, arguments: list[str]):
         """Raises UserError where too many attempts ended at their time limit without a saved step."""
@@ -79,7 +79,7 @@ class Attempt:
         link_to_scratch(checkpoints)
         self.folder = checkpoints / "attempt"
         self.record = register(self.folder, arguments)
-        if self.job:  # about which SLURM is asked where it is killed with all its processes (`resources.estimates`)
+        if self.job:  # for `resources.estimates`, which asks SLURM about a job that was killed with all its processes
             self.note(job=self.job, mem_mb=slurm.memory_mb(self.job))
 
     def note(self, **values) -> None:
@@ -88,15 +88,15 @@ class Attempt:
         write_json(self.folder / "attempt.json", self.record)
 
     def run(self, environment: dict[str, str], stop: Stop) -> int:
-        """Start the stage and wait for it; returns its exit code. A signal to stop is passed on once."""
-        outcome = self.folder / "outcome.json"  # torchrun has one exit code for all that goes wrong
+        """Start the stage and wait for it; returns its exit code. SIGTERM is passed on once."""
+        outcome = self.folder / "outcome.json"  # since torchrun has one exit code for all failures
         outcome.unlink(missing_ok=True)
         python = node.python(node.site().get("container"), node.site().get("scratch"))
         command = launch.command(self.options(), launch.processes(environment), self.nodes, python)
         several = "torch.distributed.run" in command
         environment = launch.outside_step(environment) if self.nodes > 1 else environment
-        # SLURM itself signals each step of a job. An srun that is signalled from here too kills its step, and a
-        # torchrun that is signalled a third time, after `sites.pass_on_sigterm`, ends before its processes have saved.
+        # SLURM itself signals each step of a job. A second signal makes srun kill its step, and a third one, after that
+        # of `sites.pass_on_sigterm`, makes torchrun end before its processes have saved.
         environment = environment | {"POSTTRAIN_OUTCOME": str(outcome)}
         child = subprocess.Popen(command, env=environment, start_new_session=self.nodes > 1)
         while child.poll() is None and not stop.requested:
@@ -109,14 +109,14 @@ class Attempt:
             return child.returncode
         try:
             ended = read_json(outcome)
-        except UserError:  # nothing could be written: the disk is full
+        except UserError:  # it could not be written: the disk is full
             return child.returncode
         if several:
-            say(f"what ended it: {ended['message']}")  # once more, below all that torchrun prints
+            say(f"what ended it: {ended['message']}")  # again, below torchrun's output
         return ended["code"]
 
     def wait_for_stopped(self, child: subprocess.Popen, stop: Stop) -> None:
-        """Wait for a stage that was told to stop, and requeue its job meanwhile where that cannot wait."""
+        """Wait for a stage that received SIGTERM, and requeue its job meanwhile where that is urgent."""
         if self.job and slurm.field(self.job, "Reason") == "TimeLimit":
             self.note(limited=True)
             self.requeue_at_time_limit(self.job)
@@ -127,7 +127,7 @@ class Attempt:
                 slurm.requeue(self.job)
 
     def options(self) -> list[str]:
-        """The stage's arguments, and those that change no result: smaller micro-batches, sharding, minutes left."""
+        """The stage's arguments, with those that do not change its result: micro-batch size, sharding, minutes left."""
         size, sharded = self.record.get("micro_batch_size"), node.request(self.stage).get("shard")
         smaller = ["--micro-batch-size", str(size)] if size else []
         left = slurm.ask("squeue", "-h", "-j", self.job, "-o", "%L") if self.job else None
@@ -136,7 +136,7 @@ class Attempt:
         return [*self.arguments, *smaller, *(["--shard"] if sharded else []), *limit]
 
     def halve_micro_batch(self, processes: int) -> None:
-        """Go on with half of the micro-batch that was too large for one process. Raises UserError where it was 1."""
+        """Continue with half of the micro-batch that was too large for one process. Raises UserError where it was 1."""
         section = json.loads(self.arguments[self.arguments.index("--config") + 1])
         section = section.get("scratch") or section
         batch = section.get("batch_size", 1)
@@ -144,35 +144,35 @@ class Attempt:
         size = min(size, max(1, batch // processes))
         if size == 1:
             short = "out of GPU memory with one sequence at a time"
-            raise UserError(f"{home(self.arguments)}: {short}; `posttrain plan` says what fits")
-        say(f"{SMALLER} {size // 2} at the same global batch: another shape")
+            raise UserError(f"{home(self.arguments)}: {short}; see `posttrain plan` for what fits")
+        say(f"{SMALLER} {size // 2} at the same global batch")
         self.note(micro_batch_size=size // 2)
 
     def requeue_at_time_limit(self, job: str) -> None:
-        """Run the job again; where no step was saved with twice the time, if the partition has it."""
+        """Requeue the job; where no step was saved, with twice the time if the partition allows it."""
         minutes = slurm.minutes(slurm.field(job, "TimeLimit"))
         twice = str(max(1, round(2 * minutes)))
         has_saved = newest_checkpoint(self.folder.parent) != self.record["saved"]
         if not minutes or has_saved or slurm.refusal(job, time=twice):
-            say(f"the time limit of {minutes:g} min is here: run again")
+            say(f"reached the time limit of {minutes:g} min: run again")
             slurm.requeue(job)
         else:
-            say(f"the time limit of {minutes:g} min is here and no step was saved: run again with twice the time")
+            say(f"reached the time limit of {minutes:g} min and no step was saved: run again with twice the time")
             slurm.requeue(job, TimeLimit=twice)
 
     def requeue_with_more_memory(self, job: str) -> None:
-        """Run the job again with twice the memory, where SLURM has it; later runs then ask for that much at once."""
+        """Requeue the job with twice the memory, where SLURM allows it; later runs request as much from the start."""
         memory, file = slurm.memory_mb(job) or self.record["mem_mb"], self.folder / "failed.json"
         failure = {"reason": "out of memory", "mem_mb": memory, "job": job}
         if file.is_file() and read_json(file) == failure:
-            refusal = "SLURM did not give this job the twice that it was to get"
+            refusal = "SLURM did not double the memory of this job"
         else:
             refusal = slurm.refusal(job, mem=str(2 * memory))
         if refusal:
             file.unlink(missing_ok=True)
             self.record.pop("job")
             self.note()
-            say(f"error: out of memory with {memory} MB, and no more is to be had ({refusal}): lower batch sizes")
+            say(f"error: out of memory with {memory} MB, and more is not available ({refusal}): lower batch sizes")
         else:
             write_json(file, failure)
             say(f"out of memory with {memory} MB: it is run again with {2 * memory} MB")
@@ -185,8 +185,8 @@ def home(arguments: list[str]) -> Path:
 
 
 def link_to_scratch(checkpoints: Path) -> None:
-    """Let checkpoints lie in the site's scratch, where it has one and there are none yet: neither here, nor in an
-    earlier scratch, nor in that of the folder where this one was before."""
+    """Link the folder of checkpoints to the site's scratch, where the site has one and there are no checkpoints yet,
+    here or in an earlier scratch."""
     folder = node.scratch(node.site().get("scratch"))
     if folder and not checkpoints.exists():
         project = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:8]
@@ -198,14 +198,14 @@ def link_to_scratch(checkpoints: Path) -> None:
 
 
 def digest(arguments: list[str]) -> str:
-    """Digest of what a stage is made from, by its arguments: settings, code and inputs, not how it is run."""
+    """Digest of a stage's settings, code and inputs, by its arguments."""
     made_from = arguments[arguments.index("--config") :]
     made_from = made_from[: made_from.index("--output")] if "--output" in made_from else made_from
     return hashlib.sha256("\0".join(made_from).encode()).hexdigest()
 
 
 def register(folder: Path, arguments: list[str]) -> dict:
-    """Count this attempt in the record of those before it with the same settings, inputs and code; returns the record.
+    """Add this attempt to the record of attempts with the same settings, inputs and code; returns the record.
 
     Raises UserError where too many of them ended at their time limit without a saved step.
     """
@@ -219,7 +219,7 @@ def register(folder: Path, arguments: list[str]) -> dict:
     if fruitless >= FRUITLESS:
         shutil.rmtree(folder)
         raise UserError(
-            f"{folder.parent.parent}: {fruitless} jobs ended at their time limit without a step that was saved; raise "
+            f"{folder.parent.parent}: {fruitless} jobs ended at their time limit without a saved step; raise "
             f"stages.{arguments[0]}.runtime in slurm/site.yaml"
             + (", or lower checkpoint_minutes" if arguments[0] in TRAINERS else "")
         )
@@ -230,19 +230,19 @@ def register(folder: Path, arguments: list[str]) -> dict:
 
 
 def newest_checkpoint(checkpoints: Path) -> str:
-    """The whole checkpoint that was written last; "" where there is none."""
+    """The last complete checkpoint; "" where there is none."""
     whole = checkpoints.glob("*/checkpoint-*/manifest.json")
     return str(max(whole, key=lambda file: file.stat().st_mtime, default=""))
 
 
 def is_out_of_memory(code: int, job: str) -> bool:
-    """Whether a stage ended out of memory: the kernel killed one of its processes, whatever the others said of that, or
-    it was killed and had held nearly all memory of its job."""
+    """Whether a stage ended out of memory: the kernel's OOM killer ended one of its processes, or the stage was killed
+    and had used nearly all memory of its job."""
     if slurm.oom_kills() > 0:
         return code != INTERRUPTED
     return code in (-signal.SIGKILL, 128 + signal.SIGKILL) and peak_mb() > 0.85 * (slurm.memory_mb(job) or 1e9)
 
 
 def peak_mb() -> float:
-    """The most memory that any one of this process's children had, in MB."""
+    """Peak memory of the largest child process, in MB."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024

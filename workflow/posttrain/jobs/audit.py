@@ -1,10 +1,10 @@
-"""Record which keys of its section a stage reads: a key that is never read is a setting without effect."""
+"""Record which keys of its section a stage reads; a key that is never read has no effect."""
 
 from posttrain.config.sections import Section
 
 
 class Watched:
-    """A section that adds each key that is read from it, dotted, to the set `read`."""
+    """A section that adds each dotted key that is read from it to the set `read`."""
 
     def __init__(self, section: Section, read: set[str], prefix: str = ""):
         self.__dict__.update(_section=section, _read=read, _prefix=prefix)
@@ -35,7 +35,7 @@ class Watched:
 
 
 def unread(slice: dict, read: set[str], prefix: str = "") -> list[str]:
-    """The dotted keys of a section's slice that were not read; of an unread section within it, only its own key."""
+    """The dotted keys of a section's slice that were not read; for an unread section within it, only its key."""
     keys = []
     for key, value in slice.items():
         if f"{prefix}{key}" not in read:

@@ -1,6 +1,6 @@
-"""The GPUs of this machine, and which of them a stage has for itself.
+"""The GPUs of this machine, and locks that reserve them for a stage.
 
-Snakemake counts GPUs and hands out none: two stages of one user would both take the first.
+Snakemake only counts GPUs: without locks, two stages of one user would both use the first.
 """
 
 import functools
@@ -16,7 +16,7 @@ from posttrain.ground.progress import say
 
 @functools.cache
 def present() -> list[str]:
-    """The GPUs that a process started here may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that a process started here may use, by their names in CUDA_VISIBLE_DEVICES."""
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True
@@ -32,23 +32,23 @@ def present() -> list[str]:
 
 def take(count: int) -> tuple[list[str], list[int]]:
     """Wait for `count` GPUs (at most all) that no other stage on this machine has; returns them and their open lock
-    files. A GPU is taken as long as its file is open, so that a stage that was killed keeps none."""
+    files. A GPU is reserved while its file is open, so that a killed stage keeps none."""
     taken: dict[str, int] = {}
-    cards, told = present(), False
+    cards, reported = present(), False
     while len(taken) < min(count, len(cards)):
         for card in cards:
             if len(taken) < count and card not in taken and (file := lock_card(card)) is not None:
                 taken[card] = file
         if len(taken) < min(count, len(cards)):
-            if not told:
+            if not reported:
                 say(f"waiting for {count} of the GPUs {', '.join(cards)}, which other stages have")
-            told = True
+            reported = True
             time.sleep(5)
     return list(taken), list(taken.values())
 
 
 def lock_card(card: str) -> int | None:
-    """Take a GPU for this process; returns the open file that holds it, None where another process has it."""
+    """Reserve a GPU for this process; returns its open lock file, None where another process has the GPU."""
     folder = Path(tempfile.gettempdir(), f"posttrain-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     file = os.open(folder / f"gpu-{card}", os.O_RDWR | os.O_CREAT, 0o600)

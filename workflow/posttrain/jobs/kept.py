@@ -1,4 +1,4 @@
-"""Keep artifacts by identity, so that nothing is made twice from the same settings, inputs and code.
+"""Keep artifacts by identity, for reuse when a stage has the same settings, inputs and code again.
 
 posttrain clean
 
@@ -19,10 +19,10 @@ KEPT = Path("results/.kept")
 
 
 def take(name: str, versions: dict, work: Path) -> dict | None:
-    """Fill the folder `work` with the kept artifact of an identity (`name`), made with these versions of packages.
+    """Fill the folder `work` with the kept artifact of an identity (`name`) and of these versions of packages.
 
-    Returns its provenance, None where there is none. It is verified in `work`, as other jobs may delete the kept one
-    meanwhile. A damaged one is deleted.
+    Returns its provenance, None where there is none. The copy in `work` is verified, as other jobs may delete the kept
+    artifact meanwhile. A damaged artifact is deleted.
     """
     folder = KEPT / name
     try:
@@ -41,9 +41,9 @@ def take(name: str, versions: dict, work: Path) -> dict | None:
 
 
 def differs(name: str, shape: dict, digest: str) -> str | None:
-    """A warning where an earlier run of this identity made other bytes; None otherwise. Remembers this run.
+    """A warning where an earlier run of this identity made other bytes, else None. Records this run.
 
-    digest: of the manifest. Bytes may differ between shapes (versions, threads, processors), never within one.
+    digest: that of the manifest. Bytes may differ between shapes (versions, threads, processors), not within one.
     """
     file = KEPT / f"{name}.json"
     before = read_json(file) if file.is_file() else None
@@ -53,7 +53,7 @@ def differs(name: str, shape: dict, digest: str) -> str | None:
         return None
     other = sorted(key for key in shape if shape[key] != before["shape"].get(key))
     if other:
-        return f"other bytes than an earlier run made, with other {', '.join(other)}"
+        return f"the bytes differ from those of an earlier run with other {', '.join(other)}"
     return "not reproducible: an earlier run of the same settings, inputs, code and shape made other bytes"
 
 
@@ -66,7 +66,7 @@ def keep(name: str, home: Path, parts: list[str], limit: float) -> None:
         link(home, making, parts)
         shutil.rmtree(folder, ignore_errors=True)
         making.replace(folder)
-    except OSError:  # no hard links here, or another job has just kept the same; keeping it is not needed
+    except OSError:  # no hard links here, or another job kept the same meanwhile; keeping is optional
         shutil.rmtree(making, ignore_errors=True)
     forget(limit)
 
@@ -82,10 +82,10 @@ def link(source: Path, target: Path, parts: list[str]) -> None:
 
 
 def sizes() -> dict[Path, int]:
-    """Kept artifact -> bytes that no artifact in use shares, oldest first; those that share all are left out."""
+    """Kept artifact -> bytes that it shares with no artifact in use, oldest first; without those that share all."""
     dated = []
     for folder in KEPT.glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # another job has just replaced or deleted it
+        with contextlib.suppress(FileNotFoundError):  # another job replaced or deleted it meanwhile
             if folder.is_dir() and not folder.name.startswith("."):
                 dated.append((folder.stat().st_mtime, folder, _unshared(folder)))
     return {folder: size for _, folder, size in sorted(dated) if size}
@@ -97,7 +97,7 @@ def _unshared(folder: Path) -> int:
 
 
 def forget(limit: float, since: float = 60) -> None:
-    """Delete the oldest kept artifacts over `limit` GB, but none that is younger than `since` seconds."""
+    """Delete the oldest kept artifacts over `limit` GB, except those younger than `since` seconds."""
     unshared = sizes()
     over = sum(unshared.values()) - limit * 1e9
     for folder, size in unshared.items():

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from posttrain.config.stages import TRAINERS
 from posttrain.training.interruption import WAIT
 
-KEPT = ("SLURM_CONF", "SLURM_JOB_ID")  # what a process of a job must know of it to start a step
-# Read by each node's shell, inside its step: the job's number is not known before. Two steps meet at other ports.
+KEPT = ("SLURM_CONF", "SLURM_JOB_ID")  # variables that a process of a job needs to start a step
+# Expanded by each node's shell inside its step, which has the step's number. Each step has its own port.
 RENDEZVOUS = (
     "--rdzv-backend=c10d --rdzv-id=$SLURM_JOB_ID.$SLURM_STEP_ID "
     "--rdzv-endpoint=$SLURM_LAUNCH_NODE_IPADDR:$((15000 + (SLURM_JOB_ID * 31 + SLURM_STEP_ID) % 15000))"
@@ -24,38 +24,38 @@ def command(
 ) -> list[str]:
     """The command line of a stage.
 
-    stage_arguments: the stage and its flags. processes: on each node. python: how Python is started there.
+    stage_arguments: the stage and its flags. processes: on each node. python: the command that starts Python there.
 
-    Processes of one node meet at a free port. Nodes meet at a port that follows from the numbers of SLURM's job and
-    step, on the node that started the step, which must be one of them (as in a batch job).
+    Processes of one node rendezvous at a free port. Nodes rendezvous at a port computed from the numbers of SLURM's job
+    and step, on the node that started the step, which must be one of them (as in a batch job).
     """
     module = ["-m", "posttrain", *stage_arguments]
     if stage_arguments[0] not in TRAINERS or processes * nodes == 1:
         return [*python, *module]
-    agent = [*python, "-m", "torch.distributed.run", f"--shutdown-timeout={WAIT:.0f}"]  # to save in; else 30 s
+    agent = [*python, "-m", "torch.distributed.run", f"--shutdown-timeout={WAIT:.0f}"]  # for saving; default 30 s
     torchrun = [*agent, f"--nproc-per-node={processes}"]
     if nodes == 1:
         return [*torchrun, "--standalone", *module]
-    # --overlap: in the job's resources, which the step that starts this one holds. One node's failure ends all.
+    # --overlap: the step shares the resources of the step that starts it. One node's failure ends all.
     step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap", "--kill-on-bad-exit=1"]
     line = f'exec "${{@:1:{len(torchrun)}}}" --nnodes={nodes} {RENDEZVOUS} "${{@:{len(torchrun) + 1}}}"'
     return [*step, "bash", "-c", line, "bash", *torchrun, *module]
 
 
 def outside_step(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process in a step, without what srun would read in it as options of a new step.
+    """The environment without the variables that srun would read as options of a new step.
 
-    So a step can take all nodes of the job, though the one that starts it runs on one of them.
+    A new step can then use all nodes of the job, although the step that starts it runs on one of them.
     """
-    kept = {key: value for key, value in environ.items() if not key.startswith(("SLURM_", "SRUN_")) or key in KEPT}
+    outside = {key: value for key, value in environ.items() if not key.startswith(("SLURM_", "SRUN_")) or key in KEPT}
     cores = environ.get("SLURM_CPUS_PER_TASK")
-    return kept | ({"SRUN_CPUS_PER_TASK": cores} if cores else {})
+    return outside | ({"SRUN_CPUS_PER_TASK": cores} if cores else {})
 
 
 def processes(environ: Mapping[str, str]) -> int:
-    """How many processes a node runs: one for each GPU that the job sees, one where it sees none."""
+    """Number of processes on a node: one for each GPU of the job, and one without GPUs."""
     if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len(visible.split(","))  # "", "-1" and "NoDevFiles" are no GPU, and one process
+        return len(visible.split(","))  # "", "-1" and "NoDevFiles" mean no GPU: one process
     return max(1, int(environ.get("SLURM_GPUS_ON_NODE") or 1))
 
 

@@ -1,6 +1,6 @@
-"""What a compute node is told of its site: container, folder for checkpoints, GPUs and nodes of each stage.
+"""The site's settings on a compute node: container, folder for checkpoints, GPUs and nodes of each stage.
 
-`cluster.sites` writes it into the environment of every job of `snakemake --profile slurm`.
+`cluster.sites` writes them into the environment of every job of `snakemake --profile slurm`.
 """
 
 import json
@@ -33,7 +33,7 @@ def scratch(text: str | None) -> Path | None:
 
 
 def python(container: str | None, folder: str | None) -> list[str]:
-    """How Python is started on a node: in the site's container where it has one, which sees its scratch `folder`."""
+    """The command that starts Python on a node, in the site's container where it has one. folder: scratch to bind."""
     if container is None:
         return [sys.executable]
     return ["apptainer", "exec", "--nv", *(["--bind", str(scratch(folder))] if folder else []), container, "python"]

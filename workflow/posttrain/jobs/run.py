@@ -1,4 +1,4 @@
-"""Run one stage in this process: its settings and inputs from the command line, its artifact published.
+"""Run one stage in this process, by its command line, and publish its artifact.
 
 python -m posttrain STAGE --config SECTION --data MANIFEST ... --output results/NAME/STAGE/manifest.json
 """
@@ -32,17 +32,17 @@ def run_stage(arguments: Namespace) -> None:
     section = section_of(stage, arguments.config)
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    gc.disable()  # imports make hardly any garbage, and looking for it takes a quarter of the start-up
+    gc.disable()  # during imports, garbage collection would take a quarter of the start-up
 
     def run(section, **inputs) -> dict:
         function = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
         gc.enable()
-        if stage == "prepare":  # needs no torch, which takes seconds to import
+        if stage == "prepare":  # it does not need torch, which takes seconds to import
             return function(section, **inputs)
         return run_with_torch(arguments, function, section, inputs)
 
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["HF_DATASETS_CACHE"] = cache  # the cache of its builder must not outlive the data
+        os.environ["HF_DATASETS_CACHE"] = cache  # temporary, as cached builders must not outlive the data
         planned = (arguments.code, arguments.keep_gb, arguments.lineage)
         artifact.make(stage, run, section, inputs_of(arguments), output, *planned)
     progress.say("done")
@@ -68,14 +68,14 @@ def run_with_torch(arguments: Namespace, function, section, inputs: dict) -> dic
 
 
 def name_of(output: Path, stage: str) -> str:
-    """The artifact's name, for what the stage prints: of a manifest outside of results/ its last folders."""
+    """The artifact's name in the stage's output; for a manifest outside results/, its last folders."""
     if "results" in output.parts:
         return artifacts.at(output).name
     return "/".join(output.parent.parts[-3 if STAGES[stage].makes == "judgement" else -2 :])
 
 
 def section_of(stage: str, text: str):
-    """A stage's section from the command line. Raises UserError that names every mistake in it."""
+    """A stage's section from the command line. Raises UserError with every mistake in it."""
     values = reader.settings_of_argument(text)
     problems: list[str] = []
     file = values.places[""].partition(":")[0]
@@ -88,15 +88,15 @@ def section_of(stage: str, text: str):
 
 
 def inputs_of(arguments: Namespace) -> dict[str, Path | list[Path]]:
-    """Role -> manifest, of the inputs that the command line names."""
+    """Role -> manifest, for the inputs on the command line."""
     inputs = {role: getattr(arguments, role, None) for role in (*ROLES, "fetched")}
     return {role: files for role, files in inputs.items() if files}
 
 
 def end_process() -> None:
-    """End at once: to tear down torch and its libraries takes a second, and nothing needs it."""
+    """End the process at once: the teardown of torch and its libraries takes a second and is not needed."""
     if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
-        sys.modules["wandb"].teardown()  # waits until the run is on the disk, which `finish` does not
+        sys.modules["wandb"].teardown()  # unlike `finish`, it waits until the run is on disk
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

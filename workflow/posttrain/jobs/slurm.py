@@ -1,4 +1,4 @@
-"""What SLURM says of its jobs, partitions and set-up; and requeueing a job. Imports nothing heavy."""
+"""Query SLURM's jobs, partitions and configuration, and requeue jobs. Imports nothing heavy."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from pathlib import Path
 from posttrain.ground.progress import say
 
 SITE = "POSTTRAIN_SITE"  # variable with the site's settings as JSON, in every job of `snakemake --profile slurm`
-PAUSE = 2.0  # seconds before a job asks again to be requeued; it has little time left
+PAUSE = 2.0  # seconds before a failed requeue is tried again; short, as the job has little time left
 UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}  # of memory, in MB
 
 
 def ask(*command: str, seconds: float = 60) -> str | None:
-    """What a SLURM command prints; None where it is not there, fails or does not answer in so many seconds."""
+    """The output of a SLURM command; None where it does not exist, fails or does not end within `seconds`."""
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
@@ -26,14 +26,14 @@ def ask(*command: str, seconds: float = 60) -> str | None:
 
 
 def is_reachable() -> bool:
-    """Whether SLURM's controller answers; True without squeue, where waiting for an answer would never end."""
+    """Whether SLURM's controller answers; True where squeue does not exist, as waiting would then never end."""
     return not shutil.which("squeue") or ask("squeue", "-h", "--me") is not None
 
 
 def wait_until_reachable(why: str, longest: float = 60, over: threading.Event | None = None) -> bool:
-    """Wait until SLURM answers, asking at least every `longest` seconds; False where `over` is set before.
+    """Wait until SLURM answers, with queries at least every `longest` seconds; False where `over` is set before.
 
-    why: what waits, in words.
+    why: text on what waits, for the message.
     """
     over, pause = over or threading.Event(), 0.0
     while not over.wait(pause):
@@ -46,19 +46,19 @@ def wait_until_reachable(why: str, longest: float = 60, over: threading.Event | 
 
 
 def job_id() -> str | None:
-    """The job of `snakemake --profile slurm` that this process runs in; one that the user started is left alone."""
+    """The job of `snakemake --profile slurm` that this process runs in, or None; a job of the user's own is none."""
     return os.environ.get("SLURM_JOB_ID") if SITE in os.environ else None
 
 
 def field(job: str, key: str) -> str:
-    """One field of `scontrol show job`; "" where SLURM does not say."""
+    """One field of `scontrol show job`; "" where it is unknown."""
     fields = (ask("scontrol", "show", "job", job) or "").split()
     return next((field.partition("=")[2] for field in fields if field.startswith(f"{key}=")), "")
 
 
 def state(job: str) -> str:
-    """The state of a job by the controller, else by the accounts; RUNNING where neither can be asked now, UNKNOWN where
-    neither remembers it."""
+    """The state of a job by the controller, else by sacct; RUNNING where neither answers, UNKNOWN where neither has the
+    job."""
     if current := field(job, "JobState"):
         return current
     if not is_reachable():
@@ -70,45 +70,44 @@ def state(job: str) -> str:
 
 
 def is_preempted(job: str) -> bool:
-    """Whether a job is being ended for another one and will not be requeued by SLURM itself.
+    """Whether a job is being preempted and will not be requeued by SLURM itself.
 
-    So it is in a grace time, in which it ends by itself, and where the site cancels what it preempts. A job that SLURM
-    requeues has no PreemptTime any more.
+    This holds in a grace time, in which the job ends by itself, and where the site cancels preempted jobs. A job that
+    SLURM requeues has no PreemptTime.
     """
     return field(job, "PreemptTime") not in ("", "None")
 
 
 def is_ended_by_preemption(job: str) -> bool:
-    """Whether a site that cancels what it preempts has ended a job, whose processes have `KillWait` left."""
+    """Whether a site that cancels preempted jobs has ended a job; its processes then have `KillWait` left."""
     return field(job, "JobState") == "COMPLETING" and is_preempted(job)
 
 
 def ran_out_of_memory(job: str) -> bool:
-    """Whether a job or a step of it ended out of memory; only a site that keeps accounts knows of steps."""
+    """Whether a job or one of its steps ended out of memory; steps are known only at a site with accounting."""
     states = [field(job, "JobState"), *(ask("sacct", "-nP", "-j", job, "-o", "State") or "").split()]
     return "OUT_OF_MEMORY" in states
 
 
 def configuration() -> dict[str, str]:
-    """SLURM's configuration at this site; empty where it does not say."""
+    """SLURM's configuration at this site; empty where it does not answer."""
     lines = (ask("scontrol", "show", "config", seconds=10) or "").splitlines()
     pairs = [line.partition("=")[::2] for line in lines if "=" in line]
     return {key.strip(): value.strip() for key, value in pairs}
 
 
 def retention(fields: dict[str, str]) -> tuple[int, bool]:
-    """For how many seconds the controller remembers an ended job, and whether the site keeps accounts (`sacct`).
+    """(seconds for which the controller remembers an ended job, whether the site has accounting, `sacct`).
 
     fields: the `configuration`.
     """
     accounts = fields.get("AccountingStorageType", "(null)") not in ("(null)", "accounting_storage/none")
     age = int((fields.get("MinJobAge") or "1").split()[0])
-    return age or 10**9, accounts  # 0: it forgets none
+    return age or 10**9, accounts  # 0: jobs are never forgotten
 
 
 def time_limit(partition: str | None) -> int:
-    """The most minutes that a job may run in the longest of some partitions; 0 for no limit, or where SLURM does not
-    say.
+    """The longest time limit of some partitions, in minutes; 0 for no limit, and where SLURM does not answer.
 
     partition: names, separated by commas; None for the default one.
     """
@@ -131,13 +130,13 @@ def minutes(text: str) -> float:
 
 
 def memory_mb(job: str) -> int:
-    """The memory of a job on each node, in MB; 0 where SLURM does not say."""
+    """The memory of a job on each node, in MB; 0 where it is unknown."""
     text = field(job, "MinMemoryNode")
     return round(float(text[:-1]) * UNITS[text[-1]]) if text and text[-1] in UNITS else 0
 
 
 def oom_kills() -> int:
-    """How many processes of this job the kernel has killed for want of memory, by its control groups."""
+    """Number of processes of this job that the kernel's OOM killer ended, by its control groups."""
     kills = 0
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -150,9 +149,9 @@ def oom_kills() -> int:
 
 
 def refusal(job: str, **changes: str) -> str:
-    """Why SLURM would never run a job like this one with other limits; "" where it would.
+    """The reason why SLURM would never run a job like this one with changed limits; "" where it would.
 
-    changes: options of sbatch. A job that can never run would wait without an end.
+    changes: options of sbatch. SLURM may accept such a job and never start it.
     """
     fields = {"partition": "Partition", "account": "Account", "qos": "QOS", "constraint": "Features",
               "time": "TimeLimit", "nodes": "NumNodes"}  # fmt: skip
@@ -161,34 +160,34 @@ def refusal(job: str, **changes: str) -> str:
     wanted |= changes
     options = [f"--{key}={value}" for key, value in wanted.items() if value not in ("", "(null)")]
     if "time" in changes and 0 < (limit := time_limit(wanted["partition"])) < int(changes["time"]):
-        return f"its partition allows {limit} min"  # which --test-only does not say where the job would only wait
+        return f"its partition allows {limit} min"  # --test-only does not report it where the job would wait
     try:
         run = subprocess.run(["sbatch", "--test-only", *options, "--wrap", "true"], capture_output=True, text=True)
     except OSError:
-        return "there is no sbatch to ask"
+        return "there is no sbatch"
     errors = run.stderr.strip().splitlines() or [f"sbatch ended with {run.returncode}"]
     return errors[-1].removeprefix("allocation failure: ") if run.returncode else ""
 
 
 def requeue(job: str, **changes: str) -> None:
-    """Let SLURM run this job again, with other limits. changes: fields of `scontrol update`.
+    """Requeue a job, with changed limits. changes: fields of `scontrol update`.
 
-    While SLURM's controller does not answer, it is asked again.
+    While SLURM's controller does not answer, the request is repeated.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     refusals = 0
     while ask("scontrol", "requeue", job) is None:
         refusals = refusals + 1 if is_reachable() else 0
-        if refusals and field(job, "JobState") == "PENDING":  # it was accepted, and the answer was lost
+        if refusals and field(job, "JobState") == "PENDING":  # it was requeued, but the answer was lost
             break
-        if refusals == 3:  # the controller came back between two questions at most once
+        if refusals == 3:  # one failure may be due to a controller that came back meanwhile
             say("SLURM does not run this job again by itself (requeue is off): snakemake --profile slurm continues it")
             return
         time.sleep(PAUSE)
     limits = [f"{key}={value}" for key, value in changes.items()]
-    for _ in range(50 if limits else 0):  # until the job counts as waiting
+    for _ in range(50 if limits else 0):  # until the job is pending
         if ask("scontrol", "update", f"JobId={job}", *limits) is not None:
             return
         time.sleep(0.1)
     if limits:
-        say(f"SLURM refused {' '.join(limits)}: the job is run again as it was")
+        say(f"SLURM refused {' '.join(limits)}: the job runs again with its former limits")

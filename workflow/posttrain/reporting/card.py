@@ -1,8 +1,8 @@
 """The model card of a policy: README.md with its data, method, settings, metrics, base and licence.
 
-It is in the Hugging Face format, and part of the artifact's bytes: equal settings and inputs give equal text, without
-dates, hosts or folders. What is not recorded is called unknown. Benchmarks are known to the card of an exported model
-only, since a policy is evaluated after it was published.
+It is in the Hugging Face format and part of the artifact's bytes: equal settings and inputs give equal text, without
+dates, hosts or folders. What is not recorded is called unknown. Only the card of an exported model has benchmarks,
+since a policy is evaluated after it was published.
 """
 
 import json
@@ -23,9 +23,9 @@ HOW_TO_LOAD = {"transformers": "a whole model", "peft": "an adapter: load it wit
 
 
 def write_published(model: Path, stage: str, section: dict, inputs: dict, metrics: dict) -> None:
-    """Write the card into the folder `model` of an artifact; nothing where that holds no language model.
+    """Write the card into the folder `model` of an artifact, where that holds a language model.
 
-    section: the stage's settings; inputs: role -> manifest, or several.
+    section: the stage's settings; inputs: role -> manifest or manifests.
     """
     if (model / "policy.json").is_file():
         text = card(stage, section, inputs, metrics, read_json(model / "policy.json"))
@@ -33,9 +33,9 @@ def write_published(model: Path, stage: str, section: dict, inputs: dict, metric
 
 
 def write_exported(policy: Path, folder: Path) -> None:
-    """Write the card of an exported policy into `folder`, with its benchmarks where they lie beside the policy.
+    """Write the card of an exported policy into `folder`, with its benchmarks where the policy was evaluated.
 
-    policy: manifest. An input that is gone, or has other bytes by now, is unknown.
+    policy: manifest. An input that is missing or has changed is called unknown.
     """
     home = policy.parent
     record = optional(home / "provenance.json")
@@ -54,18 +54,18 @@ def write_exported(policy: Path, folder: Path) -> None:
 
 
 def optional(file: Path) -> dict:
-    """A JSON file that may have been lost on the way; {} without it."""
+    """The content of a JSON file; {} where it does not exist."""
     return read_json(file) if file.is_file() else {}
 
 
 def benchmarks(policy: Path, evaluation: Path) -> list[dict]:
-    """The rows of an evaluation, if it is of this policy's bytes."""
+    """The rows of an evaluation; none where it evaluated other bytes than the policy's."""
     judged = optional(evaluation / "provenance.json").get("inputs", {}).get("policy", {})
     return optional(evaluation / "metrics.json").get("rows", []) if sha256(policy) in judged.values() else []
 
 
 def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict, rows: Sequence[dict] = ()) -> str:
-    """The text of a card. contract: of `policy.json`; rows: benchmarks, as the evaluation recorded them."""
+    """The text of a card. contract: the content of `policy.json`; rows: benchmarks, as recorded by the evaluation."""
     inherited = metadata_of(inputs.get("base") or inputs.get("sft") or inputs.get("policy"))
     hub = section.get("hub") or {}
     metadata: dict[str, Any] = {
@@ -108,7 +108,7 @@ def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict,
 
 
 def yaml_of(metadata: dict, rows: Sequence[dict]) -> str:
-    """The metadata block, with benchmarks as the Hugging Face hub reads them (`model-index`)."""
+    """The metadata block, with benchmarks in the format of the Hugging Face hub (`model-index`)."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -121,7 +121,7 @@ def yaml_of(metadata: dict, rows: Sequence[dict]) -> str:
 
 
 def metadata_of(manifest: Path | None) -> dict:
-    """The metadata block of the card that lies in an artifact; {} without one."""
+    """The metadata block of an artifact's card; {} where it has none."""
     from huggingface_hub import metadata_load
 
     file = manifest.parent / "model" / "README.md" if manifest else Path()
@@ -129,7 +129,7 @@ def metadata_of(manifest: Path | None) -> dict:
 
 
 def license_of(hub: dict, inputs: dict) -> str:
-    """The licence that the card of a model from the hub names, where it was fetched with the model."""
+    """The licence in the card of a fetched model; "unknown" where there is none."""
     from huggingface_hub import metadata_load
 
     if not hub:
@@ -143,7 +143,7 @@ def license_of(hub: dict, inputs: dict) -> str:
 
 
 def datasets_of(data: Path | None) -> list[str]:
-    """Data sets of the hub that the data was prepared from, by the settings beside it."""
+    """Names of the hub's data sets in the settings of the prepared data."""
     sources = optional(data.parent / "config.yaml") if data else {}
     listed = [source for value in sources.values() if isinstance(value, list) for source in value]
     names = [source.get("dataset") for source in listed if isinstance(source, dict)]
@@ -151,7 +151,7 @@ def datasets_of(data: Path | None) -> list[str]:
 
 
 def sources_of(data: Path | None) -> list[list]:
-    """Name, task and kept rows of every source of the data."""
+    """Name, task and number of kept rows of every source of the data."""
     sources = optional(data.parent / "metrics.json").get("sources", []) if data else []
     return [[described(source.get("name")), source.get("task"), source.get("kept")] for source in sources]
 
@@ -167,12 +167,12 @@ def described(value):
 
 
 def table(head: list[str], lines) -> str:
-    """A Markdown table with a line for each of `lines`, every cell as code; "" without any."""
+    """A Markdown table with a row for each of `lines`, every cell as code; "" without lines."""
     rows = [f"| {' | '.join(map(code, line))} |\n" for line in lines]
     return "".join([f"| {' | '.join(head)} |\n", f"|{'---|' * len(head)}\n", *rows]) if rows else ""
 
 
 def code(value: object) -> str:
-    """A value as inline code, which can hold neither markup nor an end of the cell."""
+    """A value as inline code, escaped so that it contains no markup and no end of the cell."""
     text = visible(short(value)).replace("`", "'").replace("|", "\\|")
     return f"`{text}`" if text else UNKNOWN

@@ -1,7 +1,7 @@
-"""Which figures the report has, and each as SVG text: the same input gives the same bytes, on any machine.
+"""The figures of the report as SVG text: equal input gives equal bytes on any machine.
 
-Text stays text (small files, searchable, themed by the page) and is laid out by DejaVu Sans, which matplotlib
-brings along. matplotlib is imported when something is drawn, not before: it costs a second.
+Text stays text (small files, searchable, themed by the page); its layout is that of DejaVu Sans, which matplotlib
+contains. matplotlib is imported only when something is drawn, as it takes a second.
 """
 
 import io
@@ -17,19 +17,19 @@ from posttrain.reporting.text import short, visible
 
 PAPER = "#ffffff"
 WIDE = 3  # columns of panels on a wide screen; on a phone there is one
-COUNTED = {"compare": "prompts", "lengths": "documents"}  # by n of a judge's figures; other judges count questions
-SHOWN_OF_ANSWERS = ("gold_reward", "win_rate")  # the other metrics of `compare` stand in the table
+COUNTED = {"compare": "prompts", "lengths": "documents"}  # what n counts for a judge; for others it counts questions
+SHOWN_OF_ANSWERS = ("gold_reward", "win_rate")  # metrics of `compare` with a figure; the table has all
 
 
 def draw(record: dict) -> list[dict]:
-    """Each figure as SVG, wide and for a phone; one that cannot be drawn is added to the record's `missing`."""
+    """Each figure as SVG, wide and for a phone; a figure that cannot be drawn is added to the record's `missing`."""
     artifacts, drawn = record["artifacts"], []
     trained = [artifact for artifact in artifacts if "history" in artifact]
     points = [
         point | {"experiment": artifact["experiment"]} | beta_label(point, artifact, artifacts)
         for artifact in artifacts
         for point in artifact.get("frontier", [])
-        if point["series"] != "base"  # so far from the SFT policy that nothing else could be told apart
+        if point["series"] != "base"  # it is so far from the SFT policy that the other points would coincide
     ]
     curves = [
         {"experiment": artifact["experiment"], "policy": artifact["stage"].partition("/")[2], "parts": parts}
@@ -39,21 +39,21 @@ def draw(record: dict) -> list[dict]:
     for figure in figures(record["rows"], trained, points, curves):
         try:
             drawn.append(figure | {"wide": figure["draw"](WIDE), "narrow": figure["draw"](1)})
-        except Exception as error:  # whatever matplotlib raises for odd numbers must not cost the table
+        except Exception as error:  # an error of matplotlib for odd numbers must not prevent the table
             piece = {"name": f"figures/{figure['name']}.svg", "users": [], "log": ""}
             record["missing"].append(piece | {"reason": f"cannot be drawn: {visible(error)}"})
     return drawn
 
 
 def beta_label(point: dict, judgement: dict, artifacts: list[dict]) -> dict:
-    """A label for the frontier's point of a policy that was trained with a beta."""
+    """The label of a frontier's point by the policy's beta; {} for a policy without beta."""
     summaries = [a["summary"] for a in artifacts if a["name"] == judgement["policy"] and "summary" in a]
     beta = summaries[0].get("beta") if summaries else None
     return {} if beta is None else {"beta": f"beta {short(beta)}"}
 
 
 def figures(rows: list[dict], trained: list[dict], frontier: list[dict], positions: list[dict]) -> list[dict]:
-    """What can be drawn, each as name, title, caption and `draw(columns)`; nothing is drawn yet."""
+    """The figures that have data, each with name, title, caption and `draw(columns)`; nothing is drawn yet."""
     health = [artifact for artifact in trained if artifact["stage"] == "ppo" and artifact["history"]]
     curves = [artifact for artifact in trained if any("loss" in point for point in artifact["history"])]
     return [
@@ -86,12 +86,12 @@ def figures(rows: list[dict], trained: list[dict], frontier: list[dict], positio
 
 
 def figure(name: str, title: str, caption: str, panel: Callable, data: list[dict]) -> list[dict]:
-    """One figure; none without data."""
+    """A list with one figure; empty without data."""
     return [{"name": name, "title": title, "caption": caption, "draw": drawer(panel, data, name)}] if data else []
 
 
 def benchmark_figures(rows: list[dict]) -> list[dict]:
-    """Bars of every metric that has no figure of its own."""
+    """Bar charts of the metrics that have no other figure."""
     shown = [row for row in rows if row.get("judge") != "compare" or row["metric"] in SHOWN_OF_ANSWERS]
     shown = [row for row in shown if not LONG_TEXT.fullmatch(row["task"]) and not PASSKEY.fullmatch(row["task"])]
     drawable: list[dict] = []
@@ -105,7 +105,7 @@ def benchmark_figures(rows: list[dict]) -> list[dict]:
 
 
 def bars(rows: list[dict]) -> list[dict]:
-    """Rows as bars: rows that differ in their seed only become one, with mean and deviation over seeds."""
+    """Rows as bars. Rows that differ only in their seed become one bar, with mean and deviation over seeds."""
     same_but_seed: dict[tuple, list[dict]] = {}
     for row in rows:
         label = f"{row.get('family', row['experiment'])} · {row['policy']}"
@@ -119,7 +119,7 @@ def bars(rows: list[dict]) -> list[dict]:
 
 
 def task_groups(all_bars: list[dict]) -> list[tuple[str, list[dict]]]:
-    """Bars that belong into one figure: one metric, over tasks on which the same policies were evaluated."""
+    """Bars grouped by figure: one metric, over tasks with the same policies."""
     policies: dict[tuple, list[str]] = {}
     for bar in all_bars:
         policies.setdefault((bar["metric"], bar["task"]), []).append(bar["label"])
@@ -130,7 +130,7 @@ def task_groups(all_bars: list[dict]) -> list[tuple[str, list[dict]]]:
 
 
 def error_caption(group: list[dict]) -> str:
-    """What the error bars are, over what, and of how many."""
+    """The caption of error bars: their kind, what they are over, and the number of it."""
     parts = []
     if questions := sorted({bar["n"] or 0 for bar in group if bar["seeds"] == 1}):
         many = f"{questions[0]}" if len(questions) == 1 else f"{questions[0]} to {questions[-1]}"

@@ -1,6 +1,6 @@
 """The drawings of the report's figures: each function takes records and returns a matplotlib figure.
 
-columns: panels beside each other; 1 for the width of a phone. matplotlib is imported when something is drawn.
+columns: number of panels in a row; 1 for the width of a phone. matplotlib is imported when something is drawn.
 """
 
 import math
@@ -20,14 +20,14 @@ HEALTH = {
     "clip_fraction": "clip fraction", "explained_variance": "explained variance", "eos_rate": "EOS rate",
     "length": "tokens an answer", "value_loss": "value loss", "policy_grad_norm": "policy gradient norm",
 }  # fmt: skip
-JOINED = ("ppo", "best of n")  # series of the frontier whose points are of one run
+JOINED = ("ppo", "best of n")  # series of the frontier whose points belong to one run and are joined
 
 LONG_TEXT = re.compile(r"long_text_(\d+)")
 PASSKEY = re.compile(r"passkey_(\d+)_depth_(\d+)")
 
 
 def sheet(panels: int, columns: int, height: float, width: float = 10) -> tuple:
-    """A figure of panels so many inches high, `width` inches wide or as wide as a phone; (figure, axes)."""
+    """(figure, axes) of panels. height: of a panel, in inches; width: of the figure, in inches, but for a phone."""
     from matplotlib.figure import Figure
 
     lines = math.ceil(panels / columns)
@@ -40,7 +40,7 @@ def sheet(panels: int, columns: int, height: float, width: float = 10) -> tuple:
 
 
 def benchmark(bars: list[dict], columns: int):
-    """A panel per task, a bar per policy with its error and value; a value that is not finite is written instead."""
+    """A panel per task with a bar per policy, its error and its value; a value that is not finite is text only."""
     labels, tasks = (list(dict.fromkeys(bar[key] for bar in bars)) for key in ("label", "task"))
     figure, axes = sheet(len(tasks), columns, height=0.1 + 0.19 * len(labels))
     finite = [bar for bar in bars if math.isfinite(bar["value"])]
@@ -60,7 +60,7 @@ def benchmark(bars: list[dict], columns: int):
 
 
 def draw_bar(axis, bar: dict, y: int, reach: float) -> None:
-    """One bar, its error, and its value behind both."""
+    """Draw one bar, its error, and its value to the right of both."""
     if not math.isfinite(bar["value"]):
         axis.text(reach * 0.01, y, short(bar["value"]), va="center", color=WARN)
         return
@@ -72,12 +72,12 @@ def draw_bar(axis, bar: dict, y: int, reach: float) -> None:
 
 
 def error(bar: dict) -> float:
-    """The half length of a bar's error, 0 where there is none that can be drawn."""
+    """Half the length of a bar's error; 0 without a finite error."""
     return bar["error"] if bar["error"] is not None and math.isfinite(bar["error"]) else 0
 
 
 def training(trained: list[dict], columns: int):
-    """A panel per trained artifact: loss against step; a step without a finite loss is a cross below."""
+    """A panel per trained artifact with loss against step; a cross at the bottom marks a step without a finite loss."""
     figure, axes = sheet(len(trained), columns, height=1.35)
     for place, (axis, artifact) in enumerate(zip(axes, trained, strict=True)):
         axis.set_xlabel("step" if place >= len(trained) - columns else "")
@@ -96,7 +96,7 @@ def training(trained: list[dict], columns: int):
 
 
 def reward_kl(points: list[dict], columns: int):
-    """Gold and learned reward against KL, a panel each; the points of one PPO run and those of best of n are joined."""
+    """Two panels with gold and learned reward against KL; the points of one PPO run and of best-of-n are joined."""
     kinds = [key for key in ("gold_reward", "reward") if any(point.get(key) is not None for point in points)]
     figure, axes = sheet(len(kinds), min(columns, len(kinds)), height=3.0)
     for axis, kind in zip(axes, kinds, strict=True):
@@ -117,7 +117,7 @@ def reward_kl(points: list[dict], columns: int):
 
 
 def draw_frontier(axis, points: list[dict], kind: str, label: str, tint: str) -> None:
-    """One series of the frontier, joined where its points are of one run; best of n has one label for all runs."""
+    """Draw one series of the frontier, joined where its points belong to one run; the legend has each label once."""
     points = sorted(points, key=lambda point: point["kl"])
     style = "-o" if points[0]["series"] in JOINED else "o"
     for point in points if style == "o" else ():
@@ -127,12 +127,12 @@ def draw_frontier(axis, points: list[dict], kind: str, label: str, tint: str) ->
     errors = {"yerr": [point[f"{kind}_stderr"] or 0 for point in points]}
     errors["xerr"] = [point.get("kl_stderr") or 0 for point in points]
     x, y = ([point[key] for point in points] for key in ("kl", kind))
-    known = cut(label, 34) in axis.get_legend_handles_labels()[1]
-    axis.errorbar(x, y, **errors, fmt=style, color=tint, label=None if known else cut(label, 34), **LINE)
+    in_legend = cut(label, 34) in axis.get_legend_handles_labels()[1]
+    axis.errorbar(x, y, **errors, fmt=style, color=tint, label=None if in_legend else cut(label, 34), **LINE)
 
 
 def reliability(judged: list[dict], columns: int):
-    """A panel per reward model: accuracy by confidence."""
+    """A panel per reward model with accuracy against confidence."""
     figure, axes = sheet(len(judged), columns, height=1.8)
     for axis, artifact in zip(axes, judged, strict=True):
         axis.plot([0, 1], [0, 1], color=INK, alpha=0.3, linewidth=0.8)
@@ -190,7 +190,7 @@ def by_position(curves: list[dict], columns: int):
 
 
 def with_key(figure, axis, columns: int):
-    """The figure with a grid, and the key beside the drawing, or above it on a phone: lines may run anywhere."""
+    """The figure with a grid, and its legend to the right, or above on a phone, where it hides no line."""
     axis.grid()
     if columns > 1:
         figure.set_figwidth(8)
@@ -202,7 +202,8 @@ def with_key(figure, axis, columns: int):
 
 
 def passkey_map(rows: list[dict], columns: int):
-    """A panel for each policy: lengths across, depths down; each cell with its share and interval, darker for more."""
+    """A panel for each policy: lengths across, depths down. A cell has its share and interval, and is darker for a
+    larger share."""
     from matplotlib.patches import Rectangle
 
     maps: dict[str, dict[tuple[int, int], dict]] = {}
@@ -227,10 +228,10 @@ def passkey_map(rows: list[dict], columns: int):
 
 
 def colour(policy: str) -> str:
-    """A policy keeps its colour through all figures; a policy that is new here gets one by its name."""
+    """A policy's colour, the same in all figures; a policy without a set colour gets one by its name."""
     return COLOURS.get(policy) or OTHERS[sum(policy.encode()) % len(OTHERS)]
 
 
 def cut(text: str, length: int) -> str:
-    """A label that leaves room for what it labels."""
+    """A label of at most `length` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"

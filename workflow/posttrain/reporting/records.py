@@ -1,4 +1,4 @@
-"""Read what the stages recorded of a campaign: artifacts, metrics, the rows of the result table."""
+"""Read the records of a campaign's stages: artifacts, metrics, and the rows of the result table."""
 
 import contextlib
 import json
@@ -8,14 +8,14 @@ from pathlib import Path, PurePosixPath
 from posttrain.ground.files import sha256
 from posttrain.reporting.text import clean, number, short, visible
 
-# Whatever a damaged or foreign record makes the code below raise: the artifact is then reported as missing.
+# Exceptions that a damaged or foreign record causes in the code below; the artifact is then reported as missing.
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 
 
 def gather(campaign: dict, results: Path, reasons: dict[str, str]) -> dict:
-    """All records of the campaign that can be read (`artifacts`, `rows`), and the others with the reason (`missing`).
+    """The readable records of the campaign (`artifacts`, `rows`), and the other artifacts with the reason (`missing`).
 
-    reasons: artifacts to be left out, by name, each with why.
+    reasons: name of an artifact to leave out -> reason.
     """
     whole: dict[str, dict] = {}
     missing: list[dict] = []
@@ -36,10 +36,10 @@ def gather(campaign: dict, results: Path, reasons: dict[str, str]) -> dict:
 
 
 def list_artifacts(campaign: dict, results: Path) -> list[dict]:
-    """Every artifact that the campaign uses, once: where it lies, who owns the folder, who uses it.
+    """Every artifact that the campaign uses, once, with its path, its owner and the experiments that use it.
 
-    `results/OWNER/STAGE`, and of a judge (evaluate, compare, lengths) `results/OWNER/JUDGE/POLICY`. Judgements come
-    last, after the policies that they judge.
+    The path is `results/OWNER/STAGE`, or `results/OWNER/JUDGE/POLICY` for a judge (evaluate, compare, lengths).
+    Judgements come last, after the policies that they judge.
     """
     artifacts: dict[str, dict] = {}
     for experiment in campaign["experiments"]:
@@ -59,9 +59,9 @@ def list_artifacts(campaign: dict, results: Path) -> list[dict]:
 
 
 def read_artifact(artifact: dict, whole: dict[str, dict]) -> dict:
-    """One artifact with what the report shows of it: the rows of a judgement, a data card, or a training.
+    """One artifact with what the report shows: the rows of a judgement, a data card, or a training.
 
-    whole: the artifacts read so far, by name. Raises one of BROKEN with the reason where it cannot be shown.
+    whole: the artifacts read so far, by name. Raises one of BROKEN, with the reason, where it cannot be shown.
     """
     policy = artifact.get("policy")
     if policy and policy not in whole:
@@ -76,7 +76,7 @@ def read_artifact(artifact: dict, whole: dict[str, dict]) -> dict:
 
 
 def read_records(artifact: dict) -> dict:
-    """The artifact with its `id`, `metrics` and `provenance`. Raises ValueError with the reason if it is not whole."""
+    """The artifact with its `id`, `metrics` and `provenance`. Raises ValueError, with the reason, if incomplete."""
     manifest, metrics, provenance = (artifact["path"] / f"{x}.json" for x in ("manifest", "metrics", "provenance"))
     if not manifest.is_file():
         raise ValueError("not made: it has no manifest.json")
@@ -84,12 +84,12 @@ def read_records(artifact: dict) -> dict:
     listed = read_json(manifest)["files"].get("metrics.json", {}).get("sha256")
     if listed not in (None, sha256(metrics)):
         raise ValueError("metrics.json: its bytes differ from its manifest")
-    # A clone with pulled artifacts may lack the provenance; the results are no worse for it.
+    # A clone with pulled artifacts may lack the provenance; the results are valid without it.
     return artifact | records | {"provenance": read_json(provenance) if provenance.exists() else {}}
 
 
 def read_json(path: Path) -> dict:
-    """One JSON object, cleaned. Raises ValueError that names the file, however it is unreadable."""
+    """One JSON object, cleaned. Raises ValueError, naming the file, where it cannot be read."""
     try:
         return clean({**json.loads(path.read_text(encoding="utf-8"))})
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def read_rows(judgement: dict, policy: dict) -> list[dict]:
 
 
 def groups_of(file: Path) -> dict[str, list[str]]:
-    """lm-eval's groups by name, each with its tasks; {} without its file. Raises ValueError for a damaged file."""
+    """lm-eval's groups by name, each with its tasks; {} without a file. Raises ValueError for a damaged file."""
     if not file.exists():
         return {}
     result = read_json(file)
@@ -124,7 +124,7 @@ def groups_of(file: Path) -> dict[str, list[str]]:
 
 
 def training(metrics: dict) -> dict:
-    """What training recorded: `summary`, `history`, `warnings`, and of a reward model its calibration `bins`."""
+    """The records of a training: `summary`, `history`, `warnings`, and a reward model's calibration `bins`."""
     history = [numbers(entry, drop_none=True) for entry in metrics.get("history", [])]
     shown = {"summary": training_summary(metrics), "history": history}
     if calibration := metrics.get("calibration"):
@@ -144,7 +144,7 @@ def training_summary(metrics: dict) -> dict:
 
 
 def numbers(entry: dict, text: tuple[str, ...] = (), drop_none: bool = False) -> dict:
-    """A record whose values are all numbers or None, but those under the keys `text`. Raises ValueError otherwise."""
+    """A record with numbers or None as values, except under the keys `text`. Raises ValueError for other values."""
     checked = {key: value if key in text or value is None else number(value, key) for key, value in entry.items()}
     return {key: value for key, value in checked.items() if value is not None} if drop_none else checked
 
@@ -163,7 +163,7 @@ def data_card(metrics: dict) -> dict:
 
 
 def explain(error: Exception, log: Path) -> dict:
-    """Why an artifact is missing: the error in words (`reason`), and the last lines of its log, "" without one."""
+    """The `reason` why an artifact is missing, and the last lines of its `log`; "" without a log."""
     reason = f"{error.args[0]!r} is missing from its records" if isinstance(error, KeyError) else str(error)
     text = ""
     with contextlib.suppress(OSError):

@@ -12,16 +12,16 @@ from posttrain.ground.identity import record_of
 from posttrain.reporting.text import short
 
 WIDTH = 100
-OF_ANSWERS = ("gold_reward", "win_rate")  # the headlines of `compare`: each first one that was measured
-INSTEAD = {"gold_reward": "reward"}  # without a gold reward, the learned one
+OF_ANSWERS = ("gold_reward", "win_rate")  # headline metrics of `compare`
+INSTEAD = {"gold_reward": "reward"}  # metric -> the metric that replaces it where it was not measured
 
 
 def text(rows: list[dict], missing: list[dict], width: int = WIDTH) -> str:
-    """A table of at most `width` characters, the number of further figures, and of a partial report what is missing.
+    """A table of at most `width` characters, the number of further figures and, for a partial report, what is missing.
 
-    rows: of the result table, with `judge`, `group` and `member`. Names are never cut: columns that find no room are
-    left out, and where experiments' names take half of the width, they stand on lines of their own. Only a name that
-    is longer than `width` makes a longer line.
+    rows: of the result table, with `judge`, `group` and `member`. Names are never cut: columns that do not fit are left
+    out, and experiments' names that take over half of the width get lines of their own. Only a name longer than `width`
+    makes a longer line.
     """
     lines = table_lines(rows, width) if rows else ["Nothing was measured."]
     if missing:
@@ -32,7 +32,7 @@ def text(rows: list[dict], missing: list[dict], width: int = WIDTH) -> str:
 
 
 def table_lines(rows: list[dict], width: int) -> list[str]:
-    """The table's lines and the number of figures that it leaves out."""
+    """The table's lines, with the number of figures that it leaves out in the last one."""
     experiments = list(dict.fromkeys(row["experiment"] for row in rows))
     pairs = dict.fromkeys((row["experiment"], row["policy"]) for row in rows)
     policies = sorted(pairs, key=lambda policy: experiments.index(policy[0]))
@@ -51,9 +51,9 @@ def table_lines(rows: list[dict], width: int) -> list[str]:
 
 
 def columns_that_fit(rows: list[dict], policies: list[tuple], room: int) -> dict[tuple[str, str], list[str]]:
-    """(task, metric) -> the lines of its column, of equal width: one column of each judge in turn, while there is room.
+    """(task, metric) -> the lines of its column, of equal width: one column of each judge in turn, as long as they fit.
 
-    The first one is taken in any case.
+    The first column is always included.
     """
     by_judge = headlines(rows)
     chosen: dict[tuple[str, str], list[str]] = {}
@@ -67,10 +67,10 @@ def columns_that_fit(rows: list[dict], policies: list[tuple], room: int) -> dict
 
 
 def headlines(rows: list[dict]) -> list[list[tuple[str, str]]]:
-    """(task, metric) of the headline figures, a list for each judge, those of most policies first.
+    """(task, metric) of the headline figures, one list for each judge, sorted by falling number of policies.
 
-    They are a task's first metric; of a group of tasks the group's own figure; of tasks whose names differ in numbers
-    only (`passkey_64`, `passkey_256`) the last one, in the order of the numbers.
+    A task's headline is its first metric. A group of tasks has the group's own figure only. Of tasks whose names differ
+    in numbers only (`passkey_64`, `passkey_256`), the one with the largest numbers is included.
     """
     policies_of: dict[str, dict[tuple[str, str], int]] = {}
     largest: dict[tuple[str, str], list[int]] = {}
@@ -101,7 +101,7 @@ def number_of(task: str) -> tuple[str, list[int]]:
 
 
 def column_lines(rows: list[dict], policies: list[tuple], task: str, metric: str) -> list[str]:
-    """The task, the metric, and for each policy value ± standard error, signs below each other."""
+    """The lines of a column: task, metric, and each policy's value ± standard error, aligned at the signs."""
     cells = {(row["experiment"], row["policy"]): row for row in rows if (row["task"], row["metric"]) == (task, metric)}
     values = padded([short(cells[policy]["value"]) if policy in cells else "" for policy in policies], right=True)
     stderrs = [cells[policy]["stderr"] if policy in cells else None for policy in policies]
@@ -111,27 +111,27 @@ def column_lines(rows: list[dict], policies: list[tuple], task: str, metric: str
 
 
 def padded(texts: list[str], right: bool = False) -> list[str]:
-    """The same texts with spaces before or after them, all of the same length."""
+    """The texts padded with spaces to equal length."""
     width = max(map(len, texts), default=0)
     return [f"{text:>{width}}" if right else f"{text:{width}}" for text in texts]
 
 
 def last_lines(folder: Path) -> str:
-    """The table of a report, and where the rest is."""
+    """The summary table of a report, and the path of its page."""
     return f"{(folder / 'summary.txt').read_text(encoding='utf-8')}report: {folder / 'index.html'}"
 
 
 def outdated(folder: Path, campaign: str, lineage: str) -> str:
-    """Why the report in a folder is not that of a plan, in words; "" where it is.
+    """The reason why the report in a folder is not that of a plan; "" where it is.
 
-    campaign: the file that names the plan's artifacts; lineage: digest of all that the plan's report is built on.
-    A report of other settings, of other code, or of artifacts that were made anew since then shows other numbers.
+    campaign: the file that names the plan's artifacts; lineage: digest of everything that the plan's report depends on.
+    The report of other settings or code, or of artifacts that were remade since, shows other numbers.
     """
     if not (folder / "summary.txt").is_file():
         return "there is no report; run snakemake"
     record = record_of(folder)
     if record.get("params", [])[::2] != [campaign, lineage]:
         return "is another campaign's, or the settings or the code have changed since it was made; run snakemake"
-    read = record["inputs"].get("evaluations", {})
-    other = [file for file, digest in read.items() if not Path(file).is_file() or sha256(Path(file)) != digest]
+    evaluations = record["inputs"].get("evaluations", {})
+    other = [file for file, digest in evaluations.items() if not Path(file).is_file() or sha256(Path(file)) != digest]
     return f"was made from another {other[0]}; run snakemake" if other else ""

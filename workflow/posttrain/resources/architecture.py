@@ -1,4 +1,4 @@
-"""The shape of an experiment's model, without torch: from the settings, a `config.json`, or the fetched model's.
+"""The shape of an experiment's model, read without torch from the settings, a `config.json` or the fetched model.
 
 posttrain plan [CAMPAIGN]
 """
@@ -15,11 +15,11 @@ from posttrain.dag.plan import Plan
 from posttrain.data import hub
 from posttrain.ground.errors import UserError
 
-# Families whose feed-forward part is two matrices, and not three with a gate.
+# Families whose feed-forward part has two matrices instead of three with a gate.
 UNGATED = ("bloom", "gpt2", "gpt_neox", "opt", "mpt", "gptj", "falcon", "phi")
-TIED = ("bloom", "gpt2", "opt", "mpt", "falcon", "gemma", "gemma2")  # by default, where `config.json` does not say
+TIED = ("bloom", "gpt2", "opt", "mpt", "falcon", "gemma", "gemma2")  # default where `config.json` does not set it
 UNFUSED = ("bloom", "mpt")  # families that `policy.attention` runs without the fused kernel
-# What families call the same numbers.
+# Size -> its names in the `config.json` of different families.
 NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers"),
@@ -30,7 +30,7 @@ NAMES = {
 
 
 class Architecture(NamedTuple):
-    """A transformer's shape, as far as its memory depends on it."""
+    """The shape of a transformer that determines its memory."""
 
     family: str  # transformers' `model_type`
     vocab: int
@@ -38,16 +38,16 @@ class Architecture(NamedTuple):
     layers: int
     heads: int
     kv_heads: int
-    head: int  # width of one
+    head: int  # width of one head
     intermediate: int
     context: int  # in tokens
-    tied: bool  # output embedding and input embedding are one
-    biases: int = 0  # numbers of one layer that are in no matrix, its norms among them
-    counted: int | None = None  # parameters, by the headers of its safetensors
+    tied: bool  # whether input and output embedding are the same
+    biases: int = 0  # parameters of one layer outside its matrices: biases and norms
+    counted: int | None = None  # parameters by the headers of its safetensors
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
-        """Name -> (out, in) of one layer's matrices: those that are quantised and get adapters."""
+        """Name -> (out, in) of one layer's matrices, which are quantised and get adapters."""
         wide, narrow, inner, h = self.heads * self.head, self.kv_heads * self.head, self.intermediate, self.hidden
         if self.family == "bloom":
             return {
@@ -68,19 +68,19 @@ class Architecture(NamedTuple):
 
     @property
     def embeddings(self) -> int:
-        """Parameters of the embeddings of input and output, which are never quantised."""
+        """Parameters of the input and output embeddings, which are never quantised."""
         return self.vocab * self.hidden * (1 if self.tied else 2)
 
     @property
     def parameters(self) -> int:
-        """All parameters: counted where the weights are there, else by the shape."""
+        """Number of parameters: counted where the weights are available, else by the shape."""
         ends = 2 * 2 * self.hidden if self.family == "bloom" else self.hidden  # norms before and after all layers
         inside = self.layers * (sum(out * into for out, into in self.linear.values()) + self.biases)
         return self.counted or self.embeddings + inside + ends
 
 
 def of_experiment(plan: Plan, experiment: str) -> Architecture | None:
-    """The shape of an experiment's base; None for a model that was not fetched yet."""
+    """The shape of an experiment's base; None for a model that is not fetched."""
     base = plan.experiments[experiment].base
     if base.scratch:
         return from_scratch(base.scratch, vocabulary(plan, experiment))
@@ -96,7 +96,7 @@ def of_experiment(plan: Plan, experiment: str) -> Architecture | None:
 
 
 def vocabulary(plan: Plan, experiment: str) -> int:
-    """Tokens of an experiment's tokenizer: as prepared, else by the settings, else of the model that it comes from."""
+    """Vocabulary of an experiment's tokenizer: as prepared, else by the settings, else of the tokenizer's model."""
     tokenizer = plan.experiments[experiment].prepare.tokenizer
     size = prepared(plan, experiment).get("vocabulary") or (tokenizer and tokenizer.vocab_size)
     if size:
@@ -111,7 +111,7 @@ def prepared(plan: Plan, experiment: str) -> dict:
 
 
 def from_scratch(section: Scratch, vocab: int) -> Architecture:
-    """The shape of a model that `base.scratch` asks for (`stages.base.architecture`)."""
+    """The shape of the model of `base.scratch` (`stages.base.architecture`)."""
     h, head = section.hidden_size, section.hidden_size // section.heads
     same = (section.layers, section.heads, section.heads, head)
     if section.positions == "alibi":
@@ -121,7 +121,7 @@ def from_scratch(section: Scratch, vocab: int) -> Architecture:
 
 
 def in_folder(folder: Path) -> Architecture | None:
-    """The shape of a model in the transformers format; None where its `config.json` does not tell it."""
+    """The shape of a model in the transformers format; None where its `config.json` lacks it."""
     shape, sizes = from_config(_read(folder / "config.json")), headers(folder)
     if shape is None or not sizes:
         return shape
@@ -130,7 +130,7 @@ def in_folder(folder: Path) -> Architecture | None:
 
 
 def from_config(values: dict) -> Architecture | None:
-    """The shape that a `config.json` describes, whatever its family calls the numbers; None where one is missing."""
+    """The shape in a `config.json` of any family; None where a size is missing."""
     values = values.get("text_config") or values
     family = values.get("model_type", "")
     sizes = {key: next((values[name] for name in names if values.get(name)), 0) for key, names in NAMES.items()}
@@ -150,7 +150,7 @@ def from_config(values: dict) -> Architecture | None:
 
 
 def headers(folder: Path) -> dict[str, int]:
-    """Weight -> how many numbers it has, by the headers of a folder's safetensors: 8 bytes of length, then JSON."""
+    """Weight -> its number of parameters, by the headers of a folder's safetensors: 8 bytes of length, then JSON."""
     return {name: size for file in sorted(folder.glob("*.safetensors")) for name, size in _header(str(file))}
 
 
@@ -174,7 +174,7 @@ def _text(file: str, changed: int) -> dict:
 
 
 def _read(file: str | Path) -> dict:
-    """A JSON file's object, read once while it does not change; empty where there is none."""
+    """The JSON object in a file, cached until the file changes; {} where there is none."""
     try:
         return _text(str(file), os.stat(file).st_mtime_ns)
     except OSError:

@@ -1,4 +1,4 @@
-"""What to ask a scheduler for: the predicted memory, time and disk of a stage, corrected by what past runs really used.
+"""Resource requests for a scheduler: a stage's predicted memory, time and disk, corrected by the use of past runs.
 
 posttrain plan [CAMPAIGN]
 """
@@ -24,37 +24,37 @@ from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import MB
 from posttrain.resources.steps import learned, loop
 
-# Minutes and MB that are asked for where nothing is known: of a stage without a model, and of a model that was not
-# fetched yet.
+# Requests where nothing is predicted, in minutes and MB: for a stage without a model, and for a model not yet fetched.
 WITHOUT_MODEL = {"mem_mb": 4000, "runtime": 120, "disk_mb": 2000, "gpu": 0}
 UNKNOWN = {"mem_mb": 8000, "runtime": 720, "disk_mb": 20000, "gpu": 1}
-JUDGED = 240  # minutes
-MARGIN = 1.25  # of memory; twice of time
-BOUNDS = 0.5, 4.0  # of the correction by past use
+JUDGED = 240  # minutes for a judge without past runs
+MARGIN = 1.25  # factor of memory; that of time is 2
+BOUNDS = 0.5, 4.0  # smallest and largest correction by past use
 TEXTS = 20  # MB of metrics, tokenizer and settings
 
 
 class Need(NamedTuple):
-    """What one stage needs, by the formulas."""
+    """The predicted needs of one stage."""
 
     settings: Experiment
     shape: Architecture
     moment: str
     terms: memory.Terms  # bytes on the device at that moment
-    host: float  # bytes of the process, on the device that is expected
+    host: float  # bytes of host memory
     disk: float  # bytes
     trained: int  # parameters
 
     @property
     def device(self) -> float:
-        """Bytes on the device at its peak."""
+        """Bytes on the device at the peak."""
         return sum(self.terms.values())
 
 
 def request(plan: Plan, artifact: Artifact, processes: int = 1) -> dict[str, int]:
-    """`mem_mb`, `runtime` (minutes), `disk_mb` and `gpu` to ask for. processes: on a node, of which each holds as much.
+    """The requested `mem_mb`, `runtime` (minutes), `disk_mb` and `gpu`. processes: on a node, each with the same
+    memory.
 
-    Reads the data card, headers and past records, each once, and no weight.
+    Reads the data card, headers and past records, each once, and no weights.
     """
     stage = artifact.stage
     values = dict(UNKNOWN if holds_model(stage) else WITHOUT_MODEL)
@@ -65,21 +65,21 @@ def request(plan: Plan, artifact: Artifact, processes: int = 1) -> dict[str, int
         values["disk_mb"] = round(need.disk / MB)
     if time := seconds(plan, artifact, need):
         values["runtime"] = 10 + round(2 * time / 60)
-        if stage in TRAINERS:  # a longer one goes on in further jobs, which a partition lets in sooner
+        if stage in TRAINERS:  # a longer run continues in further jobs; shorter jobs start sooner
             values["runtime"] = min(values["runtime"], UNKNOWN["runtime"])
     values["mem_mb"] = max(processes * values["mem_mb"], 2 * exhausted_mb(plan, artifact))
     return values
 
 
 def holds_model(stage: str) -> bool:
-    """Whether a stage loads or makes a model: those that read no artifact prepare data."""
+    """Whether a stage has a model; stages that read no artifact prepare data."""
     return bool(STAGES[stage].reads)
 
 
 def predicted(plan: Plan, artifact: Artifact, settings: Experiment | None = None, gpu: bool = False) -> Need | None:
-    """What a stage needs by the formulas; None for one without a model, or of a model that is not fetched yet.
+    """The predicted needs of a stage; None for a stage without a model, and for a model that is not fetched.
 
-    settings: others than the experiment's. gpu: on a GPU, whatever past runs had.
+    settings: in place of the experiment's. gpu: predict for a GPU, whatever device past runs had.
     """
     experiment, stage, policy = artifact
     shape = architecture.of_experiment(plan, experiment) if holds_model(stage) else None
@@ -95,17 +95,18 @@ def predicted(plan: Plan, artifact: Artifact, settings: Experiment | None = None
 
 
 def disk(case: moments.Case, trained: int) -> float:
-    """Bytes of an artifact and, while it is made, of two checkpoints: weights that are trained, and two moments."""
-    kept, section = 4 * trained, case.section
-    if isinstance(section, Base | Longctx):  # whole models; the second one beside the one that it is made from
-        kept = 4 * case.shape.parameters * (2 if isinstance(section, Longctx) else 1)
+    """Bytes of an artifact and of two checkpoints, each with the trained weights and two moments."""
+    weights, section = 4 * trained, case.section
+    if isinstance(section, Base | Longctx):  # whole models; longctx also stores the rescaled one
+        weights = 4 * case.shape.parameters * (2 if isinstance(section, Longctx) else 1)
     snapshots = section.steps // section.snapshot_steps * 4 * trained if isinstance(section, Ppo) else 0
-    return TEXTS * MB + kept + snapshots + 2 * 12 * trained
+    return TEXTS * MB + weights + snapshots + 2 * 12 * trained
 
 
 def on_gpu() -> bool:
-    """Whether stages run on a GPU: as POSTTRAIN_DEVICE says (`gpu` or `cpu`: a cluster's head has no GPU of its own),
-    else as the newest record of a stage does, else as this machine has one."""
+    """Whether stages run on a GPU: by POSTTRAIN_DEVICE (`gpu` or `cpu`; a cluster's login node may have no GPU), else
+    by
+    the newest record of a stage, else by whether this machine has one."""
     device = os.environ.get("POSTTRAIN_DEVICE")
     return device == "gpu" if device else _on_gpu(os.getcwd())
 
@@ -119,14 +120,14 @@ def _on_gpu(here: str) -> bool:
 
 @cache
 def records(here: str) -> list[tuple[str, dict]]:
-    """(folder, record) of every artifact under results/ of a directory but the report, read once in a process."""
+    """(folder, record) of every artifact under results/ of a directory, without the report; read once per process."""
     files = [*Path(here, "results").glob("*/*/provenance.json"), *Path(here, "results").glob("*/*/*/provenance.json")]
     pairs = [(str(file.parent.relative_to(here)), record_of(file.parent)) for file in sorted(files)]
     return [(folder, record) for folder, record in pairs if record and record["stage"] != "report"]
 
 
 def past(plan: Plan, artifact: Artifact) -> list[tuple[dict, Need]]:
-    """(record, what was predicted of it) of past runs of the same kind: stage, method and device."""
+    """(record, prediction) of past runs of the same stage, method and device."""
     experiment, stage, policy = artifact
     return _past(os.getcwd(), plan, stage, method(plan.experiments[experiment], stage, policy))
 
@@ -146,7 +147,7 @@ def _past(here: str, plan: Plan, stage: str, kind: str) -> list[tuple[dict, Need
 
 
 def as_recorded(settings: Experiment, stage: str, record: dict) -> Experiment:
-    """An experiment with the section of a past run; as it is, where that is not valid any more."""
+    """An experiment with the section of a past run; unchanged where that section is no longer valid."""
     try:
         section = STAGES[stage].section.model_validate(json.loads(record["params"][0]))
     except ValueError:
@@ -155,7 +156,7 @@ def as_recorded(settings: Experiment, stage: str, record: dict) -> Experiment:
 
 
 def method(settings: Experiment, stage: str, policy: str) -> str:
-    """What tells runs of a stage apart in kind: how it is trained, or on what."""
+    """The kind of a stage's run: its training method, or the method and policy that it is based on."""
     section = getattr(settings, stage)
     if isinstance(section, Longctx):
         return section.tuning
@@ -166,8 +167,8 @@ def method(settings: Experiment, stage: str, policy: str) -> str:
 
 
 def ratio(plan: Plan, artifact: Artifact, gpu: bool = False) -> float:
-    """Resident memory (gpu: the GPU's) over its prediction: the median of past runs of the same kind, held within
-    bounds; 1 where there is none."""
+    """Resident memory (gpu: the GPU's) over its prediction: the median of past runs of the same kind, within BOUNDS; 1
+    without past runs."""
     key, ratios = "peak_gpu_memory_mb" if gpu else "peak_memory_mb", []
     for record, need in past(plan, artifact):
         used, expected = record.get(key), need.device if gpu else need.host
@@ -176,9 +177,9 @@ def ratio(plan: Plan, artifact: Artifact, gpu: bool = False) -> float:
 
 
 def seconds(plan: Plan, artifact: Artifact, need: Need | None) -> float | None:
-    """Time by the past runs of the same kind whose work is nearest, in proportion to it; None where there is none.
+    """Seconds, in proportion to work, of the past runs of the same kind with the nearest work; None without past runs.
 
-    need: as predicted. Small runs spend their time on starting, and say little of large ones.
+    need: the prediction. Only the nearest count, as small runs spend their time on starting.
     """
     stage = artifact.stage
     if not holds_model(stage):
@@ -197,7 +198,7 @@ def seconds(plan: Plan, artifact: Artifact, need: Need | None) -> float | None:
 
 
 def work(need: Need, stage: str) -> float:
-    """What a run's time is in proportion to: parameters, times the tokens of all steps where it trains."""
+    """The work of a run, to which its time is proportional: parameters, times the tokens of all steps if it trains."""
     section = loop(getattr(need.settings, stage))
     if not hasattr(section, "steps"):
         return float(need.shape.parameters)
@@ -206,9 +207,9 @@ def work(need: Need, stage: str) -> float:
 
 
 def exhausted_mb(plan: Plan, artifact: Artifact) -> int:
-    """MB with which a run with these settings, inputs and code was killed out of memory; 0 where none was.
+    """MB with which a run of these settings, inputs and code was killed out of memory; 0 where none was.
 
-    By `failed.json`, or by what SLURM says of a job that was killed with all its processes, and could write none.
+    Read from `failed.json`, or from SLURM for a job that was killed with all its processes and could not write it.
     """
     folder = Path(plan.folder(*artifact), "checkpoints", "attempt")
     began, failed = _object(folder / "attempt.json"), _object(folder / "failed.json")
@@ -220,7 +221,7 @@ def exhausted_mb(plan: Plan, artifact: Artifact) -> int:
 
 
 def _object(file: Path) -> dict:
-    """A JSON file's object; empty where there is none, or no whole one."""
+    """The JSON object in a file; {} where there is none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

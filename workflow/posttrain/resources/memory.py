@@ -1,21 +1,22 @@
-"""What a stage holds in memory at its peak, as a sum of terms in bytes; docs/plan.md says how far it is off.
+"""The terms of a stage's memory, in bytes; docs/plan.md has their measured error.
 
 Weights are float32 (`policy.load_model`), or NF4 where they are quantised. Sources: AdamW's two moments, Loshchilov
-and Hutter, arXiv 1711.05101; NF4 and its constants, Dettmers et al., arXiv 2305.14314, section 3; what is kept for the
-backward pass, Korthikanti et al., arXiv 2205.05198, section 4, counted again for the code that runs here.
+and Hutter, arXiv 1711.05101; NF4 and its constants, Dettmers et al., arXiv 2305.14314, section 3; activations kept for
+the backward pass, Korthikanti et al., arXiv 2205.05198, section 4, recounted for the code that runs here.
 """
 
 from posttrain.resources.architecture import UNFUSED, Architecture
 
 MB = 1e6
 FULL, HALF = 4, 2  # bytes of a float32 and of a bfloat16
-TILE = 4096, 32768  # tokens and vocabulary that TRL's fused output embedding takes at a time
+TILE = 4096, 32768  # tokens and vocabulary in one tile of TRL's fused output embedding
 Terms = dict[str, float]
 
 
 def weights(shape: Architecture, quantised: bool, double: bool = True) -> Terms:
-    """4 bytes a parameter; NF4: half a byte for those in matrices of layers, and a constant for each 64 of them: 4
-    bytes, or (double) 1 byte and 4 more for each 256 constants. Embeddings, norms and biases stay float32."""
+    """4 bytes per parameter. NF4: half a byte per parameter in the layers' matrices, and a constant for each 64 of them
+    of 4 bytes, or (double) of 1 byte, with 4 bytes for each 256 constants. Embeddings, norms and biases stay
+    float32."""
     inside = linear(shape)
     if not quantised:
         return {"weights": FULL * shape.parameters}
@@ -36,12 +37,13 @@ def targets(shape: Architecture, modules: list[str] | str | None) -> list[str]:
 
 
 def lora(shape: Architecture, rank: int, modules: list[str] | str | None) -> int:
-    """Numbers of a LoRA: rank x (out + in) for each of its matrices (Hu et al., arXiv 2106.09685, section 4.1)."""
+    """Parameters of a LoRA: rank x (out + in) for each adapted matrix (Hu et al., arXiv 2106.09685, section 4.1)."""
     return shape.layers * sum(rank * sum(shape.linear[name]) for name in targets(shape, modules))
 
 
 def learning(trained: int, matrices: int = 0) -> Terms:
-    """Gradients, 4 bytes a trained number; AdamW's two moments, 8; Muon's one, 4, for those in `matrices`."""
+    """Per trained parameter: 4 bytes of gradient, and 8 bytes for AdamW's two moments or 4 for Muon's one. matrices:
+    number of parameters that Muon updates."""
     return {"gradients": FULL * trained, "optimiser": 2 * FULL * (trained - matrices) + FULL * matrices}
 
 
@@ -55,11 +57,11 @@ def activations(
     recomputed: bool,
     rank: int = 0,
 ) -> Terms:
-    """What the forward pass keeps for the backward pass, of rows x length tokens.
+    """Activations that the forward pass keeps for the backward pass, of rows x length tokens.
 
-    kept: matrices that are trained or have an adapter of `rank`, whose input is kept. norms: whether these are trained
-    too. half: bfloat16 by autocast. recomputed: gradient checkpointing, which keeps the input of each layer and
-    computes one layer's activations anew.
+    kept: matrices that are trained or have an adapter of `rank`, whose input is kept. norms: whether norms are trained.
+    half: bfloat16 by autocast. recomputed: gradient checkpointing, which keeps the input of each layer and recomputes
+    one layer's activations at a time.
     """
     tokens, one = rows * length, layer(shape, length, kept, norms, half) + rank * len(kept) * (HALF if half else FULL)
     if recomputed:
@@ -68,12 +70,12 @@ def activations(
 
 
 def layer(shape: Architecture, length: int, kept: list[str], norms: bool, half: bool) -> float:
-    """Bytes for each token that one layer keeps.
+    """Bytes that one layer keeps for each token. H: hidden size, I: intermediate size.
 
-    The residual before each norm (2 H) and, where norms are trained, the normalised values (2 H), always float32; the
-    norms' outputs where they feed a kept matrix (H each; under autocast a copy for each such matrix); queries, keys,
-    values and attention's output; without a fused kernel its probabilities (heads x length); of the feed-forward part
-    gate, its SiLU and up (3 I), and their product (I) where the last matrix is kept; without a gate 1 I and 1 I.
+    Always in float32: the residual before each norm (2 H) and, where norms are trained, the normalised values (2 H).
+    Attention: queries, keys, values and output and, without a fused kernel, the probabilities (heads x length).
+    Norms' outputs that feed a kept matrix (H each; under autocast a copy for each such matrix). Feed-forward part:
+    gate, its SiLU and up (3 I; 1 I without a gate), and their product (I) where the last matrix is kept.
     """
     h, size = shape.hidden, HALF if half else FULL
     names = list(shape.linear)
@@ -87,41 +89,41 @@ def layer(shape: Architecture, length: int, kept: list[str], norms: bool, half: 
 
 
 def padding_mask(shape: Architecture, rows: int, length: int, recomputed: bool) -> Terms:
-    """Rows of unequal length: each layer keeps the mask, length x length for each row, as float32; with gradient
-    checkpointing (recomputed) one layer does."""
+    """The float32 attention mask of padded rows, length x length for each row, kept by each layer; by one layer with
+    gradient checkpointing (recomputed)."""
     return {"masks": FULL * rows * length * length * (1 if recomputed else shape.layers)}
 
 
 def workspace(shape: Architecture, tokens: int, quantised: bool, half: bool) -> Terms:
-    """What is made and dropped again: gradients of one layer's activations, and its largest matrix dequantised."""
+    """Temporary tensors: gradients of one layer's activations, and its largest matrix dequantised."""
     largest = max(out * into for out, into in shape.linear.values())
     size = HALF if half else FULL
     return {"work space": tokens * size * 2 * shape.intermediate + (FULL * largest if quantised else 0)}
 
 
 def logits(shape: Architecture, rows: int, length: int, copies: int) -> Terms:
-    """Rows x length x vocabulary in float32, as often as a loss holds them at once."""
+    """Logits, rows x length x vocabulary in float32. copies: number of such tensors that a loss holds at once."""
     return {"logits": FULL * rows * length * shape.vocab * copies}
 
 
 def tiled_logits(shape: Architecture, rows: int, length: int, gpu: bool) -> Terms:
-    """TRL's fused output embedding holds one tile; without Triton, on the CPU, its backward step makes seven more."""
+    """Logits of TRL's fused output embedding: one tile; on a CPU, without Triton, its backward pass has seven more."""
     return {"logits": FULL * min(rows * length, TILE[0]) * min(shape.vocab, TILE[1]) * (1 if gpu else 8)}
 
 
 def key_values(shape: Architecture, rows: int, length: int, half: bool) -> Terms:
-    """Keys and values of every layer for each token, and one layer's again while a token is added."""
+    """Keys and values of every layer for each token, and of one layer twice while a token is added."""
     size = HALF if half else FULL
     return {"KV cache": 2 * size * rows * length * shape.kv_heads * shape.head * (shape.layers + 1)}
 
 
 def half_copies(shape: Architecture, quantised: bool, half: bool) -> Terms:
-    """Autocast keeps a bfloat16 copy of each float32 matrix while its backward pass is to come."""
+    """The bfloat16 copy of each float32 matrix that autocast keeps until the backward pass."""
     matrices = (0 if quantised else linear(shape)) + shape.vocab * shape.hidden
     return {"bfloat16 copies of weights": HALF * matrices} if half else {}
 
 
 def passing(shape: Architecture, tokens: int, half: bool) -> Terms:
-    """A forward pass without a backward pass holds one layer: residual, norm, and the feed-forward part."""
+    """Activations of a forward pass without a backward pass: one layer's residual, norm and feed-forward part."""
     size = HALF if half else FULL
     return {"activations": tokens * (2 * FULL * shape.hidden + 3 * size * shape.intermediate)}

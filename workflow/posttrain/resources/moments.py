@@ -1,4 +1,4 @@
-"""What each stage holds at its peak, moment by moment: loading, training, answering, scoring; the largest counts.
+"""The memory of each stage in its phases: loading, training, answering, scoring; the largest one is the peak.
 
 posttrain plan EXPERIMENT/STAGE
 """
@@ -31,13 +31,13 @@ from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import FULL, MB, Terms
 from posttrain.resources.steps import Batch, learned, micro, step
 
-# Resident memory in MB of Python and the libraries that a stage imports, measured (docs/plan.md); the first also stands
-# for stages that were not measured.
+# Measured resident memory in MB of Python and the libraries that a stage imports (docs/plan.md). The first entry is for
+# stages that were not measured.
 LIBRARIES = {Section: 640, Base: 605, Sft: 640, Reward: 625, Dpo: 640, Longctx: 610, Ppo: 500, Reference: 530,
              Compare: 490, Lengths: 490, Evaluate: 605}  # fmt: skip
 COPY = 425  # MB of a process that copies a base
-CUDA = 3000  # MB of the host's that CUDA's libraries and its context take
-HEAP = {"adapter": 1.5, "whole": 0.5}  # of the activations: freed blocks that glibc keeps between those in use
+CUDA = 3000  # MB of host memory for CUDA's libraries and its context
+HEAP = {"adapter": 1.5, "whole": 0.5}  # freed blocks that glibc keeps, as a multiple of the activations
 Moments = dict[str, Terms]  # moment -> term -> bytes on the device
 
 
@@ -47,8 +47,8 @@ class Case(NamedTuple):
     settings: Experiment
     shape: Architecture
     stage: str
-    policy: str  # that it judges; "" for other stages
-    longest: dict[str, int]  # kind of rows -> the longest in tokens, where it is known
+    policy: str  # the judged policy; "" for other stages
+    longest: dict[str, int]  # kind of rows -> tokens of the longest, where the data is prepared
     gpu: bool
 
     @property
@@ -58,24 +58,24 @@ class Case(NamedTuple):
 
     @property
     def on_quantised(self) -> bool:
-        """Whether adapters of alignment rest on weights in NF4: they do, but after LoRA."""
+        """Whether alignment adapters are on weights in NF4: always, except after LoRA."""
         return self.settings.sft.method != "lora"
 
     @property
     def foundation(self) -> Terms:
-        """The frozen weights that alignment rests on: float32 after LoRA, else NF4 (`adapters.foundation_of`)."""
+        """The frozen weights of alignment: float32 after LoRA, else NF4 (`adapters.foundation_of`)."""
         return memory.weights(self.shape, self.on_quantised, self.settings.sft.double_quantization)
 
     def policy_is(self, *kinds: type[Section]) -> bool:
-        """Whether the policy that is judged is made by a stage of one of these kinds."""
+        """Whether the section of the judged policy is of one of these classes."""
         return isinstance(getattr(self.settings, self.policy, None), kinds)
 
     def logits(self, batch: Batch, copies: int) -> Terms:
-        """The logits of a batch, as often as a loss holds them at once."""
+        """The logits of a batch. copies: number of such tensors that a loss holds at once."""
         return memory.logits(self.shape, batch.rows, batch.length, copies)
 
     def step(self, section: Optimisation, batch: Batch, quantised: bool, loss: Terms) -> Terms:
-        """All that a training step of the stage holds beside the weights."""
+        """The memory of a training step of the stage, in addition to the weights."""
         return step(self.shape, section, batch, learned(self.settings, self.shape, self.stage), quantised, loss)
 
 
@@ -85,17 +85,16 @@ def moments(case: Case) -> Moments:
 
 
 def peak(by_moment: Moments) -> tuple[str, Terms]:
-    """The moment that needs most, and its terms."""
+    """The moment with the largest sum, and its terms."""
     moment = max(by_moment, key=lambda name: sum(by_moment[name].values()))
     return moment, by_moment[moment]
 
 
 def host(case: Case, terms: Terms, trained: int) -> float:
-    """Bytes of the process: the libraries, and on a CPU all that a GPU would hold; on a GPU the weights on their way.
+    """Host memory of the process in bytes: the libraries and, on a CPU, all terms; on a GPU, the weights while loading.
 
-    Of quantised weights the file stays mapped, since embeddings are read from it. Unless MALLOC_MMAP_THRESHOLD_ is set,
-    glibc keeps freed blocks between those in use, as many times the activations. A run that is continued reads the
-    optimiser's two moments into the process before they go to the GPU.
+    The file of quantised weights stays mapped, since embeddings are read from it. Unless MALLOC_MMAP_THRESHOLD_ is set,
+    glibc keeps freed blocks (HEAP). A resumed run reads the optimiser's two moments into host memory before the GPU's.
     """
     if not terms:  # a base that is copied
         return COPY * MB
@@ -111,7 +110,7 @@ def host(case: Case, terms: Terms, trained: int) -> float:
 
 @singledispatch
 def _moments(section: Section, case: Case) -> Moments:
-    """By the kind of the stage's settings; for other kinds the weights alone."""
+    """The moments by the class of the stage's section; for a class without a function, the weights only."""
     return {"loading": memory.weights(case.shape, False)}
 
 
@@ -131,7 +130,7 @@ def _sft(section: Any, case: Case) -> Moments:
     length = section.max_length if section.packing else min(longest, section.max_length)
     virtual = section.virtual_tokens if section.method == "prompt" else 0
     batch = Batch(1 if section.packing else micro(section), length + virtual, not section.packing)
-    if section.packing:  # one flat row of all that a pass holds
+    if section.packing:  # one flat row with all tokens of a pass
         batch = batch._replace(length=micro(section) * length)
     quantised = section.method == "qlora"
     loss = memory.tiled_logits(case.shape, batch.rows, batch.length, case.gpu)
@@ -141,7 +140,7 @@ def _sft(section: Any, case: Case) -> Moments:
 
 @_moments.register(Adapter)
 def _aligned(section: Any, case: Case) -> Moments:
-    """A trainer of TRL's on an adapter; of a pair it holds two rows. A policy has logits, a reward model has none."""
+    """A trainer of TRL on an adapter. A pair counts as two rows. A policy has logits, a reward model has none."""
     length = min(case.longest.get(section.task, section.max_length), section.max_length)
     batch = Batch((2 if isinstance(section, Pairs) else 1) * micro(section), length, padded=True)
     has_logits = STAGES[case.stage].makes == "policy"
@@ -151,7 +150,7 @@ def _aligned(section: Any, case: Case) -> Moments:
 
 @_moments.register
 def _ppo(section: Ppo, case: Case) -> Moments:
-    """Adapters: policy and value function; reference and reward model are taken to be as large."""
+    """Adapters: policy, value function, reference and reward model; the last two are assumed to be as large."""
     shape, half = case.shape, section.precision == "bfloat16"
     numbers = learned(case.settings, shape, case.stage).numbers
     length = _answer_length(case, section.prompts, section.max_new_tokens)
@@ -167,7 +166,7 @@ def _ppo(section: Ppo, case: Case) -> Moments:
 
 
 def _answer_length(case: Case, prompts: str, new_tokens: int) -> int:
-    """Most tokens of a prompt with its answer: a prompt is taken to be as long as the longest row of its kind."""
+    """Most tokens of a prompt with its answer; a prompt is assumed to be as long as the longest row of its kind."""
     length = case.longest.get(prompts, case.settings.prepare.max_tokens) + new_tokens
     return length if case.shape.family == "bloom" else min(length, case.shape.context)
 
@@ -191,8 +190,8 @@ def _longctx(section: Longctx, case: Case) -> Moments:
 
 @_moments.register
 def _reference(section: Reference, case: Case) -> Moments:
-    known = max((case.longest[task] for task in ANSWERS if task in case.longest), default=0)
-    length = known or case.settings.prepare.max_tokens
+    prepared = max((case.longest[task] for task in ANSWERS if task in case.longest), default=0)
+    length = prepared or case.settings.prepare.max_tokens
     logits = memory.logits(case.shape, section.batch_size, length, 3)
     passing = memory.passing(case.shape, section.batch_size * length, section.precision == "bfloat16")
     return {"scoring": case.foundation | logits | passing}
@@ -200,7 +199,7 @@ def _reference(section: Reference, case: Case) -> Moments:
 
 @_moments.register
 def _compare(section: Compare, case: Case) -> Moments:
-    """The policy, and what it is compared with: a whole model beside the foundation, unless it is an adapter on it."""
+    """The measuring model and the policy, which is a whole model or an adapter on the same frozen weights."""
     shape, rows, held = case.shape, section.batch_size, case.foundation
     held = held if case.policy_is(Sft, Adapter) else both(held, memory.weights(shape, False))
     length = _answer_length(case, "preference", section.max_new_tokens)
@@ -222,7 +221,7 @@ def _lengths(section: Lengths, case: Case) -> Moments:
 
 
 def _judged(case: Case, rows: int, length: int, copies: int) -> Moments:
-    """Scoring rows by the whole model. Dequantising holds the quantised and the whole weights at once."""
+    """Scoring by a whole model. While it is dequantised, the quantised and the whole weights are in memory."""
     shape, whole = case.shape, memory.weights(case.shape, False)
     scored = memory.logits(shape, rows, length, copies) | memory.passing(shape, rows * length, False)
     quantised = case.policy_is(Sft, Adapter) and case.settings.sft.method == "qlora"
@@ -231,8 +230,9 @@ def _judged(case: Case, rows: int, length: int, copies: int) -> Moments:
 
 
 def _windows(section: Lengths, case: Case) -> tuple[int, int]:
-    """(windows, tokens of each) of the forward pass that holds most: windows of one document. The built-in world's are
-    as long as their window, packed ones as the longest; of others the length is not known."""
+    """(windows, tokens of each) of the largest forward pass, over windows of one document. The built-in world's
+    documents
+    are as long as their window, packed ones as the longest window; the length of others is unknown."""
     longest = max(section.tokens)
     if case.settings.prepare.long and not section.packing:
         return section.batch_size, longest
@@ -244,5 +244,5 @@ def _windows(section: Lengths, case: Case) -> tuple[int, int]:
 
 
 def both(one: Terms, other: Terms) -> Terms:
-    """Term by term, the sum of what is held at once."""
+    """The sum of two sets of terms, term by term."""
     return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}

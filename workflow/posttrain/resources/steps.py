@@ -1,4 +1,4 @@
-"""What a stage trains, and what one step of its training holds in memory.
+"""The trained parameters of a stage, and the memory of one training step.
 
 posttrain plan EXPERIMENT/STAGE
 """
@@ -13,17 +13,17 @@ from posttrain.resources.memory import FULL, Terms
 
 
 class Learned(NamedTuple):
-    """What is trained."""
+    """The trained parameters."""
 
-    kept: list[str]  # a layer's matrices that are trained or get an adapter, whose input is kept
-    numbers: int
-    norms: bool = False  # whether these are trained too
+    kept: list[str]  # a layer's matrices that are trained or get an adapter, and whose input is kept
+    numbers: int  # of trained parameters
+    norms: bool = False  # whether norms are trained
     rank: int = 0  # of the adapter
-    muon: int = 0  # numbers that Muon moves
+    muon: int = 0  # parameters that Muon updates
 
 
 class Batch(NamedTuple):
-    """One forward pass: rows of a length in tokens; padded where they are of unequal length."""
+    """The rows of one forward pass and their length in tokens; padded: whether rows have unequal lengths."""
 
     rows: int
     length: int
@@ -31,12 +31,12 @@ class Batch(NamedTuple):
 
 
 def loop(section: Section) -> Any:
-    """The settings with which a stage goes through its rows; None for a base that is not trained."""
+    """The section with a stage's batch size and steps; None for a base that is not trained."""
     return section.scratch if isinstance(section, Base) else section
 
 
 def learned(settings: Experiment, shape: Architecture, stage: str) -> Learned:
-    """What a stage trains, by the kind of its settings."""
+    """The parameters that a stage trains, by the class of its section."""
     section = loop(getattr(settings, stage))
     if isinstance(section, Scratch):
         return _everything(shape, section.optimizer)
@@ -53,7 +53,7 @@ def _everything(shape: Architecture, optimizer: str = "adamw") -> Learned:
 
 
 def _tuned(section: Sft, shape: Architecture) -> Learned:
-    """Of virtual tokens: their keys and values in every layer (prefix), or their embeddings (prompt)."""
+    """The parameters that `sft` trains. A virtual token has keys and values in all layers (prefix) or an embedding."""
     if section.method == "full":
         return _everything(shape)
     if section.method in ("lora", "qlora"):
@@ -67,7 +67,7 @@ def _adapter(shape: Architecture, rank: int, modules: list[str] | str) -> Learne
 
 
 def _aligned(section: Adapter, sft: Sft, shape: Architecture) -> Learned:
-    """An adapter that begins as the SFT policy's; in PPO a second one like it, the value function."""
+    """An adapter that starts as the SFT policy's; in PPO also a second one of equal size, the value function."""
     has_adapter = sft.method in ("lora", "qlora")
     rank = section.rank or (sft.rank if has_adapter else 16)
     adapter = _adapter(shape, rank, section.target_modules or (sft.target_modules if has_adapter else "all-linear"))
@@ -75,7 +75,7 @@ def _aligned(section: Adapter, sft: Sft, shape: Architecture) -> Learned:
 
 
 def _lengthened(section: Longctx, shape: Architecture) -> Learned:
-    """Beside an adapter, the embedding and the norms."""
+    """The parameters that `longctx` trains: all, or an adapter with the embedding and the norms."""
     if section.tuning == "full":
         return _everything(shape, section.optimizer)
     if section.tuning == "none":
@@ -88,9 +88,9 @@ def _lengthened(section: Longctx, shape: Architecture) -> Learned:
 def step(
     shape: Architecture, section: Optimisation, batch: Batch, trained: Learned, quantised: bool, loss: Terms
 ) -> Terms:
-    """All that one training step holds beside the weights, in bytes. loss: the logits' terms.
+    """The memory of one training step in addition to the weights, in bytes. loss: the logits' terms.
 
-    Without accumulation gradients are made while activations go, and need only the room that those do not leave.
+    Without accumulation, gradients are created while activations are freed, and need only what exceeds these.
     """
     half, recomputed = section.precision == "bfloat16", getattr(section, "gradient_checkpointing", False)
     tokens = batch.rows * batch.length

@@ -1,4 +1,4 @@
-"""Accept an edit of a stage's code that changes no result, so that nothing is made anew for it.
+"""Accept an edit of a stage's code that changes no result, so that no artifact becomes stale.
 
 posttrain accept [STAGE ...] --because "..." [--from FINGERPRINT] [--same FOLDER FOLDER]
 """
@@ -15,18 +15,19 @@ from posttrain.ground.identity import record_of
 
 
 def accept(plan: Plan, stages: list[str], because: str, former: str = "", same: list[Path] | None = None) -> str:
-    """Record that the code of some stages makes what it made before; returns the records in words.
+    """Record that the code of some stages still makes the same artifacts; returns the records as text.
 
-    stages: none for all whose code changed. former: the fingerprint that the code counts as, where artifacts do not
-    tell. same: two folders with one stage's artifact, as it was and as the code now makes it; equal bytes from equal
-    settings and inputs are the proof. Raises UserError for a stage whose code has not changed, or was several.
+    stages: empty for all whose code changed. former: the fingerprint that the code counts as, where artifacts do not
+    have one. same: two folders with a stage's artifact by the former and by the present code; equal bytes from equal
+    settings and inputs are the proof. Raises UserError for a stage whose code did not change, or whose artifacts were
+    made with several other codes.
     """
     if unknown := [stage for stage in stages if stage not in plan.code]:
-        raise UserError(f"{unknown[0]}: no stage; known: {', '.join(plan.code)}")
+        raise UserError(f"{unknown[0]}: no such stage; known: {', '.join(plan.code)}")
     if not accepted.is_text(because):
         raise UserError("--because: say in one line why the results do not change")
     if (former or same) and len(stages) != 1:
-        raise UserError("--from and --same are about one stage: name it")
+        raise UserError("--from and --same apply to one stage: name it")
     if same:
         former = proven(stages[0], *same)
     named = stages or [stage for stage in plan.code if made_with(plan, stage).keys() - {current(plan, stage)}]
@@ -44,16 +45,16 @@ def accept(plan: Plan, stages: list[str], because: str, former: str = "", same: 
 
 
 def record(stage: str, former: str, rest: dict[str, str]) -> dict[str, str]:
-    """The record of one edit. Raises UserError where there is no edit, or the code counts as another one already."""
-    own = code.fingerprint_of(stage)
+    """The record of one edit. Raises UserError where there is no edit, or the code already counts as another one."""
+    present = code.fingerprint_of(stage)
     if former == accepted.standing(stage):
         raise UserError(f"{stage}: its code counts as {former} already; there is nothing to accept")
-    if steps := accepted.chain(stage, own):
+    if steps := accepted.chain(stage, present):
         raise UserError(
             f"{stage}: its code is accepted as {steps[-1]['from']} and cannot count as {former} too; "
             f"to change that, remove the record from {accepted.file()}: {accepted.in_words(steps[0])}"
         )
-    return {"stage": stage, "from": former, "to": own} | rest
+    return {"stage": stage, "from": former, "to": present} | rest
 
 
 def current(plan: Plan, stage: str) -> str:
@@ -62,49 +63,49 @@ def current(plan: Plan, stage: str) -> str:
 
 
 def made_with(plan: Plan, stage: str) -> dict[str, str]:
-    """Fingerprint -> an artifact of a stage that was made with that code."""
-    made = {}
+    """Fingerprint -> folder of an artifact of the stage that was made with that code."""
+    folders = {}
     for artifact in plan.artifacts():
         record = record_of(Path(artifact.folder)) if artifact.stage == stage else {}
         if record and Path(artifact.folder, "manifest.json").is_file():
-            made[record["params"][1].partition("+")[0]] = artifact.folder
-    return made
+            folders[record["params"][1].partition("+")[0]] = artifact.folder
+    return folders
 
 
 def only_former(plan: Plan, stage: str) -> str:
     """The other code that a stage's artifacts were made with. Raises UserError unless there is exactly one."""
-    made = made_with(plan, stage)
-    former = {fingerprint: folder for fingerprint, folder in made.items() if fingerprint != current(plan, stage)}
+    folders = made_with(plan, stage)
+    former = {fingerprint: folder for fingerprint, folder in folders.items() if fingerprint != current(plan, stage)}
     if len(former) == 1:
         return next(iter(former))
     if former:
         which = "; ".join(f"{folder}: --from {fingerprint}" for fingerprint, folder in former.items())
         raise UserError(f"{stage}: its artifacts were made with {len(former)} other codes; name one: {which}")
-    if made:
+    if folders:
         raise UserError(f"{stage}: its code has not changed since its artifacts were made; there is nothing to accept")
-    raise UserError(f"{stage}: no artifact here tells what its code was; name it: --from FINGERPRINT")
+    raise UserError(f"{stage}: no artifact here records its former code; name it: --from FINGERPRINT")
 
 
 def proven(stage: str, before: Path, after: Path) -> str:
-    """The code that made the first artifact, if the code as it is made the same bytes of the same settings and inputs.
+    """The fingerprint of the code that made the artifact `before`, if the present code made the same bytes, `after`.
 
-    Raises UserError that names what differs.
+    Raises UserError, naming what differs: settings, inputs or bytes.
     """
     gather(verify, [before / "manifest.json", after / "manifest.json"])
     one, other = record_of(before), record_of(after)
     if {record.get("stage") for record in (one, other)} != {stage}:
         raise UserError(f"--same: {before} and {after} must both be artifacts of {stage}, with their provenance.json")
-    read = [{role: sorted(files.values()) for role, files in record["inputs"].items()} for record in (one, other)]
-    if read[0] != read[1] or one["params"][0] != other["params"][0]:
-        raise UserError(f"--same: {before} and {after} were made with other settings or inputs, and prove nothing")
+    inputs = [{role: sorted(files.values()) for role, files in record["inputs"].items()} for record in (one, other)]
+    if inputs[0] != inputs[1] or one["params"][0] != other["params"][0]:
+        raise UserError(f"--same: {before} and {after} differ in their settings or inputs, and prove nothing")
     if other["code"] != code.definitions(stage) or one["code"] == other["code"]:
-        raise UserError(f"--same: {before} must be made by the code as it was, {after} by the code as it is")
+        raise UserError(f"--same: {before} must be made by the former code, {after} by the present code")
     if (before / "manifest.json").read_bytes() != (after / "manifest.json").read_bytes():
         raise UserError(f"--same: {before} and {after} differ in their bytes: the results change")
     return one["params"][1].partition("+")[0]
 
 
 def author() -> str:
-    """The name by which git knows who runs this."""
+    """The user's name in git's configuration."""
     run = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True)
     return run.stdout.strip() or "unknown"

@@ -1,4 +1,4 @@
-"""What the stages to be run need, as a table, term by term; and which settings would make those fit that do not.
+"""Print the predicted needs of the stages that will run, and settings with which too large stages would fit.
 
 posttrain plan [CAMPAIGN] [--all] [--terms] [--gpu-memory-gb N]
 """
@@ -20,14 +20,14 @@ from posttrain.resources.steps import loop
 from posttrain.tools import why
 
 GB = 1e9
-RESERVE = 0.6  # GB of a GPU that CUDA's context and the allocator's rounding take
+RESERVE = 0.6  # GB of a GPU for CUDA's context and the allocator's rounding
 UNTIL = "unknown until fetched"
 COLUMNS = f"{'stage':32} {'trained':>8} {'peak GB':>8}  {'most of it':22} {'host GB':>7} {'hours':>8} {'disk GB':>7}"
 Change = tuple[str, str, object]  # (section, key, value)
 
 
 def table(plan: Plan, every: bool = False, terms: bool = False) -> str:
-    """A line for each stage to be run (`every`: for each stage), and the totals; with `terms`, the sum below each."""
+    """A line for each stage that will run (`every`: for each stage), and totals; with `terms`, the terms of each."""
     artifacts = to_plan(plan, every)
     if not artifacts:
         return why.NOTHING
@@ -41,13 +41,13 @@ def table(plan: Plan, every: bool = False, terms: bool = False) -> str:
 
 
 def to_plan(plan: Plan, every: bool) -> list[Artifact]:
-    """The artifacts to be made, or all; the report needs nothing to speak of."""
+    """The artifacts that will be made, or all, without the report, which needs almost nothing."""
     artifacts = plan.artifacts() if every else [at(folder) for folder in why.to_run(why.survey(plan))]
     return [artifact for artifact in artifacts if artifact != REPORT]
 
 
 def line(plan: Plan, artifact: Artifact, request: dict[str, int]) -> str:
-    """One stage: what it trains, its peak on the device and the largest term, and what is asked for it."""
+    """The line of one stage: trained parameters, peak on the device with its largest term, and requested resources."""
     need = estimates.predicted(plan, artifact)
     time = estimates.seconds(plan, artifact, need)
     trained, peak, most = "", "", UNTIL if estimates.holds_model(artifact.stage) else ""
@@ -62,7 +62,7 @@ def line(plan: Plan, artifact: Artifact, request: dict[str, int]) -> str:
 
 
 def short(count: int) -> str:
-    """A number of parameters for people; "" for none."""
+    """A number of parameters as short text; "" for 0."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.1f} {letter}"
@@ -70,30 +70,30 @@ def short(count: int) -> str:
 
 
 def totals(plan: Plan, requests: dict[Artifact, dict]) -> list[str]:
-    """Stages, hours, GPU-hours and disk in all, and how the numbers were come by."""
+    """Total stages, hours, GPU-hours and disk, and what the columns mean."""
     times = {name: estimates.seconds(plan, name, estimates.predicted(plan, name)) for name in requests}
     timed = [time for time in times.values() if time is not None]
     gpu = estimates.on_gpu()
     gpu_hours = sum(requests[name]["gpu"] * (time or 0) for name, time in times.items()) / 3600 if gpu else 0
     untimed = len(times) - len(timed)
-    unknown = f"; {untimed} of unknown time, which no record tells yet" if untimed else ""
+    unknown = f"; {untimed} of unknown time, as no record has it yet" if untimed else ""
     disk = sum(request["disk_mb"] for request in requests.values()) / 1000
     hours = f"{sum(timed) / 3600:.2f} hours, {gpu_hours:.2f} GPU-hours"
     return [
         f"{len(requests)} stages: {hours}, {disk:.2f} GB of disk{unknown}",
-        f"peak: on the {'GPU' if gpu else 'CPU, within host'}; host: what is asked for, past use and a margin in it",
+        f"peak: on the {'GPU' if gpu else 'CPU, within host'}; host: the request, with past use and a margin",
     ]
 
 
 def sums(need: Need) -> Iterator[str]:
     """The terms of a stage's peak, and their sum."""
     yield f"  at its peak ({need.moment}), MB:"
-    for name, size in [*need.terms.items(), ("in all", need.device)]:
+    for name, size in [*need.terms.items(), ("total", need.device)]:
         yield f"  {size / MB:12,.1f}  {name}"
 
 
 def one(plan: Plan, wanted: str) -> str:
-    """The terms of one stage, EXPERIMENT/STAGE[/POLICY]. Raises UserError for one that is not there."""
+    """The terms of one stage, EXPERIMENT/STAGE[/POLICY]. Raises UserError where the campaign does not have it."""
     artifacts = [artifact for artifact in plan.artifacts() if why.within(artifact.name, wanted)]
     experiment = next((name for name in plan.names if wanted.startswith(f"{name}/")), None)
     if not artifacts and experiment:
@@ -112,10 +112,9 @@ def one(plan: Plan, wanted: str) -> str:
 def refuse_too_large(
     plan: Plan, gb: float, every: bool = False, gpus: Mapping[str, int] | None = None, sharded: Collection[str] = ()
 ) -> None:
-    """Raise UserError for the stages whose peak is over a GPU's memory, each with settings that would make it fit.
+    """Raise UserError for the stages whose peak is over a GPU's memory, each with settings with which it would fit.
 
-    gpus: stage -> GPUs that share its batch. sharded: stages whose GPUs share the weights too; for these nothing is
-    predicted.
+    gpus: stage -> GPUs that share its batch. sharded: stages whose weights are sharded too, which have no prediction.
     """
     problems = []
     for artifact in to_plan(plan, every):
@@ -124,7 +123,7 @@ def refuse_too_large(
         used = estimates.ratio(plan, artifact, gpu=True)
         if need and size(need, used) > gb and artifact.stage not in sharded:
             ways = " or ".join(remedies(plan, artifact, (gb - RESERVE) / used + RESERVE))
-            advice = "no setting of its own makes it fit: shorten rows or take a smaller model"
+            advice = "it fits with none of its settings: shorten rows or take a smaller model"
             advice = f"fits with {ways}" if ways else advice
             needed = f"needs {size(need, used):.1f} GB of GPU memory, there are {gb:g}"
             problems.append(f"{artifact.name}: {needed}; {advice}")
@@ -133,7 +132,7 @@ def refuse_too_large(
 
 
 def with_part_of_batch(settings: Experiment, stage: str, gpus: Mapping[str, int]) -> Experiment:
-    """An experiment as one of several GPUs goes through it: with its part of the batch of a stage that trains."""
+    """The experiment with one GPU's part of a training stage's batch."""
     section, count = loop(getattr(settings, stage)), gpus.get(stage, 1)
     if count == 1 or stage not in TRAINERS or section is None:
         return settings
@@ -143,17 +142,17 @@ def with_part_of_batch(settings: Experiment, stage: str, gpus: Mapping[str, int]
 
 
 def place(settings: Experiment, stage: str) -> str:
-    """The dotted key of the settings with which a stage goes through its rows."""
+    """The dotted key of the section with a stage's batch size."""
     return f"{stage}.scratch" if isinstance(getattr(settings, stage), Base) else stage
 
 
 def size(need: Need, used: float = 1.0) -> float:
-    """GB of a GPU that a stage takes. used: what past runs used of their prediction."""
+    """GB of a GPU that a stage needs. used: use of past runs over their prediction."""
     return need.device / GB * used + RESERVE
 
 
 def remedies(plan: Plan, artifact: Artifact, gb: float) -> Iterator[str]:
-    """The fewest changes of settings with which a stage fits, each as it is written; several where several do."""
+    """The smallest sets of changed settings with which a stage fits, as text."""
     ways = changes(plan.experiments[artifact.experiment], artifact.stage)
     for count in range(1, len(ways) + 1):
         candidates = [fitting(plan, artifact, gb, some) for some in itertools.combinations(ways, count)]
@@ -163,7 +162,7 @@ def remedies(plan: Plan, artifact: Artifact, gb: float) -> Iterator[str]:
 
 
 def changes(settings: Experiment, stage: str) -> list[list[Change]]:
-    """What can be changed of a stage, in the order to try, the mildest value first."""
+    """Possible changes of a stage's settings, in the order to try; for each setting, the mildest value first."""
     section, where = loop(getattr(settings, stage)), place(settings, stage)
     if not hasattr(section, "micro_batch_size"):
         return [[(where, "batch_size", size) for size in divisors(section.batch_size, section.batch_size)]]
@@ -181,13 +180,12 @@ def changes(settings: Experiment, stage: str) -> list[list[Change]]:
 
 
 def divisors(whole: int, under: int) -> list[int]:
-    """Divisors of a number under another, the largest first."""
+    """Divisors of `whole` below `under`, the largest first."""
     return [size for size in range(under - 1, 0, -1) if whole % size == 0]
 
 
 def fitting(plan: Plan, artifact: Artifact, gb: float, ways: tuple[list[Change], ...]) -> str:
-    """A choice of one value for each way, the mildest that `posttrain check` accepts, with which a stage fits; "" for
-    none."""
+    """The mildest valid choice of one value for each setting with which a stage fits, as text; "" where none fits."""
     settings = plan.experiments[artifact.experiment]
     problems = set(contradictions(settings))
     for chosen in itertools.product(*ways):
@@ -199,7 +197,7 @@ def fitting(plan: Plan, artifact: Artifact, gb: float, ways: tuple[list[Change],
 
 
 def changed(settings: Experiment, chosen: Collection[Change]) -> Experiment:
-    """An experiment with other values at some keys."""
+    """An experiment with changed values."""
     for where, key, value in chosen:
         first, _, inner = where.partition(".")
         section = getattr(settings, first)

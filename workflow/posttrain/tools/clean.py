@@ -1,4 +1,4 @@
-"""What lies under results/ that no campaign needs: orphaned artifacts, abandoned checkpoints, earlier artifacts.
+"""List or delete what no campaign needs under results/: unused artifacts, abandoned checkpoints, kept artifacts.
 
 posttrain clean [--delete]
 """
@@ -11,11 +11,11 @@ from pathlib import Path
 from posttrain.dag.plan import RESERVED, Plan
 from posttrain.jobs import kept
 
-ALIVE = 3600  # seconds without a change after which no process is taken to write there
+ALIVE = 3600  # seconds without a change after which a folder counts as unused by any process
 
 
 def clean(plans: list[Plan], delete: bool = False) -> str:
-    """A line for each folder that is not needed, with its size; deletes them where `delete` is set."""
+    """A line with the size of each folder that is not needed; deletes these folders where `delete` is set."""
     needed = {Path(folder) for plan in plans for folder in plan.folders()}
     unneeded = [*orphans(needed), *checkpoints(needed), *earlier()]
     if not unneeded:
@@ -32,7 +32,7 @@ def clean(plans: list[Plan], delete: bool = False) -> str:
 
 
 def size(folder: Path) -> int:
-    """Bytes that deleting a folder frees: of its files that have no second name elsewhere."""
+    """Bytes that deleting a folder frees: a file with a second hard link frees none."""
     files = [file.stat() for file in folder.rglob("*") if file.is_file()]
     return sum(file.st_size for file in files if file.st_nlink == 1 or not folder.is_relative_to(kept.KEPT))
 
@@ -48,7 +48,7 @@ def orphans(needed: set[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def checkpoints(needed: set[Path]) -> Iterator[tuple[Path, str]]:
-    """Checkpoints and half-made artifacts that no run will continue from."""
+    """Checkpoints and incomplete artifacts from which no run will continue."""
     for folder in sorted(Path("results").glob("**/checkpoints/*")):
         home = folder.parents[1]
         if in_use(folder):
@@ -63,11 +63,11 @@ def checkpoints(needed: set[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a process may be writing there."""
+    """Whether a process may be writing into a folder."""
     return time.time() - max(file.stat().st_mtime for file in [folder, *folder.rglob("*")]) < ALIVE
 
 
 def earlier() -> Iterator[tuple[Path, str]]:
-    """Earlier artifacts, kept in case that a stage comes to the same settings again."""
+    """Replaced artifacts that were kept for reuse."""
     for folder in kept.sizes():
         yield folder, "earlier artifact, kept for reuse"

@@ -1,4 +1,4 @@
-"""What the commands beside the stages do: each function takes the parsed arguments and prints."""
+"""The commands other than stages: each function takes the parsed arguments and prints."""
 
 import os
 from argparse import Namespace
@@ -12,7 +12,7 @@ from posttrain.ground.files import read_json, sha256, write_json
 
 
 def run_attempt(arguments: Namespace) -> int:
-    """Run a stage in a process of its own, which goes on after an interruption."""
+    """Run a stage as a subprocess, and continue after an interruption."""
     from posttrain.jobs.attempt import attempt, home
 
     progress.name = artifacts.at(home(arguments.stage)).name
@@ -20,7 +20,7 @@ def run_attempt(arguments: Namespace) -> int:
 
 
 def run_fetch(arguments: Namespace) -> None:
-    """Bring what the section names from the hub."""
+    """Download what the section names from the hub."""
     from posttrain.config import reader
     from posttrain.ground.identity import canonical
     from posttrain.stages.fetch import fetch
@@ -57,7 +57,7 @@ def run_report(arguments: Namespace) -> None:
 
 
 def run_summary(arguments: Namespace) -> None:
-    """Print the last lines of a run; a report of another plan than the campaign's is refused."""
+    """Print the last lines of a run. Raises UserError for the report of another plan than the campaign's."""
     from posttrain.dag.frozen import summary
     from posttrain.ground.identity import canonical, named
     from posttrain.reporting.summary import last_lines, outdated
@@ -71,7 +71,7 @@ def run_summary(arguments: Namespace) -> None:
 
 
 def run_check(arguments: Namespace) -> None:
-    """Validate a campaign, and list the stages of each experiment with the artifacts that they use."""
+    """Validate a campaign, and list the stages of each experiment with their artifacts."""
     plan = campaign.load(arguments.campaign)
     for name in plan.names:
         print(f"{name}: {plan.experiments[name].question}")
@@ -87,21 +87,21 @@ def run_schema(arguments: Namespace) -> None:
 
 
 def run_export(arguments: Namespace) -> None:
-    """Write a whole model, adapters merged."""
+    """Write a policy as a whole model with merged adapters."""
     from posttrain.tools import export
 
     export.export(arguments.policy, arguments.folder)
 
 
 def run_status(arguments: Namespace) -> None:
-    """Print where each stage stands."""
+    """Print the state of each stage."""
     from posttrain.tools import status
 
     print(status.table(campaign.load(arguments.campaign)))
 
 
 def run_doctor(arguments: Namespace) -> int:
-    """Print what the cluster lacks; exit code 1 where it lacks something."""
+    """Print the checks of the cluster; exit code 1 where one fails."""
     from posttrain.tools import doctor
 
     credentials.taken()  # the probe on a compute node needs no tokens
@@ -118,7 +118,7 @@ def run_ledger(arguments: Namespace) -> None:
 
 
 def run_why(arguments: Namespace) -> None:
-    """Print which artifacts are stale and why, or how two experiments differ."""
+    """Print stale artifacts with the reasons, or how two experiments differ."""
     from posttrain.tools import why
 
     plan = campaign.load(arguments.campaign)
@@ -134,7 +134,7 @@ def run_accept(arguments: Namespace) -> None:
 
 
 def run_plan(arguments: Namespace) -> None:
-    """Print what the stages to be run need; refuse those that do not fit."""
+    """Print the needs of the stages that will run. Raises UserError for those that do not fit."""
     from posttrain.tools import budget
 
     if arguments.gpu_memory_gb is not None:
@@ -154,22 +154,22 @@ def run_verify(arguments: Namespace) -> None:
     existing = [Path(artifact.manifest) for artifact in planned if artifact.exists]
     gather(verify_input, existing)
     absent = len(planned) - len(existing)
-    print(f"{len(existing)} artifacts are what their manifests say; {absent} do not exist yet")
+    print(f"{len(existing)} artifacts match their manifests; {absent} do not exist yet")
 
 
 def run_clean(arguments: Namespace) -> None:
-    """Print what no campaign needs; delete it where `--delete` is given."""
+    """Print what no campaign needs; delete it with `--delete`."""
     from posttrain.tools import clean
 
     files = arguments.campaigns or sorted(Path("config").glob("*.yaml"))
     if not files:
-        raise UserError("clean: there is no campaign in config/; name those whose artifacts are to stay")
-    print(f"kept: what {', '.join(map(str, files))} need")
+        raise UserError("clean: there is no campaign in config/; name the campaigns whose artifacts to keep")
+    print(f"kept: the artifacts of {', '.join(map(str, files))}")
     print(clean.clean([campaign.load(file) for file in files], arguments.delete))
 
 
 def run_wandb_sync(arguments: Namespace) -> None:
-    """Send offline runs; the only command that connects to Weights & Biases."""
+    """Upload offline runs; the only command that connects to Weights & Biases."""
     from posttrain.training import tracking
 
     tracking.sync()

@@ -1,4 +1,4 @@
-"""What is missing on this cluster before anything is submitted, each with what to do.
+"""Check a cluster before jobs are submitted, with what to do about each failed check.
 
 posttrain doctor [CAMPAIGN]
 """
@@ -29,7 +29,7 @@ FAILED = "MISSING"
 
 
 def doctor(plan: Plan) -> tuple[list[str], bool]:
-    """A line for each check, and whether all of them hold. What depends on a failed check is not checked."""
+    """(lines of all checks, whether all passed). Checks that depend on a failed one are skipped."""
     try:
         site = sites.limited(sites.read())
     except UserError as error:
@@ -39,24 +39,24 @@ def doctor(plan: Plan) -> tuple[list[str], bool]:
     for check in (controller, interruptions, partition, jobs, environment):
         lines += (result := check(site, plan))
         if check in (controller, partition) and result[0].startswith(FAILED):
-            lines.append("         what depends on it was not looked at")
+            lines.append("         checks that depend on it were skipped")
             break
     lines += disk(site, plan) + fetched(site, plan)
     return lines, not any(line.startswith(FAILED) for line in lines)
 
 
 def ok(what: str, finding: str) -> list[str]:
-    """The line of a check that holds."""
+    """The line of a passed check."""
     return [f"ok       {what}: {finding}"]
 
 
 def missing(what: str, finding: str, todo: str) -> list[str]:
-    """The lines of a check that does not hold: what was found, and what to do."""
+    """The lines of a failed check: what was found, and what to do."""
     return [f"{FAILED}  {what}: {finding}", f"         -> {todo}"]
 
 
 def controller(site: Site, plan: Plan) -> list[str]:
-    """SLURM's commands are here and its controller answers."""
+    """Check that SLURM's commands exist and its controller answers."""
     absent = [name for name in ("sbatch", "squeue", "scontrol", "sinfo", "srun") if not shutil.which(name)]
     if absent:
         return missing("SLURM", f"no {', '.join(absent)} on PATH", "log in to the cluster, or load its module of SLURM")
@@ -67,7 +67,7 @@ def controller(site: Site, plan: Plan) -> list[str]:
 
 
 def interruptions(site: Site, plan: Plan) -> list[str]:
-    """How long a job has to save, and for how long the controller remembers one that has ended."""
+    """Report how long a stopped job may save, and how long the controller remembers an ended job."""
     fields = slurm.configuration()
     age, accounts = slurm.retention(fields)
     memory = "jobs that ended are never forgotten" if age > 10**6 else f"ended jobs are remembered for {age} s"
@@ -76,7 +76,7 @@ def interruptions(site: Site, plan: Plan) -> list[str]:
 
 
 def partition(site: Site, plan: Plan) -> list[str]:
-    """The partition exists, is up, and has the type of GPU."""
+    """Check that the partition exists, is up, and has the type of GPU."""
     lines = [line.split("|") for line in (slurm.ask("sinfo", "-h", "-o", "%P|%a|%G") or "").split()]
     states = {name.rstrip("*"): state for name, state, _ in lines}
     listed = ", ".join(sorted(states)) or "none"
@@ -103,7 +103,7 @@ def partition(site: Site, plan: Plan) -> list[str]:
 
 
 def jobs(site: Site, plan: Plan) -> list[str]:
-    """SLURM accepts the largest job of each stage."""
+    """Check that SLURM accepts the largest job of each stage."""
     needs = [(artifact.stage, sites.request(site, plan, artifact)) for artifact in to_submit(plan)]
     if not needs:
         return ok("jobs", "nothing is to be made")
@@ -115,12 +115,12 @@ def jobs(site: Site, plan: Plan) -> list[str]:
 
 
 def job(site: Site, stage: str, need: dict[str, int]) -> list[str]:
-    """SLURM accepts a job that asks for so much. need: `gpu`, `mem_mb`, `runtime` in minutes."""
+    """Check that SLURM accepts a job. need: `gpu`, `mem_mb`, `runtime` in minutes."""
     spread, limit = sites.stage_resources(site).get(stage, {}), slurm.time_limit(site.partition)
     nodes, cores = int(spread.get("nodes", 1)), spread.get("cpus_per_task", 1)
     what = f"{stage} ({need['mem_mb']} MB, {need['runtime']} min, {need['gpu']} GPU"
     what += f" on {nodes} nodes)" if nodes > 1 else ")"
-    if 0 < limit < need["runtime"]:  # such a job would be accepted, and wait without an end
+    if 0 < limit < need["runtime"]:  # SLURM would accept such a job and never start it
         todo = f"lower stages.{stage}.runtime in {FILE}"
         return missing(what, f"the partition lets a job run {limit} min", todo)
     call = ["sbatch", "--test-only", *options(site), f"--nodes={nodes}", f"--cpus-per-task={cores}"]
@@ -152,7 +152,7 @@ def to_submit(plan: Plan) -> list[Artifact]:
 
 
 def disk(site: Site, plan: Plan) -> list[str]:
-    """The folders of results and checkpoints can be written, and have room."""
+    """Check that the folders of results and checkpoints can be written and have space."""
     lines, folders = [], {"results": Path("results")}
     if scratch := node.scratch(site.scratch):
         folders["scratch"] = scratch
@@ -173,7 +173,7 @@ def disk(site: Site, plan: Plan) -> list[str]:
 
 
 def fetched(site: Site, plan: Plan) -> list[str]:
-    """Models and data from the hub are here, and files of the user's own."""
+    """Check that models and data from the hub were fetched, and that the user's own files exist."""
     manifests, files = set(), set()
     for name in plan.names:
         for stage, _ in plan.made(name):
@@ -189,7 +189,7 @@ def fetched(site: Site, plan: Plan) -> list[str]:
 
 
 def environment(site: Site, plan: Plan) -> list[str]:
-    """A compute node sees this folder, the pinned packages and a GPU."""
+    """Check that a compute node sees this folder, the pinned packages and a GPU."""
     gpus = [] if site.cpu_only else ["--gpus=1"]
     call = ["srun", *options(site), "--time=5", "--mem=2000", "--ntasks=1", *gpus]
     with tempfile.NamedTemporaryFile("w", suffix=".py", dir=".", prefix=".doctor-") as probe:
@@ -202,7 +202,7 @@ def environment(site: Site, plan: Plan) -> list[str]:
         except subprocess.TimeoutExpired:
             return missing("compute node", "no job of 5 minutes began in 300 s", "the queue is full: try again later")
     if run.returncode:
-        finding = " | ".join(run.stderr.strip().splitlines()[-3:]) or "nothing was said"
+        finding = " | ".join(run.stderr.strip().splitlines()[-3:]) or "no output"
         keys = " and ".join(keys_set(site, "modules", "container"))
         todo = "this folder and its .venv must be seen by every node (make setup here)"
         todo += f"; {keys} in {FILE} must be what they have" if keys else ", or set container"
@@ -216,7 +216,7 @@ def environment(site: Site, plan: Plan) -> list[str]:
 
 
 def other_versions(installed: dict[str, str]) -> list[str]:
-    """Packages of another version than `envs/requirements.txt` says. installed: package -> version."""
+    """Packages in another version than `envs/requirements.txt` pins. installed: package -> version."""
     pins = dict(line.strip().split("==") for line in LOCK.read_text().splitlines() if line.count("==") == 1)
     pinned = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     return [

@@ -1,4 +1,4 @@
-"""Write a policy as one model directory that transformers and lm-eval load by themselves.
+"""Write a policy as one model directory that transformers and lm-eval can load.
 
 posttrain export results/NAME/sft/manifest.json FOLDER
 """
@@ -15,8 +15,8 @@ from posttrain.reporting import card
 def export(policy: Path, folder: Path) -> None:
     """Merge a LoRA into the (dequantised) base that it was trained on, and save weights and tokenizer.
 
-    Raises UserError for an adapter of virtual tokens, which is no part of any weight, for a folder that is there
-    already, for bytes that differ from their manifest, and for a merged model that is another one.
+    Raises UserError for an adapter of virtual tokens, which cannot be merged, for a folder that exists, for bytes that
+    differ from their manifest, and for a merged model that differs from the policy.
     """
     contract = read_contract(policy)
     if contract["method"] not in (*MERGEABLE, "weights"):

@@ -1,4 +1,4 @@
-"""dvc.yaml: DVC's ledger of a campaign. Snakemake decides and runs; DVC stores, moves and shows what was made.
+"""Write dvc.yaml, DVC's ledger of a campaign. Snakemake runs the stages; DVC stores, moves and shows artifacts.
 
 posttrain ledger [CAMPAIGN]
 """

@@ -1,4 +1,4 @@
-"""The config's documentation, made from its one definition: a JSON schema for editors and a table of every key.
+"""Generate the config's documentation from its classes: a JSON schema for editors and a table of every key.
 
 posttrain schema
 """
@@ -26,9 +26,9 @@ def write(folder: Path) -> None:
 
 
 def schema() -> dict:
-    """JSON schema of an experiment's file, in which every key may be left to the parent."""
+    """JSON schema of an experiment's file; no key is required, since a child inherits its parent's."""
     whole = Experiment.model_json_schema()
-    whole.pop("required", None)  # a child inherits what it does not say
+    whole.pop("required", None)
     for part in whole["$defs"].values():
         part.pop("required", None)
     whole["$defs"]["Campaign"] = Campaign.model_json_schema()
@@ -47,29 +47,29 @@ def reference() -> str:
 
 
 def reruns(stage: str) -> str:
-    """What a key of a stage's section makes anew, in a sentence."""
+    """A sentence that lists the stages that a key of a stage's section reruns."""
     if stage in JUDGES:
         return f"A key here reruns `{stage}` of every policy, then `report`."
     below = [f"`{other}`" for other in BUILDERS if stage in upstream(other)]
     below += [
-        f"`{other}` where it is built on one of these"
+        f"`{other}` where it reads one of these"
         for other in BUILDERS
         if "policy" in STAGES[other].reads and stage not in {other, *upstream(other)}
     ]
-    everything = ", ".join([*below, "what judges these policies", "`report`"])
+    everything = ", ".join([*below, "the judges of these policies", "`report`"])
     return f"A key here reruns `{stage}`, then {everything}."
 
 
 def code_table() -> list[str]:
-    """Which stages another code of a module reruns."""
+    """The section on code: a table of the stages that an edit of a module reruns."""
     stages = [*STAGES, "report"]
     reached = {stage: code.code(stage) for stage in stages}
     lines = [
         "\n## The code\n",
-        "A stage is its section, its inputs and the code that it could use. An edit of a function reruns, of the",
-        "stages beside its module, those that mention it; an edit of what runs when the module is imported reruns all",
-        "of them; then what descends from them. Comments, docstrings, annotations, the words of messages and",
-        "formatting rerun nothing, and neither does a module that is not named here.\n",
+        "A stage is identified by its section, its inputs and the code that it could use. An edit of a function reruns",
+        "those of its module's stages that mention the function; an edit of code that runs at import reruns all of",
+        "them. The stages that depend on them follow. Comments, docstrings, annotations, the words of messages and",
+        "formatting rerun nothing, nor does a module that is not listed here.\n",
         "| module | stages |",
         "|---|---|",
     ]
@@ -79,7 +79,7 @@ def code_table() -> list[str]:
 
 
 def section(prefix: str, model: type[sections.Section]) -> list[str]:
-    """The table of a section, followed by those of the sections in it."""
+    """The table of a section, followed by the tables of the sections within it."""
     stage = prefix[:-1]
     lines = [
         f"{(model.__doc__ or '').strip()}\n",
@@ -104,7 +104,7 @@ def section(prefix: str, model: type[sections.Section]) -> list[str]:
 
 
 def kind(field) -> str:
-    """Type and bounds of a key, for a person."""
+    """Type and bounds of a key as text."""
     inner = section_class(field.annotation)
     text = str(field.annotation)
     if "dict" in text:
@@ -128,11 +128,11 @@ def kind(field) -> str:
 
 
 def literals(annotation) -> list[str]:
-    """All values that a type names, in unions too."""
-    found = []
+    """All literal values of a type, in unions too."""
+    values = []
     for part in typing.get_args(annotation):
-        found += [part] if isinstance(part, str) else literals(part)
-    return found
+        values += [part] if isinstance(part, str) else literals(part)
+    return values
 
 
 def bounds(field) -> str:
@@ -142,14 +142,14 @@ def bounds(field) -> str:
     for part in typing.get_args(field.annotation):
         for item in typing.get_args(part)[1:] if hasattr(part, "__metadata__") else []:
             metadata += getattr(item, "metadata", [item])
-    said = [
+    texts = [
         f"{sign} {getattr(rule, name):g}" for rule in metadata for name, sign in signs.items() if hasattr(rule, name)
     ]
-    return f" {', '.join(said)}" if said else ""
+    return f" {', '.join(texts)}" if texts else ""
 
 
 def default(field) -> str:
-    """The default, or that there is none."""
+    """The default of a key as text; "" for none, and a mark for a required key."""
     if field.is_required():
         return "**required**"
     value = field.get_default(call_default_factory=True)

@@ -1,4 +1,4 @@
-"""Which stages of a campaign are done, stale, running, failed or waiting; and why the jobs of a run failed.
+"""Show which stages of a campaign are done, stale, running, failed or waiting, and why the jobs of a run failed.
 
 posttrain status [CAMPAIGN]
 """
@@ -17,8 +17,8 @@ from posttrain.ground.files import lock, read_json
 from posttrain.jobs import attempt
 from posttrain.tools import why
 
-ALIVE = 120  # seconds without a word after which a stage no longer counts as running
-STOPPED = "the next run continues"  # in the last line of a stage that was told to stop, or has no time left
+ALIVE = 120  # seconds without output after which a stage no longer counts as running
+STOPPED = "the next run continues"  # part of the last line of a stage that stopped by a signal or its time limit
 
 
 def table(plan: Plan) -> str:
@@ -53,7 +53,7 @@ def state(artifact: Artifact, jobs: dict[str, str]) -> str:
     if not newest:
         return "waiting"
     text = text_of_last_attempt(log)
-    if "error:" in text:  # and not only in the record of a failure under earlier settings
+    if "error:" in text:  # the failure is that of the present settings
         return failed(folder, log, text)
     is_silent = time.time() - newest > ALIVE
     if not job and (is_silent or STOPPED in text or (text and processes_died(folder))):
@@ -62,14 +62,14 @@ def state(artifact: Artifact, jobs: dict[str, str]) -> str:
 
 
 def failed(folder: Path, log: Path, text: str) -> str:
-    """The state of a stage that failed, with its recorded reason where the text of its log names that one."""
+    """The state of a failed stage, with the recorded reason that occurs in the text of its log."""
     recorded = [read_json(file).get("reason", "") for file in folder.glob("checkpoints/*/failed.json")]
     reasons = [reason.splitlines()[0] for reason in recorded if reason]
     return next((f"failed: {reason}" for reason in reasons if reason in text), f"failed (see {log})")
 
 
 def running(beats: list[Path]) -> str:
-    """The state of a running stage, by the newest of its `progress.json`."""
+    """The state of a running stage, by the newest of its `progress.json` files."""
     try:
         beat = read_json(beats[-1])
         left = f"{beat['left'] // 60}:{beat['left'] % 60:02d} left"
@@ -79,53 +79,53 @@ def running(beats: list[Path]) -> str:
 
 
 def text_of_last_attempt(log: Path) -> str:
-    """What a stage's log holds since its last attempt began; "" where none has."""
+    """The part of a stage's log from its last attempt; "" without a log."""
     return log.read_text(errors="replace").rpartition(attempt.SMALLER)[2] if log.is_file() else ""
 
 
 def processes_died(folder: Path) -> bool:
-    """Whether the processes that made an artifact have died: their lock files lie there, and nobody holds one."""
+    """Whether the processes that made an artifact have died: their lock files exist and no process holds one."""
     files = [*folder.glob(".lock-*")]
     for file in files:
         try:
             with open(file, "r+") as opened:
                 if lock(opened.fileno()) is not True:
                     return False
-        except OSError:  # just deleted, or another user's
+        except OSError:  # deleted meanwhile, or another user's
             return False
     return bool(files)
 
 
 def failed_jobs(logs: list[str], since: float) -> str:
-    """Each job that failed in a run of Snakemake, why, and which logs say more; "" where none did.
+    """Each failed job of a run of Snakemake, with the reason and its logs; "" where none failed.
 
-    logs: Snakemake's. since: when it began to work, in seconds since 1970. Printed below all that was printed since.
+    logs: Snakemake's own. since: start of the run, in seconds since 1970. Printed after all other output.
     """
     lines: dict[str, str] = {}
     for log in logs:
         for failure in failures(Path(log).read_text(errors="replace")):
             name = at(failure.output).name
             written = [str(file).removeprefix(f"{Path.cwd()}/") for file in failure.logs if is_written(file, since)]
-            # A job's own log, printed among Snakemake's, may name the same job again.
+            # Snakemake's log contains the logs of jobs, which may name the same job again.
             lines.setdefault(name, "\n      ".join([f"  {name}: {cause(failure, since)}", *written]))
     if not lines:
         return ""
-    return "\n".join([f"{len(lines)} failed or were stopped; what follows from them was not made:", *lines.values()])
+    return "\n".join([f"{len(lines)} failed or were stopped; their descendants were not made:", *lines.values()])
 
 
 def is_written(log: Path, since: float) -> bool:
-    """Whether something was written to a log since then: Snakemake itself makes an empty one."""
+    """Whether a log has text and was changed since then; Snakemake itself creates an empty one."""
     return log.is_file() and log.stat().st_size > 0 and log.stat().st_mtime >= since
 
 
 def cause(failure: Failure, since: float) -> str:
-    """Why a job failed: by its stage's log, else by what Snakemake says of the job."""
+    """The reason why a job failed, by its stage's log, else by Snakemake's message."""
     log = at(failure.output).log
     if is_written(log, since) and (text := text_of_last_attempt(log).strip()):
         errors = re.findall(r"^(?:\[[^\]]*\] )?(?:what ended it|error): (?:error: )?(.*)", text, re.M)
         stops = re.findall(rf"\] (.*{STOPPED})", text)
-        lines = dict.fromkeys(errors or stops or text.splitlines()[-1:])  # several processes say the same
+        lines = dict.fromkeys(errors or stops or text.splitlines()[-1:])  # several processes print the same
         return "\n      ".join(lines)
     if failure.refusal:
-        return f"SLURM refused the job ({failure.refusal}): `posttrain doctor` says what it would take"
-    return f"its stage said nothing. {failure.message}".strip()
+        return f"SLURM refused the job ({failure.refusal}): see `posttrain doctor`"
+    return f"its stage printed nothing. {failure.message}".strip()

@@ -1,4 +1,4 @@
-"""Explain which stages will run again: the key, input or function that changed, what follows from it, what it costs.
+"""Explain which stages will rerun: the changed key, input or function, the affected stages, and the cost.
 
 posttrain why [EXPERIMENT[/STAGE] [OTHER EXPERIMENT]]
 """
@@ -18,13 +18,13 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
 from posttrain.ground.identity import canonical, named, record_of
 
-NOTHING = "Nothing is stale: every artifact is what its settings, its inputs and its code make."
+NOTHING = "Nothing is stale: every artifact was made from its present settings, inputs and code."
 
 
 def why(plan: Plan, wanted: str = "") -> str:
-    """The artifacts that Snakemake would make anew, each with the reasons, what follows from it and its cost.
+    """The artifacts that Snakemake would remake, each with the reasons and the cost.
 
-    wanted: EXPERIMENT or EXPERIMENT/STAGE, to show these alone. Raises UserError where the campaign has no such one.
+    wanted: EXPERIMENT or EXPERIMENT/STAGE, to show its artifacts only. Raises UserError where the campaign has none.
     """
     artifacts = survey(plan)
     again = to_run(artifacts)
@@ -44,13 +44,13 @@ def why(plan: Plan, wanted: str = "") -> str:
 
 
 def survey(plan: Plan) -> dict[str, dict]:
-    """Folder -> every artifact of a campaign: how it is planned, its provenance (`record`), and why it is stale."""
+    """Folder -> artifact of the campaign: its planned parameters, its provenance (`record`), and why it is stale."""
     artifacts = {artifact.folder: planned(plan, artifact) for artifact in plan.artifacts()}
     return {folder: artifact | {"reasons": list(changes(artifact))} for folder, artifact in artifacts.items()}
 
 
 def belonging(plan: Plan, artifacts: dict[str, dict], wanted: str) -> set[str]:
-    """Folders of the artifacts that an experiment uses, or that lie under EXPERIMENT/STAGE."""
+    """Folders of the artifacts that an experiment uses, or that are under EXPERIMENT/STAGE."""
     folders = {folder for folder in artifacts if within(folder.removeprefix("results/"), wanted)}
     if wanted in plan.names:
         folders |= {artifact.folder for artifact in plan.of(wanted)}
@@ -60,12 +60,12 @@ def belonging(plan: Plan, artifacts: dict[str, dict], wanted: str) -> set[str]:
 
 
 def within(name: str, wanted: str) -> bool:
-    """Whether an artifact is the wanted one, or lies under it."""
+    """Whether an artifact is the wanted one, or is under it."""
     return f"{name}/".startswith(f"{wanted}/")
 
 
 def planned(plan: Plan, artifact: Artifact) -> dict:
-    """An artifact's stage, inputs, params and upstream folders by the plan; whether it exists; its provenance."""
+    """An artifact's stage, inputs, params and upstream folders in the plan; whether it exists; its provenance."""
     key = (artifact.experiment, artifact.stage, artifact.policy)
     section = named(canonical(summary(plan))) if artifact == REPORT else plan.section(*key[:2])
     inputs = {role: flat({role: files}) for role, files in plan.inputs(*key).items()}
@@ -81,10 +81,10 @@ def planned(plan: Plan, artifact: Artifact) -> dict:
 
 
 def changes(artifact: dict) -> Iterator[str]:
-    """What has changed since an artifact was made: keys, inputs, functions."""
+    """The changes since an artifact was made: keys, inputs, functions."""
     record, stage = artifact["record"], artifact["stage"]
     if not artifact["whole"]:
-        return  # `to_run` finds out whether it is needed
+        return  # `to_run` decides whether it is needed
     if not record:
         yield "of unknown origin: its provenance.json is gone or broken"
         return
@@ -98,7 +98,7 @@ def changes(artifact: dict) -> Iterator[str]:
         yield from edited(stage, record, before[1], now[1])
     absent = [up for up in artifact["upstream"] if not Path(up, "manifest.json").is_file()]
     if before[2:] != now[2:] and absent:
-        yield f"what it is built on has other settings or code, or is not here: {', '.join(absent)}"
+        yield f"an absent input has other settings or code: {', '.join(absent)}"
     for role in sorted(record["inputs"].keys() | artifact["inputs"].keys()):
         yield from other_inputs(role, record["inputs"].get(role, {}), artifact["inputs"].get(role, []))
 
@@ -119,7 +119,7 @@ def other_inputs(role: str, before: dict[str, str], now: list[str]) -> Iterator[
         yield f"{role}: {', '.join(gone) or 'none'} -> {', '.join(new) or 'none'}"
     for file in now:
         if file in before and damaged(file):
-            yield f"{role}: {file}: what it lists is damaged"
+            yield f"{role}: {file}: its files are damaged"
         if file in before and Path(file).is_file() and (digest := sha256(Path(file))) != before[file]:
             yield f"{role}: {file}: {before[file][:12]} -> {digest[:12]}"
 
@@ -141,14 +141,14 @@ def edited_modules(past: dict[str, str], present: dict[str, str]) -> Iterator[st
             changed.setdefault(module, []).append(definition or "(module)")
     reached = {place.partition(":")[0] for place in present}
     if not any(":" in place for place in past):
-        yield "code: its record does not say which functions it used"
+        yield "code: its record does not list its functions"
     else:
         for module, names in changed.items():
             yield f"code: {module}" + (f": {', '.join(names)}" if module in reached else " is no longer reached")
 
 
 def to_run(artifacts: dict[str, dict]) -> list[str]:
-    """Folders that Snakemake runs: stale ones, their descendants, and what these need and does not exist."""
+    """Folders that Snakemake will remake: stale ones, their descendants, and absent inputs of these."""
     run = {folder for folder, artifact in artifacts.items() if artifact["reasons"]}
     run |= {"results/report"} if not artifacts["results/report"]["whole"] else set()
     while True:
@@ -161,7 +161,7 @@ def to_run(artifacts: dict[str, dict]) -> list[str]:
 
 
 def stale(plan: Plan) -> dict[str, str]:
-    """Folder of an existing artifact that is not as planned -> why it must not be shown as this plan's result."""
+    """Folder of an existing stale artifact -> why it must not be shown as this plan's result."""
     artifacts = survey(plan)
     folders = [folder for folder in to_run(artifacts) if artifacts[folder]["whole"]]
     reason = "stale, made from other settings, inputs or code: posttrain why"
@@ -171,27 +171,27 @@ def stale(plan: Plan) -> dict[str, str]:
 def replaced(folder: str, record: dict) -> str:
     """Date and size of an artifact that will be overwritten."""
     size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    return f"what was made {record.get('started', 'earlier')} ({size / 1e6:.1f} MB)"
+    return f"the artifact of {record.get('started', 'an unknown date')} ({size / 1e6:.1f} MB)"
 
 
 def seconds(folder: str, artifacts: dict[str, dict]) -> float | None:
-    """Seconds that an artifact took, or else the median of its stage's artifacts; None where no record tells."""
+    """Seconds that an artifact took, else the median of its stage's artifacts; None without a record."""
     stage, last = artifacts[folder]["stage"], artifacts[folder]["record"].get("seconds")
     times = [a["record"]["seconds"] for a in artifacts.values() if a["stage"] == stage and "seconds" in a["record"]]
     return last if last is not None else statistics.median(times) if times else None
 
 
 def gpus(artifact: dict) -> int:
-    """How many GPUs the last run of an artifact used."""
+    """Number of GPUs that the last run of an artifact used."""
     shape = artifact["record"].get("shape", {})
     return shape.get("processes", 1) if shape.get("device", "cpu") != "cpu" else 0
 
 
 def cost(folder: str, artifacts: dict[str, dict]) -> str:
-    """The time that an artifact will take, and GPU-hours where it used GPUs, by earlier records."""
+    """The expected time of an artifact, and GPU-hours where it used GPUs, by earlier records."""
     time = seconds(folder, artifacts)
     if time is None:
-        return "a time that no record tells yet"
+        return "an unknown time"
     used = gpus(artifacts[folder])
     return f"about {duration(time)}" + (f", {used * time / 3600:.2f} GPU-hours" if used else "")
 
