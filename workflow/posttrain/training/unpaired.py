@@ -1,8 +1,7 @@
-"""KTO with one reference point for a whole batch: TRL takes another one for each micro-batch (TRL 1.16).
+"""KTO with one reference point for a whole batch; TRL computes one for each micro-batch (TRL 1.16).
 
 The reference point is z0 = max(0, mean of log pi(y'|x) - log pi_ref(y'|x)), where y' is the completion of another
-prompt x' of the batch (arXiv 2402.01306, section 4.1). It stands inside a sigmoid, so that another z0 would be another
-gradient.
+prompt x' of the batch (arXiv 2402.01306, section 4.1). It is inside a sigmoid, so that another z0 changes the gradient.
 """
 
 import random
@@ -47,7 +46,8 @@ class UnpairedTrainer(KTOTrainer):
 
     def __init__(self, args: KTOConfig, **options):
         require("trl", TRL, "how KTOTrainer pairs rows and keeps what it measures")
-        loss, args.loss_type = args.loss_type, "apo_zero_unpaired"  # then it pairs no rows and allows one in a pass
+        # With this loss, the constructor pairs no rows and accepts a micro-batch of one row.
+        loss, args.loss_type = args.loss_type, "apo_zero_unpaired"
         super().__init__(args=args, **options)
         self.loss_type, self.calculate_KL = loss, loss == "kto"
         self.precompute_ref_logps = True
@@ -60,14 +60,14 @@ class UnpairedTrainer(KTOTrainer):
         return super().train(*args, **options)
 
     def get_batch_samples(self, *args, **options):
-        """This process's micro-batches of one optimiser step, after z0 was taken over those of all processes."""
+        """This process's micro-batches of one optimiser step; computes z0 over those of all processes first."""
         batches, items = super().get_batch_samples(*args, **options)
         self._measure(batches)
         return batches, items
 
     def compute_loss(self, model, inputs, *args, **options):
-        """TRL's loss; what it measures of wanted and of unwanted answers becomes a mean over answers, not over passes,
-        some of which have none of one kind."""
+        """TRL's loss. Its metrics of wanted and unwanted answers become means over answers: a mean over forward passes
+        would be wrong, as some have no answer of one kind."""
         loss = super().compute_loss(model, inputs, *args, **options)
         metrics = self._metrics["train" if self.model.training else "eval"]
         counts = parallel.summed(torch.stack([inputs["label"].sum(), (~inputs["label"]).sum()])).tolist()
@@ -80,9 +80,9 @@ class UnpairedTrainer(KTOTrainer):
         return loss
 
     def evaluate(self, *args, **options) -> dict[str, float]:
-        """The measurements of the held-out rows, in every process.
+        """The metrics of the held-out rows, computed by every process.
 
-        Rows are mismatched in an order by the seed, since neighbours may answer the same prompt.
+        Rows are mismatched in a random order by the seed, since neighbours may answer the same prompt.
         """
         count, size = len(self.eval_dataset), self.args.per_device_eval_batch_size
         order = random.Random(self.args.seed).sample(range(count), count)
@@ -93,7 +93,7 @@ class UnpairedTrainer(KTOTrainer):
 
     @torch.no_grad()
     def _measure(self, batches: Iterable[dict[str, Tensor]]) -> None:
-        """Take z0, before it is held at 0 or more, over the batches of every process."""
+        """Compute z0, before it is clamped at 0, over the batches of all processes."""
         if not self.calculate_KL:
             return
         self.model.eval()  # without dropout, which would draw from the training's random stream
@@ -110,6 +110,6 @@ class UnpairedTrainer(KTOTrainer):
         self.z0 = summed / count
 
     def _compute_kl_logps(self, model, batch: dict[str, Tensor]) -> Tensor | None:
-        """That of which TRL takes the mean, less `ref_KL_logps`, as the micro-batch's z0: the whole batch's z0."""
+        """The whole batch's z0. TRL takes its mean, less `ref_KL_logps` (here 0), as the micro-batch's z0."""
         batch["ref_KL_logps"] = torch.zeros_like(batch["ref_logps"])
         return self.z0 + batch["ref_KL_logps"] if self.calculate_KL else None
