@@ -308,3 +308,42 @@ def test_a_stage_on_which_ctrl_c_was_typed_says_so(project, finished, tmp_path):
     assert "  endless/sft: interrupted; the next run continues" in said.rpartition("failed or were stopped")[2]
     found = subprocess.run(["posttrain", "status", str(tmp_path / "mini/config.yaml")], **options | {"cwd": here})
     assert re.search(r"^endless/sft +stopped; the next run continues", found.stdout, re.M), found.stdout
+
+
+def test_a_method_is_added_in_the_places_that_contributing_names(project, finished):
+    """A class, a line in the table, a module and a caption: it is planned, run, judged and reported by these alone."""
+    shutil.copytree(HERE / "mini/experiments", project / "own/experiments")
+    (project / "own/config.yaml").write_text("experiments: [mini-echo]\n")
+    others = "ppo: null\ndpo: null\nkto: null\n"
+    (project / "own/experiments/mini-echo.yaml").write_text(
+        f"question: Does a method of one's own run?\nextends: mini-align\n{others}echo: {{steps: 2, batch_size: 4}}\n"
+    )
+    own = ("--configfile", "own/config.yaml")
+    package = {"PYTHONPATH": str(project / "workflow")}
+    control = snakemake(project, "-n", *own, **package)
+    assert control.returncode == 2 and "mini-echo.yaml:6: echo: unknown key" in control.stderr
+    folder = project / "workflow/posttrain"
+    sections, table = folder / "config/sections.py", folder / "config/stages.py"
+    sections.write_text(sections.read_text() + '\n\nclass Echo(Dpo):\n    """DPO under another name."""\n')
+    line = 'Stage(sections.Echo, "policy", "a method of one\'s own", ("data", "base", "sft", "reference"))'
+    place = '    "longctx": Stage('
+    table.write_text(table.read_text().replace(place, f'    "echo": {line},\n{place}', 1))
+    module = (folder / "stages/dpo.py").read_text()
+    (folder / "stages/echo.py").write_text(module.replace("dpo", "echo").replace("Dpo", "Echo"))
+    (project / "workflow/report/echo.rst").write_text("A method of one's own.\n")
+    planned = jobs(snakemake(project, "-n", *own, **package).stdout)
+    assert planned == {"all": "1", "echo": "1", "evaluate": "1", "compare": "1", "report": "1", "total": "5"}
+    needs = subprocess.run(
+        ["posttrain", "plan", "own/config.yaml"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        env=environment(**package),
+    )
+    assert re.search(r"^mini-echo/echo +[\d.]+ k +\d", needs.stdout, re.M), needs.stdout + needs.stderr
+    done = snakemake(project, "--cores", "2", *own, **package)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = list(csv.DictReader((project / "results/report/table.csv").open()))
+    tasks = {row["task"] for row in rows if row["policy"] == "echo"}
+    assert {"world", "answers"} <= tasks
+    assert "mini-echo" in (project / "results/report/index.html").read_text()
