@@ -122,7 +122,7 @@ def test_without_artifacts_the_code_is_named(package):
     shutil.rmtree("results/whole/dpo")
     before = code.fingerprint_of("dpo")
     change(package, "stages/dpo")
-    with pytest.raises(UserError, match="dpo: no artifact here tells what its code was; name it: --from"):
+    with pytest.raises(UserError, match="dpo: no artifact here records its former code; name it: --from"):
         accept(load(), ["dpo"], WHY)
     accept(load(), ["dpo"], WHY, former=before)
     assert load().code["dpo"] == before

@@ -12,7 +12,7 @@ from posttrain.dag.artifacts import REPORT, Artifact
 from posttrain.dag.campaign import DEFAULT
 from posttrain.dag.plan import Plan
 
-PAGES = ("table.csv", "table.md", "index.html", "figures", "curves.csv")
+PAGES = ("table.csv", "table.md", "summary.txt", "index.html", "figures", "curves.csv")
 HEAD = """# Written by `posttrain ledger`; write it again when the campaign's experiments change. One stage, since
 # Snakemake decides what runs; one out for each artifact, so that each can be pulled alone. Without `persist` DVC would
 # delete them before a run.
