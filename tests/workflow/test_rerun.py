@@ -261,7 +261,7 @@ def test_packages_and_relative_imports_count(package):
 def test_broken_code_is_named(package):
     (package / "stages/dpo.py").write_text("def dpo(:\n")
     forget()
-    with pytest.raises(UserError, match=r"dpo.py: is no Python module that can be read"):
+    with pytest.raises(UserError, match=r"dpo.py: is not a valid Python module"):
         campaign.load("config/config.yaml")
     (package / "stages/dpo.py").unlink()
     forget()
