@@ -267,5 +267,5 @@ def test_text_that_is_not_there_is_named(data, home, tmp_path, side):
     shutil.copytree(data.parent, copied)
     (copied / f"data/text/{side}.jsonl").unlink()
     write_json(copied / "manifest.json", manifest_of(copied, ["data"]))
-    with pytest.raises(UserError, match=rf"text/{side}\.jsonl: is not there: the prepared data has no such rows"):
+    with pytest.raises(UserError, match=rf"text/{side}\.jsonl: does not exist: the prepared data has no such rows"):
         make("base", Base(scratch=scratch()), tmp_path / "out/base/manifest.json", data=copied / "manifest.json")

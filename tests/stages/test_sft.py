@@ -232,7 +232,7 @@ def test_bfloat16_trains_on_a_cpu_too(data, base, home):
 
 def test_another_stages_manifest_is_told_in_words(data, base, home):
     output = Path("results/wrong/sft/manifest.json")
-    with pytest.raises(UserError, match=r"sft/train\.jsonl: is not there"):
+    with pytest.raises(UserError, match=r"sft/train\.jsonl: does not exist"):
         make("sft", sft(method="lora"), output, data=base, base=base)
     with pytest.raises(UserError, match="is not an artifact of a language model"):
         make("sft", sft(method="lora"), output, data=data, base=data)

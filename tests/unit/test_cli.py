@@ -85,7 +85,7 @@ def test_what_no_stage_made_is_not_replaced(tmp_path):
     (tmp_path / "data/mine").write_text("years of work")
     command = ("prepare", "--config", "section.yaml", "--output")
     done = posttrain(*command, "manifest.json", cwd=tmp_path)
-    assert done.returncode == 2 and "data is no artifact's and would be replaced" in done.stderr
+    assert done.returncode == 2 and "data is no artifact and would be replaced" in done.stderr
     assert (tmp_path / "data/mine").read_text() == "years of work"
     done = posttrain(*command, "out/prepare", cwd=tmp_path)
     assert done.returncode == 2 and "must be called manifest.json" in done.stderr

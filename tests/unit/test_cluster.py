@@ -154,7 +154,7 @@ def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):
 def test_weights_are_shared_out_where_the_site_says_so(here, stage, monkeypatch):
     (here / "slurm").mkdir()
     (here / "slurm/site.yaml").write_text("stages: {sft: {gpu: 2, shard: true}, ppo: {shard: true}}\n")
-    with pytest.raises(UserError, match=r"^slurm/site.yaml:1: stages.ppo.shard: only sft and dpo can$"):
+    with pytest.raises(UserError, match=r"^slurm/site.yaml:1: stages.ppo.shard: only sft, dpo, kto can$"):
         sites.read()
     (here / "slurm/site.yaml").write_text("stages: {sft: {gpu: 2, shard: true}}\n")
     monkeypatch.setenv(slurm.SITE, sites.read().model_dump_json(exclude_none=True))
@@ -201,5 +201,5 @@ def test_nodes_without_as_many_gpus_each_are_refused(here):
         f"2: stages.sft.nodes: 3 GPUs cannot be divided evenly over 2 nodes; {whole.format('sft', 2)}",
         f"3: stages.ppo.nodes: 0 GPUs cannot be divided evenly over 2 nodes; {whole.format('ppo', 2)}",
         f"4: stages.dpo.nodes: 2 GPUs cannot be divided evenly over 4 nodes; {whole.format('dpo', 4)}",
-        "5: stages.evaluate.nodes: only base, sft, reward, ppo, dpo, longctx can run on several nodes",
+        "5: stages.evaluate.nodes: only base, sft, reward, ppo, dpo, kto, longctx can run on several nodes",
     ]

@@ -11,7 +11,7 @@ import pytest
 FORBIDDEN = [
     ("maths/ppo", "posttrain.dag.plan", "A room imports only the rooms below it"),
     ("stages/dpo", "posttrain.stages.base", "No stage imports another stage"),
-    ("ground/errors", "posttrain.ground.identity", "No imports in a circle"),
+    ("ground/errors", "posttrain.ground.files", "No imports in a circle"),
     ("stages/sft", "posttrain.jobs.slurm", "No stage knows of jobs, clusters or tools"),
     ("config/grid", "posttrain.data.rows", "The config knows no data"),
     ("resources/memory", "posttrain.cluster.sites", "Estimates of resources know no cluster"),

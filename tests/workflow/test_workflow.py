@@ -26,7 +26,7 @@ def project(root, tmp_path_factory) -> Path:
 UNREAD = {
     "longctx": {"policy"},  # the workflow reads it, and gives the stage that policy
     "ppo": {"kl_horizon"},  # only with kl_target, and refused without it
-    "prepare": {"allow_empty_user", "group_key", "max_line_mb", "test_fraction"},  # only with sources, likewise
+    "prepare": {"allow_empty_user", "group_key", "max_line_mb"},  # only with sources, likewise
 }
 WHOLE = "experiments=[mini,mini-lora,mini-align,mini-dpo,mini-long]"
 

@@ -115,7 +115,7 @@ def contradictions(site: Site) -> Iterator[tuple[str, str]]:
         yield "scratch", str(error)
     for stage, request in site.stages.items():
         if request.shard and stage not in SHARDED:
-            yield f"stages.{stage}.shard", f"only {' and '.join(SHARDED)} can"
+            yield f"stages.{stage}.shard", f"only {', '.join(SHARDED)} can"
         gpus, key = request.gpu or 0, f"stages.{stage}.nodes"
         if request.nodes > 1 and stage not in TRAINERS:
             yield key, f"only {', '.join(TRAINERS)} can run on several nodes"

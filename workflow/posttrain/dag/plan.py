@@ -177,7 +177,10 @@ class Plan:
         if (narrowed := self._narrowed(experiment, parts)) != experiment:
             return self.owner(narrowed, stage, policy)
         parent = self.parent(experiment)
-        if parent is None or not all(self.has(parent, part) for part in parts):
+        # A parent owns the reference that its children share, though it runs no stage that reads it.
+        if parent is None or any(getattr(self.experiments[parent], part) is None for part in parts):
+            return experiment
+        if stage in JUDGES and not self.has(parent, stage):
             return experiment
         if self.parts(parent, stage, policy) != parts:
             return experiment
