@@ -17,8 +17,8 @@ WEIGHTS = "model/adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def inputs(data, base, tuned_policy, referenced):
-    return {"data": data, "base": base, "sft": tuned_policy, "reference": referenced}
+def inputs(read_by):
+    return read_by["kto"]
 
 
 @pytest.fixture(scope="module")

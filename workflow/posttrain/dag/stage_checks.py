@@ -7,7 +7,7 @@ from posttrain.config.sections import WHOLE_BATCH, Adapter, Dpo, Longctx, Optimi
 from posttrain.config.sources import OF_WORLD, sides
 from posttrain.config.stages import POLICIES, STAGES
 from posttrain.config.validation import nearest
-from posttrain.dag.resolution import FUNCTIONS, function_mistakes, longest_row
+from posttrain.dag.resolution import CALLERS, FUNCTIONS, function_mistakes, longest_row
 
 Mistakes = Iterator[tuple[str, str]]  # dotted key, what is wrong and what would be right
 
@@ -75,7 +75,7 @@ def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
 def _named_functions(where: str, section: Section) -> Mistakes:
     """Hand-written functions must exist; keys that the workflow fills in must be left out."""
     written = [code for key, code in FUNCTIONS.items() if code in type(section).model_fields]
-    written += ["reward_function"] if "reward_function" in type(section).model_fields and where == "compare" else []
+    written += [key for _, key, passed_on_to in CALLERS if where in passed_on_to]
     for key in written:
         if key in section.model_fields_set:
             yield f"{where}.{key}", "is written by the workflow; leave it out"

@@ -13,7 +13,7 @@ from pathlib import Path
 from posttrain.dag import artifacts
 from posttrain.dag.artifacts import arguments
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import listed, sha256
+from posttrain.ground.files import listed, read_object, sha256
 from posttrain.ground.identity import DAMAGED, canonical, record_of
 from posttrain.ground.progress import say
 
@@ -24,7 +24,7 @@ FORMAT = 6  # of Snakemake's records: `RECORD_FORMAT_VERSION` of the pinned vers
 
 def sync(folders: list[str]) -> None:
     """Write Snakemake's records of the artifacts in `folders`, if an artifact or one of its inputs has changed."""
-    before = _read(SEEN)
+    before = read_object(SEEN)
     stats: dict = before["files"] if isinstance(before.get("files"), dict) else {}
     written_for = {"folders": folders, "code": _code()}
     if stats and before | written_for | {"records": _records()} == before and _stats(stats) == stats:
@@ -99,15 +99,6 @@ def _stats(files) -> dict[str, list[int] | None]:
     return stats
 
 
-def _read(path: Path) -> dict:
-    """The JSON object in a file; {} where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def set_aside_if_short(manifest: Path) -> None:
     """Rename the manifest of an artifact with a file of another size, so that Snakemake remakes the artifact.
 
@@ -139,7 +130,7 @@ def _write(folder: Path, inputs: list[tuple[str, str]], params: list[str]) -> No
         if entry.name.startswith(".") or entry.is_dir() or entry.name in ("config.yaml", "provenance.json", DAMAGED):
             continue
         file = record_file(f"{folder}/{entry.name}")
-        before = _read(file)
+        before = read_object(file)
         if before | record != before:
             file.parent.mkdir(parents=True, exist_ok=True)
             beside = file.with_name(f"{file.name[:200]}.{os.getpid()}")

@@ -41,6 +41,15 @@ def read_json(path: Path):
         raise UserError(f"{path}: is not valid JSON: {error}") from None
 
 
+def read_object(path: Path) -> dict:
+    """The JSON object in a file; {} where the file cannot be read or holds no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def write_json(path: Path, value) -> None:
     """Write a JSON file by rename, so that readers see the old content or the new."""
     temporary = path.with_name(f".{path.name}.new")

@@ -14,6 +14,7 @@ from posttrain.config.sections import Scratch
 from posttrain.dag.plan import Plan
 from posttrain.data import hub
 from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_object
 
 # Families whose feed-forward part has two matrices instead of three with a gate.
 UNGATED = ("bloom", "gpt2", "gpt_neox", "opt", "mpt", "gptj", "falcon", "phi")
@@ -165,17 +166,13 @@ def _header(file: str) -> list[tuple[str, int]]:
 
 
 @cache
-def _text(file: str, changed: int) -> dict:
-    try:
-        value = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _object(file: str, changed: int) -> dict:
+    return read_object(Path(file))
 
 
 def _read(file: str | Path) -> dict:
     """The JSON object in a file, cached until the file changes; {} where there is none."""
     try:
-        return _text(str(file), os.stat(file).st_mtime_ns)
+        return _object(str(file), os.stat(file).st_mtime_ns)
     except OSError:
         return {}

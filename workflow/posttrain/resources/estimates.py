@@ -17,6 +17,7 @@ from posttrain.config.sections import Base, Longctx, Ppo
 from posttrain.config.stages import JUDGES, STAGES, TRAINERS
 from posttrain.dag.artifacts import Artifact, at
 from posttrain.dag.plan import Plan
+from posttrain.ground.files import read_object
 from posttrain.ground.identity import record_of
 from posttrain.jobs import attempt, cards, slurm
 from posttrain.resources import architecture, memory, moments
@@ -212,18 +213,9 @@ def exhausted_mb(plan: Plan, artifact: Artifact) -> int:
     Read from `failed.json`, or from SLURM for a job that was killed with all its processes and could not write it.
     """
     folder = Path(plan.folder(*artifact), "checkpoints", "attempt")
-    began, failed = _object(folder / "attempt.json"), _object(folder / "failed.json")
+    began, failed = read_object(folder / "attempt.json"), read_object(folder / "failed.json")
     if not began or began.get("what") != attempt.digest(shlex.split(plan.arguments(*artifact))):
         return 0
     sizes = [failed.get("mem_mb")] if failed.get("reason") == "out of memory" else []
     sizes += [began.get("mem_mb")] if began.get("job") and slurm.ran_out_of_memory(began["job"]) else []
     return max((round(size) for size in sizes if isinstance(size, int | float)), default=0)
-
-
-def _object(file: Path) -> dict:
-    """The JSON object in a file; {} where there is none."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
