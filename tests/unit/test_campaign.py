@@ -173,6 +173,7 @@ def test_gold_is_the_worlds_or_a_function_of_ones_own_and_reruns_what_it_judges(
         (ALIGNED + "compare: {gold_code: abc}\n", "compare.gold_code: is written by the workflow"),
         (ALIGNED.replace("ppo: {}", "ppo: {reward_function: nosuch}"), "allowed: file.py:function or package"),
         (ALIGNED.replace("ppo: {}", "ppo: {reward_code: abc}"), "ppo.reward_code: is written by the workflow"),
+        (ALIGNED + "compare: {reward_function: 'a.py:f'}\n", "compare.reward_function: is written by the workflow"),
         (ALIGNED.replace("dpo: {}", "dpo: {loss: [ppo]}"), "dpo.loss[0]: found 'ppo', it should be"),
         (ALIGNED.replace("dpo: {}", "dpo: {loss_weights: [1.0, 2.0]}"), "dpo.loss_weights: has 2 weights for 1 losses"),
         (ALIGNED.replace("dpo: {}", "dpo: {label_smoothing: 0.1}"), "dpo.label_smoothing: has no effect with loss"),
