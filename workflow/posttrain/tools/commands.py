@@ -3,12 +3,23 @@
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from posttrain.config.stages import STAGES
-from posttrain.dag import artifacts, campaign
+from posttrain.dag import artifacts
 from posttrain.ground import accepted, credentials, progress
 from posttrain.ground.errors import UserError, gather
 from posttrain.ground.files import read_json, sha256, write_json
+
+if TYPE_CHECKING:
+    from posttrain.dag.plan import Plan
+
+
+def load(file: str | Path) -> "Plan":
+    """The plan of a campaign. Planning is imported here, since stages and `attempt` start without it."""
+    from posttrain.dag import campaign
+
+    return campaign.load(file)
 
 
 def run_attempt(arguments: Namespace) -> int:
@@ -64,7 +75,7 @@ def run_summary(arguments: Namespace) -> None:
 
     if not arguments.folder.is_dir():
         raise UserError(f"{arguments.folder}: there is no report; run snakemake")
-    plan = campaign.load(arguments.campaign)
+    plan = load(arguments.campaign)
     if reason := outdated(arguments.folder, named(canonical(summary(plan))), plan.lineage("", "report")):
         raise UserError(f"{arguments.folder}: {reason}, or name its campaign: posttrain summary --campaign FILE")
     print(last_lines(arguments.folder))
@@ -72,7 +83,7 @@ def run_summary(arguments: Namespace) -> None:
 
 def run_check(arguments: Namespace) -> None:
     """Validate a campaign, and list the stages of each experiment with their artifacts."""
-    plan = campaign.load(arguments.campaign)
+    plan = load(arguments.campaign)
     for name in plan.names:
         print(f"{name}: {plan.experiments[name].question}")
         for stage in plan.stages(name):
@@ -97,7 +108,7 @@ def run_status(arguments: Namespace) -> None:
     """Print the state of each stage."""
     from posttrain.tools import status
 
-    print(status.table(campaign.load(arguments.campaign)))
+    print(status.table(load(arguments.campaign)))
 
 
 def run_doctor(arguments: Namespace) -> int:
@@ -105,7 +116,7 @@ def run_doctor(arguments: Namespace) -> int:
     from posttrain.tools import doctor
 
     credentials.taken()  # the probe on a compute node needs no tokens
-    lines, whole = doctor.doctor(campaign.load(arguments.campaign))
+    lines, whole = doctor.doctor(load(arguments.campaign))
     print("\n".join(lines))
     return 0 if whole else 1
 
@@ -114,14 +125,14 @@ def run_ledger(arguments: Namespace) -> None:
     """Write dvc.yaml."""
     from posttrain.tools import ledger
 
-    Path("dvc.yaml").write_text(ledger.ledger(campaign.load(arguments.campaign)), encoding="utf-8")
+    Path("dvc.yaml").write_text(ledger.ledger(load(arguments.campaign)), encoding="utf-8")
 
 
 def run_why(arguments: Namespace) -> None:
     """Print stale artifacts with the reasons, or how two experiments differ."""
     from posttrain.tools import why
 
-    plan = campaign.load(arguments.campaign)
+    plan = load(arguments.campaign)
     print(why.compare(plan, arguments.wanted, arguments.other) if arguments.other else why.why(plan, arguments.wanted))
 
 
@@ -129,7 +140,7 @@ def run_accept(arguments: Namespace) -> None:
     """Record that an edit of some stages' code changes no result."""
     from posttrain.tools.accept import accept
 
-    plan = campaign.load(arguments.campaign)
+    plan = load(arguments.campaign)
     print(accept(plan, arguments.stages, arguments.because, arguments.former, arguments.same))
 
 
@@ -140,7 +151,7 @@ def run_plan(arguments: Namespace) -> None:
     if arguments.gpu_memory_gb is not None:
         os.environ["POSTTRAIN_DEVICE"] = "gpu"
     whole = arguments.wanted.endswith((".yaml", ".yml"))
-    plan = campaign.load(arguments.wanted if whole else arguments.campaign)
+    plan = load(arguments.wanted if whole else arguments.campaign)
     print(budget.table(plan, arguments.all, arguments.terms) if whole else budget.one(plan, arguments.wanted))
     if arguments.gpu_memory_gb is not None:
         budget.refuse_too_large(plan, arguments.gpu_memory_gb, arguments.all)
@@ -150,7 +161,7 @@ def run_verify(arguments: Namespace) -> None:
     """Compare every artifact of a campaign with its manifest."""
     from posttrain.jobs.artifact import verify_input
 
-    planned = campaign.load(arguments.campaign).artifacts()
+    planned = load(arguments.campaign).artifacts()
     existing = [Path(artifact.manifest) for artifact in planned if artifact.exists]
     gather(verify_input, existing)
     absent = len(planned) - len(existing)
@@ -165,7 +176,7 @@ def run_clean(arguments: Namespace) -> None:
     if not files:
         raise UserError("clean: there is no campaign in config/; name the campaigns whose artifacts to keep")
     print(f"kept: the artifacts of {', '.join(map(str, files))}")
-    print(clean.clean([campaign.load(file) for file in files], arguments.delete))
+    print(clean.clean([load(file) for file in files], arguments.delete))
 
 
 def run_wandb_sync(arguments: Namespace) -> None:
