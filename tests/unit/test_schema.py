@@ -3,7 +3,7 @@
 import jsonschema
 import pytest
 
-from posttrain.config import reader
+from posttrain.config.settings import read_settings
 from posttrain.tools import schema
 
 
@@ -28,6 +28,6 @@ def test_the_schema_accepts_our_experiments_and_refuses_a_typo(root):
     files = sorted((root / "config/experiments").glob("*.yaml"))
     assert files
     for file in files:
-        jsonschema.validate(dict(reader.read_settings(file)), schema.schema())
+        jsonschema.validate(dict(read_settings(file)), schema.schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"sft": {"stesp": 3}}, schema.schema())

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from fabricated import RERUN, fabricate, put, rerun
 
-from posttrain.config.experiment import Experiment
 from posttrain.config.sections import section_class
+from posttrain.config.stages import Experiment
 from posttrain.dag import campaign
 from posttrain.ground.errors import UserError
 from posttrain.tools import schema, why

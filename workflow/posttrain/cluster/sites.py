@@ -16,10 +16,9 @@ from typing import Annotated
 from pydantic import Field
 
 from posttrain.cluster import states
-from posttrain.config import reader
 from posttrain.config.sections import Count, Section, Text
+from posttrain.config.settings import read_settings, validated
 from posttrain.config.stages import SHARDED, STAGES, TRAINERS
-from posttrain.config.validation import validated
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.plan import Plan
 from posttrain.engine import executor
@@ -88,7 +87,7 @@ def read(file: Path = FILE) -> Site:
     """The site's settings, or the defaults where there is no file. Raises UserError with every mistake."""
     if not file.is_file():
         return Site()
-    values = reader.read_settings(file)
+    values = read_settings(file)
     problems: list[str] = []
     site = validated(Site, values, values.places, problems)
     stages = [*STAGES, "fetch", "report"]

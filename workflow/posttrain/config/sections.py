@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Iterator
 from operator import itemgetter
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -645,3 +645,50 @@ class Evaluate(Section):
     """Apply the chat template to questions. Default: where the policy has one."""
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Longest input in tokens. Default: the model's own context."""
+
+
+class Chain(Section):
+    """One chain of stages. A stage runs when its section is set; a section inherits from that of `extends`."""
+
+    question: str = ""
+    """What the experiment asks, in one sentence."""
+    extends: Name | None = None
+    """Experiment whose settings this one inherits; stages with equal settings share their artifacts."""
+    seed: Seed = 0
+    """Default seed of the training stages."""
+    grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
+    """Dotted keys, each with a list of values. Each combination is an experiment, `NAME@beta=0.5@seed=1`, which
+    replaces this one. Inherited key by key; `null`: no grid."""
+
+    _seeded: frozenset[str] = frozenset()  # the stages that use the experiment's seed
+
+    if TYPE_CHECKING:  # the sections, one for each stage, which `stages.Experiment` adds
+
+        def __getattr__(self, stage: str) -> Any: ...
+
+
+class Wandb(Section):
+    """Weights & Biases. Stages write offline; `posttrain wandb-sync` uploads."""
+
+    mode: Literal["disabled", "offline"] = "disabled"
+    """`offline` writes runs to `results/wandb`."""
+    project: Name = "posttrain"
+    """Project of the runs."""
+
+
+class Campaign(Section):
+    """What one `snakemake` call covers."""
+
+    title: str = ""
+    """Heading of the report."""
+    experiments: Annotated[list[Name], Field(min_length=1)]
+    """Names of the experiments; NAME is read from `experiments/NAME.yaml` beside the campaign's file."""
+    grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
+    """Grid of every experiment, such as `seed: [0, 1, 2]`; a key of the experiment's own `grid` has precedence."""
+    keep_gb: Annotated[float, Field(ge=0)] = 20.0
+    """GB of replaced artifacts to keep. A kept one is reused when a stage has its settings, inputs and code again;
+    0 keeps none."""
+    strict: bool = False
+    """Rerun every stage when the software versions (`envs/requirements.txt`) change."""
+    wandb: Wandb = Wandb()
+    """Experiment tracker."""

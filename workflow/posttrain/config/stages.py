@@ -1,12 +1,15 @@
-"""The table of stages: each stage's inputs, output and section. Every other list of stages follows from it.
+"""The table of stages: each stage's inputs, output and section. Every other list of stages follows from it, and the
+class of an experiment.
 
 No module in a stage's code fingerprint may import this one: a new line here must make no artifact stale.
 """
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import Field, create_model
 
 from posttrain.config import sections
-from posttrain.config.sections import Adapter, Base, Optimisation, Section, has_hub_items
+from posttrain.config.sections import Adapter, Base, Chain, Optimisation, Section, has_hub_items
 
 Kind = Literal["data", "policy", "reward", "judgement"]
 
@@ -113,3 +116,24 @@ def upstream(stage: str) -> set[str]:
 def source(role: str) -> str:
     """The stage that a role is read from; "" for `policy` and `beside`, which depend on the experiment."""
     return {"data": "prepare", "policy": "", "beside": ""}.get(role, role)
+
+
+def _field(stage: Stage) -> tuple:
+    """Type, default and description of a stage's section in an experiment."""
+    help = stage.help[0].upper() + stage.help[1:]
+    if stage.runs == "always":
+        return stage.section, Field(description=f"{help}.")
+    if stage.runs in ("by default", "where read"):
+        return stage.section, Field(default=stage.section(), description=f"{help}.")
+    return stage.section | None, Field(default=None, description=f"{help}; unset or `null`: the stage does not run.")
+
+
+if TYPE_CHECKING:
+    Experiment = Chain
+else:
+    Experiment = create_model(
+        "Experiment",
+        __base__=Chain,
+        __doc__=Chain.__doc__,
+        **{name: _field(stage) for name, stage in STAGES.items()},
+    )

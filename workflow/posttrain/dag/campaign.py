@@ -7,12 +7,11 @@ import os
 import re
 from pathlib import Path
 
-from posttrain.config import grid, reader
-from posttrain.config.experiment import Campaign, Experiment
-from posttrain.config.sections import NAME, Section, conditional
+from posttrain.config import grid
+from posttrain.config.sections import NAME, Campaign, Section, conditional
+from posttrain.config.settings import Settings, model_at, nearest, place_of, read_settings, validated, without_mistakes
 from posttrain.config.sources import own_files
-from posttrain.config.stages import STAGES
-from posttrain.config.validation import model_at, nearest, place_of, validated, without_mistakes
+from posttrain.config.stages import STAGES, Experiment
 from posttrain.dag import checks
 from posttrain.dag.plan import RESERVED, Plan
 from posttrain.dag.resolution import resolve
@@ -28,7 +27,7 @@ def load(path: str | Path, overrides: dict | None = None) -> Plan:
     Raises UserError with every mistake at once, each with file:line, dotted key, what was found and what is allowed.
     """
     path = Path(path)
-    values = _overridden(reader.read_settings(path), overrides or {})
+    values = _overridden(read_settings(path), overrides or {})
     problems: list[str] = []
     campaign = validated(Campaign, values, values.places, problems)
     listed = values.get("experiments")
@@ -37,7 +36,7 @@ def load(path: str | Path, overrides: dict | None = None) -> Plan:
         problems.append(f"{values.places['experiments']}: experiments: names an experiment twice")
     layers = _read_layers(names, values.places, path.parent / "experiments", problems)
     grid_places = {key: line for key, line in values.places.items() if f"{key}.".startswith("grid.")}
-    root = reader.Settings({"grid": values.get("grid")}, {"": str(path)} | grid_places)
+    root = Settings({"grid": values.get("grid")}, {"": str(path)} | grid_places)
     experiments = _experiments(layers, root, problems)
     if campaign is None or problems:
         raise UserError(*dict.fromkeys(problems))
@@ -46,7 +45,7 @@ def load(path: str | Path, overrides: dict | None = None) -> Plan:
     return Plan(campaign, experiments, "" if configfile == DEFAULT else configfile)
 
 
-def _overridden(values: reader.Settings, overrides: dict) -> reader.Settings:
+def _overridden(values: Settings, overrides: dict) -> Settings:
     """A campaign's settings, with those of Snakemake's `--config` in place of the file's."""
     for key, value in overrides.items():
         sections = isinstance(value, dict) and isinstance(values.get(key), dict)
@@ -58,7 +57,7 @@ def _overridden(values: reader.Settings, overrides: dict) -> reader.Settings:
 
 def _read_layers(names: list[str], places: dict, folder: Path, problems: list) -> dict:
     """The raw settings of every listed experiment and of its parents."""
-    layers: dict[str, reader.Settings | None] = {}
+    layers: dict[str, Settings | None] = {}
     wanted = [(name, places.get(f"experiments[{number}]", "--config")) for number, name in enumerate(names)]
     while wanted:
         name, place = wanted.pop()
@@ -74,7 +73,7 @@ def _read_layers(names: list[str], places: dict, folder: Path, problems: list) -
             problems.append(f"{place}: experiment {name!r}: there is no {file}{hint}")
         else:
             try:
-                layer = layers[name] = reader.read_settings(file)
+                layer = layers[name] = read_settings(file)
             except UserError as error:
                 problems += error.problems
                 continue
@@ -83,7 +82,7 @@ def _read_layers(names: list[str], places: dict, folder: Path, problems: list) -
     return layers
 
 
-def _experiments(layers: dict, root: reader.Settings, problems: list) -> dict[str, Experiment]:
+def _experiments(layers: dict, root: Settings, problems: list) -> dict[str, Experiment]:
     """The experiments and the cells of their grids, by name.
 
     root: the settings that every experiment starts from: the campaign's grid.
@@ -101,7 +100,7 @@ def _experiments(layers: dict, root: reader.Settings, problems: list) -> dict[st
 
 
 def _cells(
-    name: str, axes: dict, values: dict, places: dict, layer: reader.Settings, problems: list
+    name: str, axes: dict, values: dict, places: dict, layer: Settings, problems: list
 ) -> dict[str, Experiment | None]:
     """The cells of an experiment's grid, by name. A section that no axis changes is validated once for all cells."""
     places = places | {key: place_of(places, f"grid.{key}") for key in axes}
@@ -117,7 +116,7 @@ def _cells(
     return cells
 
 
-def _axes(name: str, values: dict, places: dict, layer: reader.Settings, problems: list) -> dict[str, list]:
+def _axes(name: str, values: dict, places: dict, layer: Settings, problems: list) -> dict[str, list]:
     """The axes of an experiment's grid; empty where they have mistakes, which are added to `problems`."""
     axes, before = values.get("grid") or {}, len(problems)
     if not (isinstance(axes, dict) and all(isinstance(axis, list) and axis for axis in axes.values())):
@@ -135,7 +134,7 @@ def _axes(name: str, values: dict, places: dict, layer: reader.Settings, problem
     return axes if len(problems) == before else {}
 
 
-def _resolved(values: dict, places: dict, layer: reader.Settings, problems: list) -> Experiment | None:
+def _resolved(values: dict, places: dict, layer: Settings, problems: list) -> Experiment | None:
     """The experiment with its defaults filled in, or None after adding every mistake in it to `problems`.
 
     layer: the experiment's own file; a stage must read each of its sections. Inherited sections may be unread.
@@ -173,9 +172,9 @@ def _related(key: str, other: str) -> bool:
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
-def _ancestry(name: str, layers: dict, problems: list) -> list[reader.Settings] | None:
+def _ancestry(name: str, layers: dict, problems: list) -> list[Settings] | None:
     """The layers from the oldest ancestor to the experiment; None where one is missing or there is a cycle."""
-    chain: list[reader.Settings] = []
+    chain: list[Settings] = []
     names: list[str] = []
     while name is not None:
         if name in names:
@@ -194,7 +193,7 @@ def _ancestry(name: str, layers: dict, problems: list) -> list[reader.Settings] 
     return chain
 
 
-def _merged(chain: list[reader.Settings]) -> tuple[dict, dict[str, str]]:
+def _merged(chain: list[Settings]) -> tuple[dict, dict[str, str]]:
     """The merged settings of a chain of layers, and the place of each: mappings key by key, other values whole."""
     values: dict = {}
     places: dict[str, str] = {}

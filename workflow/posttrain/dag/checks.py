@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from posttrain.config.experiment import Experiment
 from posttrain.config.sections import (
     SOURCES,
     TRAINED,
@@ -15,9 +14,9 @@ from posttrain.config.sections import (
     inapplicable,
     subsections,
 )
+from posttrain.config.settings import one_of
 from posttrain.config.sources import sides
-from posttrain.config.stages import JUDGES, STAGES
-from posttrain.config.validation import one_of
+from posttrain.config.stages import JUDGES, STAGES, Experiment
 from posttrain.dag.stage_checks import stage_mistakes, training_mistakes
 from posttrain.data.formats import FORMATS
 from posttrain.world import tasks as world_tasks

@@ -4,8 +4,8 @@ import json
 from functools import cache
 
 from posttrain.config import grid
-from posttrain.config.experiment import Campaign, Experiment
-from posttrain.config.stages import STAGES
+from posttrain.config.sections import Campaign
+from posttrain.config.stages import STAGES, Experiment
 from posttrain.dag.plan import Plan
 from posttrain.ground.identity import canonical
 

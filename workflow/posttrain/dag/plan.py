@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 
 from posttrain.config import grid
-from posttrain.config.experiment import Campaign, Experiment
-from posttrain.config.sections import Section, declared, section_class, slice_of
+from posttrain.config.sections import Campaign, Section, declared, section_class, slice_of
 from posttrain.config.sources import hub_items, own_files
-from posttrain.config.stages import ALIGNED, BUILDERS, FETCHERS, JUDGES, POLICIES, STAGES, source
+from posttrain.config.stages import ALIGNED, BUILDERS, FETCHERS, JUDGES, POLICIES, STAGES, Experiment, source
 from posttrain.dag.artifacts import REPORT, Artifact, arguments, at, flat
 from posttrain.ground.accepted import standing
 from posttrain.ground.errors import UserError

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from posttrain.config.experiment import Experiment
 from posttrain.config.sections import Base, Optimisation, Prepare, Section, Tokenizer, declared
-from posttrain.config.stages import STAGES
-from posttrain.config.validation import one_of
+from posttrain.config.settings import one_of
+from posttrain.config.stages import STAGES, Experiment
 from posttrain.ground.errors import UserError
 from posttrain.ground.syntax import fingerprint, function_file
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
-from posttrain.config.experiment import Experiment
 from posttrain.config.sections import WHOLE_BATCH, Adapter, Dpo, Longctx, Optimisation, Ppo, Section, Sft
+from posttrain.config.settings import nearest
 from posttrain.config.sources import OF_WORLD, sides
-from posttrain.config.stages import POLICIES, STAGES
-from posttrain.config.validation import nearest
+from posttrain.config.stages import POLICIES, STAGES, Experiment
 from posttrain.dag.resolution import CALLERS, FUNCTIONS, function_mistakes, longest_row
 
 Mistakes = Iterator[tuple[str, str]]  # dotted key, what is wrong and what would be right

@@ -13,9 +13,8 @@ import warnings
 from argparse import Namespace
 from pathlib import Path
 
-from posttrain.config import reader
+from posttrain.config.settings import settings_of_argument, validated
 from posttrain.config.stages import ROLES, STAGES
-from posttrain.config.validation import validated
 from posttrain.dag import artifacts
 from posttrain.dag.resolution import unresolved
 from posttrain.ground import progress
@@ -76,7 +75,7 @@ def name_of(output: Path, stage: str) -> str:
 
 def section_of(stage: str, text: str):
     """A stage's section from the command line. Raises UserError with every mistake in it."""
-    values = reader.settings_of_argument(text)
+    values = settings_of_argument(text)
     problems: list[str] = []
     file = values.places[""].partition(":")[0]
     section = validated(STAGES[stage].section, values, values.places, problems)

@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain.config.experiment import Experiment
 from posttrain.config.sections import Base, Longctx, Ppo
-from posttrain.config.stages import JUDGES, STAGES, TRAINERS
+from posttrain.config.stages import JUDGES, STAGES, TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact, at
 from posttrain.dag.plan import Plan
 from posttrain.ground.files import read_object

@@ -7,7 +7,6 @@ import os
 from functools import singledispatch
 from typing import Any, NamedTuple
 
-from posttrain.config.experiment import Experiment
 from posttrain.config.sections import (
     Adapter,
     Base,
@@ -24,7 +23,7 @@ from posttrain.config.sections import (
     Section,
     Sft,
 )
-from posttrain.config.stages import STAGES
+from posttrain.config.stages import STAGES, Experiment
 from posttrain.data.preferences import ANSWERS
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture

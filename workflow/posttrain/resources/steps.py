@@ -5,8 +5,8 @@ posttrain plan EXPERIMENT/STAGE
 
 from typing import Any, NamedTuple
 
-from posttrain.config.experiment import Experiment
 from posttrain.config.sections import Adapter, Base, Longctx, Optimisation, Ppo, Scratch, Section, Sft
+from posttrain.config.stages import Experiment
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import FULL, Terms

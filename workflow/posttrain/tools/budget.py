@@ -6,9 +6,8 @@ posttrain plan [CAMPAIGN] [--all] [--terms] [--gpu-memory-gb N]
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 
-from posttrain.config.experiment import Experiment
 from posttrain.config.sections import Adapter, Base, Longctx, Sft
-from posttrain.config.stages import TRAINERS
+from posttrain.config.stages import TRAINERS, Experiment
 from posttrain.dag.artifacts import REPORT, Artifact, at
 from posttrain.dag.checks import contradictions
 from posttrain.dag.plan import Plan

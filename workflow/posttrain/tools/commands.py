@@ -32,13 +32,13 @@ def run_attempt(arguments: Namespace) -> int:
 
 def run_fetch(arguments: Namespace) -> None:
     """Download what the section names from the hub."""
-    from posttrain.config import reader
+    from posttrain.config.settings import settings_of_argument
     from posttrain.ground.identity import canonical
     from posttrain.stages.fetch import fetch
 
     progress.name = "fetch"
     credentials.reveal()
-    section = dict(reader.settings_of_argument(arguments.config))
+    section = dict(settings_of_argument(arguments.config))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     (arguments.output.parent / "config.yaml").write_text(canonical(section) + "\n", encoding="utf-8")
     fetch(section, arguments.output)

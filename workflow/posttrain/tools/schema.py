@@ -8,9 +8,8 @@ import typing
 from pathlib import Path
 
 from posttrain.config import sections
-from posttrain.config.experiment import Campaign, Experiment
-from posttrain.config.sections import section_class
-from posttrain.config.stages import BUILDERS, JUDGES, STAGES, upstream
+from posttrain.config.sections import Campaign, section_class
+from posttrain.config.stages import BUILDERS, JUDGES, STAGES, Experiment, upstream
 from posttrain.ground import code
 from posttrain.ground.files import write_json
 
