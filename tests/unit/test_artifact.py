@@ -11,7 +11,7 @@ from posttrain.config.sections import Reference, Sft
 from posttrain.ground import accepted, code
 from posttrain.ground.errors import Interrupted, UserError
 from posttrain.ground.files import read_json, write_json
-from posttrain.jobs import artifact, kept
+from posttrain.jobs import artifact, kept, provenance
 from posttrain.training import parallel, trainers
 
 
@@ -149,7 +149,7 @@ def test_other_bytes_of_one_identity_are_reported(folder, capsys):
 
 def test_other_versions_are_named_and_not_taken(folder, monkeypatch):
     make("one")
-    monkeypatch.setattr(artifact, "_versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(provenance, "versions", lambda: {"torch": "9.9"})
     manifest, calls = make("other")
     said = read_json(manifest.parent / "provenance.json")["warning"]
     assert calls and said == "the bytes differ from those of an earlier run with other versions"
@@ -216,9 +216,9 @@ def test_the_record_counts_the_time_of_every_attempt(folder):
 
 def test_the_shape_is_that_of_the_micro_batches_that_fitted(monkeypatch):
     section = Sft(batch_size=8)
-    assert artifact.parts_of(section) == {"micro_batch": 8, "accumulation": 1}
+    assert provenance.parts_of(section) == {"micro_batch": 8, "accumulation": 1}
     monkeypatch.setattr(parallel, "fits", 2)  # after a GPU had not the memory for more
-    assert artifact.parts_of(section) == {"micro_batch": 2, "accumulation": 4}
+    assert provenance.parts_of(section) == {"micro_batch": 2, "accumulation": 4}
 
 
 def test_the_record_says_what_it_was_made_from(folder):
@@ -251,7 +251,7 @@ def test_a_key_that_a_stage_never_reads_is_in_its_record(folder):
 
 def test_sections_within_sections_are_watched():
     from posttrain.config.sections import Evaluate, Ppo, Task, slice_of
-    from posttrain.jobs.audit import Watched, unread
+    from posttrain.jobs.provenance import Watched, unread
 
     read: set[str] = set()
     ppo = Watched(Ppo(), read)

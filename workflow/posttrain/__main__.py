@@ -60,9 +60,9 @@ def end(message: str, code: int) -> int:
 
 def run_stage(arguments: argparse.Namespace) -> None:
     """Run a stage; its libraries are imported here, so that the other commands start quickly."""
-    from posttrain.jobs import run
+    from posttrain.jobs import artifact
 
-    run.run_stage(arguments)
+    artifact.run_stage(arguments)
 
 
 def parser() -> argparse.ArgumentParser:

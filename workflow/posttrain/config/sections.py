@@ -662,6 +662,12 @@ class Chain(Section):
 
     _seeded: frozenset[str] = frozenset()  # the stages that use the experiment's seed
 
+    @property
+    def longest_row(self) -> int:
+        """`prepare.max_tokens`, or its default, in tokens."""
+        scratch = self.base.scratch
+        return self.prepare.max_tokens or (scratch.context if scratch else 512)
+
     if TYPE_CHECKING:  # the sections, one for each stage, which `stages.Experiment` adds
 
         def __getattr__(self, stage: str) -> Any: ...

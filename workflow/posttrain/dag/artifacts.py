@@ -1,10 +1,7 @@
-"""The name of an artifact, the files that follow from it, and the arguments of the command that makes it."""
+"""The name of an artifact, and the files that follow from it."""
 
-import shlex
 from pathlib import Path
 from typing import NamedTuple
-
-from posttrain.config.stages import STAGES
 
 
 class Artifact(NamedTuple):
@@ -49,22 +46,6 @@ def at(folder: str | Path) -> Artifact:
     parts = parts[parts.index("results") + 1 :]
     parts = parts[:-1] if parts[-1].endswith(".json") else parts
     return REPORT if parts[0] == "report" else Artifact(*parts[:3])
-
-
-def arguments(stage: str, params: list[str], inputs: dict) -> str:
-    """A stage's command: `STAGE --threads 1 --config SECTION --code FINGERPRINT --lineage DIGEST --data MANIFEST ...`.
-
-    params: the section, the fingerprint of the code, the lineage. inputs: files by role; those of the role `files` are
-    left out, since the section names them.
-    """
-    section, code, lineage = params
-    text = (
-        f"{stage} --threads {STAGES[stage].threads} --config {shlex.quote(section)} --code {code} --lineage {lineage}"
-    )
-    for role in sorted(inputs):
-        if (files := flat({role: inputs[role]})) and role != "files":
-            text += f" --{role} {' '.join(files)}"
-    return text
 
 
 def flat(inputs: dict) -> list:

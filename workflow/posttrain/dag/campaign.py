@@ -8,13 +8,12 @@ import re
 from pathlib import Path
 
 from posttrain.config import grid
-from posttrain.config.sections import NAME, Campaign, Section, conditional
+from posttrain.config.sections import NAME, Campaign, Optimisation, Section, Tokenizer, conditional
 from posttrain.config.settings import Settings, model_at, nearest, place_of, read_settings, validated, without_mistakes
 from posttrain.config.sources import own_files
 from posttrain.config.stages import STAGES, Experiment
-from posttrain.dag import checks
+from posttrain.dag import checks, functions
 from posttrain.dag.plan import RESERVED, Plan
-from posttrain.dag.resolution import resolve
 from posttrain.ground.errors import UserError
 
 DEFAULT = "config/config.yaml"
@@ -153,6 +152,36 @@ def _resolved(values: dict, places: dict, layer: Settings, problems: list) -> Ex
     mistakes = [(key, mistake) for key, mistake in mistakes if not any(_related(key, other) for other in dropped)]
     problems += [f"{place_of(places, key)}: {key}: {mistake}" for key, mistake in mistakes]
     return resolved if len(problems) == before else None
+
+
+def resolve(experiment: Experiment) -> Experiment:
+    """The experiment with the defaults filled in that follow from other sections."""
+    base, prepare, seeded = experiment.base, experiment.prepare, []
+    tokenizer = prepare.tokenizer or Tokenizer(path=base.path, hub=base.hub, vocab_size=1024 if base.scratch else None)
+    update: dict[str, Section] = {
+        "prepare": prepare.model_copy(update={"max_tokens": experiment.longest_row, "tokenizer": tokenizer})
+    }
+    if base.scratch and base.scratch.seed is None:
+        update["base"] = base.model_copy(update={"scratch": base.scratch.model_copy(update={"seed": experiment.seed})})
+        seeded.append("base")
+    for stage in STAGES:
+        section = getattr(experiment, stage)
+        if isinstance(section, Optimisation):
+            seeded += [stage] if section.seed is None else []
+            update[stage] = _trained(section, experiment)
+    for stage, filled in functions.named_in(experiment).items():
+        update[stage] = update.get(stage, getattr(experiment, stage)).model_copy(update=filled)
+    resolved = experiment.model_copy(update=update)
+    resolved._seeded = frozenset(seeded)
+    return resolved
+
+
+def _trained(section: Optimisation, experiment: Experiment) -> Section:
+    """The section of a stage that trains, with its seed and its longest row."""
+    update = {"seed": experiment.seed if section.seed is None else section.seed}
+    if "max_length" in type(section).model_fields:
+        update["max_length"] = getattr(section, "max_length") or experiment.longest_row  # noqa: B009  # in some only
+    return section.model_copy(update=update)
 
 
 def _files(experiment: Experiment) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from posttrain.config import grid
 from posttrain.config.sections import Campaign, Section, declared, section_class, slice_of
 from posttrain.config.sources import hub_items, own_files
 from posttrain.config.stages import ALIGNED, BUILDERS, FETCHERS, JUDGES, POLICIES, STAGES, Experiment, source
-from posttrain.dag.artifacts import REPORT, Artifact, arguments, at, flat
+from posttrain.dag.artifacts import REPORT, Artifact, at, flat
 from posttrain.ground.accepted import standing
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
@@ -279,3 +280,19 @@ def planned_code(strict: bool) -> dict[str, str]:
         raise UserError(f"strict: there is no {LOCK}, whose versions it counts")
     lock = f"+{sha256(LOCK)[:8]}" if strict else ""
     return {stage: standing(stage) + lock for stage in [*STAGES, "report"]}
+
+
+def arguments(stage: str, params: list[str], inputs: dict) -> str:
+    """A stage's command: `STAGE --threads 1 --config SECTION --code FINGERPRINT --lineage DIGEST --data MANIFEST ...`.
+
+    params: the section, the fingerprint of the code, the lineage. inputs: files by role; those of the role `files` are
+    left out, since the section names them.
+    """
+    section, code, lineage = params
+    text = (
+        f"{stage} --threads {STAGES[stage].threads} --config {shlex.quote(section)} --code {code} --lineage {lineage}"
+    )
+    for role in sorted(inputs):
+        if (files := flat({role: inputs[role]})) and role != "files":
+            text += f" --{role} {' '.join(files)}"
+    return text

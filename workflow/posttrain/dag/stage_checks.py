@@ -6,7 +6,7 @@ from posttrain.config.sections import WHOLE_BATCH, Adapter, Dpo, Longctx, Optimi
 from posttrain.config.settings import nearest
 from posttrain.config.sources import OF_WORLD, sides
 from posttrain.config.stages import POLICIES, STAGES, Experiment
-from posttrain.dag.resolution import CALLERS, FUNCTIONS, function_mistakes, longest_row
+from posttrain.dag.functions import CALLERS, FUNCTIONS, function_mistakes
 
 Mistakes = Iterator[tuple[str, str]]  # dotted key, what is wrong and what would be right
 
@@ -35,7 +35,7 @@ def training_mistakes(where: str, training: Optimisation, experiment: Experiment
 
 
 def _sft(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
-    prepare, scratch, longest = experiment.prepare, experiment.base.scratch, longest_row(experiment)
+    prepare, scratch, longest = experiment.prepare, experiment.base.scratch, experiment.longest_row
     if "train" not in sides(prepare, "sft"):
         yield where, "has no rows to train on: set prepare.world, or a prepare.sft without `use: test`"
     if sft.max_length is not None and sft.max_length < longest:
@@ -63,7 +63,7 @@ def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
     elif sft.method != "full" and (section.rank or sft.rank) < sft.rank:
         yield f"{where}.rank", f"{section.rank} is under sft.rank ({sft.rank}), the rank of the adapter it starts from"
     longest = getattr(section, "max_length", None)
-    if longest and longest < longest_row(experiment):
+    if longest and longest < experiment.longest_row:
         yield f"{where}.max_length", f"{longest} would cut rows that prepare.max_tokens lets through"
     if "train" not in sides(prepare, section.task):
         rows = "preference pairs" if section.task == "preference" else f"{section.task} rows"

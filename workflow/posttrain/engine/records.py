@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from posttrain.dag import artifacts
-from posttrain.dag.artifacts import arguments
+from posttrain.dag.plan import arguments
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import listed, read_object, sha256
 from posttrain.ground.identity import DAMAGED, canonical, record_of

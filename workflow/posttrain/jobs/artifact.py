@@ -1,33 +1,122 @@
-"""Run a stage and publish its artifact, complete or not at all, with a manifest and a provenance record."""
+"""Run a stage by its command line, and publish its artifact, complete or not at all, with its manifest and provenance.
+
+python -m posttrain STAGE --config SECTION --data MANIFEST ... --output results/NAME/STAGE/manifest.json
+"""
 
 import datetime
-import importlib.metadata
+import gc
+import importlib
+import logging
 import os
-import platform
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from posttrain.config.sections import Ppo, Training, slice_of
+from posttrain.config.sections import Base, Optimisation, Prepare, Section, slice_of
+from posttrain.config.settings import one_of, settings_of_argument, validated
 from posttrain.config.sources import own_files
-from posttrain.dag.artifacts import flat
-from posttrain.ground import accepted
-from posttrain.ground.errors import UserError
+from posttrain.config.stages import ROLES, STAGES
+from posttrain.dag.artifacts import at, flat
+from posttrain.ground import accepted, progress
+from posttrain.ground.errors import TooLarge, UserError
 from posttrain.ground.files import manifest_of, read_json, sha256, verify, write_json
 from posttrain.ground.identity import DAMAGED, canonical, identity
 from posttrain.ground.progress import say, spent
-from posttrain.jobs import audit, failure, kept
+from posttrain.jobs import failure, kept, provenance
 from posttrain.reporting import card
 from posttrain.training import interruption, tracking
 
 # Files that the manifest does not list: they have times, hosts and settings, which may differ between equal artifacts.
 BESIDE = ("config.yaml", "provenance.json", "lm_eval.json")
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "lm_eval", "accelerate")
+
+
+def run_stage(arguments: Namespace) -> None:
+    """Run a stage by its command line (`__main__.stage_commands`), publish its artifact, and end the process."""
+    interruption.listen(arguments.minutes)
+    output, stage = arguments.output, arguments.command
+    progress.name = name_of(output, stage)
+    section = section_of(stage, arguments.config)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    gc.disable()  # during imports, garbage collection would take a quarter of the start-up
+
+    def run(section, **inputs) -> dict:
+        function = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
+        gc.enable()
+        if stage == "prepare":  # it does not need torch, which takes seconds to import
+            return function(section, **inputs)
+        return run_with_torch(arguments, function, section, inputs)
+
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["HF_DATASETS_CACHE"] = cache  # temporary, as cached builders must not outlive the data
+        planned = (arguments.code, arguments.keep_gb, arguments.lineage)
+        make(stage, run, section, inputs_of(arguments), output, *planned)
+    say("done")
+    end_process()
+
+
+def run_with_torch(arguments: Namespace, function, section, inputs: dict) -> dict:
+    """Call a stage's function with the threads and the micro-batches of the command line.
+
+    Raises TooLarge where the GPU has too little memory.
+    """
+    import torch
+
+    from posttrain.training import parallel
+
+    torch.set_num_threads(arguments.threads)
+    parallel.fits, parallel.sharded = arguments.micro_batch_size, getattr(arguments, "shard", False)
+    try:
+        return function(section, **inputs)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise TooLarge(f"out of GPU memory: {reason}; lower micro_batch_size or batch_size") from None
+
+
+def name_of(output: Path, stage: str) -> str:
+    """The artifact's name in the stage's output; for a manifest outside results/, its last folders."""
+    if "results" in output.parts:
+        return at(output).name
+    return "/".join(output.parent.parts[-3 if STAGES[stage].makes == "judgement" else -2 :])
+
+
+def section_of(stage: str, text: str):
+    """A stage's section from the command line. Raises UserError with every mistake in it."""
+    values = settings_of_argument(text)
+    problems: list[str] = []
+    file = values.places[""].partition(":")[0]
+    section = validated(STAGES[stage].section, values, values.places, problems)
+    if section:
+        problems += [f"{file}: {key}: {problem}" for key, problem in unresolved(stage, section)]
+    if problems:
+        raise UserError(*problems)
+    return section
+
+
+def inputs_of(arguments: Namespace) -> dict[str, Path | list[Path]]:
+    """Role -> manifest, for the inputs on the command line."""
+    inputs = {role: getattr(arguments, role, None) for role in (*ROLES, "fetched")}
+    return {role: files for role, files in inputs.items() if files}
+
+
+def unresolved(stage: str, section: Section) -> Iterator[tuple[str, str]]:
+    """The keys that the workflow fills in and a hand-written section lacks."""
+    where = stage
+    if isinstance(section, Base):
+        yield from one_of(stage, section, "path", "hub", "scratch")
+        if section.scratch is None:
+            return
+        where, section = f"{stage}.scratch", section.scratch
+    keys = ["seed", "max_length"] if isinstance(section, Optimisation) else []
+    keys += ["tokenizer", "max_tokens"] if isinstance(section, Prepare) else []
+    for key in keys:
+        if key in type(section).model_fields and getattr(section, key) is None:
+            yield f"{where}.{key}", "missing; the workflow writes it"
 
 
 def make(
@@ -112,7 +201,7 @@ def take_kept(name: str, work: Path, made_from: dict) -> bool:
 
     Returns whether there was one.
     """
-    if (record := kept.take(name, _versions(), work)) is None:
+    if (record := kept.take(name, provenance.versions(), work)) is None:
         return False
     say(f"reusing an earlier artifact of the same settings, inputs and code ({name})")
     write_json(work / "provenance.json", record | made_from)
@@ -134,25 +223,19 @@ def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, check
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic() - spent(checkpoints)
     keys_read: set[str] = set()
     with failure.remembered(checkpoints):
-        metrics = run(audit.Watched(section, keys_read), **inputs, work=work, checkpoints=checkpoints)
+        metrics = run(provenance.Watched(section, keys_read), **inputs, work=work, checkpoints=checkpoints)
     write_json(work / "metrics.json", metrics)
     card.write_published(work / "model", made_from["stage"], slice_of(section), inputs, metrics)
     (work / "config.yaml").write_text(made_from["params"][0] + "\n", encoding="utf-8")
     parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
     write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))
-    record, shape = provenance(name, started, time.monotonic() - clock), shape_of(section)
-    record |= made_from | {"shape": shape, "disk_mb": disk_of(work, checkpoints)} | accepted.of_code(made_from["stage"])
-    record["unread"] = audit.unread(slice_of(section), keys_read)
-    if warning := kept.differs(name, shape, sha256(work / "manifest.json")):
+    cost = provenance.of_run(name, started, time.monotonic() - clock)
+    record = cost | provenance.of_section(section, keys_read) | {"disk_mb": provenance.disk_of(work, checkpoints)}
+    record |= made_from | accepted.of_code(made_from["stage"])
+    if warning := kept.differs(name, record["shape"], sha256(work / "manifest.json")):
         say(f"warning: {warning}")
         record["warning"] = warning
     write_json(work / "provenance.json", record)
-
-
-def disk_of(*folders: Path) -> float:
-    """MB (10^6 bytes) of all files below some folders."""
-    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
-    return round(sum(file.stat().st_size for file in files) / 1e6, 1)
 
 
 def verify_input(manifest: Path) -> None:
@@ -182,32 +265,6 @@ def local_files(stage: str, section) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def shape_of(section) -> dict:
-    """Hardware, parallelism and versions, which may change the last bits of a result and are not in its identity."""
-    shape = {"machine": platform.machine(), "processes": int(os.environ.get("WORLD_SIZE", "1"))} | parts_of(section)
-    if torch := sys.modules.get("torch"):
-        shape |= {"threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
-        shape["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return shape | {"versions": _versions()}
-
-
-def parts_of(section) -> dict[str, int]:
-    """Micro-batch and accumulation of rank 0, for a stage that trains; {} for others."""
-    section = getattr(section, "scratch", section)
-    if isinstance(section, Ppo):
-        from posttrain.rl.batches import micro_batches, minibatches
-
-        parts = micro_batches(section, minibatches(section, range(section.batch_size))[0])
-        return {"micro_batch": len(parts[0]), "accumulation": len(parts)}
-    if isinstance(section, Training):
-        from posttrain.training import parallel
-
-        fits = parallel.at_once(section, section.batch_size)
-        micro, accumulation = parallel.split(section.batch_size, fits, parallel.world())
-        return {"micro_batch": micro, "accumulation": accumulation} | ({"sharded": True} if parallel.sharded else {})
-    return {}
-
-
 def refuse_foreign_folders(output: Path) -> None:
     """Raise UserError unless `output` is a manifest.json and publishing replaces no folder of the user's."""
     if output.name != "manifest.json":
@@ -234,45 +291,10 @@ def publish(work: Path, home: Path) -> list[str]:
     return parts
 
 
-def provenance(name: str, started: datetime.datetime, seconds: float) -> dict:
-    """Time, place and cost of a run."""
-    return {
-        "identity": name,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(sum(os.times()[:2]), 1),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "peak_gpu_memory_mb": peak_gpu_memory(),
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "git_commit": _git_commit(),
-        "command": ["posttrain", *sys.argv[1:]],
-    }
-
-
-def peak_gpu_memory() -> int | None:
-    """Peak of PyTorch's GPU memory, in MB (2^20 bytes); None without a GPU."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return round(torch.cuda.max_memory_allocated() / 2**20)
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def _git_commit() -> str:
-    """The commit of the code, with `+changes` where the working tree differs from it."""
-    here = Path(__file__).parent
-    run = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes"], cwd=here, capture_output=True, text=True
-    )
-    return run.stdout.strip() if run.returncode == 0 else "unknown"
+def end_process() -> None:
+    """End the process at once: the teardown of torch and its libraries takes a second and is not needed."""
+    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+        sys.modules["wandb"].teardown()  # unlike `finish`, it waits until the run is on disk
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,140 @@
+"""The record of a stage's run: its time, place and cost, the hardware and versions, and the keys that it read."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from posttrain.config.sections import Ppo, Section, Training, slice_of
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "lm_eval", "accelerate")
+
+
+def of_run(name: str, started: datetime.datetime, seconds: float) -> dict:
+    """Time, place and cost of a run."""
+    return {
+        "identity": name,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(sum(os.times()[:2]), 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_gpu_memory_mb": peak_gpu_memory(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "command": ["posttrain", *sys.argv[1:]],
+    }
+
+
+def peak_gpu_memory() -> int | None:
+    """Peak of PyTorch's GPU memory, in MB (2^20 bytes); None without a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return round(torch.cuda.max_memory_allocated() / 2**20)
+
+
+def of_section(section: Section, keys_read: set[str]) -> dict:
+    """The `shape` of a run with these settings, and the keys that it left `unread`."""
+    return {"shape": shape_of(section), "unread": unread(slice_of(section), keys_read)}
+
+
+def shape_of(section) -> dict:
+    """Hardware, parallelism and versions, which may change the last bits of a result and are not in its identity."""
+    shape = {"machine": platform.machine(), "processes": int(os.environ.get("WORLD_SIZE", "1"))} | parts_of(section)
+    if torch := sys.modules.get("torch"):
+        shape |= {"threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
+        shape["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return shape | {"versions": versions()}
+
+
+def parts_of(section) -> dict[str, int]:
+    """Micro-batch and accumulation of rank 0, for a stage that trains; {} for others."""
+    section = getattr(section, "scratch", section)
+    if isinstance(section, Ppo):
+        from posttrain.rl.batches import micro_batches, minibatches
+
+        parts = micro_batches(section, minibatches(section, range(section.batch_size))[0])
+        return {"micro_batch": len(parts[0]), "accumulation": len(parts)}
+    if isinstance(section, Training):
+        from posttrain.training import parallel
+
+        fits = parallel.at_once(section, section.batch_size)
+        micro, accumulation = parallel.split(section.batch_size, fits, parallel.world())
+        return {"micro_batch": micro, "accumulation": accumulation} | ({"sharded": True} if parallel.sharded else {})
+    return {}
+
+
+def versions() -> dict[str, str]:
+    """Package -> its installed version."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _git_commit() -> str:
+    """The commit of the code, with `+changes` where the working tree differs from it."""
+    here = Path(__file__).parent
+    run = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes"], cwd=here, capture_output=True, text=True
+    )
+    return run.stdout.strip() if run.returncode == 0 else "unknown"
+
+
+def disk_of(*folders: Path) -> float:
+    """MB (10^6 bytes) of all files below some folders."""
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    return round(sum(file.stat().st_size for file in files) / 1e6, 1)
+
+
+class Watched:
+    """A section that adds each dotted key that is read from it to the set `read`."""
+
+    def __init__(self, section: Section, read: set[str], prefix: str = ""):
+        self.__dict__.update(_section=section, _read=read, _prefix=prefix)
+
+    @property  # type: ignore[misc]  # so that `isinstance` sees the section
+    def __class__(self):
+        return type(self._section)
+
+    def __getattr__(self, key: str):
+        section, read, prefix = (self.__dict__[name] for name in ("_section", "_read", "_prefix"))
+        if key not in type(section).model_fields:
+            if key in ("model_dump", "model_copy"):  # taken as a whole
+                read.update(f"{prefix}{name}" for name in type(section).model_fields)
+            return getattr(section, key)
+        read.add(f"{prefix}{key}")
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            return Watched(value, read, f"{prefix}{key}.")
+        if isinstance(value, list) and value and isinstance(value[0], Section):
+            return [Watched(item, read, f"{prefix}{key}.") for item in value]
+        return value
+
+    def __eq__(self, other):
+        return self._section == getattr(other, "_section", other)
+
+    def __hash__(self):
+        return id(self)
+
+
+def unread(slice: dict, read: set[str], prefix: str = "") -> list[str]:
+    """The dotted keys of a section's slice that were not read; for an unread section within it, only its key."""
+    keys = []
+    for key, value in slice.items():
+        if f"{prefix}{key}" not in read:
+            keys.append(f"{prefix}{key}")
+        elif isinstance(value, dict):
+            keys += unread(value, read, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            keys += [name for item in value for name in unread(item, read, f"{prefix}{key}.")]
+    return sorted(set(keys))
