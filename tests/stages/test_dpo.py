@@ -11,7 +11,7 @@ from tiny import dpo, first_gradient, make
 from posttrain.data import preferences
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl, write_jsonl
-from posttrain.models import adapters, policy, tokens
+from posttrain.models import adapters, policy, referenced, tokens
 from posttrain.training import parallel, trainers
 
 WEIGHTS = "model/adapter_model.safetensors"
@@ -150,8 +150,8 @@ def test_a_reference_of_other_pairs_is_refused(inputs, data, base):
 
 def test_falling_chosen_answers_are_named():
     before, after = {"eval_logps/chosen": -5.0}, {"eval_logps/chosen": -7.5}
-    assert "likelihood displacement" in trainers.displacement(before, after)[0]
-    assert trainers.displacement(before, {"eval_logps/chosen": -5.5}) == []
+    assert "likelihood displacement" in referenced.displacement(before, after)[0]
+    assert referenced.displacement(before, {"eval_logps/chosen": -5.5}) == []
 
 
 def test_frozen_weights_stay_as_they_are(trained, base, tuned_policy):
@@ -188,7 +188,7 @@ def test_the_trainer_learns_from_the_tokens_of_the_contract(inputs, monkeypatch)
         kept["batch"] = trainer.data_collator(kept["rows"][:2])
         return {}
 
-    monkeypatch.setattr(trainers, "run_measured", keep)
+    monkeypatch.setattr(referenced, "run_measured", keep)
     make("dpo", dpo(), Path("results/rows/dpo/manifest.json"), **inputs)
     tokenizer = policy.load_tokenizer(inputs["base"])
     expected = preferences.with_reference(tokenizer, inputs["data"], inputs["reference"], "train", dpo())

@@ -174,7 +174,7 @@ def test_the_command_that_launch_builds(made, runs, tmp_path, monkeypatch, proce
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     stage, section, inputs = runs["dpo"]
     output = Path(f"results/launched-{nodes}/dpo/manifest.json")
-    started = launch.command(command(stage, section, output, inputs), processes, nodes)
+    started = [*launch.command(stage, processes, nodes), *command(stage, section, output, inputs)]
     done = subprocess.run(started, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     assert max(furthest(made[1] / "dpo", output.parent).values()) < 1e-5

@@ -18,24 +18,24 @@ SLURM_JOB_ID=70001 SLURM_STEP_ID=3 SLURM_LAUNCH_NODE_IPADDR=10.0.0.7 exec "$@"
 
 
 def test_one_process_is_the_stage_alone():
-    assert launch.command(SFT, 1) == [sys.executable, "-m", "posttrain", *SFT]
+    assert launch.command("sft", 1) == [sys.executable, "-m", "posttrain"]
 
 
 def test_several_processes_meet_at_a_free_port():
-    assert launch.command(SFT, 4) == [
+    assert launch.command("sft", 4) == [
         sys.executable, "-m", "torch.distributed.run", "--shutdown-timeout=300", "--nproc-per-node=4", "--standalone",
-        "-m", "posttrain", *SFT,
+        "-m", "posttrain",
     ]  # fmt: skip
 
 
 def test_a_stage_without_work_to_share_is_started_once():
-    assert launch.command(["evaluate"], 8, 2) == [sys.executable, "-m", "posttrain", "evaluate"]
+    assert launch.command("evaluate", 8, 2) == [sys.executable, "-m", "posttrain"]
 
 
 @pytest.mark.parametrize(("processes", "nodes"), [(1, 2), (8, 4)])
 def test_nodes_meet_at_a_port_of_the_step(tmp_path, monkeypatch, processes, nodes):
     """What a node's shell makes of the line, inside a step of SLURM; arguments keep their quotes and spaces."""
-    made = launch.command(SFT, processes, nodes)
+    made = [*launch.command("sft", processes, nodes), *SFT]
     assert made[:4] == ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     assert made[4:6] == ["--overlap", "--kill-on-bad-exit=1"]
     (tmp_path / "srun").write_text(SRUN)

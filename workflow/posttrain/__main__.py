@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from posttrain.config.stages import ROLES, STAGES
+from posttrain.dag.artifacts import at
 from posttrain.ground import credentials, progress
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, Interrupted, TooLarge, UserError
 from posttrain.tools import commands
@@ -63,6 +64,14 @@ def run_stage(arguments: argparse.Namespace) -> None:
     from posttrain.jobs import artifact
 
     artifact.run_stage(arguments)
+
+
+def run_attempt(arguments: argparse.Namespace) -> int:
+    """Run a stage as a subprocess, and continue after an interruption."""
+    from posttrain.jobs.attempt import attempt, home
+
+    progress.name = at(home(arguments.stage)).name
+    return attempt(arguments.stage, arguments.gpus)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -118,7 +127,7 @@ def planned(stage: argparse.ArgumentParser) -> None:
 
 def workflow_commands(subparsers) -> None:
     """The commands that the workflow and its jobs call."""
-    attempt = command(subparsers, "attempt", "run a stage, and continue after an interruption", commands.run_attempt)
+    attempt = command(subparsers, "attempt", "run a stage, and continue after an interruption", run_attempt)
     attempt.add_argument("--gpus", type=int, default=0, help="GPUs reserved for the stage on this machine")
     attempt.add_argument("stage", nargs=argparse.REMAINDER, metavar="STAGE ...", help="a stage and its arguments")
     report = command(subparsers, "report", "table, figures and page from the records", commands.run_report)

@@ -15,6 +15,7 @@ from posttrain.ground import credentials
 from posttrain.ground.code import remember
 from posttrain.ground.errors import UserError
 from posttrain.ground.identity import canonical, named, write_named
+from posttrain.jobs import slurm
 from posttrain.reporting.summary import last_lines, outdated
 from posttrain.tools import budget, status, why
 
@@ -68,7 +69,7 @@ if workflow.is_main_process:
     records.sync(PLAN.folders())
 elif SITE:
     shell.prefix(sites.shell_prefix(SITE))
-    sites.pass_on_sigterm()
+    slurm.pass_on_sigterm()
 
 
 wildcard_constraints:

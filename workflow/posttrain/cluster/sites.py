@@ -6,9 +6,7 @@ snakemake --profile slurm
 import os
 import re
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -235,25 +233,6 @@ def request(site: Site | None, plan: Plan, artifact: Artifact) -> dict[str, int]
     if exhausted and exhausted / values["mem_mb"] in (1, 2, 4, 8):  # this request, or a doubling of it, was too little
         values["mem_mb"] = 2 * exhausted
     return estimate | ({"gpu": 0} if site.cpu_only else {}) | values
-
-
-def pass_on_sigterm() -> None:
-    """Pass SIGTERM on to the stage: SLURM sends it only to a task's first process, which is Snakemake.
-
-    Snakemake keeps its own handler; a thread also receives the signal, and signals the whole process group once.
-    """
-    if "SLURM_STEP_ID" not in os.environ:  # this process submits the stage and does not run it
-        return
-    received, wakeup = os.pipe()
-    os.set_blocking(wakeup, False)
-    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-
-    def listen() -> None:
-        while signal.SIGTERM not in os.read(received, 64):
-            pass
-        os.killpg(0, signal.SIGTERM)
-
-    threading.Thread(target=listen, daemon=True).start()
 
 
 def shell_prefix(site: Site) -> str:

@@ -92,13 +92,13 @@ class Attempt:
         outcome = self.folder / "outcome.json"  # since torchrun has one exit code for all failures
         outcome.unlink(missing_ok=True)
         python = node.python(node.site().get("container"), node.site().get("scratch"))
-        command = launch.command(self.options(), launch.processes(environment), self.nodes, python)
+        command = launch.command(self.stage, launch.processes(environment), self.nodes, python)
         several = "torch.distributed.run" in command
         environment = launch.outside_step(environment) if self.nodes > 1 else environment
         # SLURM itself signals each step of a job. A second signal makes srun kill its step, and a third one, after that
-        # of `sites.pass_on_sigterm`, makes torchrun end before its processes have saved.
+        # of `slurm.pass_on_sigterm`, makes torchrun end before its processes have saved.
         environment = environment | {"POSTTRAIN_OUTCOME": str(outcome)}
-        child = subprocess.Popen(command, env=environment, start_new_session=self.nodes > 1)
+        child = subprocess.Popen([*command, *self.options()], env=environment, start_new_session=self.nodes > 1)
         while child.poll() is None and not stop.requested:
             time.sleep(0.1)
         if stop.requested:

@@ -19,18 +19,16 @@ RENDEZVOUS = (
 )
 
 
-def command(
-    stage_arguments: list[str], processes: int, nodes: int = 1, python: Sequence[str] = (sys.executable,)
-) -> list[str]:
-    """The command line of a stage.
+def command(stage: str, processes: int, nodes: int = 1, python: Sequence[str] = (sys.executable,)) -> list[str]:
+    """The command line that starts a stage, up to the stage's name.
 
-    stage_arguments: the stage and its flags. processes: on each node. python: the command that starts Python there.
+    processes: on each node. python: the command that starts Python there.
 
     Processes of one node rendezvous at a free port. Nodes rendezvous at a port computed from the numbers of SLURM's job
     and step, on the node that started the step, which must be one of them (as in a batch job).
     """
-    module = ["-m", "posttrain", *stage_arguments]
-    if stage_arguments[0] not in TRAINERS or processes * nodes == 1:
+    module = ["-m", "posttrain"]
+    if stage not in TRAINERS or processes * nodes == 1:
         return [*python, *module]
     agent = [*python, "-m", "torch.distributed.run", f"--shutdown-timeout={WAIT:.0f}"]  # for saving; default 30 s
     torchrun = [*agent, f"--nproc-per-node={processes}"]
@@ -70,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.stage:
         parser.error("name a stage")
-    line = command(options.stage, options.processes, options.nodes)
+    line = [*command(options.stage[0], options.processes, options.nodes), *options.stage]
     os.execvpe(line[0], line, outside_step(os.environ) if options.nodes > 1 else os.environ)
 
 

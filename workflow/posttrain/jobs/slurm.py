@@ -1,4 +1,4 @@
-"""Query SLURM's jobs, partitions and configuration, and requeue jobs. Imports nothing heavy."""
+"""Query SLURM's jobs, partitions and configuration; pass SIGTERM on, and requeue jobs. Imports nothing heavy."""
 
 import os
 import re
@@ -167,6 +167,25 @@ def refusal(job: str, **changes: str) -> str:
         return "there is no sbatch"
     errors = run.stderr.strip().splitlines() or [f"sbatch ended with {run.returncode}"]
     return errors[-1].removeprefix("allocation failure: ") if run.returncode else ""
+
+
+def pass_on_sigterm() -> None:
+    """Pass SIGTERM on to the stage: SLURM sends it only to a task's first process, which is Snakemake.
+
+    Snakemake keeps its own handler; a thread also receives the signal, and signals the whole process group once.
+    """
+    if "SLURM_STEP_ID" not in os.environ:  # this process submits the stage and does not run it
+        return
+    received, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while signal.SIGTERM not in os.read(received, 64):
+            pass
+        os.killpg(0, signal.SIGTERM)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def requeue(job: str, **changes: str) -> None:

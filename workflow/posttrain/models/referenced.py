@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from posttrain.config.sections import Referenced
+from posttrain.ground.progress import say
 from posttrain.models import adapters
 from posttrain.training import trainers
 
 WATCHED = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "kl", "entropy")
+FALLEN = 1.0  # nats; a larger fall of the chosen answers' log-probability is a warning
 
 
 def train(
@@ -42,6 +44,36 @@ def train(
     # draw from the training's random stream.
     trainer.precompute_ref_logps = True
     trainers.give_rows(trainer, section, train_rows, held_out)
-    metrics = trainers.run_measured(trainer, section, checkpoints, WATCHED)
+    metrics = run_measured(trainer, section, checkpoints)
     adapters.publish(trainer.model, start.tokenizer, start.foundation, work / "model")
     return metrics
+
+
+def run_measured(trainer, section: Referenced, checkpoints: Path) -> dict:
+    """Train, with an evaluation of the held-out rows before the first and after the last step; returns the metrics."""
+    count = trainers.trainable(trainer.model)
+    say(f"{count:,} trainable parameters, {len(trainer.train_dataset.dataset):,} rows, beta {section.beta}")
+    before = trainer.evaluate() if trainer.eval_dataset else {}
+    trainers.run(trainer, section, checkpoints)
+    after = trainer.evaluate() if trainer.eval_dataset else {}
+    measured = {
+        f"{key} {when}": metrics[f"eval_{key}"]
+        for when, metrics in (("before", before), ("after", after))
+        for key in ("loss", *WATCHED)
+        if f"eval_{key}" in metrics
+    }
+    return {
+        "summary": {"trainable_parameters": count, "beta": section.beta, **measured},
+        "warnings": displacement(before, after),
+        "history": trainers.history(trainer, WATCHED),
+    }
+
+
+def displacement(before: dict, after: dict) -> list[str]:
+    """A warning where the chosen answers became less likely (arXiv 2402.13228, section 3); else no warning."""
+    key = "eval_logps/chosen"
+    if key not in before or after[key] > before[key] - FALLEN:
+        return []
+    fell = f"held-out chosen answers fell from {before[key]:.1f} to {after[key]:.1f} nats while margins grew"
+    say(f"warning: {fell}")
+    return [f"{fell}: the policy moves away from both answers (likelihood displacement); lower learning_rate or steps"]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from posttrain.config.stages import STAGES
-from posttrain.dag import artifacts
 from posttrain.ground import accepted, credentials, progress
 from posttrain.ground.errors import UserError, gather
 from posttrain.ground.files import read_json, sha256, write_json
@@ -20,14 +19,6 @@ def load(file: str | Path) -> "Plan":
     from posttrain.dag import campaign
 
     return campaign.load(file)
-
-
-def run_attempt(arguments: Namespace) -> int:
-    """Run a stage as a subprocess, and continue after an interruption."""
-    from posttrain.jobs.attempt import attempt, home
-
-    progress.name = artifacts.at(home(arguments.stage)).name
-    return attempt(arguments.stage, arguments.gpus)
 
 
 def run_fetch(arguments: Namespace) -> None:

@@ -19,8 +19,6 @@ from posttrain.ground.files import write_json
 from posttrain.ground.progress import say, spent
 from posttrain.training import checkpoint, interruption, parallel
 
-FALLEN = 1.0  # nats; a larger fall of the chosen answers' log-probability is a warning
-
 
 def arguments(training: Training, checkpoints: Path) -> dict:
     """A trainer's arguments, from the settings that all trainers share.
@@ -172,39 +170,6 @@ def make_trained_float32(model) -> None:
 def trainable(model) -> int:
     """Number of trainable parameters."""
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-
-
-def run_measured(trainer, section, checkpoints: Path, watched: tuple[str, ...]) -> dict:
-    """`run` for a method with a reference and `beta`; returns its metrics.
-
-    Held-out rows are evaluated before the first and after the last step. watched: metrics of the trainer to report.
-    """
-    count = trainable(trainer.model)
-    say(f"{count:,} trainable parameters, {len(trainer.train_dataset.dataset):,} rows, beta {section.beta}")
-    before = trainer.evaluate() if trainer.eval_dataset else {}
-    run(trainer, section, checkpoints)
-    after = trainer.evaluate() if trainer.eval_dataset else {}
-    measured = {
-        f"{key} {when}": metrics[f"eval_{key}"]
-        for when, metrics in (("before", before), ("after", after))
-        for key in ("loss", *watched)
-        if f"eval_{key}" in metrics
-    }
-    return {
-        "summary": {"trainable_parameters": count, "beta": section.beta, **measured},
-        "warnings": displacement(before, after),
-        "history": history(trainer, watched),
-    }
-
-
-def displacement(before: dict, after: dict) -> list[str]:
-    """A warning where the chosen answers became less likely (arXiv 2402.13228, section 3); else no warning."""
-    key = "eval_logps/chosen"
-    if key not in before or after[key] > before[key] - FALLEN:
-        return []
-    fell = f"held-out chosen answers fell from {before[key]:.1f} to {after[key]:.1f} nats while margins grew"
-    say(f"warning: {fell}")
-    return [f"{fell}: the policy moves away from both answers (likelihood displacement); lower learning_rate or steps"]
 
 
 def run(trainer, section: Training, checkpoints: Path) -> None:
