@@ -276,18 +276,16 @@ def test_bad_transfers(hub, tmp_path):
 
 def test_full_disk():
     """Words for a disk that fills up, before and during the transfer."""
-    from posttrain.data import hub_errors
+    from posttrain.data import hub
     from posttrain.stages import fetch
 
-    said = hub_errors.in_words(OSError(errno.ENOSPC, "No space left on device"), "model", "org/tiny", MODEL)
+    said = hub.in_words(OSError(errno.ENOSPC, "No space left on device"), "model", "org/tiny", MODEL)
     assert "the disk is full" in said and "HF_HOME" in said
     huge = [{"path": "model.safetensors", "size": 10**18}]
     with pytest.raises(fetch.UserError, match="free in"):
         fetch.refuse_unusable("model", "org/tiny", MODEL, huge, None)
     fetch.refuse_unusable("model", "org/tiny", MODEL, [{**huge[0], "size": 1}], None)
-    assert hub_errors.in_words(KeyError("ours"), "model", "org/tiny", MODEL) is None, (
-        "our own mistakes keep their traceback"
-    )
+    assert hub.in_words(KeyError("ours"), "model", "org/tiny", MODEL) is None, "our own mistakes keep their traceback"
 
 
 def test_killed_and_continued(hub, tmp_path):

@@ -213,12 +213,11 @@ def test_another_number_operator_or_result_counts_in_every_module():
 
 # Errors that are caught, and of which something is neither raised again nor said; each with where it goes.
 HANDED_ON = {
-    ("data.formats", "RowError"): "counts",
     ("data.rows", "RowError"): "counts",
     ("data.lines", "RowError"): "counts",
     ("data.lines", "UnicodeDecodeError"): "its place, into a UserError",
     ("data.lines", "json.JSONDecodeError"): "into a UserError",
-    ("data.hub_errors", "Exception"): "into a UserError",
+    ("data.hub", "Exception"): "into a UserError",
 }
 
 

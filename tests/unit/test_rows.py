@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.data import formats, overlap, rows, texts
+from posttrain.data import rows, texts
 from posttrain.ground.errors import UserError
+from posttrain.stages.prepare import split
 
 SHARED = Path(os.environ.get("POSTTRAIN_SHARED") or Path(__file__).parents[2] / ".." / "shared").resolve()
 DATA, BAD = SHARED / "data", SHARED / "data" / "bad"
@@ -140,10 +141,10 @@ def test_index_sharegpt_and_literal_text():
 def test_index_pair():
     train = rows.read_file(BAD / "70-leak-train.jsonl", "sft").rows
     test = rows.read_file(BAD / "71-leak-test.jsonl", "sft").rows
-    found = [(int(f.test.rsplit(":")[-1]), int(f.train.rsplit(":")[-1]), f.how) for f in overlap.overlap(train, test)]
+    found = [(int(f.test.rsplit(":")[-1]), int(f.train.rsplit(":")[-1]), f.how) for f in texts.overlap(train, test)]
     how = ["exact", "exact", "normalised", "contained", "group"]
     assert found == [(n, n, how[n - 1]) for n in range(1, 6)]
-    assert overlap.overlap(train, test[5:]) == []
+    assert texts.overlap(train, test[5:]) == []
 
 
 @needs_shared
@@ -348,7 +349,7 @@ def test_ids(tmp_path):
     assert "id 1 on lines 1 and 2" in refusal(write(tmp_path / "a.jsonl", clash), "text")
     twice = rows.read_file(write(tmp_path / "a.jsonl", [clash[0], clash[0], {"id": None, "text": "c"}]), "text")
     assert twice.kept == 3 and twice.rows[2]["id"] == "a-3"
-    assert overlap.deduplicate(twice.rows)[1] == 1
+    assert texts.deduplicate(twice.rows)[1] == 1
 
 
 def test_groups(tmp_path):
@@ -528,7 +529,7 @@ def test_unknown_task_and_format():
         rows.read_rows([], "made", "dpo")
     with pytest.raises(UserError, match="format 'kto' is not read for task sft; allowed: auto, messages"):
         rows.read_rows([], "made", "sft", "kto")
-    assert set(formats.FORMATS) == {"text", "long", "sft", "preference", "kto", "eval"}
+    assert set(rows.FORMATS) == {"text", "long", "sft", "preference", "kto", "eval"}
 
 
 # Odd characters
@@ -577,38 +578,38 @@ def ask(question: str, answer: str, name: str = "test", **more) -> dict:
 def test_deduplicate_counts_and_keeps_the_first():
     first = made(3)
     again = [row | {"id": "other", "source": "b:1", "group": "x"} for row in first[:2]]
-    kept, dropped = overlap.deduplicate(first + again)
+    kept, dropped = texts.deduplicate(first + again)
     assert (kept, dropped) == (first, 2)
 
 
 def test_split_is_stable_and_keeps_groups_whole():
     data = [row | {"group": f"g{i % 100}"} for i, row in enumerate(made(1000))]
-    train, test, warning = overlap.split(data, 0.2, seed=1)
+    train, test, warning = split(data, 0.2, seed=1)
     assert warning is None and len(train) + len(test) == 1000
     assert 0.1 < len(test) / 1000 < 0.3
     assert not {row["group"] for row in train} & {row["group"] for row in test}
     shuffled = random.Random(0).sample(data, 500)
-    assert {row["id"] for row in overlap.split(shuffled, 0.2, 1)[1]} <= {row["id"] for row in test}
-    assert overlap.split(data, 0.2, 2)[1] != test
+    assert {row["id"] for row in split(shuffled, 0.2, 1)[1]} <= {row["id"] for row in test}
+    assert split(data, 0.2, 2)[1] != test
 
 
 def test_split_of_few_rows():
     one = made(1)
-    train, test, warning = overlap.split(one, 0.1, 0)
+    train, test, warning = split(one, 0.1, 0)
     assert (train, test) == (one, []) and "too few rows for a train/test split" in warning
-    assert overlap.split([], 0.1, 0)[2]
-    assert overlap.split(one, 0, 0) == (one, [], None)
+    assert split([], 0.1, 0)[2]
+    assert split(one, 0, 0) == (one, [], None)
     for seed in range(20):
         for fraction in (0.01, 0.99):
-            train, test, warning = overlap.split(made(2), fraction, seed)
+            train, test, warning = split(made(2), fraction, seed)
             assert len(train) == len(test) == 1 and warning is None
     with pytest.raises(ValueError):
-        overlap.split(one, 1.0, 0)
+        split(one, 1.0, 0)
 
 
 def test_a_planted_leak_is_found_and_removing_it_finds_none():
     train, test = made(300, 1), made(50, 2)
-    assert overlap.overlap(train, test) == []
+    assert texts.overlap(train, test) == []
     asked = texts.prompt_text(train[7]).split()
     planted = {
         "exact": ask(" ".join(asked), "another reply"),
@@ -617,33 +618,33 @@ def test_a_planted_leak_is_found_and_removing_it_finds_none():
         "grams": ask("so " * 8 + " ".join(asked[3:18]) + " then", "another reply"),
     }
     for how, row in planted.items():
-        assert overlap.overlap(train, [*test, row]) == [("test:1", train[7]["source"], how)]
+        assert texts.overlap(train, [*test, row]) == [("test:1", train[7]["source"], how)]
     short = ask(" ".join(asked[2:12]), "reply")
-    assert overlap.overlap(train, [short]) == [("test:1", train[7]["source"], "contained")]
+    assert texts.overlap(train, [short]) == [("test:1", train[7]["source"], "contained")]
     document = rows.read_rows([{"text": "before " + " ".join(asked) + " after"}], "web", "text").rows
-    assert overlap.overlap(document, train[:10]) == [(train[7]["source"], "web:1", "contained")]
+    assert texts.overlap(document, train[:10]) == [(train[7]["source"], "web:1", "contained")]
 
 
 def test_a_long_prompt_that_only_begins_like_a_training_prompt_is_no_leak():
     asked = texts.prompt_text(made(1)[0]).split()[:8]
     train = [ask(" ".join(asked), "reply", "train")]
-    assert overlap.overlap(train, [ask(" ".join(asked) + " more" * 9, "reply 2")]) == []
-    assert overlap.overlap(train, [ask(" ".join(asked) + " more" * 7, "reply 2")])[0].how == "contained"
+    assert texts.overlap(train, [ask(" ".join(asked) + " more" * 9, "reply 2")]) == []
+    assert texts.overlap(train, [ask(" ".join(asked) + " more" * 7, "reply 2")])[0].how == "contained"
 
 
 def test_a_shared_group_is_found_only_where_declared():
     test = [ask("what?", "that", group="g1")]
-    assert overlap.overlap([ask("who?", "she", "train", group="g1")], test)[0].how == "group"
-    assert overlap.overlap([ask("hi", "hello", "train")], [ask("hi", "good day")]) == []
+    assert texts.overlap([ask("who?", "she", "train", group="g1")], test)[0].how == "group"
+    assert texts.overlap([ask("hi", "hello", "train")], [ask("hi", "good day")]) == []
     test = [ask("what?", "that", group="prompt:1")]
-    assert overlap.overlap([ask("who?", "she", "train", group="prompt:1")], test)[0].how == "group"
+    assert texts.overlap([ask("who?", "she", "train", group="prompt:1")], test)[0].how == "group"
 
 
 def test_common_short_prompts_and_arithmetic_are_no_leaks():
     opening = "Once upon a time, there was a little girl"
     train = [ask(f"{opening} named {i}{i}.", f"story {i}", f"train{i}") for i in range(30)]
     common = [ask(opening, "x"), ask(f"{opening} called Max", "y")]
-    assert overlap.overlap([*train, ask(opening, "end", "t")], common) == []
-    assert overlap.overlap([ask("What is 3 + 4?", "7", "t")], [ask("What is 3 - 4?", "-1")]) == []
+    assert texts.overlap([*train, ask(opening, "end", "t")], common) == []
+    assert texts.overlap([ask("What is 3 + 4?", "7", "t")], [ask("What is 3 - 4?", "-1")]) == []
     samples = [ask("What is the capital of France?", f"{i} Paris", f"s{i}") for i in range(30)]
-    assert overlap.overlap(samples, [ask("what is the capital of france", "?")])[0].how == "normalised"
+    assert texts.overlap(samples, [ask("what is the capital of france", "?")])[0].how == "normalised"

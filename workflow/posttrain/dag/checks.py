@@ -18,7 +18,7 @@ from posttrain.config.settings import one_of
 from posttrain.config.sources import sides
 from posttrain.config.stages import JUDGES, STAGES, Experiment
 from posttrain.dag.stage_checks import stage_mistakes, training_mistakes
-from posttrain.data.formats import FORMATS
+from posttrain.data.rows import FORMATS
 from posttrain.world import tasks as world_tasks
 
 OF_SOURCES = {"test_fraction", "group_key", "allow_empty_user", "max_line_mb"}  # keys of `prepare`

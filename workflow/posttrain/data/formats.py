@@ -1,101 +1,32 @@
-"""Check an object against a row format, and convert its content to the canonical form of its task."""
+"""Check a document or a conversation, and convert it to canonical form.
 
-from collections import Counter
-from collections.abc import Callable
+A function for each format of the tasks `text`, `long` and `sft`. `where`: the field that a RowError names.
+"""
 
-from posttrain.data.fields import json_kind, refuse_mixed, required, user_text, visible_text
-from posttrain.data.lines import RowError
-from posttrain.data.texts import is_blank, spoken
-from posttrain.data.turns import (
-    SHAREGPT_ROLES,
-    check_conversation,
-    check_one_reply,
-    check_prompt,
-    is_transcript,
-    read_messages,
-    read_transcript,
-)
-from posttrain.ground.errors import UserError
+import re
+from difflib import get_close_matches
+from itertools import pairwise
 
-# The formats of each task. A row that fits several has the first of them.
-FORMATS = {
-    "text": ("text",),
-    "long": ("text",),
-    "sft": ("messages", "sharegpt", "instruction", "prompt_completion", "transcript"),
-    "preference": ("transcript", "preference"),
-    "kto": ("kto",),
-    "eval": ("choices",),
-}
+from posttrain.data.lines import RowError, json_kind
+from posttrain.data.texts import is_blank
+
+ROLES = {name: name for name in ("system", "user", "assistant", "tool")}
+SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
+SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
-def choose(objects: list[dict], task: str, format: str) -> str:
-    """The configured format; for "auto", the one that most of the objects (the file's first rows) have.
-
-    Raises UserError for an unknown task and for a format that the task does not have.
-    """
-    if task not in FORMATS:
-        raise UserError(f"task {task!r} is unknown; allowed: {', '.join(FORMATS)}")
-    if format not in ("auto", *FORMATS[task]):
-        allowed = ", ".join(("auto", *FORMATS[task]))
-        raise UserError(f"format {format!r} is not read for task {task}; allowed: {allowed}")
-    if format != "auto":
-        return format
-    guesses = Counter(filter(None, (guess(row, task) for row in objects)))
-    return guesses.most_common(1)[0][0] if guesses else "messages" if task == "sft" else FORMATS[task][-1]
-
-
-def guess(row: dict, task: str) -> str | None:
-    """The task's format that fits the row's keys, or None."""
-    keys = {key for key, value in row.items() if value is not None}
-    fits = {
-        "text": "text" in keys,
-        "messages": "messages" in keys,
-        "sharegpt": bool(keys & {"conversations", "conversation"}),
-        "instruction": {"instruction", "output"} <= keys,
-        "prompt_completion": {"prompt", "completion"} <= keys,
-        "transcript": any(is_transcript(row.get(key)) for key in ("transcript", "text", "chosen", "prompt")),
-        "preference": {"chosen", "rejected"} <= keys,
-        "kto": {"completion", "label"} <= keys,
-        "choices": "choices" in keys,
-    }
-    return next((format for format in FORMATS[task] if fits[format]), None)
-
-
-def check_row(row: dict, task: str, format: str, allow_empty_user: bool = False) -> dict:
-    """The row's content in canonical form. Raises RowError, naming the first defect and its place.
-
-    The expected answer to a prompt (`answer`, a string) is kept for hand-written rewards.
-    """
-    check = _transcript_pair if (task, format) == ("preference", "transcript") else CHECKS[format]
-    try:
-        content = check(row, allow_empty_user)
-    except RowError as error:
-        other = guess(row, task)
-        if error.reason in ("missing_field", "not_a_transcript") and other not in (None, format):
-            hint = f"hint: this row looks like {other}, not {format}"
-            raise RowError(error.reason, f"{error}; {hint}") from None
-        raise
-    answer = row.get("answer")
-    if task in ("sft", "preference") and isinstance(answer, str) and answer not in ("", content.get("completion")):
-        content["answer"] = answer
-    return content
-
-
-# One function for each format. Each returns the row's content in canonical form, or raises RowError.
-
-
-def _text(row: dict, allow_empty_user: bool) -> dict:
+def text(row: dict, allow_empty_user: bool) -> dict:
     """A document."""
     return {"text": visible_text(required(row, "text"), "text")}
 
 
-def _messages(row: dict, allow_empty_user: bool) -> dict:
+def messages(row: dict, allow_empty_user: bool) -> dict:
     """A conversation in OpenAI's format."""
     turns = read_messages(required(row, "messages"), "messages", allow_empty_user)
     return {"messages": check_conversation(turns, "messages")}
 
 
-def _sharegpt(row: dict, allow_empty_user: bool) -> dict:
+def sharegpt(row: dict, allow_empty_user: bool) -> dict:
     """A conversation in ShareGPT's format; the system prompt may be a field of its own."""
     where = "conversation" if row.get("conversations") is None and "conversation" in row else "conversations"
     turns = read_messages(required(row, where), where, allow_empty_user, SHAREGPT_ROLES)
@@ -108,7 +39,7 @@ def _system(row: dict) -> list[dict]:
     return [] if prompt is None or prompt == "" else [{"role": "system", "content": visible_text(prompt, "system")}]
 
 
-def _instruction(row: dict, allow_empty_user: bool) -> dict:
+def instruction(row: dict, allow_empty_user: bool) -> dict:
     """A prompt of instruction, blank line and input, with the output as the reply."""
     prompt = user_text(required(row, "instruction"), "instruction", allow_empty_user)
     more = row.get("input")
@@ -121,18 +52,18 @@ def _instruction(row: dict, allow_empty_user: bool) -> dict:
     return {"messages": [*_system(row), *turns]}
 
 
-def _prompt_completion(row: dict, allow_empty_user: bool) -> dict:
+def prompt_completion(row: dict, allow_empty_user: bool) -> dict:
     """Two strings stay strings; two lists of messages become one conversation.
 
     A completion labelled as unwanted (a row for `kto`) is an error: SFT would imitate it.
     """
     if row.get("label") is False:
         raise RowError("label_false", "label is false: an unwanted completion, which sft would imitate; kto reads it")
-    pair = _prompt_and(row, "completion", allow_empty_user)
+    pair = prompt_and(row, "completion", allow_empty_user)
     return pair if isinstance(pair["prompt"], str) else {"messages": pair["prompt"] + pair["completion"]}
 
 
-def _prompt_and(row: dict, key: str, allow_empty_user: bool) -> dict:
+def prompt_and(row: dict, key: str, allow_empty_user: bool) -> dict:
     """The prompt and the reply under `key`: both strings or both lists of messages."""
     prompt, reply = required(row, "prompt"), required(row, key)
     refuse_mixed("prompt", prompt, key, reply)
@@ -145,97 +76,132 @@ def _prompt_and(row: dict, key: str, allow_empty_user: bool) -> dict:
     return {"prompt": prompt, key: check_one_reply(read_messages(reply, key, allow_empty_user), key)}
 
 
-def _transcript(row: dict, allow_empty_user: bool) -> dict:
+def transcript(row: dict, allow_empty_user: bool) -> dict:
     """A conversation as one text."""
     text = row.get("transcript") or required(row, "text")
     return {"messages": check_conversation(read_transcript(text, "text", allow_empty_user), "text")}
 
 
-def _transcript_pair(row: dict, allow_empty_user: bool) -> dict:
-    """Two transcripts that differ in their last reply only; the field `prompt` is put before both."""
-    sides = {key: required(row, key) for key in ("chosen", "rejected")}
-    refuse_mixed("chosen", sides["chosen"], "rejected", sides["rejected"])
-    if isinstance(sides["chosen"], list):
-        raise RowError("mixed_types", "chosen and rejected are lists while the file holds transcripts")
-    if isinstance(row.get("prompt"), str) and not is_transcript(sides["chosen"]):
-        sides = {key: row["prompt"] + side for key, side in sides.items()}
-    if sides["chosen"].strip() == sides["rejected"].strip():
-        raise RowError("no_signal", "chosen equals rejected: no signal")
-    turns = {key: check_conversation(read_transcript(side, key, allow_empty_user), key) for key, side in sides.items()}
-    prompt, replies = _shared_prompt(None, list(turns.values()), allow_empty_user)
-    return _check_signal({"prompt": prompt, "chosen": replies[0], "rejected": replies[1]})
+def required(row: dict, name: str):
+    """The field's value. Raises RowError, with the nearest key of the row, where it is absent or null."""
+    if row.get(name) is not None:
+        return row[name]
+    near = get_close_matches(name, [key for key in row if isinstance(key, str) and key != name], 1, 0.75)
+    hint = f"hint: did you mean {near[0]!r}" if near else f"keys found: {', '.join(map(str, row)) or 'none'}"
+    raise RowError("missing_field", f"missing field {name}; {hint}")
 
 
-def _preference(row: dict, allow_empty_user: bool) -> dict:
-    """A prompt and two replies: strings, or messages, with the prompt in its own field or at the start of both."""
-    chosen, rejected = required(row, "chosen"), required(row, "rejected")
-    refuse_mixed("chosen", chosen, "rejected", rejected)
-    if isinstance(chosen, str):
-        chosen_row, rejected_row = (_prompt_and(row, key, allow_empty_user) for key in ("chosen", "rejected"))
-        return _check_signal(chosen_row | rejected_row)
-    sides = [read_messages(row[key], key, allow_empty_user) for key in ("chosen", "rejected")]
-    prompt, sides = _shared_prompt(row.get("prompt"), sides, allow_empty_user)
-    check_prompt(prompt, "prompt")
-    replies = [check_one_reply(side, key) for side, key in zip(sides, ("chosen", "rejected"), strict=True)]
-    return _check_signal({"prompt": prompt, "chosen": replies[0], "rejected": replies[1]})
+def visible_text(value, where: str, reason: str = "empty_text") -> str:
+    """The value, a string that is not blank. Raises RowError, with `reason` for a blank one."""
+    if not isinstance(value, str):
+        raise RowError("not_a_string", f"{where} must be a string, found {json_kind(value)}")
+    if is_blank(value):
+        raise RowError(reason, f"{where} empty" if reason == "empty_user" else f"{where} is empty")
+    return value
 
 
-def _shared_prompt(prompt, sides: list[list[dict]], allow_empty_user: bool) -> tuple[list, list]:
-    """(prompt, sides without it). A prompt that is a string must be a message of both sides."""
-    if isinstance(prompt, list):
-        turns = read_messages(prompt, "prompt", allow_empty_user)
-        return turns, [side[len(turns) :] if side[: len(turns)] == turns else side for side in sides]
-    before = sides[0][:-1]
-    if prompt is not None and not any(turn == {"role": "user", "content": prompt} for turn in before):
-        raise RowError("mixed_types", f"prompt is {json_kind(prompt)} while chosen is a list without it")
-    if before != sides[1][:-1]:
-        raise RowError("prompt_mismatch", "chosen and rejected: prompts differ before the last reply")
-    if not before:
-        raise RowError("missing_field", "missing field prompt: chosen and rejected hold only the reply")
-    return before, [side[-1:] for side in sides]
+def user_text(value, where: str, allow_empty_user: bool) -> str:
+    """The value, the text of a user's turn; blank only where `allow_empty_user`. Raises RowError."""
+    if allow_empty_user and isinstance(value, str):
+        return value
+    return visible_text(value, where, "empty_user")
 
 
-def _check_signal(row: dict) -> dict:
-    """The row. Raises RowError where its two sides differ in outer white space only."""
-    chosen, rejected = (spoken(row[key]) for key in ("chosen", "rejected"))
-    if chosen.strip() == rejected.strip():
-        raise RowError("no_signal", "chosen equals rejected: no signal")
-    return row
+def refuse_mixed(name: str, value, other_name: str, other) -> None:
+    """Raise RowError unless both values are strings or both are lists."""
+    for key, item in ((name, value), (other_name, other)):
+        if not isinstance(item, str | list):
+            raise RowError("not_a_string", f"{key} must be a string or a list of messages, found {json_kind(item)}")
+    if type(value) is not type(other):
+        raise RowError("mixed_types", f"{name} is {json_kind(value)} while {other_name} is {json_kind(other)}")
 
 
-def _kto(row: dict, allow_empty_user: bool) -> dict:
-    """Prompt, completion and a boolean label; strings are refused, as bool("false") is True."""
-    pair, label = _prompt_and(row, "completion", allow_empty_user), row.get("label")
-    if not isinstance(label, bool):
-        shown = "none" if "label" not in row else repr(label)
-        raise RowError("bad_label", f"label must be true or false, found {shown[:40]}")
-    return pair | {"label": label}
+def read_messages(value, where: str, allow_empty_user: bool, roles: dict[str, str] = ROLES) -> list[dict]:
+    """The value as a list of messages with role and content. roles: name in the data -> role. Raises RowError."""
+    if not isinstance(value, list):
+        hint = "; hint: JSON text inside a string" if isinstance(value, str) and value[:1] in "[{" else ""
+        raise RowError("not_a_list", f"{where} must be a list, found {json_kind(value)}{hint}")
+    if not value:
+        raise RowError("empty_messages", f"{where} is empty")
+    return [_message(item, f"{where}[{i}]", allow_empty_user, roles) for i, item in enumerate(value)]
 
 
-def _choices(row: dict, allow_empty_user: bool) -> dict:
-    """A question, two or more different choices, and the index of the right one."""
-    question = visible_text(required(row, "question"), "question")
-    choices, answer = required(row, "choices"), row.get("answer")
-    if not isinstance(choices, list):
-        raise RowError("bad_choices", f"choices must be a list, found {json_kind(choices)}")
-    choices = [visible_text(choice, f"choices[{i}]", "bad_choices") for i, choice in enumerate(choices)]
-    if len(choices) < 2 or len({choice.strip() for choice in choices}) < len(choices):
-        shown = f"{len(choices)}{' with repeats' if len(choices) > 1 else ''}"
-        raise RowError("bad_choices", f"choices must be 2 or more, all different; found {shown}")
-    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        allowed, shown = f"from 0 to {len(choices) - 1}", repr(answer)[:60]
-        raise RowError("bad_answer", f"answer must be an index in range, {allowed}, found {shown}")
-    return {"question": question, "choices": choices, "answer": answer}
+def _message(item, where: str, allow_empty_user: bool, roles: dict[str, str]) -> dict:
+    """One message in canonical form, from `role` and `content` or ShareGPT's `from` and `value`. Raises RowError."""
+    if not isinstance(item, dict):
+        raise RowError("not_an_object", f"{where} must be an object, found {json_kind(item)}")
+    if item.get("tool_calls") or item.get("function_call"):
+        lost = "only role and content are kept, so the call would be lost"
+        raise RowError("tool_calls", f"{where} calls a tool; {lost}")
+    keys = ("from", "value") if item.get("role") is None and "from" in item else ("role", "content")
+    role, content = (item.get(key) for key in keys)
+    if not isinstance(role, str) or role not in roles:
+        shown = repr(role)[:60]
+        raise RowError("unknown_role", f"{where}.{keys[0]}: unknown role {shown}; allowed: {', '.join(roles)}")
+    if not isinstance(content, str):
+        raise RowError("not_a_string", f"{where}.{keys[1]} must be a string, found {json_kind(content)}")
+    if roles[role] == "assistant" and is_blank(content):
+        raise RowError("empty_reply", f"empty assistant turn: {where}.{keys[1]}")
+    if roles[role] == "user":
+        user_text(content, where, allow_empty_user)
+    return {"role": roles[role], "content": content}
 
 
-CHECKS: dict[str, Callable[[dict, bool], dict]] = {
-    "text": _text,
-    "messages": _messages,
-    "sharegpt": _sharegpt,
-    "instruction": _instruction,
-    "prompt_completion": _prompt_completion,
-    "transcript": _transcript,
-    "preference": _preference,
-    "kto": _kto,
-    "choices": _choices,
-}
+def check_order(turns: list[dict], where: str) -> list[dict]:
+    """The turns. Raises RowError unless a user begins, after at most one system turn, and user and assistant never
+    have two turns in a row."""
+    roles = [turn["role"] for turn in turns]
+    talk = roles[1:] if roles[0] == "system" else roles
+    if "system" in talk:
+        at = len(roles) - len(talk) + talk.index("system")
+        raise RowError("turn_order", f"{where}[{at}]: a system turn must be the only one and come first")
+    if not talk or talk[0] != "user":
+        first = talk[0] if talk else "none"
+        raise RowError("turn_order", f"{where}: first non-system turn must be user, found {first}")
+    for i, (before, role) in enumerate(pairwise(roles), 1):
+        if role == before != "tool":
+            raise RowError("repeated_role", f"{where}[{i}]: two {role} turns in a row")
+    return turns
+
+
+def check_conversation(turns: list[dict], where: str) -> list[dict]:
+    """The turns, in order and with a reply at the end, as a last user turn would not be trained on."""
+    check_order(turns, where)
+    if turns[-1]["role"] != "assistant":
+        raise RowError("no_reply", f"{where}: last turn must be assistant, found {turns[-1]['role']}")
+    return turns
+
+
+def check_prompt(turns: list[dict], where: str) -> list[dict]:
+    """The turns, in order and without a reply at the end."""
+    check_order(turns, where)
+    if turns[-1]["role"] == "assistant":
+        raise RowError("turn_order", f"{where}: before the reply there must be a user or tool turn")
+    return turns
+
+
+def check_one_reply(turns: list[dict], where: str) -> list[dict]:
+    """The turns, which must be a single assistant turn. Raises RowError."""
+    roles = [turn["role"] for turn in turns]
+    if roles != ["assistant"]:
+        shown = ", ".join(roles) or "none"
+        raise RowError("turn_order", f"{where} must be one assistant turn after the prompt, found {shown}")
+    return turns
+
+
+def is_transcript(value) -> bool:
+    """Whether the value is text that begins with `Human:`."""
+    return isinstance(value, str) and re.match(r"\s*Human:", value) is not None
+
+
+def read_transcript(text, where: str, allow_empty_user: bool) -> list[dict]:
+    """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ...", without outer white space. Raises RowError."""
+    if not isinstance(text, str):
+        raise RowError("mixed_types", f"{where} is {json_kind(text)} while the file holds transcripts")
+    lead, *parts = SPEAKER.split(text)
+    if lead.strip() or not parts:
+        raise RowError("not_a_transcript", f"{where} must begin with Human: or Assistant:")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    speeches = zip(parts[::2], parts[1::2], strict=True)
+    turns = [{"role": roles[speaker], "content": content.strip()} for speaker, content in speeches]
+    return read_messages(turns, where, allow_empty_user)

@@ -45,6 +45,12 @@ class RowError(Exception):
         self.reason = reason
 
 
+def json_kind(value) -> str:
+    """The name of a value's type in JSON."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return "null" if value is None else names.get(type(value), "an object")
+
+
 def is_text(path) -> bool:
     """Whether the file is plain text (True) or JSON Lines (False), by its name.
 
@@ -224,3 +230,36 @@ def _explain(error: json.JSONDecodeError) -> str:
     }
     hint = next((name for name, holds in hints.items() if holds), "")
     return message + (f"; hint: {hint}" if hint else "")
+
+
+def checked(value) -> dict:
+    """The value of a row, an object with valid Unicode in every string and finite numbers only.
+
+    All fields are checked, unknown ones too. Raises RowError.
+    """
+    if isinstance(value, RowError):
+        raise value
+    if not isinstance(value, dict):
+        raise RowError("not_an_object", f"a row must be an object, found {json_kind(value)}")
+    pending = [("", value)]
+    while pending:  # a loop, not recursion: a deeply nested row must not overflow the stack
+        path, item = pending.pop()
+        if isinstance(item, dict):
+            pending += [(f"{path}.{key}" if path else str(key), part) for key, part in item.items()]
+            pending += [(f"{path or 'row'} (a key)", key) for key in item if not str(key).isascii()]
+        elif isinstance(item, list):
+            pending += [(f"{path}[{i}]", part) for i, part in enumerate(item)]
+        elif isinstance(item, str) and not item.isascii():
+            _check_unicode(path, item)
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise RowError("not_finite", f"non-finite number in field {path} (NaN, Infinity or too large)")
+    return value
+
+
+def _check_unicode(path: str, text: str) -> None:
+    """Raise RowError for half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        message = f"field {ascii(path)[1:-1]} is not valid Unicode (cannot be written as UTF-8)"
+        raise RowError("not_unicode", message) from None

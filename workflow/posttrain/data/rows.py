@@ -1,4 +1,4 @@
-"""Turn each valid line of a source into a canonical row, and report why each other line was dropped.
+"""Read the sources of `prepare`: each line that is valid becomes a canonical row, every other is dropped and counted.
 
 Canonical rows hold "id", "group", "source" (file:line) and, by task,
     text        text
@@ -8,21 +8,75 @@ Canonical rows hold "id", "group", "source" (file:line) and, by task,
     eval        question, choices and the answer's index
 """
 
-import math
-import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
-from posttrain.data import formats, lines, texts
-from posttrain.data.fields import json_kind
-from posttrain.data.lines import RowError
+from posttrain.config.sections import Prepare, Source
+from posttrain.data import formats, hub, judged, lines, texts
+from posttrain.data.lines import RowError, json_kind
 from posttrain.ground.errors import UserError
+from posttrain.ground.progress import say
 
 MAX_ROW_CHARACTERS = 1_000_000
-DERIVED = re.compile(r"prompt:[0-9a-f]{32}")  # the group of a row that declares none
+# Task -> its formats, each with the function that checks a row and returns its content in canonical form, or raises
+# RowError. A row that fits several formats has the first of them.
+FORMATS: dict[str, dict[str, Callable[[dict, bool], dict]]] = {
+    "text": {"text": formats.text},
+    "long": {"text": formats.text},
+    "sft": {
+        "messages": formats.messages,
+        "sharegpt": formats.sharegpt,
+        "instruction": formats.instruction,
+        "prompt_completion": formats.prompt_completion,
+        "transcript": formats.transcript,
+    },
+    "preference": {"transcript": judged.transcript_pair, "preference": judged.preference},
+    "kto": {"kto": judged.kto},
+    "eval": {"choices": judged.choices},
+}
+
+
+def read_source(section: Prepare, source: Source, task: str, cards: list[dict], fetched: list[Path]) -> list[dict]:
+    """The canonical rows of a source without repeats. Prints what was dropped, and adds an entry to the data card.
+
+    `fetched`: manifests of `fetch`, one of which lists the data set. Raises UserError where no row can be used.
+    """
+    options = {"group_key": section.group_key, "allow_empty_user": section.allow_empty_user}
+    if source.path:
+        limit = int(section.max_line_mb * 2**20)
+        report = read_file(source.path, task, source.format, max_line_bytes=limit, **options)
+    else:
+        name = "/".join(filter(None, (source.dataset, source.subset, source.rows)))
+        report = read_rows(hub.dataset_rows(source, fetched), name, task, source.format, **options)
+    for sentence in report.describe():
+        say(sentence)
+    dropped = {reason: len(cases) for reason, cases in report.dropped.items()}
+    warnings = {reason: len(cases) for reason, cases in report.warnings.items()}
+    distinct, repeats = texts.deduplicate(report.rows)
+    cards.append(card(report.name, task, dropped | {"exact duplicate": repeats}, warnings, report.total, len(distinct)))
+    if not report.rows:
+        raise UserError(f"{report.name}: no row of {report.total} can be used", *report.describe()[:5])
+    for row in distinct if source.separator else ():
+        for key in ("completion", "chosen", "rejected"):
+            if isinstance(row.get(key), str):
+                row[key] = source.separator + row[key]
+    return distinct
+
+
+def card(name: str, task: str, dropped: dict, warnings: dict | None = None, total: int = 0, kept: int = 0) -> dict:
+    """One entry of the data card; counts of zero are left out."""
+    return {
+        "name": name,
+        "task": task,
+        "total": total,
+        "kept": kept,
+        "dropped": {reason: count for reason, count in dropped.items() if count},
+        "warnings": warnings or {},
+    }
 
 
 @dataclass
@@ -90,14 +144,14 @@ def _check_rows(
     """
     head = list(islice(numbered, 100))
     objects = [value for _, value, _ in head if isinstance(value, dict)]
-    report = Report(name, task, formats.choose(objects, task, format))
+    report = Report(name, task, _choose(objects, task, format))
     for line, value, marked in chain(head, numbered):
         report.total += 1
         if marked:
             _note(report.warnings, "byte_order_mark", line, "byte order mark stripped")
         try:
-            row = _checked(value)
-            content = formats.check_row(row, task, report.format, allow_empty_user)
+            row = lines.checked(value)
+            content = _content(row, task, report.format, allow_empty_user)
             names = _names(row, content, name, line, group_key)
             _check_size(content, task)
         except RowError as error:
@@ -116,37 +170,56 @@ def _note(cases_by_reason: dict, reason: str, line: int, message: str) -> None:
     cases_by_reason.setdefault(reason, []).append((line, message))
 
 
-def _checked(value) -> dict:
-    """The value, an object with valid Unicode in every string and finite numbers only.
+def _choose(objects: list[dict], task: str, format: str) -> str:
+    """The configured format; for "auto", the one that most of the objects (the file's first rows) have.
 
-    All fields are checked, unknown ones too. Raises RowError.
+    Raises UserError for an unknown task and for a format that the task does not have.
     """
-    if isinstance(value, RowError):
-        raise value
-    if not isinstance(value, dict):
-        raise RowError("not_an_object", f"a row must be an object, found {json_kind(value)}")
-    pending = [("", value)]
-    while pending:  # a loop, not recursion: a deeply nested row must not overflow the stack
-        path, item = pending.pop()
-        if isinstance(item, dict):
-            pending += [(f"{path}.{key}" if path else str(key), part) for key, part in item.items()]
-            pending += [(f"{path or 'row'} (a key)", key) for key in item if not str(key).isascii()]
-        elif isinstance(item, list):
-            pending += [(f"{path}[{i}]", part) for i, part in enumerate(item)]
-        elif isinstance(item, str) and not item.isascii():
-            _check_unicode(path, item)
-        elif isinstance(item, float) and not math.isfinite(item):
-            raise RowError("not_finite", f"non-finite number in field {path} (NaN, Infinity or too large)")
-    return value
+    if task not in FORMATS:
+        raise UserError(f"task {task!r} is unknown; allowed: {', '.join(FORMATS)}")
+    if format not in ("auto", *FORMATS[task]):
+        allowed = ", ".join(("auto", *FORMATS[task]))
+        raise UserError(f"format {format!r} is not read for task {task}; allowed: {allowed}")
+    if format != "auto":
+        return format
+    guesses = Counter(filter(None, (_guess(row, task) for row in objects)))
+    return guesses.most_common(1)[0][0] if guesses else "messages" if task == "sft" else list(FORMATS[task])[-1]
 
 
-def _check_unicode(path: str, text: str) -> None:
-    """Raise RowError for half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+def _guess(row: dict, task: str) -> str | None:
+    """The task's format that fits the row's keys, or None."""
+    keys = {key for key, value in row.items() if value is not None}
+    fits = {
+        "text": "text" in keys,
+        "messages": "messages" in keys,
+        "sharegpt": bool(keys & {"conversations", "conversation"}),
+        "instruction": {"instruction", "output"} <= keys,
+        "prompt_completion": {"prompt", "completion"} <= keys,
+        "transcript": any(formats.is_transcript(row.get(key)) for key in ("transcript", "text", "chosen", "prompt")),
+        "preference": {"chosen", "rejected"} <= keys,
+        "kto": {"completion", "label"} <= keys,
+        "choices": "choices" in keys,
+    }
+    return next((format for format in FORMATS[task] if fits[format]), None)
+
+
+def _content(row: dict, task: str, format: str, allow_empty_user: bool = False) -> dict:
+    """The row's content in canonical form. Raises RowError, naming the first defect and its place.
+
+    The expected answer to a prompt (`answer`, a string) is kept for hand-written rewards.
+    """
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        message = f"field {ascii(path)[1:-1]} is not valid Unicode (cannot be written as UTF-8)"
-        raise RowError("not_unicode", message) from None
+        content = FORMATS[task][format](row, allow_empty_user)
+    except RowError as error:
+        other = _guess(row, task)
+        if error.reason in ("missing_field", "not_a_transcript") and other not in (None, format):
+            hint = f"hint: this row looks like {other}, not {format}"
+            raise RowError(error.reason, f"{error}; {hint}") from None
+        raise
+    answer = row.get("answer")
+    if task in ("sft", "preference") and isinstance(answer, str) and answer not in ("", content.get("completion")):
+        content["answer"] = answer
+    return content
 
 
 def _names(row: dict, content: dict, name: str, line: int, group_key: str) -> dict:
@@ -182,7 +255,7 @@ def _check_size(content: dict, task: str) -> None:
 
 def _check_groups(report: Report, group_key: str, objects: list[dict]) -> None:
     """Raise UserError where no row has the configured group key: a typo would undo the split by group."""
-    if group_key != "group" and report.rows and all(DERIVED.fullmatch(row["group"]) for row in report.rows):
+    if group_key != "group" and report.rows and all(texts.DERIVED.fullmatch(row["group"]) for row in report.rows):
         near = _nearest(group_key, objects)
         raise UserError(f"{report.name}: no row has the group key {group_key!r}{near}")
 

@@ -1,10 +1,12 @@
-"""Convert rows to tokens and labels, and check the token contract, their required properties, before training."""
+"""Convert rows to tokens and labels, check the token contract, their required properties, before training, and cut
+rows that have too many tokens."""
 
 import hashlib
 
 from posttrain.ground.errors import UserError
 
 MASKED = -100  # label of a token that is not trained on, in PyTorch's cross-entropy
+FEWEST_LEFT = 8  # characters that a cut text keeps at least
 
 
 def template_digest(tokenizer) -> str | None:
@@ -172,3 +174,57 @@ def faults_of(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> 
     if any(label not in (MASKED, token) for label, token in zip(labels, input_ids, strict=True)):
         faults.append("a label differs from its token")
     return faults
+
+
+def demonstration(row: dict) -> dict:
+    """A row of `sft` or `kto` as training encodes it: a KTO row's prompt and completion may be lists of messages."""
+    if isinstance(row.get("completion"), list):
+        return row | {"messages": row["prompt"] + row["completion"]}
+    return row
+
+
+def row_tokens(tokenizer, row: dict) -> int:
+    """Number of tokens of a row, chat template included; for a preference pair, prompt with the longer answer."""
+    if "chosen" not in row:
+        return len(encode(tokenizer, demonstration(row))["input_ids"])
+    if isinstance(row["chosen"], str):
+        return max(len(tokenizer(row["prompt"] + row[side]).input_ids) + 1 for side in ("chosen", "rejected"))
+    conversations = [write(tokenizer, row, row["prompt"] + row[side]) for side in ("chosen", "rejected")]
+    return max(len(tokenize(tokenizer, text)) for text in conversations)
+
+
+def cut(tokenizer, row: dict, longest: int) -> dict | None:
+    """The row with its longest text shortened until it fits: prompts lose their beginning, replies their end.
+
+    None where nothing of the reply would be left, and for preference pairs, whose answers must stay comparable.
+    """
+    if "chosen" in row:
+        return None
+    while (size := row_tokens(tokenizer, row)) > longest:
+        turns = _turns_of(row)
+        at = max(range(len(turns)), key=lambda n: len(turns[n]["content"]))
+        role, text = turns[at]["role"], turns[at]["content"]
+        keep = min(len(text) - 1, int(len(text) * longest / size))
+        if keep < FEWEST_LEFT:
+            return None
+        shorter = text[:keep] if role in ("assistant", "completion") else text[-keep:]
+        row = _with_turns(row, [*turns[:at], {**turns[at], "content": shorter}, *turns[at + 1 :]])
+    return row
+
+
+def _turns_of(row: dict) -> list[dict]:
+    """The texts of a row, each with its role; in plain text, the key is the role."""
+    if "messages" in row:
+        return row["messages"]
+    if isinstance(row["completion"], list):
+        return row["prompt"] + row["completion"]
+    return [{"role": key, "content": row[key]} for key in ("prompt", "completion")]
+
+
+def _with_turns(row: dict, turns: list[dict]) -> dict:
+    """The row with other texts, in the order of _turns_of."""
+    if "messages" in row:
+        return {**row, "messages": turns}
+    if isinstance(row["completion"], list):
+        return {**row, "prompt": turns[:-1], "completion": turns[-1:]}
+    return {**row, **{turn["role"]: turn["content"] for turn in turns}}

@@ -13,8 +13,7 @@ import os
 import shutil
 from pathlib import Path
 
-from posttrain.data.hub import COMMIT, cached, wish
-from posttrain.data.hub_errors import FULL, explained
+from posttrain.data.hub import COMMIT, FULL, cached, explained, wish
 from posttrain.evaluation.benchmarks import find_tasks, task_row
 from posttrain.ground.errors import UserError, gather
 from posttrain.ground.files import sha256

@@ -1,23 +1,31 @@
 """Read the data, check it line by line, split it by group and count it; write benchmark tasks of held-out rows.
 
 python -m posttrain prepare --config results/NAME/prepare/config.yaml --output results/NAME/prepare/manifest.json
+
+`sides` is task -> side ("train", "test") -> rows, for each task of TRAINED.
 """
 
+import hashlib
 import os
+import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from posttrain.config.sections import TRAINED, Prepare
-from posttrain.data.limits import limit_length, prove
-from posttrain.data.sides import divide, refuse_empty, separate, warn_one_label, without_repeats
-from posttrain.data.sources import card, read_source
+from posttrain.config.sections import TRAINED, Prepare, Source
+from posttrain.config.sources import sides as sides_with_source
+from posttrain.data import texts
+from posttrain.data.rows import card, read_source
 from posttrain.data.tokenizer import make_tokenizer
 from posttrain.evaluation import tasks
+from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_jsonl
 from posttrain.ground.progress import say
+from posttrain.models import tokens
 from posttrain.world import rows as world_rows
 from posttrain.world import tasks as world_tasks
 
+NAMED = 5  # dropped rows that a warning names; it counts all
 WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
 
 
@@ -60,6 +68,151 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     }
 
 
+def add_world(section: Prepare, sides: dict, cards: list) -> list[dict]:
+    """Add the built-in world's rows to both sides; returns its held-out questions."""
+    assert section.world
+    for task, split in world_rows.generate(section.seed, section.world).items():
+        for side, rows_of_side in split.items():
+            sides[task][side] += rows_of_side
+            cards.append(card(f"world, {side}", task, {}, total=len(rows_of_side), kept=len(rows_of_side)))
+    return list(filter(world_rows.is_of_world, sides["sft"]["test"]))
+
+
+def divide(section: Prepare, source: Source, rows: list[dict], sides: dict[str, list], cards: list) -> list[dict]:
+    """Add a source's rows to the sides of its task, by `use`; returns the rows of a source with `use: test`."""
+    if source.use == "split":
+        train, test, warning = split(rows, section.test_fraction, section.seed)
+        if warning:
+            say(f"{cards[-1]['name']}: warning: {warning}")
+            cards[-1]["warnings"][warning] = 1
+        sides["train"] += train
+        sides["test"] += test
+        return []
+    sides[source.use] += rows
+    return rows if source.use == "test" else []
+
+
+def split(rows: list[dict], test_fraction: float, seed: int) -> tuple[list[dict], list[dict], str | None]:
+    """(train, test, warning). A group's side depends on seed and group only, so that new rows move no others.
+
+    With two or more groups, neither side is empty. With fewer there is no test set but a warning.
+    Raises ValueError unless 0 <= test_fraction < 1.
+    """
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction must be at least 0 and under 1, found {test_fraction}")
+    place = {row["group"]: _place(seed, row["group"]) for row in rows}
+    if test_fraction == 0:
+        return rows, [], None
+    if len(place) < 2:
+        count = f"{len(rows)} rows in {len(place)} groups"
+        return rows, [], f"{count}: too few rows for a train/test split, no test set is made"
+    order = sorted(place, key=lambda group: (place[group], group))
+    held_out = {group for group in place if place[group] < test_fraction} or {order[0]}
+    held_out -= {order[-1]} if len(held_out) == len(order) else set()
+    train = [row for row in rows if row["group"] not in held_out]
+    return train, [row for row in rows if row["group"] in held_out], None
+
+
+def _place(seed: int, group: str) -> float:
+    """A number in [0, 1) drawn from seed and group."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:6], "big") / 2**48
+
+
+def without_repeats(rows: list[dict], task: str, cards: list) -> list[dict]:
+    """The rows of all sources of a task without exact repeats, which the data card counts."""
+    distinct, repeats = texts.deduplicate(rows)
+    cards.append(card(f"{task}: all sources", task, {"exact duplicate": repeats}))
+    return distinct
+
+
+def separate(sides: dict, cards: list, evaluation_rows: list[dict]) -> None:
+    """Drop and count held-out rows that overlap with training rows (see texts.overlap).
+
+    Raises UserError, naming both places, where one of `evaluation_rows` overlaps: rows of sources with `use: test`,
+    choices, and the world's questions.
+    """
+    train = [row for task in TRAINED for row in sides[task]["train"]]
+    tests = [row for task in TRAINED for row in sides[task]["test"]]
+    tests += [row for row in evaluation_rows if "choices" in row]
+    seen = {finding.test: finding for finding in texts.overlap(train, tests)} if tests else {}
+    leaks = [seen[row["source"]] for row in evaluation_rows if row["source"] in seen]
+    if leaks:
+        raise UserError(
+            f"prepare: {len(leaks)} evaluation rows are in the training rows too; remove them from one of the two",
+            *map(str, leaks[:8]),
+        )
+    for task in TRAINED:
+        unseen = [row for row in sides[task]["test"] if row["source"] not in seen]
+        leaked = len(sides[task]["test"]) - len(unseen)
+        cards.append(card("held out by the split", task, {"also in the training rows": leaked}))
+        sides[task]["test"] = unseen
+
+
+def limit_length(section: Prepare, tokenizer, task: str, sides: dict[str, list], cards: list) -> dict:
+    """Drop or cut rows longer than `max_tokens`, on both sides; returns lengths for the data card. Prints a warning."""
+    assert section.max_tokens, "filled in when the campaign was read"
+    lengths, dropped, truncated = [], [], 0
+    total = sum(map(len, sides.values()))
+    for side, rows in sides.items():
+        short_enough = []
+        for row in rows:
+            size = tokens.row_tokens(tokenizer, row)
+            if size > section.max_tokens:
+                shorter = tokens.cut(tokenizer, row, section.max_tokens) if section.long_rows == "cut" else None
+                if shorter is None:
+                    dropped.append(f"{row['source']} ({size:,} tokens)")
+                    continue
+                truncated, row, size = truncated + 1, shorter, tokens.row_tokens(tokenizer, shorter)
+            short_enough.append(row)
+            lengths.append(size)
+        sides[side] = short_enough
+        if rows and not short_enough:
+            say(f"warning: no {side} row of {task} is left")
+    if dropped:
+        named = ", ".join(dropped[:NAMED]) + (", ..." if len(dropped) > NAMED else "")
+        limit = f"longer than prepare.max_tokens ({section.max_tokens})"
+        say(f"warning: {len(dropped):,} of {total:,} {task} rows are {limit} and dropped: {named}")
+        cards.append(card(f"{task}, longer than max_tokens", task, {"too long": len(dropped)}))
+    return summary(lengths) | {"truncated": truncated} if lengths else {}
+
+
+def summary(lengths: list[int]) -> dict[str, int]:
+    """Minimum, median, 95th percentile and maximum of lengths."""
+    lengths = sorted(lengths)
+    return {
+        "min": lengths[0],
+        "median": statistics.median_low(lengths),
+        "p95": lengths[int(0.95 * (len(lengths) - 1))],
+        "max": lengths[-1],
+    }
+
+
+def prove(tokenizer, sides: dict[str, list]) -> None:
+    """Check the token contract on every row of `sft` or `kto`, before training. Raises UserError."""
+    for rows in sides.values():
+        shown = [tokens.demonstration(row) for row in rows]
+        tokens.prove(tokenizer, shown, [tokens.encode(tokenizer, row) for row in shown])
+
+
+def refuse_empty(section: Prepare, sides: dict, cards: list) -> None:
+    """Raise UserError for a kind of data with sources of which no training row is left."""
+    for task in TRAINED:
+        if "train" in sides_with_source(section, task) and not sides[task]["train"]:
+            long = sum(entry["dropped"].get("too long", 0) for entry in cards if entry["task"] == task)
+            raise UserError(
+                f"prepare.{task}: no training row is left ({long} longer than max_tokens {section.max_tokens})"
+            )
+
+
+def warn_one_label(rows: list[dict], cards: list) -> None:
+    """Warn where all KTO training rows have the same label: KTO then has nothing to contrast."""
+    labels = Counter(str(row["label"]).lower() for row in rows)
+    if len(labels) == 1:
+        ((label, count),) = labels.items()
+        say(f"prepare.kto: warning: all {count} training rows have label {label}: nothing to contrast")
+        cards.append(card("kto: training rows", "kto", {}, {"one_label": count}))
+
+
 def write_data(section: Prepare, work: Path, sides: dict, tokenizer, questions: list, choices: list) -> list[str]:
     """Write rows, tokenizer and benchmark tasks below `work/data`; returns the names of the tasks."""
     folder = work / "data"
@@ -70,16 +223,6 @@ def write_data(section: Prepare, work: Path, sides: dict, tokenizer, questions: 
     tokenizer.save_pretrained(folder / "tokenizer")
     home = f"{os.path.relpath(work.parent)}/data/tasks"
     return write_tasks(folder / "tasks", home, section, sides, questions, choices)
-
-
-def add_world(section: Prepare, sides: dict, cards: list) -> list[dict]:
-    """Add the built-in world's rows to both sides; returns its held-out questions."""
-    assert section.world
-    for task, split in world_rows.generate(section.seed, section.world).items():
-        for side, rows_of_side in split.items():
-            sides[task][side] += rows_of_side
-            cards.append(card(f"world, {side}", task, {}, total=len(rows_of_side), kept=len(rows_of_side)))
-    return list(filter(world_rows.is_of_world, sides["sft"]["test"]))
 
 
 def write_tasks(

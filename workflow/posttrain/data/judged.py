@@ -1,0 +1,96 @@
+"""Check judged answers, or a question with choices, and convert them to canonical form.
+
+A function for each format of the tasks `preference`, `kto` and `eval`.
+"""
+
+from posttrain.data.formats import (
+    check_conversation,
+    check_one_reply,
+    check_prompt,
+    is_transcript,
+    prompt_and,
+    read_messages,
+    read_transcript,
+    refuse_mixed,
+    required,
+    visible_text,
+)
+from posttrain.data.lines import RowError, json_kind
+from posttrain.data.texts import spoken
+
+
+def transcript_pair(row: dict, allow_empty_user: bool) -> dict:
+    """Two transcripts that differ in their last reply only; the field `prompt` is put before both."""
+    sides = {key: required(row, key) for key in ("chosen", "rejected")}
+    refuse_mixed("chosen", sides["chosen"], "rejected", sides["rejected"])
+    if isinstance(sides["chosen"], list):
+        raise RowError("mixed_types", "chosen and rejected are lists while the file holds transcripts")
+    if isinstance(row.get("prompt"), str) and not is_transcript(sides["chosen"]):
+        sides = {key: row["prompt"] + side for key, side in sides.items()}
+    if sides["chosen"].strip() == sides["rejected"].strip():
+        raise RowError("no_signal", "chosen equals rejected: no signal")
+    turns = {key: check_conversation(read_transcript(side, key, allow_empty_user), key) for key, side in sides.items()}
+    prompt, replies = _shared_prompt(None, list(turns.values()), allow_empty_user)
+    return _check_signal({"prompt": prompt, "chosen": replies[0], "rejected": replies[1]})
+
+
+def preference(row: dict, allow_empty_user: bool) -> dict:
+    """A prompt and two replies: strings, or messages, with the prompt in its own field or at the start of both."""
+    chosen, rejected = required(row, "chosen"), required(row, "rejected")
+    refuse_mixed("chosen", chosen, "rejected", rejected)
+    if isinstance(chosen, str):
+        chosen_row, rejected_row = (prompt_and(row, key, allow_empty_user) for key in ("chosen", "rejected"))
+        return _check_signal(chosen_row | rejected_row)
+    sides = [read_messages(row[key], key, allow_empty_user) for key in ("chosen", "rejected")]
+    prompt, sides = _shared_prompt(row.get("prompt"), sides, allow_empty_user)
+    check_prompt(prompt, "prompt")
+    replies = [check_one_reply(side, key) for side, key in zip(sides, ("chosen", "rejected"), strict=True)]
+    return _check_signal({"prompt": prompt, "chosen": replies[0], "rejected": replies[1]})
+
+
+def _shared_prompt(prompt, sides: list[list[dict]], allow_empty_user: bool) -> tuple[list, list]:
+    """(prompt, sides without it). A prompt that is a string must be a message of both sides."""
+    if isinstance(prompt, list):
+        turns = read_messages(prompt, "prompt", allow_empty_user)
+        return turns, [side[len(turns) :] if side[: len(turns)] == turns else side for side in sides]
+    before = sides[0][:-1]
+    if prompt is not None and not any(turn == {"role": "user", "content": prompt} for turn in before):
+        raise RowError("mixed_types", f"prompt is {json_kind(prompt)} while chosen is a list without it")
+    if before != sides[1][:-1]:
+        raise RowError("prompt_mismatch", "chosen and rejected: prompts differ before the last reply")
+    if not before:
+        raise RowError("missing_field", "missing field prompt: chosen and rejected hold only the reply")
+    return before, [side[-1:] for side in sides]
+
+
+def _check_signal(row: dict) -> dict:
+    """The row. Raises RowError where its two sides differ in outer white space only."""
+    chosen, rejected = (spoken(row[key]) for key in ("chosen", "rejected"))
+    if chosen.strip() == rejected.strip():
+        raise RowError("no_signal", "chosen equals rejected: no signal")
+    return row
+
+
+def kto(row: dict, allow_empty_user: bool) -> dict:
+    """Prompt, completion and a boolean label; strings are refused, as bool("false") is True."""
+    pair, label = prompt_and(row, "completion", allow_empty_user), row.get("label")
+    if not isinstance(label, bool):
+        shown = "none" if "label" not in row else repr(label)
+        raise RowError("bad_label", f"label must be true or false, found {shown[:40]}")
+    return pair | {"label": label}
+
+
+def choices(row: dict, allow_empty_user: bool) -> dict:
+    """A question, two or more different choices, and the index of the right one."""
+    question = visible_text(required(row, "question"), "question")
+    choices, answer = required(row, "choices"), row.get("answer")
+    if not isinstance(choices, list):
+        raise RowError("bad_choices", f"choices must be a list, found {json_kind(choices)}")
+    choices = [visible_text(choice, f"choices[{i}]", "bad_choices") for i, choice in enumerate(choices)]
+    if len(choices) < 2 or len({choice.strip() for choice in choices}) < len(choices):
+        shown = f"{len(choices)}{' with repeats' if len(choices) > 1 else ''}"
+        raise RowError("bad_choices", f"choices must be 2 or more, all different; found {shown}")
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        allowed, shown = f"from 0 to {len(choices) - 1}", repr(answer)[:60]
+        raise RowError("bad_answer", f"answer must be an index in range, {allowed}, found {shown}")
+    return {"question": question, "choices": choices, "answer": answer}
