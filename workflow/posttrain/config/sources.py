@@ -1,9 +1,9 @@
 """The user's own files and the hub items that a section names, and the sides (train, test) that data has."""
 
-import os
 from pathlib import Path
 
 from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task
+from posttrain.ground import weights
 
 OF_WORLD = ("text", "long", "sft", "preference")  # kinds of data that the built-in world has rows for
 
@@ -29,8 +29,8 @@ def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
             files.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
     elif isinstance(section, Base) and section.path:
         folder = Path(section.path)
-        weights = sorted(folder.glob("*.safetensors")) if os.path.isdir(folder) else []
-        files += [(f"{stage}.path", file) for file in [folder / "config.json", *weights]]
+        settings = [name for name in ("generation_config.json",) if (folder / name).is_file()]
+        files += [(f"{stage}.path", folder / name) for name in ["config.json", *settings, *weights.named(folder)]]
     return files
 
 

@@ -93,16 +93,10 @@ def load_model(folder: Path, quantization: dict | None = None, head: bool = Fals
     skipped = ["score"] if head else None
     options = {"quantization_config": quantization_config(quantization, skipped)} if quantization else {}
     kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if head else (AutoModelForCausalLM, {})
-    model = kind.from_pretrained(folder, dtype=torch.float32, **attention(folder), **options, **labels)
+    model = kind.from_pretrained(folder, dtype=torch.float32, **options, **labels)
     if quantization:
         keep_quantized_weights(model)
     return model.to(parallel.device())
-
-
-def attention(folder: Path) -> dict[str, str]:
-    """The attention implementation: plain code for BLOOM's ALiBi, which has no other, and fused for all others."""
-    kind = read_json(folder / "config.json")["model_type"]
-    return {"attn_implementation": "eager" if kind in ("bloom", "mpt") else "sdpa"}
 
 
 def keep_quantized_weights(model) -> None:

@@ -3,7 +3,6 @@
 posttrain plan [CAMPAIGN]
 """
 
-import json
 import math
 import os
 from functools import cache
@@ -13,13 +12,15 @@ from typing import NamedTuple
 from posttrain.config.sections import Scratch
 from posttrain.dag.plan import Plan
 from posttrain.data import hub
+from posttrain.ground import weights
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_object
 
 # Families whose feed-forward part has two matrices instead of three with a gate.
 UNGATED = ("bloom", "gpt2", "gpt_neox", "opt", "mpt", "gptj", "falcon", "phi")
 TIED = ("bloom", "gpt2", "opt", "mpt", "falcon", "gemma", "gemma2")  # default where `config.json` does not set it
-UNFUSED = ("bloom", "mpt")  # families that `policy.attention` runs without the fused kernel
+# Families for which transformers has no fused attention.
+UNFUSED = ("bloom", "mpt", "gemma2", "gpt_oss", "gptj", "gpt_neo", "codegen", "xglm")
 # Size -> its names in the `config.json` of different families.
 NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -123,11 +124,11 @@ def from_scratch(section: Scratch, vocab: int) -> Architecture:
 
 def in_folder(folder: Path) -> Architecture | None:
     """The shape of a model in the transformers format; None where its `config.json` lacks it."""
-    shape, sizes = from_config(_read(folder / "config.json")), headers(folder)
-    if shape is None or not sizes:
+    shape, shapes = from_config(_read(folder / "config.json")), weights.headers(folder)
+    if shape is None or not shapes:
         return shape
-    tied = not any("lm_head" in name or "embed_out" in name for name in sizes)
-    return shape._replace(counted=sum(sizes.values()), tied=tied)
+    tied = not any("lm_head" in name or "embed_out" in name for name in shapes)
+    return shape._replace(counted=sum(map(math.prod, shapes.values())), tied=tied)
 
 
 def from_config(values: dict) -> Architecture | None:
@@ -148,21 +149,6 @@ def from_config(values: dict) -> Architecture | None:
     return Architecture(
         family, vocab, h, sizes["layers"], heads, kv_heads, head, inner, sizes["context"] or 2048, tied, extra
     )
-
-
-def headers(folder: Path) -> dict[str, int]:
-    """Weight -> its number of parameters, by the headers of a folder's safetensors: 8 bytes of length, then JSON."""
-    return {name: size for file in sorted(folder.glob("*.safetensors")) for name, size in _header(str(file))}
-
-
-@cache
-def _header(file: str) -> list[tuple[str, int]]:
-    try:
-        with open(file, "rb") as opened:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    except (OSError, ValueError, MemoryError):
-        return []
-    return [(name, math.prod(tensor.get("shape", []))) for name, tensor in header.items() if name != "__metadata__"]
 
 
 @cache

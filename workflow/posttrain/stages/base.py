@@ -6,7 +6,6 @@ python -m posttrain base --config results/NAME/base/config.yaml --data results/N
 
 import collections
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from posttrain.data import packing
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.ground.progress import say
+from posttrain.models import given
 from posttrain.models.policy import write_contract
 from posttrain.training import parallel
 
@@ -31,9 +31,7 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequ
     if section.scratch:
         metrics = from_scratch(section.scratch, tokenizer, data.parent / "data" / "text", model_folder, checkpoints)
     else:
-        source = source_folder(section, list(fetched))
-        metrics = copy(source, model_folder)
-        refuse_damaged(model_folder, source)
+        metrics = given.copy(source_folder(section, list(fetched)), model_folder)
         if len(tokenizer) > AutoConfig.from_pretrained(model_folder).vocab_size:
             raise UserError("base: the prepared tokenizer has more tokens than the model has embeddings")
     if not parallel.main():
@@ -54,41 +52,6 @@ def source_folder(section: Base, fetched: list[Path]) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"base.path: {folder} is not a model directory (it has no config.json)")
     return folder
-
-
-def copy(source: Path, folder: Path) -> dict:
-    """Copy a model's configuration and safetensors. Raises UserError where it has no safetensors."""
-    weights = sorted(source.glob("*.safetensors"))
-    if not weights:
-        others = ", ".join(sorted(p.name for p in source.iterdir() if p.suffix in (".bin", ".pt", ".pth"))) or "none"
-        raise UserError(f"base: {source} has no *.safetensors (other weights: {others}); pickles are never loaded")
-    folder.mkdir()
-    for file in [*weights, *source.glob("*.safetensors.index.json"), *source.glob("*config.json")]:
-        if file.name != "tokenizer_config.json":
-            shutil.copyfile(file, folder / file.name)
-    return {"summary": {"weights_mb": round(sum(file.stat().st_size for file in weights) / 1e6, 1)}}
-
-
-def refuse_damaged(folder: Path, source: Path) -> None:
-    """Raise UserError for a model that cannot be loaded or lacks a weight, which transformers would initialise
-    randomly.
-
-    Only the headers of the files are read.
-    """
-    from transformers import AutoModelForCausalLM
-
-    options = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        _, loaded = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
-    except Exception as error:  # each library below raises another error for a damaged file
-        reason = str(error).replace(str(folder), str(source)).splitlines() or [""]
-        raise UserError(f"base: {source} cannot be loaded: {type(error).__name__}: {reason[0]}") from None
-    wrong = {"missing": loaded["missing_keys"], "of another shape": [key for key, *_ in loaded["mismatched_keys"]]}
-    problems = [f"{len(keys)} weights are {how}, among them {min(keys)}" for how, keys in wrong.items() if keys]
-    if problems:
-        raise UserError(*(f"base: {source}: {problem}: the model is incomplete" for problem in problems))
-    if unused := loaded["unexpected_keys"]:
-        say(f"warning: the model does not use {len(unused)} weights of {source}, among them {min(unused)}")
 
 
 def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoints: Path) -> dict:

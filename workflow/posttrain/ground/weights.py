@@ -1,0 +1,48 @@
+"""The safetensors that a model consists of, chosen as transformers chooses them, and their headers.
+
+Other weights may lie beside them: an adapter's, or the same weights in another layout (`consolidated.safetensors`).
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+
+from posttrain.ground.files import read_object
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def named(folder: Path) -> list[str]:
+    """The files that hold a model's weights: the one that `config.json` names as `transformers_weights`, else
+    `model.safetensors`, else those of the index; the index comes first where it is used. Empty where there are none.
+
+    A file that the index names need not exist.
+    """
+    first = read_object(folder / "config.json").get("transformers_weights")
+    first = first if isinstance(first, str) else WHOLE if (folder / WHOLE).is_file() else INDEX
+    if not (folder / first).is_file():
+        return []
+    return [first, *shards(folder / first)] if first.endswith(".index.json") else [first]
+
+
+def shards(index: Path) -> list[str]:
+    """The files that an index names, sorted."""
+    places = read_object(index).get("weight_map")
+    return sorted({str(file) for file in places.values()}) if isinstance(places, dict) else []
+
+
+def headers(folder: Path) -> dict[str, list[int]]:
+    """Weight -> its shape, of the model in a folder; files that cannot be read are left out."""
+    files = [str(folder / file) for file in named(folder) if file.endswith(".safetensors")]
+    return {name: shape for file in files for name, shape in _header(file).items()}
+
+
+@cache
+def _header(file: str) -> dict[str, list[int]]:
+    """The header of a safetensors file: 8 bytes of length, then JSON."""
+    try:
+        with open(file, "rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        return {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, MemoryError, AttributeError, TypeError, KeyError, OverflowError):
+        return {}
