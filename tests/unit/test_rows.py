@@ -14,6 +14,7 @@ import pytest
 
 from posttrain.data import rows, texts
 from posttrain.ground.errors import UserError
+from posttrain.models import tokens
 from posttrain.stages.prepare import split
 
 SHARED = Path(os.environ.get("POSTTRAIN_SHARED") or Path(__file__).parents[2] / ".." / "shared").resolve()
@@ -610,7 +611,7 @@ def test_split_of_few_rows():
 def test_a_planted_leak_is_found_and_removing_it_finds_none():
     train, test = made(300, 1), made(50, 2)
     assert texts.overlap(train, test) == []
-    asked = texts.prompt_text(train[7]).split()
+    asked = tokens.prompt_text(train[7]).split()
     planted = {
         "exact": ask(" ".join(asked), "another reply"),
         "normalised": ask(" ".join(asked).upper() + "?!", "another reply"),
@@ -626,7 +627,7 @@ def test_a_planted_leak_is_found_and_removing_it_finds_none():
 
 
 def test_a_long_prompt_that_only_begins_like_a_training_prompt_is_no_leak():
-    asked = texts.prompt_text(made(1)[0]).split()[:8]
+    asked = tokens.prompt_text(made(1)[0]).split()[:8]
     train = [ask(" ".join(asked), "reply", "train")]
     assert texts.overlap(train, [ask(" ".join(asked) + " more" * 9, "reply 2")]) == []
     assert texts.overlap(train, [ask(" ".join(asked) + " more" * 7, "reply 2")])[0].how == "contained"

@@ -16,7 +16,7 @@ from posttrain.data.formats import (
     visible_text,
 )
 from posttrain.data.lines import RowError, json_kind
-from posttrain.data.texts import spoken
+from posttrain.models.tokens import spoken
 
 
 def transcript_pair(row: dict, allow_empty_user: bool) -> dict:

@@ -20,6 +20,7 @@ from posttrain.data import formats, hub, judged, lines, texts
 from posttrain.data.lines import RowError, json_kind
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
+from posttrain.models import tokens
 
 MAX_ROW_CHARACTERS = 1_000_000
 # Task -> its formats, each with the function that checks a row and returns its content in canonical form, or raises
@@ -229,7 +230,7 @@ def _names(row: dict, content: dict, name: str, line: int, group_key: str) -> di
     """
     id, group = _label(row, "id"), _label(row, group_key)
     if group is None:
-        prompt = texts.prompt_text(content)
+        prompt = tokens.prompt_text(content)
         group = f"prompt:{texts.digest(texts.words(prompt) or prompt)}"
     stem = Path(name).name.removesuffix(".gz").rsplit(".", 1)[0]
     return {"id": f"{stem}-{line}" if id is None else id, "group": group, "source": f"{name}:{line}"}

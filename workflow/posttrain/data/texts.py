@@ -8,6 +8,8 @@ import unicodedata
 from collections import defaultdict
 from typing import NamedTuple
 
+from posttrain.models.tokens import prompt_text, spoken
+
 DERIVED = re.compile(r"prompt:[0-9a-f]{32}")  # the group of a row that declares none
 FEWEST_ASKED = 5  # words of a prompt from which an equal prompt is a finding: "Tell me a joke" is not
 FEWEST_CONTAINED = 8  # words of a prompt from which it is searched in other texts
@@ -55,20 +57,6 @@ def words(text: str) -> list[str]:
 def odd(text: str) -> list[str]:
     """The kinds of ODD characters in the text."""
     return [kind for kind, pattern in ODD.items() if pattern.search(text)]
-
-
-def spoken(value) -> str:
-    """A string itself; of a list of messages, the joined contents without the system turn."""
-    if isinstance(value, str):
-        return value
-    return "\n".join(turn["content"] for turn in value if turn["role"] != "system")
-
-
-def prompt_text(row: dict) -> str:
-    """The prompt of a canonical row: everything before the last reply, the question, or a whole document."""
-    if "messages" in row:
-        return spoken(row["messages"][:-1])
-    return spoken(row["text"] if "text" in row else row["prompt"] if "prompt" in row else row["question"])
 
 
 def reply_texts(row: dict) -> list[str]:

@@ -84,6 +84,20 @@ def _encode_plain(tokenizer, row: dict) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [MASKED] * start + ids[start:]}
 
 
+def prompt_text(row: dict) -> str:
+    """The prompt of a canonical row: everything before the last reply, the question, or a whole document."""
+    if "messages" in row:
+        return spoken(row["messages"][:-1])
+    return spoken(row["text"] if "text" in row else row["prompt"] if "prompt" in row else row["question"])
+
+
+def spoken(value) -> str:
+    """A string itself; of a list of messages, the joined contents without the system turn."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(turn["content"] for turn in value if turn["role"] != "system")
+
+
 def encode_prompt(tokenizer, row: dict) -> list[int]:
     """Tokens of a row's prompt, up to the beginning of the assistant's text."""
     prompt = row["messages"][:-1] if "messages" in row else row["prompt"]

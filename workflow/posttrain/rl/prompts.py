@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from posttrain.config.sections import Compare, Ppo
-from posttrain.data import texts
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.models import tokens
@@ -66,6 +65,6 @@ def _prompts(file: Path, tokenizer) -> list[dict]:
     prompts: dict[tuple[int, ...], dict] = {}
     for row in _rows(file):
         ids = tokens.encode_prompt(tokenizer, row)
-        prompt = {"id": row["id"], "ids": ids, "prompt": texts.prompt_text(row), "answer": row.get("answer")}
+        prompt = {"id": row["id"], "ids": ids, "prompt": tokens.prompt_text(row), "answer": row.get("answer")}
         prompts.setdefault(tuple(ids), prompt)
     return list(prompts.values())
