@@ -250,8 +250,7 @@ def test_a_key_that_a_stage_never_reads_is_in_its_record(folder):
 
 
 def test_sections_within_sections_are_watched():
-    from posttrain.config.sections import Evaluate, Ppo, Task, slice_of
-    from posttrain.jobs.provenance import Watched, unread
+    from posttrain.config.sections import Evaluate, Ppo, Task, Watched, slice_of, unread
 
     read: set[str] = set()
     ppo = Watched(Ppo(), read)

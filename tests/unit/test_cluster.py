@@ -10,7 +10,7 @@ import yte
 from posttrain.cluster import sites
 from posttrain.dag.artifacts import Artifact
 from posttrain.ground.errors import UserError
-from posttrain.jobs import attempt, cards, launch, node, slurm
+from posttrain.jobs import attempt, cards, launch, slurm
 from posttrain.resources import estimates
 
 SFT, DPO = Artifact("one", "sft"), Artifact("one", "dpo")
@@ -97,7 +97,7 @@ def test_scratch_is_a_place_that_every_node_finds(here, monkeypatch, scratch, is
         ):
             sites.read()
     else:
-        assert node.scratch(sites.read().scratch) == Path(
+        assert launch.scratch(sites.read().scratch) == Path(
             scratch.replace("~", os.environ["HOME"]).replace("$USER", "me")
         )
 

@@ -22,7 +22,7 @@ from posttrain.dag.plan import Plan
 from posttrain.engine import executor
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
-from posttrain.jobs import cards, node, slurm
+from posttrain.jobs import cards, launch, slurm
 from posttrain.resources import estimates
 
 FILE = Path("slurm/site.yaml")
@@ -107,7 +107,7 @@ def contradictions(site: Site) -> Iterator[tuple[str, str]]:
         allowed = "Snakemake's SLURM plugin takes only letters, digits, _ and ."
         yield "gpu_type", f"{allowed}, not {site.gpu_type!r}: leave it out, and choose by partition or constraint"
     try:
-        node.scratch(site.scratch)
+        launch.scratch(site.scratch)
     except UserError as error:
         yield "scratch", str(error)
     for stage, request in site.stages.items():

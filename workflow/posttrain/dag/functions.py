@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from posttrain.config.sections import declared
+from posttrain.config.sections import Section, declared
 from posttrain.config.stages import STAGES, Experiment
 from posttrain.ground.errors import UserError
 from posttrain.ground.syntax import fingerprint, function_file
@@ -31,13 +31,25 @@ def named_in(experiment: Experiment) -> dict[str, dict[str, str | None]]:
             continue
         default = GOLD_OF_WORLD if key == "gold_function" and experiment.prepare.world else None
         if named := getattr(section, key) or default:
-            code = None if list(function_mistakes("", named)) else fingerprint(function_file(named))
+            code = None if list(_mistakes_of("", named)) else fingerprint(function_file(named))
             for other in (stage, *also):
                 filled.setdefault(other, {}).update({key: named, FUNCTIONS[key]: code})
     return filled
 
 
-def function_mistakes(where: str, named: str) -> Iterator[tuple[str, str]]:
+def mistakes(where: str, section: Section) -> Iterator[tuple[str, str]]:
+    """Mistakes in a section: its functions must exist; keys that the workflow fills in must be left out."""
+    written = [code for key, code in FUNCTIONS.items() if code in type(section).model_fields]
+    written += [key for _, key, passed_on_to in CALLERS if where in passed_on_to]
+    for key in written:
+        if key in section.model_fields_set:
+            yield f"{where}.{key}", "is written by the workflow; leave it out"
+    for key in FUNCTIONS.keys() - set(written):
+        if named := getattr(section, key, None):
+            yield from _mistakes_of(f"{where}.{key}", named)
+
+
+def _mistakes_of(where: str, named: str) -> Iterator[tuple[str, str]]:
     """Mistakes in the name of a function, which should be `file.py:function` or `package.module:function`."""
     place, _, function = named.rpartition(":")
     if not place or not function.isidentifier():

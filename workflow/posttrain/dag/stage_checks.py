@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from posttrain.config.sections import WHOLE_BATCH, Adapter, Dpo, Longctx, Optimisation, Ppo, Section, Sft
+from posttrain.config.sections import WHOLE_BATCH, Adapter, Dpo, Longctx, Optimisation, Ppo, Sft
 from posttrain.config.settings import nearest
 from posttrain.config.sources import OF_WORLD, sides
 from posttrain.config.stages import POLICIES, STAGES, Experiment
-from posttrain.dag.functions import CALLERS, FUNCTIONS, function_mistakes
+from posttrain.dag import functions
 
 Mistakes = Iterator[tuple[str, str]]  # dotted key, what is wrong and what would be right
 
@@ -20,7 +20,7 @@ def stage_mistakes(experiment: Experiment) -> Mistakes:
             if isinstance(section, kind):
                 yield from mistakes(stage, section, experiment)
         if section:
-            yield from _named_functions(stage, section)
+            yield from functions.mistakes(stage, section)
 
 
 def training_mistakes(where: str, training: Optimisation, experiment: Experiment | None = None) -> Mistakes:
@@ -69,18 +69,6 @@ def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
         rows = "preference pairs" if section.task == "preference" else f"{section.task} rows"
         world = "prepare.world or " if section.task in OF_WORLD else ""
         yield where, f"has no {rows} to train on: set {world}prepare.{section.task}"
-
-
-def _named_functions(where: str, section: Section) -> Mistakes:
-    """Hand-written functions must exist; keys that the workflow fills in must be left out."""
-    written = [code for key, code in FUNCTIONS.items() if code in type(section).model_fields]
-    written += [key for _, key, passed_on_to in CALLERS if where in passed_on_to]
-    for key in written:
-        if key in section.model_fields_set:
-            yield f"{where}.{key}", "is written by the workflow; leave it out"
-    for key in FUNCTIONS.keys() - set(written):
-        if named := getattr(section, key, None):
-            yield from function_mistakes(f"{where}.{key}", named)
 
 
 def _ppo(where: str, ppo: Ppo, experiment: Experiment) -> Mistakes:

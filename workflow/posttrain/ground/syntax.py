@@ -52,8 +52,9 @@ def function_file(spec: str) -> Path:
 
 def fingerprint(file: Path) -> str:
     """Digest of the syntax tree of a user's own file. Messages and annotations count, since their use is unknown.
-    Raises
-    UserError where the file is not valid Python."""
+
+    Raises UserError where the file is not valid Python.
+    """
     try:
         return _digest_of_text(file.read_bytes())
     except (OSError, ValueError, SyntaxError) as error:

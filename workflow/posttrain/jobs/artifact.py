@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from posttrain.config.sections import Base, Optimisation, Prepare, Section, slice_of
+from posttrain.config.sections import Base, Optimisation, Prepare, Section, Watched, slice_of
 from posttrain.config.settings import one_of, settings_of_argument, validated
 from posttrain.config.sources import own_files
 from posttrain.config.stages import ROLES, STAGES
@@ -223,7 +223,7 @@ def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, check
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic() - spent(checkpoints)
     keys_read: set[str] = set()
     with failure.remembered(checkpoints):
-        metrics = run(provenance.Watched(section, keys_read), **inputs, work=work, checkpoints=checkpoints)
+        metrics = run(Watched(section, keys_read), **inputs, work=work, checkpoints=checkpoints)
     write_json(work / "metrics.json", metrics)
     card.write_published(work / "model", made_from["stage"], slice_of(section), inputs, metrics)
     (work / "config.yaml").write_text(made_from["params"][0] + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from posttrain.config.stages import TRAINERS
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, UserError
 from posttrain.ground.files import read_json, write_json
 from posttrain.ground.progress import say
-from posttrain.jobs import cards, launch, node, slurm
+from posttrain.jobs import cards, launch, slurm
 
 SMALLER = "out of GPU memory: goes on with micro-batches of"
 FRUITLESS = 3  # consecutive attempts that ended at a time limit without a saved step, after which the stage fails
@@ -74,7 +74,7 @@ class Attempt:
         """Raises UserError where too many attempts ended at their time limit without a saved step."""
         self.arguments, self.stage = arguments, arguments[0]
         self.job = slurm.job_id()
-        self.nodes = node.request(self.stage).get("nodes", 1)
+        self.nodes = launch.request(self.stage).get("nodes", 1)
         checkpoints = home(arguments) / "checkpoints"
         link_to_scratch(checkpoints)
         self.folder = checkpoints / "attempt"
@@ -91,7 +91,7 @@ class Attempt:
         """Start the stage and wait for it; returns its exit code. SIGTERM is passed on once."""
         outcome = self.folder / "outcome.json"  # since torchrun has one exit code for all failures
         outcome.unlink(missing_ok=True)
-        python = node.python(node.site().get("container"), node.site().get("scratch"))
+        python = launch.python(launch.site().get("container"), launch.site().get("scratch"))
         command = launch.command(self.stage, launch.processes(environment), self.nodes, python)
         several = "torch.distributed.run" in command
         environment = launch.outside_step(environment) if self.nodes > 1 else environment
@@ -128,7 +128,7 @@ class Attempt:
 
     def options(self) -> list[str]:
         """The stage's arguments, with those that do not change its result: micro-batch size, sharding, minutes left."""
-        size, sharded = self.record.get("micro_batch_size"), node.request(self.stage).get("shard")
+        size, sharded = self.record.get("micro_batch_size"), launch.request(self.stage).get("shard")
         smaller = ["--micro-batch-size", str(size)] if size else []
         left = slurm.ask("squeue", "-h", "-j", self.job, "-o", "%L") if self.job else None
         minutes = slurm.minutes((left or "").strip())
@@ -187,7 +187,7 @@ def home(arguments: list[str]) -> Path:
 def link_to_scratch(checkpoints: Path) -> None:
     """Link the folder of checkpoints to the site's scratch, where the site has one and there are no checkpoints yet,
     here or in an earlier scratch."""
-    folder = node.scratch(node.site().get("scratch"))
+    folder = launch.scratch(launch.site().get("scratch"))
     if folder and not checkpoints.exists():
         project = hashlib.sha256(str(Path.cwd()).encode()).hexdigest()[:8]
         target = Path(folder, f"posttrain-{project}", *checkpoints.parts[1:-1])

@@ -1,14 +1,20 @@
-"""The command line that starts a stage in one process or several, on one node or several (SLURM).
+"""The command line that starts a stage in one process or several, on one node or several, by the settings of its site.
+
+`cluster.sites` writes the site's settings into the environment of every job of `snakemake --profile slurm`.
 
 python -m posttrain.jobs.launch [--processes 4] [--nodes 2] STAGE --config ... --output ...
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from posttrain.config.stages import TRAINERS
+from posttrain.ground.errors import UserError
+from posttrain.jobs.slurm import SITE
 from posttrain.training.interruption import WAIT
 
 KEPT = ("SLURM_CONF", "SLURM_JOB_ID")  # variables that a process of a job needs to start a step
@@ -55,6 +61,33 @@ def processes(environ: Mapping[str, str]) -> int:
     if (visible := environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return len(visible.split(","))  # "", "-1" and "NoDevFiles" mean no GPU: one process
     return max(1, int(environ.get("SLURM_GPUS_ON_NODE") or 1))
+
+
+def site() -> dict:
+    """The site's settings (`cluster.sites.Site`); empty outside of such a job."""
+    return json.loads(os.environ.get(SITE, "{}"))
+
+
+def request(stage: str) -> dict:
+    """The site's own request for a stage (`cluster.sites.Request`); empty where it has none."""
+    return site().get("stages", {}).get(stage, {})
+
+
+def scratch(text: str | None) -> Path | None:
+    """The site's folder for checkpoints, with ~ and variables filled in. Raises UserError where it is not absolute."""
+    if text is None:
+        return None
+    folder = os.path.expandvars(os.path.expanduser(text))
+    if "$" in folder or not os.path.isabs(folder):
+        raise UserError(f"{text!r} is {folder!r}: give a folder from / on, with variables that are set")
+    return Path(folder)
+
+
+def python(container: str | None, folder: str | None) -> list[str]:
+    """The command that starts Python on a node, in the site's container where it has one. folder: scratch to bind."""
+    if container is None:
+        return [sys.executable]
+    return ["apptainer", "exec", "--nv", *(["--bind", str(scratch(folder))] if folder else []), container, "python"]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from posttrain.cluster.sites import FILE, Site
 from posttrain.dag.artifacts import REPORT, Artifact, at
 from posttrain.dag.plan import LOCK, Plan
 from posttrain.ground.errors import UserError
-from posttrain.jobs import node, slurm
+from posttrain.jobs import launch, slurm
 from posttrain.tools import why
 
 PROBE = """
@@ -154,7 +154,7 @@ def to_submit(plan: Plan) -> list[Artifact]:
 def disk(site: Site, plan: Plan) -> list[str]:
     """Check that the folders of results and checkpoints can be written and have space."""
     lines, folders = [], {"results": Path("results")}
-    if scratch := node.scratch(site.scratch):
+    if scratch := launch.scratch(site.scratch):
         folders["scratch"] = scratch
     need = sum(sites.request(site, plan, artifact)["disk_mb"] for artifact in to_submit(plan))
     for what, folder in folders.items():
@@ -195,7 +195,7 @@ def environment(site: Site, plan: Plan) -> list[str]:
     with tempfile.NamedTemporaryFile("w", suffix=".py", dir=".", prefix=".doctor-") as probe:
         probe.write(PROBE)
         probe.flush()
-        python = node.python(site.container, site.scratch)
+        python = launch.python(site.container, site.scratch)
         script = f"{sites.shell_prefix(site)}exec {shlex.join([*python, probe.name])}"
         try:
             run = subprocess.run([*call, "bash", "-c", script], capture_output=True, text=True, timeout=300)
