@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import longctx, make, scratch, sft
 
-from posttrain.config.sections import Base, Lengths
+from posttrain.config.sections import Base, Evaluate, Lengths, Prepare, Source, Tokenizer
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.models import policy, positions
@@ -47,13 +47,14 @@ def interpolated(data, base) -> Path:
     return make("longctx", longctx(), output, data=data, base=base, policy=base)
 
 
-def loss(folder: Path, ids: torch.Tensor) -> float:
-    """Loss of a model directory by transformers alone."""
+def loss(folder: Path, row: list[int]) -> float:
+    """Loss in nats of a row's tokens after the first, by transformers alone; the last token is not read."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        return model(input_ids=ids, labels=ids).loss.item()
+        log_probs = model(torch.tensor([row[:-1]])).logits[0].log_softmax(dim=-1)
+    return -log_probs[range(len(row) - 1), row[1:]].sum().item()
 
 
 def long_ids(data: Path, length: int = 256, count: int = 4) -> torch.Tensor:
@@ -98,6 +99,43 @@ def test_an_untuned_model_has_the_bases_weights_and_reads_otherwise(data, base):
         expected = own(**given, position_ids=places).logits
         assert torch.allclose(model(**given, position_ids=4 * places).logits, expected, atol=1e-5)
         assert not torch.allclose(model(**given, position_ids=places).logits, expected, atol=1e-3)
+
+
+def test_dynamic_frequencies_are_those_of_each_request(data, base, tmp_path):
+    """One number for every batch size, benchmarks and windows; it is that of transformers, one text at a time."""
+    model, tokenizer = policy.load_merged(base)
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        weight.data += torch.randn_like(weight) * 0.3  # so that positions decide what is read
+    model.save_pretrained(tmp_path / "random")
+    tokenizer.save_pretrained(tmp_path / "random")
+    given = make("base", Base(path=str(tmp_path / "random")), Path("results/random/base/manifest.json"), data=data)
+    untuned = longctx(method="dynamic", tuning="none")
+    made = make("longctx", untuned, Path("results/random/longctx/manifest.json"),
+                data=data, base=given, policy=given)  # fmt: skip
+    rows = [row["text"] for row in read_jsonl(data.parent / "data/long/test.jsonl") if "answer" not in row]
+    texts = [" ".join(text.split()[: 155 - 9 * number]) for number, text in enumerate(sorted(rows, key=len)[-16:])]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    section = Prepare(
+        text=[Source(path=str(tmp_path / "texts.jsonl"), use="test")],
+        tokenizer=Tokenizer(path=str(base.parent / "model")), max_tokens=256,
+    )  # fmt: skip
+    prepared = make("prepare", section, Path("results/random/prepare/manifest.json"))
+    bits, perplexities = [], []
+    for size in (1, 16):
+        output = Path(f"results/random-{size}")
+        judged = make("evaluate", Evaluate(batch_size=size), output / "evaluate/longctx/manifest.json",
+                      data=prepared, policy=made)  # fmt: skip
+        rows = read_json(judged.parent / "metrics.json")["rows"]
+        bits += [row["value"] for row in rows if row["metric"] == "bits_per_byte"]
+        lengths = Lengths(tokens=[64, 256], batch_size=size, documents=4)
+        judged = make("lengths", lengths, output / "lengths/longctx/manifest.json", data=data, policy=made)
+        perplexities += [[row["value"] for row in read_json(judged.parent / "metrics.json")["rows"]]]
+    assert bits[0] == bits[1]
+    assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-5)
+    ids = [[tokenizer.bos_token_id, *tokenizer(text).input_ids] for text in texts]  # as lm-eval begins a text
+    losses = [loss(made.parent / "model", row) for row in ids]
+    assert bits[0] == pytest.approx(sum(losses) / math.log(2) / sum(len(text.encode()) for text in texts), rel=1e-5)
 
 
 @pytest.mark.parametrize("key", ["factor", "rope_theta", "rope_type"])

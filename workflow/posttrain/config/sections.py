@@ -682,7 +682,8 @@ class Evaluate(Section):
     tasks: list[Task] | None = None
     """Default: every task that `prepare` made (`world`, `heldout_text`, `heldout_sft`, `choices`)."""
     batch_size: Count = 64
-    """Requests in one forward pass; does not change a result."""
+    """Requests in one forward pass; does not change a result. One at a time where positions depend on the text's length
+    (dynamic NTK, longrope) and `max_length` is over the length up to which they do not."""
     limit: Count | None = None
     """Number of first questions of each task to ask; for trying out only. Default: all."""
     chat_template: bool | None = None

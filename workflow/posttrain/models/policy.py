@@ -96,6 +96,7 @@ def load_model(folder: Path, quantization: dict | None = None, head: bool = Fals
     model = kind.from_pretrained(folder, dtype=torch.float32, **options, **labels)
     if quantization:
         keep_quantized_weights(model)
+    positions.measure_each_row(model)
     return model.to(parallel.device())
 
 

@@ -53,12 +53,15 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
+    from posttrain.models import positions
     from posttrain.models.policy import read_contract
 
     contract = read_contract(policy)
     longest = section.max_length or contract["positions"]["context"]
-    # PEFT puts virtual tokens before the padding of a batch, farther from the prompt than in training.
-    batch_size = 1 if contract["method"] == "prompt" else section.batch_size
+    # PEFT puts virtual tokens before the padding of a batch, farther from the prompt than in training. And lm-eval
+    # passes no mask of the padding, by which positions could follow each row's length.
+    alone = contract["method"] == "prompt" or positions.depend_on_length(contract["positions"], longest)
+    batch_size = 1 if alone else section.batch_size
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
     templated = tokenizer.chat_template is not None if section.chat_template is None else section.chat_template
     template = digest(harness.chat_template(templated)) if templated else None
