@@ -111,6 +111,7 @@ def served():
     """One hub for the module; tests that make it misbehave put it right again (see `hub`)."""
     lines = b"".join(json.dumps({"prompt": f"{i}+1", "completion": str(i + 1)}).encode() + b"\n" for i in range(20))
     tiny = repo("models", "org/tiny", {MODEL: weights(), PICKLED: {"config.json": b"{}", "model.bin": b"x"}})
+    tiny.commits |= {SHARDED: sharded()}
     tiny.refs |= {"main": MODEL}
     yours = repo("datasets", "org/lines", {DATA: {"train.jsonl": lines}}, {"main": DATA})
     asked = repo("datasets", "openai/gsm8k", {GSM8K: gsm8k(), CONVERTED: converted(), OTHER: {"gsm8k.py": b"#"}})
@@ -125,6 +126,19 @@ def hub(served):
     served.slow, served.fail, served.spoil = 0.0, None, {}
     served.log.clear()
     served.tokens.clear()
+
+
+SHARDED = "9" * 40
+
+
+def sharded() -> dict[str, bytes]:
+    """A model in two files, with an adapter, the same weights in another layout and an older copy beside it."""
+    parts = {f"model-0000{n}-of-00002.safetensors": bytes(100 + n) for n in (1, 2)}
+    places = {f"weight{n}": name for n, name in enumerate(parts)}
+    names = ("consolidated.safetensors", "adapter_model.safetensors", "old/model.safetensors")
+    others = {name: name.encode() for name in names}
+    index = json.dumps({"metadata": {}, "weight_map": places}).encode()
+    return parts | others | {"config.json": b"{}", "model.safetensors.index.json": index}
 
 
 BOTH = {
@@ -235,7 +249,7 @@ REFUSALS = [
     ({"models": [{"id": "org/locked", "revision": MODEL}]}, {}, "is gated. Ask for access on"),
     ({"models": [{"id": "org/locked", "revision": MODEL}]}, {"HF_TOKEN": "hf_wrong"}, "is gated"),
     ({"models": [{"id": "org/tiny", "revision": "0" * 40}]}, {}, "no such revision"),
-    ({"models": [{"id": "org/tiny", "revision": PICKLED}]}, {}, "has no safetensors"),
+    ({"models": [{"id": "org/tiny", "revision": PICKLED}]}, {}, "has no model.safetensors"),
     ({"models": [{"id": "a/b/c", "revision": MODEL}]}, {}, "Repo id must be"),
     (BOTH, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "no connection to the hub (ConnectError)"),
     (BOTH, {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
@@ -253,6 +267,18 @@ def test_refusals(hub, tmp_path):
         assert said.returncode == 2 and words in said.stderr and "Traceback" not in said.stderr, said.stderr
         assert not env.get("HF_TOKEN") or env["HF_TOKEN"] not in said.stderr + said.stdout
     assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("patterns", [None, ["*"]])
+def test_only_weights_that_the_index_names_come(hub, tmp_path, patterns):
+    """Control: patterns of the user's bring what they match."""
+    entry = {"id": "org/tiny", "revision": SHARDED} | ({"allow_patterns": patterns} if patterns else {})
+    done = run_fetch(hub, tmp_path, {"models": [entry]})
+    assert done.returncode == 0, done.stderr
+    files = [file["path"] for file in json.loads((tmp_path / "manifest.json").read_text())["repos"][0]["files"]]
+    named = ["config.json", *(f"model-0000{n}-of-00002.safetensors" for n in (1, 2)), "model.safetensors.index.json"]
+    assert files == (sorted(sharded()) if patterns else named)
+    assert {path.rpartition("/")[2] for path in hub.downloads()} == {name.rpartition("/")[2] for name in files}
 
 
 def test_token(hub, tmp_path):

@@ -182,7 +182,7 @@ def test_settings_of_sampling_do_not_stop_a_full_fine_tuning(data, tmp_path):
     ],
 )
 def test_only_settings_without_effect_are_left_out(tmp_path, settings, left_out):
-    from posttrain.models.given import copy_generation_settings
+    from posttrain.data.given import copy_generation_settings
 
     source, folder = tmp_path / "source", tmp_path / "folder"
     source.mkdir(), folder.mkdir()

@@ -4,6 +4,7 @@ Other weights may lie beside them: an adapter's, or the same weights in another 
 """
 
 import json
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -12,17 +13,17 @@ from posttrain.ground.files import read_object
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def named(folder: Path) -> list[str]:
+def named(folder: Path, listed: Collection[str] | None = None) -> list[str]:
     """The files that hold a model's weights: the one that `config.json` names as `transformers_weights`, else
     `model.safetensors`, else those of the index; the index comes first where it is used. Empty where there are none.
 
-    A file that the index names need not exist.
+    listed: the files of the model where not all are in the folder. A file that the index names need not exist.
     """
     first = read_object(folder / "config.json").get("transformers_weights")
-    first = first if isinstance(first, str) else WHOLE if (folder / WHOLE).is_file() else INDEX
-    if not (folder / first).is_file():
-        return []
-    return [first, *shards(folder / first)] if first.endswith(".index.json") else [first]
+    for name in [first] if isinstance(first, str) else [WHOLE, INDEX]:
+        if (folder / name).is_file() if listed is None else name in listed:
+            return [name, *shards(folder / name)] if name.endswith(".index.json") else [name]
+    return []
 
 
 def shards(index: Path) -> list[str]:

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.config.sections import Base, Scratch
-from posttrain.data import packing
+from posttrain.data import given, packing
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.ground.progress import say
-from posttrain.models import given
 from posttrain.models.policy import write_contract
 from posttrain.training import parallel
 

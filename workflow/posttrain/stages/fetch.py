@@ -8,6 +8,7 @@ not their place or time; `posttrain.data.hub` finds them without a network. Only
 (HF_TOKEN).
 """
 
+import glob
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from posttrain.data.hub import COMMIT, FULL, cached, explained, wish
 from posttrain.evaluation.benchmarks import find_tasks, task_row
+from posttrain.ground import weights
 from posttrain.ground.errors import UserError, gather
 from posttrain.ground.files import sha256
 
@@ -88,10 +90,11 @@ def fetch_repo(kind: str, id: str, revision: str | None, floating: bool, pattern
     allow = [*patterns, *(CARDS if kind == "dataset" else [])] if patterns else None
     with explained(kind, id, revision):
         commit, files, online = listing(kind, id, revision)
-        wanted = selected(files, kind, allow)
-        refuse_unusable(kind, id, commit, wanted, patterns)
         where: dict = {"repo_type": kind, "revision": commit}
-        folder = Path(snapshot_download(id, allow_patterns=allow, ignore_patterns=IGNORED[kind], **where))
+        ignored = IGNORED[kind] + ([] if patterns or kind != "model" else unnamed_weights(id, files, where))
+        wanted = selected(files, allow, ignored)
+        refuse_unusable(kind, id, commit, wanted, patterns)
+        folder = Path(snapshot_download(id, allow_patterns=allow, ignore_patterns=ignored, **where))
         mend(folder, id, wanted, where, online)
         files = [{**file, "sha256": file.get("sha256") or sha256(folder / file["path"])} for file in wanted]
     size = sum(file["size"] for file in files)
@@ -135,12 +138,23 @@ def is_commit(revision: str | None) -> bool:
     return bool(COMMIT.fullmatch(revision or ""))
 
 
-def selected(files: list[dict], kind: str, allow: list[str] | None) -> list[dict]:
+def unnamed_weights(id: str, files: list[dict], where: dict) -> list[str]:
+    """Patterns of the safetensors that a model does not name, such as an adapter's. Fetches what names the others."""
+    from huggingface_hub import hf_hub_download
+
+    paths = [file["path"] for file in files]
+    if "config.json" not in paths:
+        return []
+    naming = [hf_hub_download(id, name, **where) for name in ("config.json", weights.INDEX) if name in paths]
+    named = weights.named(Path(naming[0]).parent, paths)
+    return [glob.escape(path) for path in paths if path.endswith(".safetensors") and path not in named]
+
+
+def selected(files: list[dict], allow: list[str] | None, ignored: list[str]) -> list[dict]:
     """The files that match the patterns, as in snapshot_download, sorted by path."""
     from huggingface_hub.utils import filter_repo_objects
 
-    patterns = {"allow_patterns": allow, "ignore_patterns": IGNORED[kind]}
-    return sorted(filter_repo_objects(files, key=path_of, **patterns), key=path_of)
+    return sorted(filter_repo_objects(files, key=path_of, allow_patterns=allow, ignore_patterns=ignored), key=path_of)
 
 
 def path_of(file: dict) -> str:
@@ -156,8 +170,8 @@ def refuse_unusable(kind: str, id: str, commit: str, wanted: list[dict], pattern
         raise UserError(f"{what}: no file there matches {list(patterns or ['*'])}.")
     if kind == "model" and not patterns and not any(file["path"].endswith(".safetensors") for file in wanted):
         raise UserError(
-            f"{what} has no safetensors; other weights are pickles, which run code when loaded. Pin a "
-            "commit that has them: the hub's converter often offers one as a pull request (refs/pr/N)."
+            f"{what} has no {weights.WHOLE} and no {weights.INDEX}; pickles run code when loaded. Pin a commit that "
+            "has them: the hub's converter often offers one as a pull request (refs/pr/N)."
         )
     repo = {"id": id, "kind": kind, "revision": commit}
     missing = sum(file["size"] for file in wanted if cached(repo, file["path"]) is None)
