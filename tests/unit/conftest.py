@@ -32,7 +32,7 @@ def stage(here, monkeypatch):
     """Lets a script stand for the stage, and runs an attempt at it."""
 
     def run(script: str, section: dict | None = None, name: str = "sft", **patches) -> int:
-        monkeypatch.setattr(launch, "command", lambda arguments, *_: [sys.executable, "-c", script, *arguments])
+        monkeypatch.setattr(launch, "command", lambda *_: [sys.executable, "-c", script])
         for key, value in ({"wait_until_reachable": lambda *_, **__: True} | patches).items():
             monkeypatch.setattr(slurm, key, value)
         kept = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)

@@ -49,6 +49,18 @@ def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, monkeypatch, 
     assert (here / "sizes").read_text().split() == ["8"], "a stage without micro-batches is not tried again"
 
 
+def test_an_attempt_by_hand_takes_a_file_of_settings(here):
+    """As a stage does; and says which of its arguments is missing."""
+    (here / "sft.yaml").write_text("batch_size: 8\n")
+    trial = attempt.Attempt(["sft", "--config", "sft.yaml", "--output", "results/x/sft/manifest.json"])
+    trial.halve_micro_batch(1)
+    assert trial.record["micro_batch_size"] == 4
+    for arguments in ([], ["sft"], ["sft", "--output", "m"], [*SFT[:3], "--output"]):
+        with pytest.raises(UserError, match="attempt: give a stage with --config SECTION and --output MANIFEST"):
+            attempt.home(arguments)
+    assert attempt.home(SFT) == Path("results/x/sft")  # control
+
+
 def test_a_stage_that_saved_is_run_again_by_its_job(stage, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv(slurm.SITE, "{}")

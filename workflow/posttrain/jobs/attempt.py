@@ -7,7 +7,6 @@ notice. SLURM itself requeues preempted jobs and jobs of a failed node. A job ca
 """
 
 import hashlib
-import json
 import os
 import resource
 import shutil
@@ -72,10 +71,10 @@ class Attempt:
 
     def __init__(self, arguments: list[str]):
         """Raises UserError where too many attempts ended at their time limit without a saved step."""
+        checkpoints = home(arguments) / "checkpoints"
         self.arguments, self.stage = arguments, arguments[0]
         self.job = slurm.job_id()
         self.nodes = launch.request(self.stage).get("nodes", 1)
-        checkpoints = home(arguments) / "checkpoints"
         link_to_scratch(checkpoints)
         self.folder = checkpoints / "attempt"
         self.record = register(self.folder, arguments)
@@ -137,7 +136,9 @@ class Attempt:
 
     def halve_micro_batch(self, processes: int) -> None:
         """Continue with half of the micro-batch that was too large for one process. Raises UserError where it was 1."""
-        section = json.loads(self.arguments[self.arguments.index("--config") + 1])
+        from posttrain.config.settings import settings_of_argument
+
+        section = dict(settings_of_argument(self.arguments[self.arguments.index("--config") + 1]))
         section = section.get("scratch") or section
         batch = section.get("batch_size", 1)
         size = self.record.get("micro_batch_size") or section.get("micro_batch_size") or batch
@@ -180,7 +181,9 @@ class Attempt:
 
 
 def home(arguments: list[str]) -> Path:
-    """The folder of the artifact."""
+    """The folder of the artifact. Raises UserError where the stage's arguments lack what an attempt needs."""
+    if not {"--config", "--output"} <= {*arguments[:-1]}:
+        raise UserError("attempt: give a stage with --config SECTION and --output MANIFEST")
     return Path(arguments[arguments.index("--output") + 1]).parent
 
 
