@@ -9,28 +9,6 @@ from pathlib import Path
 from posttrain.ground.files import write_jsonl
 
 
-def write_texts(folder: Path, home: str, texts: dict[str, list[str]]) -> list[str]:
-    """Write a likelihood task for each name that has documents; returns the names."""
-    names = [name for name, documents in texts.items() if documents]
-    for name in names:
-        write_task(folder, rolling(name, home), [{"text": text} for text in texts[name]])
-    return names
-
-
-def write_choices(folder: Path, home: str, questions: list[dict]) -> list[str]:
-    """Write the task `choices`, if there are questions (question, choices, index of the right one); returns names."""
-    if not questions:
-        return []
-    write_task(folder, multiple_choice("choices", home), questions)
-    return ["choices"]
-
-
-def write_default(folder: Path, names: list[str]) -> None:
-    """Write the names of the tasks that evaluation runs by default."""
-    if names:
-        (folder / "default.json").write_text(json.dumps(names) + "\n")
-
-
 def write_task(folder: Path, task: dict, questions: list[dict]) -> None:
     """Write a task and its questions."""
     write_jsonl(folder / f"{task['task']}.jsonl", questions)
@@ -55,7 +33,11 @@ def exact_match(name: str, home: str, pattern: str, until: str, longest: int) ->
 
 def rolling(name: str, home: str) -> dict:
     """A task that measures the likelihood of whole documents."""
-    metrics = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+    aggregations = {
+        "word_perplexity": "weighted_perplexity",
+        "byte_perplexity": "weighted_perplexity",
+        "bits_per_byte": "bits_per_byte",
+    }
     return {
         **_source(name, home),
         "output_type": "loglikelihood_rolling",
@@ -63,9 +45,7 @@ def rolling(name: str, home: str) -> dict:
         "doc_to_target": "{{text}}",
         "metric_list": [
             {"metric": metric, "aggregation": aggregation, "higher_is_better": False}
-            for metric, aggregation in zip(
-                metrics, ("weighted_perplexity", "weighted_perplexity", "bits_per_byte"), strict=True
-            )
+            for metric, aggregation in aggregations.items()
         ],
     }
 

@@ -6,6 +6,7 @@ python -m posttrain prepare --config results/NAME/prepare/config.yaml --output r
 """
 
 import hashlib
+import json
 import os
 import statistics
 from collections import Counter
@@ -17,7 +18,7 @@ from posttrain.config.sources import sides as sides_with_source
 from posttrain.data import texts
 from posttrain.data.rows import card, read_source
 from posttrain.data.tokenizer import make_tokenizer
-from posttrain.evaluation import tasks
+from posttrain.evaluation.tasks import multiple_choice, rolling, write_task
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_jsonl
 from posttrain.ground.progress import say
@@ -214,44 +215,40 @@ def warn_one_label(rows: list[dict], cards: list) -> None:
 
 
 def write_data(section: Prepare, work: Path, sides: dict, tokenizer, questions: list, choices: list) -> list[str]:
-    """Write rows, tokenizer and benchmark tasks below `work/data`; returns the names of the tasks."""
-    folder = work / "data"
+    """Write rows, tokenizer and benchmark tasks below `work/data`; returns the names of the tasks.
+
+    questions: those of the built-in world.
+    """
+    folder, home = work / "data", f"{os.path.relpath(work.parent)}/data/tasks"  # home: of the tasks, once published
     for task in TRAINED:
         for side, rows in sides[task].items():
             if rows:
                 write_jsonl(folder / task / f"{side}.jsonl", rows)
     tokenizer.save_pretrained(folder / "tokenizer")
-    home = f"{os.path.relpath(work.parent)}/data/tasks"
-    return write_tasks(folder / "tasks", home, section, sides, questions, choices)
-
-
-def write_tasks(
-    folder: Path, home: str, section: Prepare, sides: dict, questions: list[dict], choices: list[dict]
-) -> list[str]:
-    """Write the lm-eval tasks of the held-out rows into `folder`; returns their names.
-
-    home: the folder's path after publishing. questions: those of the built-in world.
-    """
-    names = world_tasks.write_questions(folder, home, questions)
-    names += tasks.write_texts(folder, home, held_out(section, sides))
-    names += tasks.write_choices(folder, home, choices)
-    names += world_tasks.write_retrieval(folder, home, sides["long"]["test"])
-    tasks.write_default(folder, names)
+    names = world_tasks.write_questions(folder / "tasks", home, questions)
+    for name, documents in held_out(section, sides).items():
+        if documents:
+            write_task(folder / "tasks", rolling(name, home), [{"text": text} for text in documents])
+            names.append(name)
+    if choices:
+        write_task(folder / "tasks", multiple_choice("choices", home), choices)
+        names.append("choices")
+    names += world_tasks.write_retrieval(folder / "tasks", home, sides["long"]["test"])
+    if names:  # the tasks that evaluation runs by default
+        (folder / "tasks" / "default.json").write_text(json.dumps(names) + "\n")
     return names
 
 
 def held_out(section: Prepare, sides: dict) -> dict[str, list[str]]:
-    """Documents whose likelihood evaluation measures: held-out text, and held-out rows of local sft data."""
-    documents = [row["text"] for row in sides["text"]["test"]]
-    conversations = [] if section.world else [" ".join(texts_of(row)) for row in sides["sft"]["test"]]
-    return {
-        "heldout_text": documents[:WORLD_DOCUMENTS] if section.world else documents,
-        "heldout_sft": conversations,
-    }
-
-
-def texts_of(row: dict) -> list[str]:
-    """The texts of an `sft` row, without roles and template."""
-    if "messages" in row:
-        return [message["content"] for message in row["messages"]]
-    return [row["prompt"] + row["completion"]]
+    """Documents whose likelihood evaluation measures: held-out text, and held-out rows of local sft data without roles
+    and template."""
+    text = [row["text"] for row in sides["text"]["test"]]
+    if section.world:
+        return {"heldout_text": text[:WORLD_DOCUMENTS]}
+    conversations = [
+        " ".join(turn["content"] for turn in row["messages"])
+        if "messages" in row
+        else row["prompt"] + row["completion"]
+        for row in sides["sft"]["test"]
+    ]
+    return {"heldout_text": text, "heldout_sft": conversations}

@@ -101,28 +101,15 @@ def _small_talk(rng: random.Random) -> str:
     return f"<|user|>{greeting}<|end|><|assistant|>{' '.join(rng.sample(style, rng.randint(1, 2)))}"
 
 
-def _chant(rng: random.Random) -> str:
-    return chant(rng, rng.randint(16, 120))
-
-
-def _diary(rng: random.Random) -> str:
-    return diary(rng, rng.randint(30, 100))
-
-
-def _passkey(rng: random.Random) -> str:
-    document, answer = passkey(rng, rng.randint(20, 110), rng.random())
-    return f"{document} {answer}."
-
-
 # Kind of document -> (weight, maker).
 DOCUMENTS: dict[str, tuple[int, Callable[[random.Random], str]]] = {
     "facts": (34, _facts),
     "exercises": (32, _exercises),
     "told": (16, _dialogue),
     "chat": (4, _small_talk),
-    "chant": (8, _chant),
-    "diary": (3, _diary),
-    "passkey": (3, _passkey),
+    "chant": (8, lambda rng: chant(rng, rng.randint(16, 120))),
+    "diary": (3, lambda rng: diary(rng, rng.randint(30, 100))),
+    "passkey": (3, lambda rng: "{} {}.".format(*passkey(rng, rng.randint(20, 110), rng.random()))),
 }
 
 
