@@ -107,9 +107,7 @@ class Report:
         return sentences
 
 
-def read_file(
-    path, task: str, format: str = "auto", *, max_line_bytes: int = lines.MAX_LINE_BYTES, **options
-) -> Report:
+def read_file(path, task: str, format: str = "auto", max_line_bytes: int = lines.MAX_LINE_BYTES, **options) -> Report:
     """Read a local .jsonl, .ndjson or .txt file, also with .gz; `options` are those of _check_rows.
 
     Raises UserError, naming file:line, where the file as a whole cannot be used.
@@ -130,13 +128,7 @@ def read_rows(objects: Iterable[dict], source_name: str, task: str, format: str 
 
 
 def _check_rows(
-    numbered: Iterator[tuple[int, object, bool]],
-    name: str,
-    task: str,
-    format: str,
-    *,
-    group_key: str = "group",
-    allow_empty_user: bool = False,
+    numbered: Iterator[tuple], name: str, task: str, format: str, group_key: str = "group", allow_empty_user=False
 ) -> Report:
     """Check rows: (line, object, whether a BOM was stripped). group_key: the key of a row's group.
 
@@ -250,8 +242,7 @@ def _check_size(content: dict, task: str) -> None:
     """Raise RowError for a row too long for any context; plain text is exempt, as it is cut into blocks."""
     size = len(texts.full_text(content))
     if task not in ("text", "long") and size > MAX_ROW_CHARACTERS:
-        allowed = f"{MAX_ROW_CHARACTERS:,}"
-        raise RowError("too_long", f"row is over the max length: {size:,} characters, allowed {allowed}")
+        raise RowError("too_long", f"row is over the max length: {size:,} characters, allowed {MAX_ROW_CHARACTERS:,}")
 
 
 def _check_groups(report: Report, group_key: str, objects: list[dict]) -> None:
