@@ -177,7 +177,7 @@ def test_fetch_then_offline(hub, tmp_path):
     cut_off = run_fetch(hub, tmp_path, BOTH, name="cut_off.json", HF_ENDPOINT="http://127.0.0.1:9")
     assert cut_off.returncode == 0, "a whole cache is enough where there is no network: " + cut_off.stderr
     assert (tmp_path / "cut_off.json").read_bytes() == (tmp_path / "manifest.json").read_bytes()
-    calls = f"local_model('org/tiny', {MODEL!r}, M), hub.local_dataset('org/lines', {DATA!r}, M)"
+    calls = f"local_repo('model', 'org/tiny', {MODEL!r}, M), hub.local_repo('dataset', 'org/lines', {DATA!r}, M)"
     found = locate(hub, tmp_path, calls.replace(", hub.", "); print(hub."))
     assert found.returncode == 0, found.stderr
     model, data = map(Path, found.stdout.split())
@@ -195,14 +195,14 @@ def test_offline_negative_control(hub, tmp_path):
 def test_spoilt_cache_is_named_and_mended(hub, tmp_path):
     """Missing, truncated and altered files are named with the command, and that command brings them back."""
     run_fetch(hub, tmp_path, BOTH)
-    root = Path(locate(hub, tmp_path, f"local_model('org/tiny', {MODEL!r}, M)").stdout.strip())
+    root = Path(locate(hub, tmp_path, f"local_repo('model', 'org/tiny', {MODEL!r}, M)").stdout.strip())
     big, config, notes = (root / name for name in ("model.safetensors", "config.json", "a/b/notes.txt"))
     data = big.read_bytes()
     os.truncate(big.resolve(), 1000)
     config.resolve().unlink()
     notes.resolve().write_bytes(b"DEEP")  # same size: only the hub's checksum tells
 
-    said = locate(hub, tmp_path, f"local_model('org/tiny', {MODEL!r}, M)")
+    said = locate(hub, tmp_path, f"local_repo('model', 'org/tiny', {MODEL!r}, M)")
     command = f"posttrain fetch --config {tmp_path}/config.yaml --output {tmp_path}/manifest.json"
     assert said.returncode == 2 and command in said.stderr and "Traceback" not in said.stderr
     assert f"model.safetensors: truncated, 1000 of {len(data)} bytes" in said.stderr
@@ -222,10 +222,10 @@ def test_spoilt_cache_is_named_and_mended(hub, tmp_path):
 
 def test_not_fetched(hub, tmp_path):
     """No manifest, and a manifest without the repository: both name the command."""
-    said = locate(hub, tmp_path, f"local_model('org/tiny', {MODEL!r}, M)").stderr
+    said = locate(hub, tmp_path, f"local_repo('model', 'org/tiny', {MODEL!r}, M)").stderr
     assert "manifest.json is not a manifest" in said and "posttrain fetch --config" in said
     (tmp_path / "manifest.json").write_text('{"repos": [], "tasks": []}')
-    said = locate(hub, tmp_path, f"local_model('org/tiny', {MODEL!r}, M)").stderr
+    said = locate(hub, tmp_path, f"local_repo('model', 'org/tiny', {MODEL!r}, M)").stderr
     assert f"lists no model org/tiny at {MODEL}" in said and "posttrain fetch --config" in said
 
 
@@ -241,7 +241,7 @@ def test_floating_revisions(hub, tmp_path):
     (row,) = json.loads((tmp_path / "manifest.json").read_text())["repos"]
     assert (row["revision"], row["requested"]) == (MODEL, ["main"])
     assert all(file["path"].endswith(".json") for file in row["files"])
-    assert MODEL in locate(hub, tmp_path, "local_model('org/tiny', 'main', M)").stdout
+    assert MODEL in locate(hub, tmp_path, "local_repo('model', 'org/tiny', 'main', M)").stdout
 
 
 REFUSALS = [

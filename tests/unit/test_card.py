@@ -93,8 +93,7 @@ def test_settings_that_do_not_change_what_is_learned_change_no_card(data, base):
 
 def test_a_base_from_the_hub_and_its_licence_are_named_by_all_that_descends_from_it(data, monkeypatch, tmp_path):
     (tmp_path / "fetched").mkdir()
-    monkeypatch.setattr("posttrain.data.hub.find_manifest", lambda *_: Path("manifest.json"))
-    monkeypatch.setattr("posttrain.data.hub.local_model", lambda *_: tmp_path / "fetched")
+    monkeypatch.setattr("posttrain.data.hub.fetched_repo", lambda *_: tmp_path / "fetched")
     without = artifact("results/x/base", HUB, {}, CONTRACT, data=data)
     assert metadata(without.parent / "model")["license"] == "unknown", "control: a model without a card"
     (tmp_path / "fetched/README.md").write_text("---\nlicense: apache-2.0\n---\n")

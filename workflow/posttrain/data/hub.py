@@ -18,25 +18,23 @@ FULL = "Free some space, or set HF_HOME to a larger disk (for every stage), and 
 SHOWN = 10  # files named in one message; a model has dozens of shards
 
 
-def local_model(id: str, revision: str, manifest: Path) -> Path:
-    """The directory of a fetched model, whose files have the manifest's sizes (fetch compared their checksums).
+def fetched_repo(kind: str, id: str, revision: str | None, manifests: list[Path]) -> Path:
+    """`local_repo`, by the manifest that lists the repository. Raises UserError where none does."""
+    for manifest in manifests:
+        for repo in read_manifest(manifest)["repos"]:
+            same_revision = revision is None or revision in (repo["revision"], *repo["requested"])
+            if repo["kind"] == kind and repo["id"] == id and same_revision:
+                return local_repo(kind, id, revision or "main", manifest)
+    raise UserError(f"{kind} {id} at {revision} was not fetched: run snakemake, whose rule `fetch` brings it")
+
+
+def local_repo(kind: str, id: str, revision: str, manifest: Path) -> Path:
+    """The directory of a fetched `model` or `dataset`, whose files have the manifest's sizes (fetch compared their
+    checksums). Libraries load from it; by an id and a revision, `datasets.load_dataset` finds nothing when offline.
 
     `revision` is a commit or, with `allow_floating`, a branch or tag.
     Raises UserError naming each missing, truncated or altered file and the command that fetches it.
     """
-    return _local_repo("model", id, revision, manifest)
-
-
-def local_dataset(id: str, revision: str, manifest: Path) -> Path:
-    """The directory of a fetched data set, for `datasets.load_dataset`. Raises as local_model.
-
-    The id does not work: `load_dataset("org/name", revision=…)` does not read the hub's cache when offline.
-    """
-    return _local_repo("dataset", id, revision, manifest)
-
-
-def _local_repo(kind: str, id: str, revision: str, manifest: Path) -> Path:
-    """The snapshot of a repository in the shared cache, checked against the manifest (see local_model)."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     repo = find_repo(read_manifest(manifest), kind, id, revision, manifest)
@@ -105,16 +103,6 @@ def bring_back(manifest: Path) -> str:
     return f"On a machine with a network run: posttrain fetch --config {config} --output {manifest}"
 
 
-def find_manifest(manifests: list[Path], kind: str, id: str, revision: str | None) -> Path:
-    """The manifest that lists a repository. Raises UserError where none does."""
-    for manifest in manifests:
-        for repo in read_manifest(manifest)["repos"]:
-            same_revision = revision is None or revision in (repo["revision"], *repo["requested"])
-            if repo["kind"] == kind and repo["id"] == id and same_revision:
-                return manifest
-    raise UserError(f"{kind} {id} at {revision} was not fetched: run snakemake, whose rule `fetch` brings it")
-
-
 def wish(kind: str, entry: dict) -> tuple:
     """One repository to fetch, hashable: (kind, id, revision, floating allowed, patterns or None)."""
     patterns = entry.get("allow_patterns")
@@ -127,8 +115,7 @@ def dataset_rows(source: Source, fetched: list[Path]):
     import datasets
 
     assert source.dataset, "the source is a data set on the hub"
-    manifest = find_manifest(fetched, "dataset", source.dataset, source.revision)
-    folder = local_dataset(source.dataset, source.revision or "main", manifest)
+    folder = fetched_repo("dataset", source.dataset, source.revision, fetched)
     try:
         return datasets.load_dataset(str(folder), source.subset, split=source.rows)
     except ValueError as error:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from posttrain.config.sections import HubModel, Prepare
-from posttrain.data.hub import find_manifest, local_model
+from posttrain.data.hub import fetched_repo
 from posttrain.ground.errors import UserError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -32,8 +32,7 @@ def load_tokenizer(hub: HubModel | None, path: str | None, fetched: list[Path]):
     from transformers import AutoTokenizer
 
     if hub:
-        manifest = find_manifest(fetched, "model", hub.id, hub.revision)
-        path = str(local_model(hub.id, hub.revision or "main", manifest))
+        path = str(fetched_repo("model", hub.id, hub.revision, fetched))
     if path is None or not Path(path).is_dir():
         raise UserError(f"prepare.tokenizer: {path} is not a directory; give the folder of a model")
     try:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from posttrain.data.hub import local_dataset, read_manifest, snapshot, wish
+from posttrain.data.hub import local_repo, read_manifest, snapshot, wish
 from posttrain.ground.errors import UserError, gather
 
 LOADERS = {"json", "csv", "parquet", "text", "arrow", "pandas", "xml"}  # a task's dataset_path for local data files
@@ -22,13 +22,13 @@ def task_pack(manifest: Path, folder: Path) -> Path:
     `TaskManager(include_path=[str(task_pack(…))], include_defaults=False)` then has exactly the fetched tasks, groups
     and tags, under their own names, in 10 ms (lm-eval's whole index takes 12 s), and loads them offline. So does
     `lm_eval --include_path FOLDER --tasks NAME`. The YAML holds paths of this machine: `folder` belongs into scratch,
-    not into an artifact. Raises UserError as local_dataset does.
+    not into an artifact. Raises UserError as local_repo does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for task in read_manifest(manifest)["tasks"]:
         overlay = {"include": str(task_yaml(task)), **task["overrides"]}
         if task["dataset"]:
-            overlay["dataset_path"] = str(local_dataset(task["dataset"], task["revision"], manifest))
+            overlay["dataset_path"] = str(local_repo("dataset", task["dataset"], task["revision"], manifest))
         # JSON is YAML
         name = task["name"].replace("/", "--") + ".yaml"
         (folder / name).write_text(json.dumps(overlay, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -134,10 +134,9 @@ def license_of(hub: dict, inputs: dict) -> str:
 
     if not hub:
         return UNKNOWN
-    from posttrain.data.hub import find_manifest, local_model
+    from posttrain.data.hub import fetched_repo
 
-    manifest = find_manifest(list(inputs.get("fetched", [])), "model", hub["id"], hub.get("revision"))
-    file = local_model(hub["id"], hub.get("revision") or "main", manifest) / "README.md"
+    file = fetched_repo("model", hub["id"], hub.get("revision"), list(inputs.get("fetched", []))) / "README.md"
     named = (metadata_load(file) or {}).get("license") if file.is_file() else None
     return named if isinstance(named, str) else UNKNOWN
 

@@ -43,10 +43,9 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequ
 def source_folder(section: Base, fetched: list[Path]) -> Path:
     """The folder of an existing model: fetched, or the user's own. Raises UserError where it does not exist."""
     if section.hub:
-        from posttrain.data.hub import find_manifest, local_model
+        from posttrain.data.hub import fetched_repo
 
-        manifest = find_manifest(fetched, "model", section.hub.id, section.hub.revision)
-        return local_model(section.hub.id, section.hub.revision or "main", manifest)
+        return fetched_repo("model", section.hub.id, section.hub.revision, fetched)
     folder = Path(section.path or "")
     if not (folder / "config.json").is_file():
         raise UserError(f"base.path: {folder} is not a model directory (it has no config.json)")
