@@ -337,6 +337,16 @@ def test_an_owner_outside_the_campaign_is_named(undrawn, campaign, made):
     assert "tiny" in {row["experiment"] for row in table(output)}
 
 
+def test_an_artifact_without_provenance_is_shown(undrawn, made, tmp_path):
+    """A clone with pulled artifacts may lack it."""
+    assert "node7" in (made()[1] / "index.html").read_text(), "control"
+    for file in (tmp_path / "results").rglob("provenance.json"):
+        file.unlink()
+    missing, output = made()
+    page = (output / "index.html").read_text()
+    assert missing == [] and "results/tiny-lora/sft@" in page and "node7" not in page
+
+
 def test_an_experiment_may_have_its_own_evaluation_of_a_shared_policy(undrawn, campaign, made, tmp_path):
     evaluation(tmp_path / "results", "tiny-lora/evaluate/base", 0.05)
     own = {f"evaluate/{policy}": f"results/tiny-lora/evaluate/{policy}" for policy in ("base", "sft")}
