@@ -12,7 +12,7 @@ from posttrain.cluster.sites import Request, Site
 from posttrain.dag import campaign
 from posttrain.dag.artifacts import Artifact
 from posttrain.jobs import slurm
-from posttrain.tools import doctor
+from posttrain.tools import doctor, why
 
 SINFO = "normal*|up|gpu:a100:4(S:0-1)\nlow|up|gpu:v100:2,gpu:a40:1\nold|down|gpu:k80:8\ncores|up|(null)\n"
 
@@ -36,7 +36,7 @@ def test_each_of_a_list_of_partitions_is_looked_at(monkeypatch, site, said):
 
 def test_what_is_over_a_partitions_limit_is_missing_though_sbatch_takes_it(monkeypatch):
     monkeypatch.setattr(slurm, "ask", lambda *_, **__: "debug*|30:00\n")
-    monkeypatch.setattr(doctor, "to_submit", lambda plan: [Artifact("one", "sft"), Artifact("one", "dpo")])
+    monkeypatch.setattr(why, "to_make", lambda plan: [Artifact("one", "sft"), Artifact("one", "dpo")])
     needs = {"sft": 50, "dpo": 30}
     asked = {"gpu": 1, "mem_mb": 1000}
     monkeypatch.setattr(sites, "request", lambda site, plan, artifact: asked | {"runtime": needs[artifact.stage]})
@@ -56,7 +56,7 @@ def test_what_is_over_a_partitions_limit_is_missing_though_sbatch_takes_it(monke
 )
 def test_what_is_to_be_set_is_what_sbatch_was_given(monkeypatch, site, todo):
     monkeypatch.setattr(slurm, "ask", lambda *_, **__: "")
-    monkeypatch.setattr(doctor, "to_submit", lambda plan: [Artifact("one", "sft")])
+    monkeypatch.setattr(why, "to_make", lambda plan: [Artifact("one", "sft")])
     monkeypatch.setattr(sites, "request", lambda *_: {"gpu": 1, "mem_mb": 1000, "runtime": 9})
     refused = subprocess.CompletedProcess([], 1, "", "allocation failure: Invalid feature specification\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
@@ -105,6 +105,6 @@ def test_what_the_doctor_starts_on_a_node_knows_no_token(here, monkeypatch):
     monkeypatch.setattr(command, "quiet_libraries", lambda _: None)
     monkeypatch.setattr(campaign, "load", lambda _: None)
     known = {}
-    monkeypatch.setattr(doctor, "doctor", lambda plan: (known.update(os.environ) or ["ok"], True))
+    monkeypatch.setattr(doctor, "checks", lambda plan: known.update(os.environ) or ["ok"])
     assert command.main(["doctor"]) == 0
     assert "PATH" in known and "hf_secret" not in known.values()

@@ -8,16 +8,15 @@ import contextlib
 import json
 import math
 import os
+import pkgutil
 import sys
 from pathlib import Path
 
 from posttrain.config.stages import ROLES, STAGES
-from posttrain.dag.artifacts import at
 from posttrain.ground import credentials, progress
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, Interrupted, TooLarge, UserError
-from posttrain.tools import commands
 
-CAMPAIGN = Path("config/config.yaml")
+CAMPAIGN = "config/config.yaml"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,10 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     interruption that the next run continues, 77 where a GPU has too little memory."""
     arguments = parser().parse_args(argv)
     quiet_libraries(arguments.command)
-    if arguments.run is run_stage:
-        credentials.taken()  # a stage opens no connection and needs none
     try:
-        return arguments.run(arguments) or 0
+        return run(arguments)
     except Interrupted as interruption:
         return end(str(interruption), INTERRUPTED)
     except TooLarge as error:
@@ -59,19 +56,26 @@ def end(message: str, code: int) -> int:
     return code
 
 
-def run_stage(arguments: argparse.Namespace) -> None:
-    """Run a stage; its libraries are imported here, so that the other commands start quickly."""
-    from posttrain.jobs import artifact
+def run(arguments: argparse.Namespace) -> int:
+    """Run a command's function, which is imported here, so that a command starts without what the others need.
 
-    artifact.run_stage(arguments)
+    A stage's function takes all arguments; that of another command takes its options by name, with the plan of the
+    campaign where it has the option `plan`, and returns the text to print or an exit code.
+    """
+    options = vars(arguments)
+    command, function = options["command"], pkgutil.resolve_name(f"posttrain.{options['run']}")
+    if command in STAGES:
+        credentials.taken()  # a stage opens no connection and needs none
+        return function(arguments) or 0
+    if "plan" in options:
+        from posttrain.dag import campaign
 
-
-def run_attempt(arguments: argparse.Namespace) -> int:
-    """Run a stage as a subprocess, and continue after an interruption."""
-    from posttrain.jobs.attempt import attempt, home
-
-    progress.name = at(home(arguments.stage)).name
-    return attempt(arguments.stage, arguments.gpus)
+        options["plan"] = campaign.load(options["plan"])
+    result = function(**{name: value for name, value in options.items() if name not in ("command", "run")})
+    if isinstance(result, str):
+        print(result)
+        return 0
+    return result or 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,10 +90,12 @@ def parser() -> argparse.ArgumentParser:
 
 def stage_commands(subparsers) -> None:
     """A command for each stage of the table, and `fetch`."""
-    fetch = command(subparsers, "fetch", "bring models and data from the hub into the shared cache", commands.run_fetch)
+    fetch = command(
+        subparsers, "fetch", "bring models and data from the hub into the shared cache", "stages.fetch:run_fetch"
+    )
     configured(fetch)
     for name, stage in STAGES.items():
-        added = command(subparsers, name, stage.help, run_stage)
+        added = command(subparsers, name, stage.help, "jobs.artifact:run_stage")
         configured(added)
         if stage.fetches:
             added.add_argument("--fetched", type=Path, nargs="*", default=[], help="manifests of what fetch brought")
@@ -127,65 +133,68 @@ def planned(stage: argparse.ArgumentParser) -> None:
 
 def workflow_commands(subparsers) -> None:
     """The commands that the workflow and its jobs call."""
-    attempt = command(subparsers, "attempt", "run a stage, and continue after an interruption", run_attempt)
+    attempt = command(subparsers, "attempt", "run a stage, and continue after an interruption", "jobs.attempt:attempt")
     attempt.add_argument("--gpus", type=int, default=0, help="GPUs reserved for the stage on this machine")
-    attempt.add_argument("stage", nargs=argparse.REMAINDER, metavar="STAGE ...", help="a stage and its arguments")
-    report = command(subparsers, "report", "table, figures and page from the records", commands.run_report)
+    attempt.add_argument("arguments", nargs=argparse.REMAINDER, metavar="STAGE ...", help="a stage and its arguments")
+    report = command(subparsers, "report", "table, figures and page from the records", "jobs.report:run_report")
     report.add_argument("--campaign", type=Path, required=True, help="JSON file that names the artifacts")
     report.add_argument("--output", type=Path, required=True, help="the manifest to write")
     planned(report)
     report.add_argument("--partial", action="store_true", help="render what exists; missing artifacts are no error")
     report.add_argument("--left-out", type=Path, help="JSON file: artifacts to leave out, each with the reason")
-    summary = command(subparsers, "summary", "print headline figures and the report's path", commands.run_summary)
+    summary = command(subparsers, "summary", "print headline figures and the report's path", "tools.check:summary")
     summary.add_argument("folder", type=Path, nargs="?", default=Path("results/report"))
-    summary.add_argument("--campaign", type=Path, default=CAMPAIGN, help=f"default {CAMPAIGN}")
+    summary.add_argument("--campaign", default=CAMPAIGN, help=f"default {CAMPAIGN}")
 
 
 def campaign_commands(subparsers) -> None:
     """The commands that a person calls."""
-    for name, text, run in (
-        ("check", "validate a campaign and list its stages", commands.run_check),
-        ("status", "list which stages are done, running or waiting", commands.run_status),
-        ("doctor", "check that the cluster has what the campaign needs", commands.run_doctor),
-        ("ledger", "write dvc.yaml, DVC's ledger of a campaign", commands.run_ledger),
+    for name, text, function in (
+        ("check", "validate a campaign and list its stages", "tools.check:check"),
+        ("status", "list which stages are done, running or waiting", "tools.status:table"),
+        ("doctor", "check that the cluster has what the campaign needs", "tools.doctor:doctor"),
+        ("ledger", "write dvc.yaml, DVC's ledger of a campaign", "tools.ledger:write"),
     ):
-        command(subparsers, name, text, run).add_argument("campaign", type=Path, nargs="?", default=CAMPAIGN)
-    why = command(subparsers, "why", "list what will be rerun and why, or how two experiments differ", commands.run_why)
+        command(subparsers, name, text, function).add_argument("plan", nargs="?", default=CAMPAIGN, metavar="campaign")
+    why = command(subparsers, "why", "list what will be rerun and why, or how two experiments differ", "tools.why:why")
     why.add_argument("wanted", nargs="?", default="", metavar="EXPERIMENT[/STAGE]")
     why.add_argument("other", nargs="?", default="", metavar="EXPERIMENT", help="compare the two experiments")
     accept = command(
-        subparsers, "accept", "keep artifacts after a code edit that changes no result", commands.run_accept
+        subparsers, "accept", "keep artifacts after a code edit that changes no result", "tools.accept:accept"
     )
     accept.add_argument("stages", nargs="*", metavar="STAGE", help="default: all stages whose code changed")
     accept.add_argument("--because", required=True, help="why the results do not change, in one line")
     accept.add_argument("--from", dest="former", default="", metavar="FINGERPRINT", help="the code that it counts as")
     same = "two artifacts of the stage, from the former and from the present code; accept only if their bytes are equal"
     accept.add_argument("--same", type=Path, nargs=2, metavar="FOLDER", help=same)
-    plan = command(subparsers, "plan", "estimate parameters, memory, time and disk of the stages", commands.run_plan)
-    plan.add_argument("wanted", nargs="?", default=str(CAMPAIGN), metavar="CAMPAIGN | EXPERIMENT/STAGE")
-    plan.add_argument("--all", action="store_true", help="every stage, not only those that will run")
+    plan = command(
+        subparsers, "plan", "estimate parameters, memory, time and disk of the stages", "tools.budget:budget"
+    )
+    plan.add_argument("wanted", nargs="?", default=CAMPAIGN, metavar="CAMPAIGN | EXPERIMENT/STAGE")
+    plan.add_argument("--all", dest="every", action="store_true", help="every stage, not only those that will run")
     plan.add_argument("--terms", action="store_true", help="list the terms of each stage's memory")
     plan.add_argument("--gpu-memory-gb", type=float, metavar="N", help="fail where a stage needs more memory per GPU")
-    verify = command(subparsers, "verify", "compare every artifact's bytes with its manifest", commands.run_verify)
-    for tool in (why, accept, plan, verify):
-        tool.add_argument("--campaign", type=Path, default=CAMPAIGN, help=f"default {CAMPAIGN}")
-    clean = command(subparsers, "clean", "list what no campaign needs, with sizes", commands.run_clean)
+    verify = command(subparsers, "verify", "compare every artifact's bytes with its manifest", "tools.check:verify")
+    for tool in (why, accept, verify):
+        tool.add_argument("--campaign", dest="plan", default=CAMPAIGN, metavar="CAMPAIGN", help=f"default {CAMPAIGN}")
+    plan.add_argument("--campaign", default=CAMPAIGN, help=f"default {CAMPAIGN}")
+    clean = command(subparsers, "clean", "list what no campaign needs, with sizes", "tools.clean:clean_campaigns")
     clean.add_argument("campaigns", type=Path, nargs="*", help="default: every campaign in config/")
     clean.add_argument("--delete", action="store_true", help="delete it")
     export = command(
-        subparsers, "export", "write a policy as a whole model that transformers can load", commands.run_export
+        subparsers, "export", "write a policy as a whole model that transformers can load", "tools.export:export"
     )
     export.add_argument("policy", type=Path, help="manifest of the policy")
     export.add_argument("folder", type=Path, help="the model directory to write")
-    schema = command(subparsers, "schema", "write config/schema.json and the key reference", commands.run_schema)
+    schema = command(subparsers, "schema", "write config/schema.json and the key reference", "tools.schema:write")
     schema.add_argument("--folder", type=Path, default=Path("config"))
-    command(subparsers, "wandb-sync", "upload the stages' runs to Weights & Biases", commands.run_wandb_sync)
+    command(subparsers, "wandb-sync", "upload the stages' runs to Weights & Biases", "training.tracking:sync")
 
 
-def command(subparsers, name: str, text: str, run) -> argparse.ArgumentParser:
-    """Add one command."""
+def command(subparsers, name: str, text: str, function: str) -> argparse.ArgumentParser:
+    """Add one command. function: its place in the package, MODULE:NAME."""
     added = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    added.set_defaults(run=run)
+    added.set_defaults(run=function)
     return added
 
 

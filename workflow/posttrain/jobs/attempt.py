@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 from posttrain.config.stages import TRAINERS
+from posttrain.dag.artifacts import at
+from posttrain.ground import progress
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, UserError
 from posttrain.ground.files import read_json, write_json
 from posttrain.ground.progress import say
@@ -43,6 +45,7 @@ def attempt(arguments: list[str], gpus: int) -> int:
     arguments: the stage and its flags. gpus: number of GPUs to reserve on this machine; in a SLURM job, SLURM decides.
     """
     stop, trial = Stop(), Attempt(arguments)
+    progress.name = at(home(arguments)).name
     environment = dict(os.environ)
     if not trial.job and gpus:
         taken, _held = cards.take(gpus)

@@ -14,11 +14,13 @@ import os
 import shutil
 from pathlib import Path
 
+from posttrain.config.settings import settings_of_argument
 from posttrain.data.hub import COMMIT, FULL, cached, explained, wish
 from posttrain.evaluation.benchmarks import find_tasks, task_row
-from posttrain.ground import weights
+from posttrain.ground import credentials, progress, weights
 from posttrain.ground.errors import UserError, gather
 from posttrain.ground.files import sha256
+from posttrain.ground.identity import canonical
 
 # Pickles run code when they are loaded. The other formats hold the same weights, and nothing here reads them.
 PICKLES = ["*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"]
@@ -47,6 +49,16 @@ def fetch(section: dict, output: Path) -> None:
     rows = gather(lambda task: task_row(task, repos.get(task["wish"])), tasks)
     rows.sort(key=lambda row: row["name"])
     write({"repos": merged(list(repos.values())), "tasks": rows}, Path(output))
+
+
+def run_fetch(config: str, output: Path) -> None:
+    """Fetch what a section on the command line names, and write the section beside the manifest."""
+    progress.name = "fetch"
+    credentials.reveal()
+    section = dict(settings_of_argument(config))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    (output.parent / "config.yaml").write_text(canonical(section) + "\n", encoding="utf-8")
+    fetch(section, output)
 
 
 def refuse_unknown(section: dict) -> None:

@@ -4,11 +4,14 @@ posttrain plan [CAMPAIGN] [--all] [--terms] [--gpu-memory-gb N]
 """
 
 import itertools
+import os
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 
 from posttrain.config.sections import Adapter, Base, Longctx, Sft
 from posttrain.config.stages import TRAINERS, Experiment
-from posttrain.dag.artifacts import REPORT, Artifact, at
+from posttrain.dag.artifacts import Artifact
+from posttrain.dag.campaign import load
 from posttrain.dag.checks import contradictions
 from posttrain.dag.plan import Plan
 from posttrain.ground.errors import UserError
@@ -23,6 +26,20 @@ RESERVE = 0.6  # GB of a GPU for CUDA's context and the allocator's rounding
 UNTIL = "unknown until fetched"
 COLUMNS = f"{'stage':32} {'trained':>8} {'peak GB':>8}  {'most of it':22} {'host GB':>7} {'hours':>8} {'disk GB':>7}"
 Change = tuple[str, str, object]  # (section, key, value)
+
+
+def budget(wanted: str, campaign: Path, every: bool, terms: bool, gpu_memory_gb: float | None) -> None:
+    """Print the needs of the stages that will run. Raises UserError for those that do not fit a GPU's memory.
+
+    wanted: a campaign, or EXPERIMENT/STAGE[/POLICY] of `campaign`.
+    """
+    if gpu_memory_gb is not None:
+        os.environ["POSTTRAIN_DEVICE"] = "gpu"
+    whole = wanted.endswith((".yaml", ".yml"))
+    plan = load(wanted if whole else campaign)
+    print(table(plan, every, terms) if whole else one(plan, wanted))
+    if gpu_memory_gb is not None:
+        refuse_too_large(plan, gpu_memory_gb, every)
 
 
 def table(plan: Plan, every: bool = False, terms: bool = False) -> str:
@@ -40,9 +57,8 @@ def table(plan: Plan, every: bool = False, terms: bool = False) -> str:
 
 
 def to_plan(plan: Plan, every: bool) -> list[Artifact]:
-    """The artifacts that will be made, or all, without the report, which needs almost nothing."""
-    artifacts = plan.artifacts() if every else [at(folder) for folder in why.to_run(why.survey(plan))]
-    return [artifact for artifact in artifacts if artifact != REPORT]
+    """The artifacts that will be made, or all, without the report."""
+    return plan.artifacts()[:-1] if every else why.to_make(plan)
 
 
 def line(plan: Plan, artifact: Artifact, request: dict[str, int]) -> str:

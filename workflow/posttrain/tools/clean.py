@@ -8,10 +8,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from posttrain.dag.campaign import load
 from posttrain.dag.plan import RESERVED, Plan
+from posttrain.ground.errors import UserError
 from posttrain.jobs import kept
 
 ALIVE = 3600  # seconds without a change after which a folder counts as unused by any process
+
+
+def clean_campaigns(campaigns: list[Path], delete: bool) -> str:
+    """What no campaign needs; campaigns: empty for every one in `config`. Raises UserError where there is none."""
+    files = campaigns or sorted(Path("config").glob("*.yaml"))
+    if not files:
+        raise UserError("clean: there is no campaign in config/; name the campaigns whose artifacts to keep")
+    return f"kept: the artifacts of {', '.join(map(str, files))}\n{clean([load(file) for file in files], delete)}"
 
 
 def clean(plans: list[Plan], delete: bool = False) -> str:

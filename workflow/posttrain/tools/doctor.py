@@ -12,8 +12,8 @@ from pathlib import Path
 
 from posttrain.cluster import sites
 from posttrain.cluster.sites import FILE, Site
-from posttrain.dag.artifacts import REPORT, Artifact, at
 from posttrain.dag.plan import LOCK, Plan
+from posttrain.ground import credentials
 from posttrain.ground.errors import UserError
 from posttrain.jobs import launch, slurm
 from posttrain.tools import why
@@ -28,12 +28,20 @@ print(json.dumps({"versions": {name: importlib.metadata.version(name) for name i
 FAILED = "MISSING"
 
 
-def doctor(plan: Plan) -> tuple[list[str], bool]:
-    """(lines of all checks, whether all passed). Checks that depend on a failed one are skipped."""
+def doctor(plan: Plan) -> int:
+    """Print the lines of all checks; returns exit code 1 where one fails."""
+    credentials.taken()  # the probe on a compute node needs no tokens
+    lines = checks(plan)
+    print("\n".join(lines))
+    return int(any(line.startswith(FAILED) for line in lines))
+
+
+def checks(plan: Plan) -> list[str]:
+    """The lines of all checks. Checks that depend on a failed one are skipped."""
     try:
         site = sites.limited(sites.read())
     except UserError as error:
-        return [f"{FAILED}  site: {problem}" for problem in error.problems], False
+        return [f"{FAILED}  site: {problem}" for problem in error.problems]
     sites.expect_device(site)
     lines = ok("site", str(FILE) if FILE.is_file() else f"no {FILE}: the default partition and account")
     for check in (controller, interruptions, partition, jobs, environment):
@@ -41,8 +49,7 @@ def doctor(plan: Plan) -> tuple[list[str], bool]:
         if check in (controller, partition) and result[0].startswith(FAILED):
             lines.append("         checks that depend on it were skipped")
             break
-    lines += disk(site, plan) + fetched(site, plan)
-    return lines, not any(line.startswith(FAILED) for line in lines)
+    return lines + disk(site, plan) + fetched(site, plan)
 
 
 def ok(what: str, finding: str) -> list[str]:
@@ -104,7 +111,7 @@ def partition(site: Site, plan: Plan) -> list[str]:
 
 def jobs(site: Site, plan: Plan) -> list[str]:
     """Check that SLURM accepts the largest job of each stage."""
-    needs = [(artifact.stage, sites.request(site, plan, artifact)) for artifact in to_submit(plan)]
+    needs = [(artifact.stage, sites.request(site, plan, artifact)) for artifact in why.to_make(plan)]
     if not needs:
         return ok("jobs", "nothing is to be made")
     lines = []
@@ -145,18 +152,12 @@ def options(site: Site) -> list[str]:
     return [f"--{key}={getattr(site, key)}" for key in keys_set(site, "partition", "account", "qos", "constraint")]
 
 
-def to_submit(plan: Plan) -> list[Artifact]:
-    """The artifacts that jobs would make."""
-    artifacts = map(at, why.to_run(why.survey(plan)))
-    return [artifact for artifact in artifacts if artifact != REPORT]
-
-
 def disk(site: Site, plan: Plan) -> list[str]:
     """Check that the folders of results and checkpoints can be written and have space."""
     lines, folders = [], {"results": Path("results")}
     if scratch := launch.scratch(site.scratch):
         folders["scratch"] = scratch
-    need = sum(sites.request(site, plan, artifact)["disk_mb"] for artifact in to_submit(plan))
+    need = sum(sites.request(site, plan, artifact)["disk_mb"] for artifact in why.to_make(plan))
     for what, folder in folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,11 @@ HEAD = """# Written by `posttrain ledger`; write it again when the campaign's ex
 """
 
 
+def write(plan: Plan) -> None:
+    """Write dvc.yaml."""
+    Path("dvc.yaml").write_text(ledger(plan), encoding="utf-8")
+
+
 def ledger(plan: Plan) -> str:
     """The text of dvc.yaml for a campaign."""
     configfile = plan.configfile or DEFAULT

@@ -4,16 +4,20 @@ posttrain schema
 """
 
 import json
-import typing
+import re
 from pathlib import Path
 
-from posttrain.config import sections
-from posttrain.config.sections import Campaign, section_class
+from posttrain.config.sections import Campaign
 from posttrain.config.stages import BUILDERS, JUDGES, STAGES, Experiment, upstream
 from posttrain.ground import code
 from posttrain.ground.files import write_json
 
 MARK = "<!-- Below: written by `posttrain schema` from workflow/posttrain/config/sections.py; do not edit. -->"
+
+# Of a JSON schema: a bound's sign, and a type's name in the reference.
+SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
+TYPES = {"boolean": "true / false", "integer": "integer", "number": "number", "string": "text", "null": "",
+         "object": "`key: [values]` lines"}  # fmt: skip
 
 
 def write(folder: Path) -> None:
@@ -31,17 +35,17 @@ def schema() -> dict:
     for part in whole["$defs"].values():
         part.pop("required", None)
     whole["$defs"]["Campaign"] = Campaign.model_json_schema()
-    return json.loads(json.dumps(whole))
+    return whole
 
 
 def reference() -> str:
     """A table for each section: key, type, default, meaning."""
     parts = []
     for title, model in (
-        ("The campaign (`config.yaml`)", Campaign),
-        ("An experiment (`experiments/NAME.yaml`)", Experiment),
+        ("The campaign (`config.yaml`)", Campaign.model_json_schema()),
+        ("An experiment (`experiments/NAME.yaml`)", Experiment.model_json_schema()),
     ):
-        parts += [f"\n## {title}\n", *section("", model)]
+        parts += [f"\n## {title}\n", *section("", model, model["$defs"])]
     return "\n".join([*parts, *code_table()]) + "\n"
 
 
@@ -77,81 +81,54 @@ def code_table() -> list[str]:
     return lines
 
 
-def section(prefix: str, model: type[sections.Section]) -> list[str]:
-    """The table of a section, followed by the tables of the sections within it."""
+def section(prefix: str, model: dict, parts: dict[str, dict]) -> list[str]:
+    """The table of a section, followed by the tables of the sections within it.
+
+    model: its JSON schema; parts: the schemas of all sections by name.
+    """
     stage = prefix[:-1]
     lines = [
-        f"{(model.__doc__ or '').strip()}\n",
+        f"{model['description']}\n",
         *([f"{reruns(stage)}\n"] if stage in STAGES else []),
         "| key | type | default | meaning |",
         "|---|---|---|---|",
     ]
     nested = []
-    for key, field in model.model_fields.items():
-        meaning = " ".join((field.description or "").split())
-        if conditions := sections.declared(field).get("only_with"):
-            only = "; ".join(f"`{other}: {' / '.join(values)}`" for other, values in conditions.items())
-            meaning += f" Only with {only}."
-        if further := sections.declared(field).get("also"):
-            meaning += f" Reruns {' and '.join(f'`{other}`' for other in further)} too."
-        lines.append(f"| `{prefix}{key}` | {kind(field)} | {default(field)} | {meaning.replace('|', chr(92) + '|')} |")
-        inner = section_class(field.annotation)
-        if inner:
-            listed = "[]" if "list" in str(field.annotation) else ""
-            nested += ["", f"### `{prefix}{key}`\n", *section(f"{prefix}{key}{listed}.", inner)]
+    for key, field in model["properties"].items():
+        default = "**required**" if key in model.get("required", []) else default_of(field)
+        lines.append(f"| `{prefix}{key}` | {kind(field)} | {default} | {meaning(field)} |")
+        if inner := re.search(r"#/\$defs/(\w+)", json.dumps(field)):
+            listed = "[]" if kind(field).startswith("list") else ""
+            nested += ["", f"### `{prefix}{key}`\n", *section(f"{prefix}{key}{listed}.", parts[inner[1]], parts)]
     return lines + nested
 
 
-def kind(field) -> str:
-    """Type and bounds of a key as text."""
-    inner = section_class(field.annotation)
-    text = str(field.annotation)
-    if "dict" in text:
-        return "`key: [values]` lines"
-    if inner:
-        return "list of sections" if "list" in text else "section"
-    for name, words in (
-        ("Literal", ""),
-        ("bool", "true / false"),
-        ("int", "integer"),
-        ("float", "number"),
-        ("str", "text"),
-    ):
-        if name in text or getattr(field.annotation, "__name__", "") == name:
-            if name == "Literal":
-                listed = "list of text, or " if "list" in text else ""
-                listed = "list of " if typing.get_origin(field.annotation) is list else listed
-                return listed + " / ".join(f"`{value}`" for value in literals(field.annotation))
-            return ("list of " if "list" in text else "") + words + bounds(field)
-    return "text"
+def meaning(field: dict) -> str:
+    """The meaning of a key, with the values of other keys that it needs and the further stages that it reruns."""
+    text = " ".join(field.get("description", "").split())
+    if conditions := field.get("only_with"):
+        only = "; ".join(f"`{other}: {' / '.join(values)}`" for other, values in conditions.items())
+        text += f" Only with {only}."
+    if further := field.get("also"):
+        text += f" Reruns {' and '.join(f'`{other}`' for other in further)} too."
+    return text.replace("|", "\\|")
 
 
-def literals(annotation) -> list[str]:
-    """All literal values of a type, in unions too."""
-    values = []
-    for part in typing.get_args(annotation):
-        values += [part] if isinstance(part, str) else literals(part)
-    return values
+def kind(field: dict) -> str:
+    """Type and bounds of a key as text; "" for null, which stands for an unset key."""
+    if "anyOf" in field:
+        return ", or ".join(filter(None, map(kind, field["anyOf"])))
+    if "$ref" in field:
+        return "section"
+    if values := field.get("enum", [field["const"]] if "const" in field else []):
+        return " / ".join(f"`{value}`" for value in values)
+    if field["type"] == "array":
+        return f"list of {kind(field['items'])}" + ("s" if "$ref" in field["items"] else "")
+    bounds = [f"{sign} {field[rule]:g}" for rule, sign in SIGNS.items() if rule in field]
+    return f"{TYPES[field['type']]} {', '.join(bounds)}".rstrip()
 
 
-def bounds(field) -> str:
-    """Bounds of a number, as "≥ 1"."""
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
-    metadata = list(field.metadata)
-    for part in typing.get_args(field.annotation):
-        for item in typing.get_args(part)[1:] if hasattr(part, "__metadata__") else []:
-            metadata += getattr(item, "metadata", [item])
-    texts = [
-        f"{sign} {getattr(rule, name):g}" for rule in metadata for name, sign in signs.items() if hasattr(rule, name)
-    ]
-    return f" {', '.join(texts)}" if texts else ""
-
-
-def default(field) -> str:
-    """The default of a key as text; "" for none, and a mark for a required key."""
-    if field.is_required():
-        return "**required**"
-    value = field.get_default(call_default_factory=True)
-    if value is None or isinstance(value, sections.Section) or value in ("", []):
-        return ""
-    return f"`{json.dumps(value)}`"
+def default_of(field: dict) -> str:
+    """The default of a key as text; "" for none and for a section's."""
+    value = field.get("default")
+    return "" if value in (None, "", []) or "$ref" in field else f"`{json.dumps(value)}`"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from posttrain.config.stages import JUDGES
-from posttrain.dag.artifacts import REPORT, Artifact, flat
+from posttrain.dag.artifacts import REPORT, Artifact, at, flat
 from posttrain.dag.frozen import summary
 from posttrain.dag.plan import Plan
 from posttrain.engine.records import damaged
@@ -21,11 +21,14 @@ from posttrain.ground.identity import canonical, named, record_of
 NOTHING = "Nothing is stale: every artifact was made from its present settings, inputs and code."
 
 
-def why(plan: Plan, wanted: str = "") -> str:
+def why(plan: Plan, wanted: str = "", other: str = "") -> str:
     """The artifacts that Snakemake would remake, each with the reasons and the cost.
 
     wanted: EXPERIMENT or EXPERIMENT/STAGE, to show its artifacts only. Raises UserError where the campaign has none.
+    other: an experiment to compare `wanted` with instead.
     """
+    if other:
+        return compare(plan, wanted, other)
     artifacts = survey(plan)
     again = to_run(artifacts)
     selected = belonging(plan, artifacts, wanted) if wanted else artifacts
@@ -158,6 +161,11 @@ def to_run(artifacts: dict[str, dict]) -> list[str]:
         if more <= run:
             return [folder for folder in artifacts if folder in run]
         run |= more
+
+
+def to_make(plan: Plan) -> list[Artifact]:
+    """The artifacts that jobs will make; all but the report, which needs almost nothing."""
+    return [artifact for artifact in map(at, to_run(survey(plan))) if artifact != REPORT]
 
 
 def stale(plan: Plan) -> dict[str, str]:

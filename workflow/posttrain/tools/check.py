@@ -1,0 +1,44 @@
+"""Check a campaign: its config, the bytes of its artifacts, and that the report is its own.
+
+posttrain check [CAMPAIGN]
+posttrain verify
+posttrain summary [FOLDER]
+"""
+
+from pathlib import Path
+
+from posttrain.dag.campaign import load
+from posttrain.dag.frozen import summary as summary_of
+from posttrain.dag.plan import Plan
+from posttrain.ground.errors import UserError, gather
+from posttrain.ground.identity import canonical, named
+from posttrain.reporting.summary import last_lines, outdated
+
+
+def check(plan: Plan) -> str:
+    """The stages of each experiment with their artifacts; reading the plan has validated the config."""
+    lines = []
+    for name in plan.names:
+        lines.append(f"{name}: {plan.experiments[name].question}")
+        lines += [f"  {stage:9} {plan.folder(name, stage)}" for stage in plan.stages(name)]
+    return "\n".join(lines)
+
+
+def verify(plan: Plan) -> str:
+    """Compare every artifact with its manifest. Raises UserError with every file that differs."""
+    from posttrain.jobs.artifact import verify_input  # `check` does not need it, and a tenth of its time would go there
+
+    planned = plan.artifacts()
+    existing = [Path(artifact.manifest) for artifact in planned if artifact.exists]
+    gather(verify_input, existing)
+    return f"{len(existing)} artifacts match their manifests; {len(planned) - len(existing)} do not exist yet"
+
+
+def summary(campaign: Path, folder: Path) -> str:
+    """The last lines of a run. Raises UserError for the report of another plan than the campaign's."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no report; run snakemake")
+    plan = load(campaign)
+    if reason := outdated(folder, named(canonical(summary_of(plan))), plan.lineage("", "report")):
+        raise UserError(f"{folder}: {reason}, or name its campaign: posttrain summary --campaign FILE")
+    return last_lines(folder)
