@@ -460,7 +460,7 @@ def test_figures_of_longer_contexts():
     curves = [{"experiment": "long", "policy": "longctx", "parts": parts}]
     found = {figure["name"]: figure for figure in figures.figures([*texts, *keys], [], [], curves)}
     assert set(found) == {"long-perplexity", "long-positions", "long-passkey"}, "and no bars of the same"
-    drawn = {name: figure["draw"](figures.WIDE) for name, figure in found.items()}
+    drawn = {name: figures.svg(figure, figures.WIDE) for name, figure in found.items()}
     assert "0.25  [0.14, 0.40]" in drawn["long-passkey"] and "1.00  [0.91, 1.00]" in drawn["long-passkey"]
     assert all("long · longctx" in svg for svg in drawn.values())
     assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4), "the textbook's"

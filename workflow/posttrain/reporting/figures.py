@@ -38,7 +38,7 @@ def draw(record: dict) -> list[dict]:
     ]
     for figure in figures(record["rows"], trained, points, curves):
         try:
-            drawn.append(figure | {"wide": figure["draw"](WIDE), "narrow": figure["draw"](1)})
+            drawn.append(figure | {"wide": svg(figure, WIDE), "narrow": svg(figure, 1)})
         except Exception as error:  # an error of matplotlib for odd numbers must not prevent the table
             piece = {"name": f"figures/{figure['name']}.svg", "users": [], "log": ""}
             record["missing"].append(piece | {"reason": f"cannot be drawn: {visible(error)}"})
@@ -53,41 +53,41 @@ def beta_label(point: dict, judgement: dict, artifacts: list[dict]) -> dict:
 
 
 def figures(rows: list[dict], trained: list[dict], frontier: list[dict], positions: list[dict]) -> list[dict]:
-    """The figures that have data, each with name, title, caption and `draw(columns)`; nothing is drawn yet."""
+    """The figures that have data, each with name, title and caption; nothing is drawn yet."""
     health = [artifact for artifact in trained if artifact["stage"] == "ppo" and artifact["history"]]
     curves = [artifact for artifact in trained if any("loss" in point for point in artifact["history"])]
-    return [
+    listed = [
         *benchmark_figures(rows),
-        *figure("frontier", "Reward against KL",
+        figure("frontier", "Reward against KL",
                 "Mean reward of answers to held-out prompts against KL to the SFT policy, ± 1 standard error over "
                 "prompts: snapshots of PPO, joined in the order of their KL, others by beta, and best of n from the "
                 "SFT policy (its KL from the formula). Left gold, right learned: where the right rises and the left "
                 "falls, the reward is over-optimised.", panels.reward_kl, frontier),
-        *figure("long-perplexity", "Perplexity by length",
+        figure("long-perplexity", "Perplexity by length",
                 "Perplexity on held-out documents with long dependence, ± 1 standard error over documents.",
                 panels.by_length, [row for row in rows if LONG_TEXT.fullmatch(row["task"])]),
-        *figure("long-positions", "Loss by position",
+        figure("long-positions", "Loss by position",
                 "Loss of a token by its position in the longest window, ± 1 standard error over documents.",
                 panels.by_position, positions),
-        *figure("long-passkey", "Passkey retrieval",
+        figure("long-passkey", "Passkey retrieval",
                 "Share of pass words that are answered, by length of the text and depth of the statement in it, with "
                 "the 95 % Wilson interval.",
                 panels.passkey_map, [row for row in rows if PASSKEY.fullmatch(row["task"])]),
-        *figure("reliability", "Calibration of reward models",
+        figure("reliability", "Calibration of reward models",
                 "Share of pairs in which the reward model is right, by its confidence; the line is perfect "
                 "calibration.", panels.reliability, [artifact for artifact in trained if artifact.get("bins")]),
-        *(part for artifact in health for part in figure(
-            f"ppo-{artifact['experiment']}", f"PPO of {artifact['experiment']}", "The health of every iteration.",
-            panels.health, artifact["history"])),
-        *figure("training-curves", "Training curves",
+        *(figure(f"ppo-{artifact['experiment']}", f"PPO of {artifact['experiment']}", "The health of every iteration.",
+                 panels.health, artifact["history"]) for artifact in health),
+        figure("training-curves", "Training curves",
                 "Loss at each logged step; dots are the loss on held-out rows, where it was measured.",
                 panels.training, curves),
     ]  # fmt: skip
+    return [one for one in listed if one["data"]]
 
 
-def figure(name: str, title: str, caption: str, panel: Callable, data: list[dict]) -> list[dict]:
-    """A list with one figure; empty without data."""
-    return [{"name": name, "title": title, "caption": caption, "draw": drawer(panel, data, name)}] if data else []
+def figure(name: str, title: str, caption: str, panel: Callable, data: list[dict]) -> dict:
+    """A figure of some data, to be drawn by `panel(data, columns)`."""
+    return {"name": name, "title": title, "caption": caption, "panel": panel, "data": data}
 
 
 def benchmark_figures(rows: list[dict]) -> list[dict]:
@@ -100,7 +100,7 @@ def benchmark_figures(rows: list[dict]) -> list[dict]:
         name = "benchmark-" + re.sub(r"\W+", "-", metric)[:40]
         if any(other["name"] == name for other in drawable):
             name += f"-{number}"
-        drawable += figure(name, title, error_caption(group), panels.benchmark, group)
+        drawable.append(figure(name, title, error_caption(group), panels.benchmark, group))
     return drawable
 
 
@@ -142,33 +142,30 @@ def error_caption(group: list[dict]) -> str:
     return f"Error bars: {', and '.join(parts)}." + (" No bar where no error was reported." if lacking else "")
 
 
-def drawer(panel: Callable, data: list[dict], name: str) -> Callable[[int], str]:
-    """A function that draws `panel(data, columns)` as SVG text."""
+def svg(figure: dict, columns: int) -> str:
+    """A figure as SVG text, with its panels in so many columns."""
+    import matplotlib
 
-    def draw_svg(columns: int) -> str:
-        import matplotlib
-
-        settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"{name}-{columns}", "text.parse_math": False,
-                    "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 9, "text.color": INK,
-                    "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK,
-                    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
-                    "xtick.major.size": 0, "ytick.major.size": 0, "axes.titlelocation": "left",
-                    "grid.color": INK, "grid.alpha": 0.12, "grid.linewidth": 0.6, "axes.axisbelow": True,
-                    "legend.frameon": False, "legend.fontsize": 7.5}  # fmt: skip
-        file = io.StringIO()
-        with matplotlib.rc_context(settings), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a name in a script that DejaVu lacks: the viewer has the font
-            undated = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-            panel(data, columns).savefig(file, format="svg", facecolor=PAPER, metadata=undated)
-        return file.getvalue()
-
-    return draw_svg
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"{figure['name']}-{columns}", "text.parse_math": False,
+                "font.family": "DejaVu Sans", "font.size": 8.5, "axes.titlesize": 9, "text.color": INK,
+                "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK,
+                "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
+                "xtick.major.size": 0, "ytick.major.size": 0, "axes.titlelocation": "left",
+                "grid.color": INK, "grid.alpha": 0.12, "grid.linewidth": 0.6, "axes.axisbelow": True,
+                "legend.frameon": False, "legend.fontsize": 7.5}  # fmt: skip
+    file = io.StringIO()
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name in a script that DejaVu lacks: the viewer has the font
+        undated = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        drawing = figure["panel"](figure["data"], columns)
+        drawing.savefig(file, format="svg", facecolor=PAPER, metadata=undated)
+    return file.getvalue()
 
 
-def themed(svg: str, label: str) -> str:
+def themed(text: str, label: str) -> str:
     """The SVG for the page: in the page's colours, and without ids, which several figures would share."""
     from markupsafe import Markup, escape
 
-    svg = svg[svg.index("<svg ") :].replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
+    text = text[text.index("<svg ") :].replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

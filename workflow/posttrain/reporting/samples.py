@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,20 @@ FIRST, CHARACTERS = 3, 1200  # shown answers per task, and shown characters per 
 
 
 def read_samples(artifacts: list[dict], missing: list[dict]) -> list[dict]:
-    """Examples per task of every judgement; an unreadable file is added to `missing`."""
-    return [sample for artifact in artifacts if "rows" in artifact for sample in samples_of(artifact, missing)]
-
-
-def samples_of(judgement: dict, missing: list[dict]) -> Iterator[dict]:
-    """The examples of one judgement per task, in the order of its result rows."""
-    for task, metric in {row["task"]: row["metric"] for row in judgement["rows"]}.items():
-        file = judgement["path"] / "data" / "samples" / f"{task.replace(os.sep, '_')}.jsonl"
-        if judgement["stage"].startswith("compare/"):
-            file = judgement["path"] / "data" / "answers.jsonl"
-        try:
-            if file.is_file():
-                yield {"artifact": judgement, "task": task, "examples": choose(file, metric)}
-        except BROKEN as error:
-            piece = {"name": f"{judgement['name']}/data/samples/{file.name}", "users": judgement["users"]}
-            missing.append(piece | explain(error, log=Path(os.devnull)))
+    """Examples per task of each judgement, in the order of its rows; an unreadable file is added to `missing`."""
+    samples = []
+    for judgement in (artifact for artifact in artifacts if "rows" in artifact):
+        for task, metric in {row["task"]: row["metric"] for row in judgement["rows"]}.items():
+            file = judgement["path"] / "data" / "samples" / f"{task.replace(os.sep, '_')}.jsonl"
+            if judgement["stage"].startswith("compare/"):
+                file = judgement["path"] / "data" / "answers.jsonl"
+            try:
+                if file.is_file():
+                    samples.append({"artifact": judgement, "task": task, "examples": choose(file, metric)})
+            except BROKEN as error:
+                piece = {"name": f"{judgement['name']}/data/samples/{file.name}", "users": judgement["users"]}
+                missing.append(piece | explain(error, log=Path(os.devnull)))
+    return samples
 
 
 def choose(file: Path, metric: str) -> list[dict]:
@@ -47,18 +44,18 @@ def choose(file: Path, metric: str) -> list[dict]:
 def read_sample(sample: dict, metric: str) -> dict:
     """One sample of lm-eval (by its API or its tracker) or of `compare`: prompt, expected, answer, score."""
     if "reply" in sample:
-        scores = [sample[key] for key in ("gold_reward", "reward") if sample.get(key) is not None]
         texts = {"prompt": sample["prompt"], "expected": sample.get("answer") or "", "answer": sample["reply"]}
-        return {key: shorten(text) for key, text in texts.items()} | {"score": scores[0] if scores else None}
-    arguments = sample["arguments"]
-    request = list(arguments["gen_args_0"].values()) if isinstance(arguments, dict) else arguments[0]
-    generated = len(request) > 1 and isinstance(request[1], dict)  # settings of generation: the reply is text
-    response, filtered = (innermost(sample.get(key)) for key in ("resps", "filtered_resps"))
-    keys = (metric.partition(",")[0], "exact_match", "acc")
-    scores = [sample[key] for key in keys if isinstance(sample.get(key), int | float)]
-    answer = with_filtered(response, filtered) if generated else likelihood(response)
-    texts = {"prompt": request[0], "expected": sample.get("target", ""), "answer": answer}
-    return {key: shorten(text) for key, text in texts.items()} | {"score": scores[0] if scores else None}
+        scores = [sample[key] for key in ("gold_reward", "reward") if sample.get(key) is not None]
+    else:
+        arguments = sample["arguments"]
+        request = list(arguments["gen_args_0"].values()) if isinstance(arguments, dict) else arguments[0]
+        generated = len(request) > 1 and isinstance(request[1], dict)  # settings of generation: the reply is text
+        response, filtered = (innermost(sample.get(key)) for key in ("resps", "filtered_resps"))
+        answer = with_filtered(response, filtered) if generated else likelihood(response)
+        texts = {"prompt": request[0], "expected": sample.get("target", ""), "answer": answer}
+        keys = (metric.partition(",")[0], "exact_match", "acc")
+        scores = [sample[key] for key in keys if isinstance(sample.get(key), int | float)]
+    return {key: shorten(text) for key, text in texts.items()} | {"score": next(iter(scores), None)}
 
 
 def innermost(responses: object) -> object:

@@ -5,6 +5,7 @@ posttrain summary
 
 import itertools
 import re
+from collections import Counter
 from pathlib import Path
 
 from posttrain.ground.files import sha256
@@ -72,26 +73,24 @@ def headlines(rows: list[dict]) -> list[list[tuple[str, str]]]:
     A task's headline is its first metric. A group of tasks has the group's own figure only. Of tasks whose names differ
     in numbers only (`passkey_64`, `passkey_256`), the one with the largest numbers is included.
     """
-    policies_of: dict[str, dict[tuple[str, str], int]] = {}
+    policies = Counter((row["judge"], row["task"], row["metric"]) for row in rows)
     largest: dict[tuple[str, str], list[int]] = {}
-    for row in rows:
-        counts = policies_of.setdefault(row["judge"], {})
-        counts[row["task"], row["metric"]] = counts.get((row["task"], row["metric"]), 0) + 1
-        series, figures = number_of(row["task"])
-        largest[row["judge"], series] = max(largest.get((row["judge"], series), []), figures)
+    for judge, task, _ in policies:
+        series, figures = number_of(task)
+        largest[judge, series] = max(largest.get((judge, series), []), figures)
     members = {row["task"] for row in rows if row["member"]}
     chosen = []
-    for judge, counts in policies_of.items():
+    for judge in dict.fromkeys(row["judge"] for row in rows):
         columns: dict[str, tuple[str, str]] = {}
-        for task, metric in counts:
+        for of, task, metric in policies:
             series, figures = number_of(task)
-            if task not in members and largest[judge, series] == figures:
+            if of == judge and task not in members and largest[judge, series] == figures:
                 columns.setdefault(f"{task} {metric}" if judge == "compare" else task, (task, metric))
         if judge == "compare":
             measured = {metric for _, metric in columns.values()}
             wanted = [key if key in measured else INSTEAD.get(key) for key in OF_ANSWERS]
             columns = {key: column for key, column in columns.items() if column[1] in wanted}
-        chosen.append(sorted(columns.values(), key=lambda column: -counts[column]))
+        chosen.append(sorted(columns.values(), key=lambda column: -policies[judge, *column]))
     return chosen
 
 
