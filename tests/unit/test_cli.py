@@ -1,11 +1,16 @@
 """The command line: exit codes, and words instead of tracebacks."""
 
+import argparse
+import inspect
 import json
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 
+from posttrain import __main__
+from posttrain.config.stages import STAGES
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import verify
 
@@ -38,6 +43,26 @@ def test_a_mistake_is_told_in_words(tmp_path, arguments, words):
     done = posttrain(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Every command with its arguments."""
+    (listed,) = (action for action in __main__.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return listed.choices
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_names_a_function_that_takes_its_options(name):
+    """It is looked up when the command is called."""
+    added = commands()[name]
+    signature = inspect.signature(pkgutil.resolve_name(f"posttrain.{added.get_default('run')}"))
+    options = {action.dest for action in added._actions} - {"help"}
+    if name in STAGES:
+        assert list(signature.parameters) == ["arguments"]
+        return
+    signature.bind(**dict.fromkeys(options))
+    with pytest.raises(TypeError):
+        signature.bind(**dict.fromkeys({*options, "nosuch"}))
 
 
 def test_a_stage_that_needs_no_torch_does_not_import_it(root):
