@@ -119,10 +119,10 @@ def test_activations_by_hand():
     assert again == 32 * 4 * 4096 + whole
 
 
-@pytest.mark.parametrize("kind", ["llama", "grouped", "tied", "qwen2", "bloom"])
+@pytest.mark.parametrize("kind", ["llama", "grouped", "tied", "qwen2", "bloom", "mixtral"])
 def test_parameters_are_those_of_transformers(kind):
     import torch
-    from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, Qwen2Config
+    from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, MixtralConfig, Qwen2Config
 
     size = dict(vocab_size=1000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192)
     config = {
@@ -131,6 +131,7 @@ def test_parameters_are_those_of_transformers(kind):
         "tied": lambda: LlamaConfig(**size, tie_word_embeddings=True),
         "qwen2": lambda: Qwen2Config(**size, num_key_value_heads=2),
         "bloom": lambda: BloomConfig(vocab_size=1000, hidden_size=64, n_layer=3, n_head=4),
+        "mixtral": lambda: MixtralConfig(**size, num_key_value_heads=2, num_local_experts=4),
     }[kind]()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -140,6 +141,10 @@ def test_parameters_are_those_of_transformers(kind):
                 if isinstance(m, torch.nn.Linear) and "head" not in name]  # fmt: skip
     assert memory.linear(shape) == sum(matrices)
     assert shape._replace(layers=4).parameters != model.num_parameters(), "control"
+    experts = sum(
+        weight.numel() for name, weight in model.named_parameters() if ".mlp.experts." in name or "gate." in name
+    )
+    assert memory.weights(shape, quantised=True).get("experts", 0) == (4 * experts if kind == "mixtral" else 0)
 
 
 @pytest.mark.parametrize("settings", [{}, {"locality": 1.5}, {"positions": "alibi"}])

@@ -21,6 +21,12 @@ UNGATED = ("bloom", "gpt2", "gpt_neox", "opt", "mpt", "gptj", "falcon", "phi")
 TIED = ("bloom", "gpt2", "opt", "mpt", "falcon", "gemma", "gemma2")  # default where `config.json` does not set it
 # Families for which transformers has no fused attention.
 UNFUSED = ("bloom", "mpt", "gemma2", "gpt_oss", "gptj", "gpt_neo", "codegen", "xglm")
+# The same of a mixture's experts: their number, those that a token passes, and their width.
+EXPERTS = {
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "active": ("num_experts_per_tok", "num_experts_per_token"),
+    "width": ("moe_intermediate_size", "intermediate_size"),
+}
 # Size -> its names in the `config.json` of different families.
 NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -41,11 +47,12 @@ class Architecture(NamedTuple):
     heads: int
     kv_heads: int
     head: int  # width of one head
-    intermediate: int
+    intermediate: int  # width of the feed-forward part; of a mixture, of the experts that a token passes
     context: int  # in tokens
     tied: bool  # whether input and output embedding are the same
     biases: int = 0  # parameters of one layer outside its matrices: biases and norms
     counted: int | None = None  # parameters by the headers of its safetensors
+    experts: int = 0  # parameters of one layer's experts and router, which are not quantised and get no adapters
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
@@ -59,6 +66,8 @@ class Architecture(NamedTuple):
                 "dense_4h_to_h": (h, inner),
             }
         attention = {"q_proj": (wide, h), "k_proj": (narrow, h), "v_proj": (narrow, h), "o_proj": (h, wide)}
+        if self.experts:
+            return attention
         if self.family in UNGATED:
             return attention | {"fc1": (inner, h), "fc2": (h, inner)}
         return attention | {"gate_proj": (inner, h), "up_proj": (inner, h), "down_proj": (h, inner)}
@@ -77,7 +86,7 @@ class Architecture(NamedTuple):
     def parameters(self) -> int:
         """Number of parameters: counted where the weights are available, else by the shape."""
         ends = 2 * 2 * self.hidden if self.family == "bloom" else self.hidden  # norms before and after all layers
-        inside = self.layers * (sum(out * into for out, into in self.linear.values()) + self.biases)
+        inside = self.layers * (sum(out * into for out, into in self.linear.values()) + self.biases + self.experts)
         return self.counted or self.embeddings + inside + ends
 
 
@@ -135,7 +144,8 @@ def from_config(values: dict) -> Architecture | None:
     """The shape in a `config.json` of any family; None where a size is missing."""
     values = values.get("text_config") or values
     family = values.get("model_type", "")
-    sizes = {key: next((values[name] for name in names if values.get(name)), 0) for key, names in NAMES.items()}
+    names_of = NAMES | EXPERTS
+    sizes = {key: next((values[name] for name in names if values.get(name)), 0) for key, names in names_of.items()}
     h, heads, vocab = sizes["hidden"], sizes["heads"], values.get("vocab_size")
     if not (h and heads and vocab and sizes["layers"]):
         return None
@@ -146,9 +156,12 @@ def from_config(values: dict) -> Architecture | None:
     if values.get("attention_bias") or family == "qwen2":
         extra += (heads + 2 * kv_heads) * head + (h if values.get("attention_bias") else 0)
     tied = values.get("tie_word_embeddings", family in TIED)
+    experts = sizes["experts"] * (3 * sizes["width"] + 1) * h
+    inner = sizes["active"] * sizes["width"] or inner if experts else inner
     return Architecture(
-        family, vocab, h, sizes["layers"], heads, kv_heads, head, inner, sizes["context"] or 2048, tied, extra
-    )
+        family, vocab, h, sizes["layers"], heads, kv_heads, head, inner, sizes["context"] or 2048, tied, extra,
+        experts=experts,
+    )  # fmt: skip
 
 
 @cache

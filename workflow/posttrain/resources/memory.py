@@ -16,13 +16,15 @@ Terms = dict[str, float]
 def weights(shape: Architecture, quantised: bool, double: bool = True) -> Terms:
     """4 bytes per parameter. NF4: half a byte per parameter in the layers' matrices, and a constant for each 64 of them
     of 4 bytes, or (double) of 1 byte, with 4 bytes for each 256 constants. Embeddings, norms and biases stay
-    float32."""
+    float32, and the experts of a mixture."""
     inside = linear(shape)
     if not quantised:
         return {"weights": FULL * shape.parameters}
     blocks = inside / 64
     constants = blocks + FULL * blocks / 256 if double else FULL * blocks
-    return {"weights": FULL * (shape.parameters - inside) + inside / 2, "quantisation constants": constants}
+    experts = {"experts": FULL * shape.layers * shape.experts} if shape.experts else {}
+    dense = shape.parameters - inside - shape.layers * shape.experts
+    return {"weights": FULL * dense + inside / 2, **experts, "quantisation constants": constants}
 
 
 def linear(shape: Architecture) -> int:
