@@ -7,6 +7,7 @@ from posttrain.config.settings import nearest
 from posttrain.config.sources import OF_WORLD, sides
 from posttrain.config.stages import POLICIES, STAGES, Experiment
 from posttrain.dag import functions
+from posttrain.dag.targets import target_mistakes
 
 Mistakes = Iterator[tuple[str, str]]  # dotted key, what is wrong and what would be right
 
@@ -51,6 +52,8 @@ def _sft(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
         yield f"{where}.virtual_tokens", f"{sft.virtual_tokens} leave no room in a context of {scratch.context}"
     if sft.method == "prefix" and sft.gradient_checkpointing:
         yield f"{where}.gradient_checkpointing", "cannot be combined with method: prefix (PEFT crashes)"
+    if sft.method in ("lora", "qlora"):
+        yield from target_mistakes(where, sft.target_modules, experiment)
 
 
 def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
@@ -62,6 +65,10 @@ def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
         yield where, f"cannot follow sft.method: {sft.method}, which cannot be merged (use lora, qlora or full)"
     elif sft.method != "full" and (section.rank or sft.rank) < sft.rank:
         yield f"{where}.rank", f"{section.rank} is under sft.rank ({sft.rank}), the rank of the adapter it starts from"
+    elif sft.method != "full":
+        yield from target_mistakes(where, section.target_modules, experiment, earlier=sft.target_modules)
+    else:
+        yield from target_mistakes(where, section.target_modules, experiment)
     longest = getattr(section, "max_length", None)
     if longest and longest < experiment.longest_row:
         yield f"{where}.max_length", f"{longest} would cut rows that prepare.max_tokens lets through"
@@ -114,6 +121,8 @@ def _longctx(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
         yield f"{where}.policy", f"this experiment has no {policy!r}: set {policy}, or name another policy"
     elif policy == "sft" and experiment.sft.method in ("prefix", "prompt"):
         yield f"{where}.policy", f"cannot follow sft.method: {experiment.sft.method}, which cannot be merged"
+    if longctx.tuning in ("lora", "qlora"):
+        yield from target_mistakes(where, longctx.target_modules, experiment)
     if {"train", "test"} - sides(prepare, "long"):
         yield where, "needs long documents to train on and held-out ones: set prepare.world.long or prepare.long"
     if scratch and scratch.positions == "alibi":

@@ -1,0 +1,79 @@
+"""Target modules are checked against the names of the base's weights, before any job."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from test_campaign import load, problems
+
+LLAMA = [f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")]
+GPT2 = [f"h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc")]
+BASES = {  # names of matrices, of embeddings, and settings
+    "tied": (LLAMA, ["model.embed_tokens"], {"tie_word_embeddings": True}),
+    "apart": (LLAMA, ["model.embed_tokens", "lm_head"], {"tie_word_embeddings": False}),
+    "gpt2": (GPT2, ["wte"], {}),
+}
+CHAIN = """
+prepare: {sft: [{path: rows.jsonl}], preference: [{path: rows.jsonl}]}
+base: {path: MODEL}
+sft: {method: lora, target_modules: SFT}
+dpo: {target_modules: DPO}
+"""
+
+
+def written(folder, base: str, sft: str, dpo: str = "null", method: str = "lora") -> str:
+    """A config on a base of which there are the headers alone; its rows are not read."""
+    matrices, embeddings, settings = BASES[base]
+    shapes = {f"{name}.weight": (8, 8) for name in matrices} | {f"{name}.weight": (32, 8) for name in embeddings}
+    shapes |= {"wpe.weight": (64, 8)} if base == "gpt2" else {"model.layers.0.norm.weight": (8,)}
+    model = folder / base
+    model.mkdir()
+    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, model / "model.safetensors")
+    (model / "config.json").write_text(json.dumps({"model_type": base, "vocab_size": 32} | settings))
+    for file in (model / "tokenizer.json", model / "tokenizer_config.json", folder / "rows.jsonl"):
+        file.write_text("{}")
+    text = CHAIN.replace("MODEL", str(model)).replace("rows.jsonl", str(folder / "rows.jsonl"))
+    return text.replace("lora", method).replace("SFT", sft).replace("DPO", dpo)
+
+
+@pytest.mark.parametrize(
+    ("base", "sft", "dpo", "said"),
+    [
+        ("tied", "[q_porj]", "null", "sft.target_modules: the base has no q_porj"),
+        ("tied", "[q_proj]", "[q_proj, k_proj]", "dpo.target_modules: the base has no k_proj"),
+        ("tied", "[q_proj, v_proj]", "[q_proj]", "dpo.target_modules: lacks v_proj, which sft.target_modules has"),
+        ("tied", "[embed_tokens]", "null", "sft.target_modules: the base has no embed_tokens, or shares its weights"),
+        ("gpt2", "[wte]", "null", "linear layers: c_attn, c_fc, c_proj"),
+        ("gpt2", "[lm_head]", "null", "sft.target_modules: lm_head can get no adapter: it is the output embedding"),
+        ("apart", "[q_proj, embed_tokens]", "null", "dpo.target_modules: embed_tokens of sft.target_modules is no lin"),
+        ("apart", "[q_proj]", "[q_proj, embed_tokens]", "dpo.target_modules: embed_tokens is no linear layer"),
+    ],
+)
+def test_a_wrong_target_is_refused(tmp_path, base, sft, dpo, said):
+    assert said in problems(tmp_path, one=written(tmp_path, base, sft, dpo))
+
+
+@pytest.mark.parametrize(
+    ("base", "sft", "dpo", "method"),
+    [
+        ("tied", "all-linear", "null", "qlora"),
+        ("tied", "[q_proj, model.layers.0.mlp.down_proj]", "null", "lora"),
+        ("tied", "[q_proj]", "[v_proj, q_proj]", "lora"),
+        ("gpt2", "[c_attn, transformer.h.0.mlp.c_fc]", "all-linear", "qlora"),
+    ],
+)
+def test_other_targets_are_allowed(tmp_path, base, sft, dpo, method):
+    """Controls; a name with a first part that the checkpoint lacks too."""
+    load(tmp_path, one=written(tmp_path, base, sft, dpo, method))
+
+
+def test_an_embedding_of_its_own_weights_can_be_adapted_where_nothing_starts_from_it(tmp_path):
+    text = written(tmp_path, "apart", "[q_proj, embed_tokens]").replace("dpo: {target_modules: null}\n", "")
+    load(tmp_path, one=text)
+
+
+def test_a_base_from_scratch_is_known_by_its_settings(tmp_path):
+    text = "prepare: {world: {}}\nbase: {scratch: {positions: alibi}}\nsft: {method: lora, target_modules: [q_proj]}\n"
+    assert "the base has no q_proj" in problems(tmp_path, one=text)
+    load(tmp_path, one=text.replace("q_proj", "query_key_value"))
