@@ -79,8 +79,10 @@ def test_the_artifact_and_trls_own_reference_train_the_same(inputs, monkeypatch,
     assert max((one[key] - other[key]).abs().max() for key in one) < 1e-4
 
 
-def test_another_reference_trains_another_policy(inputs, trained, referenced, tmp_path):
-    """Control: the reference is really read."""
+def test_another_reference_is_refused_and_would_train_another_policy(
+    inputs, trained, referenced, tmp_path, monkeypatch
+):
+    """A reference that is not the policy's start, as one of another template or day. Control: it is really read."""
     import shutil
 
     from posttrain.ground.files import manifest_of, write_json
@@ -90,7 +92,11 @@ def test_another_reference_trains_another_policy(inputs, trained, referenced, tm
     write_jsonl(file, [row | {"ref_chosen_logps": row["ref_chosen_logps"] - 20} for row in read_jsonl(file)])
     write_json(tmp_path / "reference/manifest.json", manifest_of(tmp_path / "reference", ["data"]))
     other = inputs | {"reference": tmp_path / "reference/manifest.json"}
-    made = make("dpo", dpo(), Path("results/other-reference/dpo/manifest.json"), **other)
+    output = Path("results/other-reference/dpo/manifest.json")
+    with pytest.raises(UserError, match=r"the reference is not the policy that training starts from: .* nats a token"):
+        make("dpo", dpo(), output, **other)
+    monkeypatch.setattr("posttrain.models.referenced.prove_reference", lambda *_: None)
+    made = make("dpo", dpo(), output, **other)
     assert read_json(made)["files"][WEIGHTS] != read_json(trained)["files"][WEIGHTS]
 
 

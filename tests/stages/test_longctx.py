@@ -210,11 +210,13 @@ def test_a_wrong_merge_is_refused(data, base, tuned):
     """Control: merged into the weights before quantisation it is another model."""
     from peft import PeftModel
 
-    wrong = PeftModel.from_pretrained(policy.load_verified(base), tuned.parent / "model").merge_and_unload()
-    with pytest.raises(UserError, match="the merged model differs from the adapter on its weights"):
-        policy.certify_merge(tuned, base, wrong)
-    right, _ = policy.load_merged(tuned, base)
-    assert policy.certify_merge(tuned, base, right) < 1e-4
+    adapter = tuned.parent / "model"
+    expected = policy.probed(PeftModel.from_pretrained(policy.load_under(tuned, base), adapter))
+    wrong = PeftModel.from_pretrained(policy.load_verified(base), adapter).merge_and_unload()
+    with pytest.raises(UserError, match=r"another model: logits differ by .* allowed 0\.001"):
+        policy.certified_difference(expected, policy.probed(wrong), "another model")
+    right, difference = policy.merged_policy(tuned, base)
+    assert policy.certified_difference(expected, policy.probed(right), "another model") == difference < 1e-4
 
 
 def test_tuning_changes_the_weights_and_lowers_the_loss(interpolated, data):

@@ -9,7 +9,7 @@ from tiny import make, sft
 
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl, write_jsonl
-from posttrain.models import policy
+from posttrain.models import policy, quantization
 from posttrain.stages import sft as stage
 from posttrain.training import trainers
 
@@ -126,7 +126,7 @@ def test_without_the_switch_the_4_bit_gradient_is_wrong(base, monkeypatch):
 
     if not modules.has_avx512bf16():
         pytest.skip("this CPU has no AVX512-BF16, so there is nothing to spoil")
-    monkeypatch.setattr(policy, "keep_quantized_weights", lambda model: None)
+    monkeypatch.setattr(quantization, "keep_quantized_weights", lambda model: None)
     ids = torch.arange(10, 40).unsqueeze(0)
     used = quantised(base)
     with torch.no_grad():

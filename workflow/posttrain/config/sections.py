@@ -377,11 +377,11 @@ class Sft(Training):
     alpha: Annotated[float, Field(gt=0)] = Field(32.0, json_schema_extra=ADAPTERS)
     """The update is scaled by alpha / rank."""
     dropout: Fraction = Field(0.0, json_schema_extra=ADAPTERS)
-    """Dropout on the adapter's input."""
+    """Dropout on the adapter's input; the base's own dropout is always off."""
     target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] = Field(
         "all-linear", json_schema_extra=ADAPTERS
     )
-    """Layers that get an adapter."""
+    """Layers that get an adapter. In a mixture whose experts are one tensor, `all-linear` leaves them out."""
     double_quantization: bool = Field(True, json_schema_extra=only_with(method=("qlora",)))
     """Quantise the quantisation constants too."""
     compute: Literal["float32", "bfloat16"] = Field("float32", json_schema_extra=only_with(method=("qlora",)))
@@ -433,7 +433,7 @@ class Reward(Training, Adapter, Pairs):
     (Bradley-Terry loss; Ouyang et al., arXiv 2203.02155, eq. 1)."""
 
     dropout: Fraction = 0.0
-    """Dropout on the adapter's input."""
+    """Dropout on the adapter's input; the base's own dropout is always off."""
     centering: Annotated[float, Field(ge=0)] = 0.01
     """Weight of the squared sum of both rewards, a term that keeps their mean near 0 (arXiv 2312.09244, eq. 2)."""
     max_length: Annotated[int, Field(ge=8)] | None = None
@@ -469,7 +469,7 @@ class Referenced(Training, Adapter, Judged):
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull towards the SFT policy."""
     dropout: Fraction = 0.0
-    """Dropout on the adapter's input."""
+    """Dropout on the adapter's input; the base's own dropout is always off."""
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Longest prompt with answer, in tokens. Default: `prepare.max_tokens`."""
     learning_rate: Rate = 1e-4

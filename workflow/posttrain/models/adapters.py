@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from posttrain.config.sections import Adapter
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256
-from posttrain.models import policy
+from posttrain.models import policy, quantization
 
 NF4 = {"type": "nf4", "double_quantization": True, "compute": "float32"}
 
@@ -93,9 +93,12 @@ def load_as_sft(
     """
     import peft
 
+    from posttrain.models import targets
+
     kind = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if head else {"task_type": "CAUSAL_LM"}
     config = lora_config(section or Adapter(), foundation, dropout, **kind)
     model = policy.load_verified(foundation.weights, foundation.quantization, head)
+    config.target_modules = targets.layers(model, config.target_modules)
     model = peft.get_peft_model(model, config, adapter_name=name)
     start_as_sft(model, foundation, name)
     return model
@@ -117,7 +120,10 @@ def start_as_sft(model, foundation: Foundation, name: str = "default") -> None:
         return
     old, config = _settings(foundation.adapter), model.peft_config[name]
     rescale = (old["lora_alpha"] / old["r"]) / (config.lora_alpha / config.r)
-    for key, weight in peft.load_peft_weights(foundation.adapter.parent / "model", device="cpu").items():
+    weights = peft.load_peft_weights(foundation.adapter.parent / "model", device="cpu")
+    if lacking := sorted(weights.keys() - state.keys()):
+        raise UserError(f"target_modules: {lacking[0]} of the SFT policy's adapter has no counterpart in this model")
+    for key, weight in weights.items():
         if "lora_A" in key:
             state[key][: weight.shape[0]] = weight
         else:
@@ -151,7 +157,8 @@ def publish(
     save(model, folder, foundation.weights, name, state)
     tokenizer.save_pretrained(folder)
     method = method or ("qlora" if foundation.quantization else "lora")
-    policy.write_contract(folder, method, tokenizer, model.config, foundation.weights, foundation.quantization)
+    settings = quantization.described(foundation.quantization, model)
+    policy.write_contract(folder, method, tokenizer, model.config, foundation.weights, settings)
 
 
 def save(model, folder: Path, base: Path, name: str = "default", state: dict | None = None) -> None:

@@ -4,11 +4,18 @@ from pathlib import Path
 
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256, write_json
+from posttrain.ground.progress import say
 from posttrain.models import positions
+from posttrain.models import quantization as nf4
 from posttrain.models.tokens import template_digest
 
 MERGEABLE = ("lora", "qlora")
 MERGE_BOUND = 1e-3  # the difference is 1e-6 when merged into dequantised weights, 0.2 into those before quantisation
+OTHER_FUNCTION = (
+    "the merged model differs from the adapter on its weights, as where the adapter is on weights that two layers "
+    "share (tie_word_embeddings)"
+)
+CHANCE = ("drop", "jitter", "aux_loss", "z_loss")  # parts of the names of settings of training alone
 
 
 def write_contract(folder: Path, method: str, tokenizer, config, base: Path | None = None, quantization=None) -> None:
@@ -52,27 +59,6 @@ def load_tokenizer(manifest: Path):
     return tokenizer
 
 
-def quantization_config(settings: dict, skipped: list[str] | None = None):
-    """bitsandbytes' configuration for 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314, section 3).
-
-    skipped: layers that are not quantised; None for transformers' own choice, the output embedding.
-    """
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    from posttrain.training import parallel
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=settings["double_quantization"],
-        bnb_4bit_compute_dtype=getattr(torch, settings["compute"]),
-        # The same bytes under another type: FSDP cannot shard integers.
-        bnb_4bit_quant_storage=torch.float32 if parallel.sharded else torch.uint8,
-        llm_int8_skip_modules=skipped,  # despite its name, for 4 bits too
-    )
-
-
 def load_verified(manifest: Path, quantization: dict | None = None, head: bool = False):
     """The whole model of an artifact, as by `load_model`. Raises UserError where its positions differ from the
     contract's."""
@@ -86,79 +72,97 @@ def load_model(folder: Path, quantization: dict | None = None, head: bool = Fals
     head: whether to load a classifier with one new output, `score`, instead of a language model.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from posttrain.training import parallel
 
     skipped = ["score"] if head else None
-    options = {"quantization_config": quantization_config(quantization, skipped)} if quantization else {}
+    options = {"quantization_config": nf4.configuration(quantization, skipped)} if quantization else {}
     kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if head else (AutoModelForCausalLM, {})
-    model = kind.from_pretrained(folder, dtype=torch.float32, **options, **labels)
+    config = without_chance(AutoConfig.from_pretrained(folder, **labels))
+    model = kind.from_pretrained(folder, config=config, dtype=torch.float32, **options)
     if quantization:
-        keep_quantized_weights(model)
+        nf4.finish(model)
     positions.measure_each_row(model)
     return model.to(parallel.device())
 
 
-def keep_quantized_weights(model) -> None:
-    """Switch off bitsandbytes' repacking of 4-bit weights on CPUs with AVX512-BF16.
-
-    The repacking happens in place in the first forward pass in evaluation mode and is never undone. After it,
-    gradients, merging and saving are wrong without an error (bitsandbytes 0.50.2).
-    """
-    import bitsandbytes
-
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+def without_chance(config):
+    """A configuration without the model's own dropout, noise and router loss, with which a loss in training depends on
+    the random stream and on the micro-batch."""
+    for key, value in vars(config).items():
+        if hasattr(value, "to_dict"):
+            without_chance(value)
+        elif any(part in key for part in CHANCE) and isinstance(value, float):
+            setattr(config, key, 0.0)
+    return config
 
 
 def load_merged(policy: Path, base: Path | None = None):
     """A policy ready for use, `(model, tokenizer)`, with its adapter merged into the weights where possible.
 
-    A LoRA trained on quantised weights is merged into the same weights, dequantised, so that the merged model computes
-    the trained function. policy, base: manifests; base is needed for adapters.
-    Raises UserError where the adapter was trained on another base.
+    policy, base: manifests; base is needed for adapters. Raises UserError where the adapter was trained on another
+    base, and where the merged model is another function.
     """
-    from peft import PeftModel
-
     contract, tokenizer = read_contract(policy), load_tokenizer(policy)
     if contract["method"] == "weights":
         return load_verified(policy).eval(), tokenizer
+    if contract["method"] in MERGEABLE:
+        return merged_policy(policy, base)[0], tokenizer
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_under(policy, base), policy.parent / "model").eval(), tokenizer
+
+
+def load_under(policy: Path, base: Path | None):
+    """The model under a policy's adapter, quantised as in training. Raises UserError for another base."""
+    contract = read_contract(policy)
     if base is None or sha256(base) != contract["base"]:
         raise UserError(f"{policy}: its adapter was trained on another base than {base}")
     positions.refuse_other(policy, base.parent / "model")
-    model = load_verified(base, contract["quantization"])
-    if contract["quantization"]:
-        model = model.dequantize()
-    model = PeftModel.from_pretrained(model, policy.parent / "model")
-    if contract["method"] in MERGEABLE:
-        model = model.merge_and_unload()
-    return model.eval(), tokenizer
+    exact = contract["quantization"] and contract["quantization"] | {"compute": "float32"}  # the weights are the same
+    return load_verified(base, exact)
 
 
-def merge_difference(adapted, merged, seed: int = 0, tokens: int = 64) -> float:
-    """Largest difference between the logits of a merged model and of its adapter on the training weights, divided by
-    the
-    largest logit, on random tokens. Raises UserError over `MERGE_BOUND`: the merged model would be another function."""
-    import torch
-
-    ids = torch.randint(adapted.config.vocab_size, (2, tokens), generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        one, other = (model.eval()(ids.to(model.device), use_cache=False).logits.float() for model in (adapted, merged))
-    difference = ((one - other).abs().max() / one.abs().max()).item()
-    if not difference <= MERGE_BOUND:
-        raise UserError(
-            f"the merged model differs from the adapter on its weights: logits differ by {difference:.2g} of the "
-            f"largest, allowed {MERGE_BOUND}"
-        )
-    return difference
+def merged_policy(policy: Path, base: Path | None) -> tuple:
+    """(a policy with its LoRA merged into its base, `certified_difference`). Raises UserError as `load_merged`."""
+    model, difference = merge(load_under(policy, base), policy.parent / "model", name=str(policy))
+    say(f"merged: logits differ by {difference:.1g} of the largest")
+    return model, difference
 
 
-def certify_merge(policy: Path, base: Path, merged) -> float:
-    """`merge_difference` between a merged policy and its adapter on the (quantised) base, which is loaded here."""
+def merge(model, adapter: Path, name: str) -> tuple:
+    """(a model with a LoRA merged into its weights, `certified_difference`). name: of the policy, for messages.
+
+    A LoRA that was trained on quantised weights is merged into the same weights, dequantised, so that the merged model
+    computes the trained function.
+    """
     from peft import PeftModel
 
-    quantization = read_contract(policy)["quantization"]
-    adapted = load_verified(base, quantization and quantization | {"compute": "float32"})  # to compare weights only
-    return merge_difference(PeftModel.from_pretrained(adapted, policy.parent / "model"), merged)
+    adapted = PeftModel.from_pretrained(model, adapter).eval()
+    expected = probed(adapted)
+    if getattr(model, "is_loaded_in_4bit", False):
+        adapted = PeftModel.from_pretrained(nf4.dequantized(adapted.unload()), adapter)
+    merged = adapted.merge_and_unload().eval()
+    return merged, certified_difference(expected, probed(merged), f"{name}: {OTHER_FUNCTION}")
+
+
+def probed(model, seed: int = 0, tokens: int = 64):
+    """A model's logits on random tokens: 2 rows, shorter where its context is."""
+    import torch
+
+    length = min(tokens, getattr(model.config, "max_position_embeddings", None) or tokens)
+    ids = torch.randint(model.config.vocab_size, (2, length), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return model.eval()(ids.to(model.device), use_cache=False).logits.float().cpu()
+
+
+def certified_difference(expected, logits, problem: str) -> float:
+    """Largest difference between a model's logits and those `expected` of it, divided by the largest logit.
+
+    Raises UserError over `MERGE_BOUND`: it is another function. problem: beginning of the message.
+    """
+    difference = ((expected - logits).abs().max() / expected.abs().max()).item()
+    if not difference <= MERGE_BOUND:
+        raise UserError(f"{problem}: logits differ by {difference:.2g} of the largest, allowed {MERGE_BOUND}")
+    return difference

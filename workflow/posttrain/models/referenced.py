@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import torch
+
 from posttrain.config.sections import Referenced
+from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
-from posttrain.models import adapters
+from posttrain.models import adapters, completions
 from posttrain.training import trainers
 
+PROVED = 8  # rows whose log-probabilities are computed again before the first step
+NOISE = {"float32": 1e-3, "bfloat16": 3e-2}  # nats for each token, by the arithmetic
 WATCHED = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "kl", "entropy")
 FALLEN = 1.0  # nats; a larger fall of the chosen answers' log-probability is a warning
 
@@ -27,6 +32,7 @@ def train(
     answers under the SFT policy. settings: further arguments of `config_class`.
     """
     train_rows, held_out = rows
+    prove_reference(section, start, train_rows[:PROVED])
     with trainers.exact_weights(start.model):
         trainer = trainer_class(
             model=start.model,
@@ -47,6 +53,28 @@ def train(
     metrics = run_measured(trainer, section, checkpoints)
     adapters.publish(trainer.model, start.tokenizer, start.foundation, work / "model")
     return metrics
+
+
+def prove_reference(section: Referenced, start: adapters.Start, rows: list[dict]) -> None:
+    """Raise UserError where the policy is not the reference before the first step, that is where the first loss is not
+    log 2 (DPO) or 1/2 (KTO): where log-probabilities of answers differ by more than rounding."""
+    model, off, count = start.model.eval(), 0.0, 0
+    with torch.no_grad(), completions.autocast(model, section.precision):
+        for row in rows:
+            for answer in ("chosen", "rejected", "completion"):
+                expected = row.get("ref_logps" if answer == "completion" else f"ref_{answer}_logps")
+                if expected is not None:
+                    ids = row[f"{answer}_ids"]
+                    batch = completions.answers_of(start.tokenizer, [row["prompt_ids"]], [ids], model.device)
+                    off += abs(completions.log_probs(model, batch).double().sum().item() - expected)
+                    count += len(ids)
+    if not off / count <= NOISE[section.precision]:
+        raise UserError(
+            f"the reference is not the policy that training starts from: log-probabilities of {len(rows)} rows differ "
+            f"by {off / count:.2g} nats a token, allowed {NOISE[section.precision]}, and the first loss would be "
+            "another. It was computed with other weights, or other tokens: does the chat template write the date? "
+            "Remove the manifest.json of the artifact `reference` and run again"
+        )
 
 
 def run_measured(trainer, section: Referenced, checkpoints: Path) -> dict:

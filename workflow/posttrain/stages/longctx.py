@@ -58,7 +58,7 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
 
 
 def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
-    """The policy with the new positions: (model, tokenizer, `merge_difference` of its adapter or None).
+    """The policy with the new positions: (model, tokenizer, `certified_difference` of its adapter or None).
 
     folder: for a copy of the policy with the new configuration, since positions are set when a model is loaded.
     Raises UserError where the policy's adapter cannot be merged, or where it has no RoPE.
@@ -66,8 +66,11 @@ def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
     contract = policies.read_contract(policy)
     if contract["method"] not in (*policies.MERGEABLE, "weights"):
         raise UserError(f"longctx: {policy}: {contract['method']} tuning cannot be merged")
-    model, tokenizer = policies.load_merged(policy, base)
-    difference = policies.certify_merge(policy, base, model) if contract["method"] in policies.MERGEABLE else None
+    tokenizer, difference = policies.load_tokenizer(policy), None
+    if contract["method"] == "weights":
+        model = policies.load_verified(policy)
+    else:
+        model, difference = policies.merged_policy(policy, base)
     positions.rescale(model.config, section.method, section.factor)
     parallel.first(lambda: model.save_pretrained(folder))
     return policies.load_model(folder, quantization(section)), tokenizer, difference
@@ -104,11 +107,13 @@ def with_adapter(section: Longctx, model):
         return model
     import peft
 
+    from posttrain.models import targets
     from posttrain.training import trainers
 
     beside = dense_modules(model) if section.embeddings_and_norms else None
+    adapted_layers = targets.layers(model, section.target_modules, "longctx.target_modules")
     config = peft.LoraConfig(
-        r=section.rank, lora_alpha=section.alpha, target_modules=section.target_modules, modules_to_save=beside,
+        r=section.rank, lora_alpha=section.alpha, target_modules=adapted_layers, modules_to_save=beside,
         ensure_weight_tying=model.config.tie_word_embeddings, task_type="CAUSAL_LM",
     )  # fmt: skip
     adapted = peft.get_peft_model(model, config)
@@ -150,20 +155,16 @@ def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
 
 
 def without_adapter(section: Longctx, adapted, rescaled: Path, folder: Path) -> tuple:
-    """(the tuned model with its adapter merged, `merge_difference`; None without an adapter).
+    """(the tuned model with its adapter merged, `certified_difference`; None without an adapter).
 
     A LoRA on quantised weights is merged into the same weights, dequantised. Raises UserError where the merged model
     computes another function. rescaled: folder of the model that was tuned; folder: scratch for the adapter.
     """
     if section.tuning not in ("lora", "qlora"):
         return adapted, None
-    import peft
-
     adapted.save_pretrained(folder)
-    model = policies.load_model(rescaled, quantization(section))
-    if section.tuning == "qlora":
-        model = model.dequantize()
-    merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
-    difference = policies.merge_difference(adapted, merged)
+    merged, _ = policies.merge(policies.load_model(rescaled, quantization(section)), folder, "longctx")
+    expected, problem = policies.probed(adapted), f"longctx: {policies.OTHER_FUNCTION}"
+    difference = policies.certified_difference(expected, policies.probed(merged), problem)
     say(f"merged: logits differ by {difference:.1g} of the largest")
     return merged, difference

@@ -9,6 +9,7 @@ reference (the SFT policy) are adapters on it. There is no dropout. The mathemat
 processes (torchrun) share the answers and make the same update as one.
 """
 
+import copy
 import math
 import shutil
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ def load_models(section: Ppo, foundation: adapters.Foundation) -> Models:
     set_seed(section.seed)
     tokenizer = policy.load_tokenizer(foundation.weights)
     model = adapters.load_as_sft(foundation, section, name="policy")
-    model.add_adapter("value", adapters.lora_config(section, foundation, task_type="CAUSAL_LM"))
+    model.add_adapter("value", copy.deepcopy(model.peft_config["policy"]))
     adapters.start_as_sft(model, foundation, "value")
     if foundation.adapter:
         config = peft.PeftConfig.from_pretrained(foundation.adapter.parent / "model")

@@ -18,6 +18,7 @@ from posttrain.training import parallel
 def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> dict:
     """Write `work/model`, an adapter or (method `full`) a whole model, and return its metrics."""
     from posttrain.models import policy
+    from posttrain.models import quantization as nf4
     from posttrain.training import trainers
 
     tokenizer = policy.load_tokenizer(base)
@@ -36,8 +37,10 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
         raise Diverged(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
     publish(trainer.model, tokenizer, section, base, quantization, work / "model")
     summary = {"trainable_parameters": trainable, "eval_loss_before": before, "eval_loss": after}
+    warning = nf4.count(trainer.model).warning() if quantization else ""
     return {
         "summary": {key: value for key, value in summary.items() if value is not None},
+        **({"warnings": [warning]} if warning else {}),
         "tokens": counts | {"chat_template": tokens.template_digest(tokenizer)},
         "history": trainers.history(trainer),
     }
@@ -52,7 +55,6 @@ def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dic
     from posttrain.training import trainers
 
     set_seed(section.seed)
-    refuse_unknown_modules(section, model)
     if section.packing:
         prove_isolation(model, train)
     trainer = SFTTrainer(
@@ -65,7 +67,7 @@ def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dic
         train_dataset=datasets.Dataset.from_list(train),
         eval_dataset=datasets.Dataset.from_list(test) if test else None,
         processing_class=tokenizer,
-        peft_config=adapter(section),
+        peft_config=adapter(section, model),
     )
     trainers.make_trained_float32(trainer.model)
     prove_batch(trainer.data_collator(list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))))
@@ -93,30 +95,18 @@ def quantization_of(section: Sft) -> dict | None:
     return {"type": "nf4", "double_quantization": section.double_quantization, "compute": section.compute}
 
 
-def refuse_unknown_modules(section: Sft, model) -> None:
-    """Raise UserError for target modules that the model lacks: PEFT ignores them if it finds at least one."""
-    import torch
-
-    wanted = [] if section.target_modules == "all-linear" else section.target_modules
-    modules = dict(model.named_modules())
-    unknown = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in modules)]
-    if unknown:
-        linear = {name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, torch.nn.Linear)}
-        raise UserError(
-            f"sft.target_modules: the base has no {', '.join(unknown)}; its linear layers: {', '.join(sorted(linear))}"
-        )
-
-
-def adapter(section: Sft):
-    """PEFT's configuration for the method; None for full weights."""
+def adapter(section: Sft, model):
+    """PEFT's configuration for the method; None for full weights. Raises UserError for layers that get no adapter."""
     import peft
+
+    from posttrain.models import targets
 
     if section.method in ("lora", "qlora"):
         return peft.LoraConfig(
             r=section.rank,
             lora_alpha=section.alpha,
             lora_dropout=section.dropout,
-            target_modules=section.target_modules,
+            target_modules=targets.layers(model, section.target_modules, "sft.target_modules"),
             task_type="CAUSAL_LM",
         )
     if section.method == "prefix":
@@ -167,6 +157,7 @@ def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | Non
     Every process must call it; the first writes.
     """
     from posttrain.models import adapters, policy
+    from posttrain.models.quantization import described
 
     state = parallel.gathered(model)
     if not parallel.main():
@@ -178,4 +169,4 @@ def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | Non
     tokenizer.save_pretrained(folder)
     method = "weights" if section.method == "full" else section.method
     adapts = base if section.method != "full" else None
-    policy.write_contract(folder, method, tokenizer, model.config, adapts, quantization)
+    policy.write_contract(folder, method, tokenizer, model.config, adapts, described(quantization, model))

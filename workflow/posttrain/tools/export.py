@@ -3,12 +3,13 @@
 posttrain export results/NAME/sft/manifest.json FOLDER
 """
 
+import shutil
 from pathlib import Path
 
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import verify
 from posttrain.ground.progress import say
-from posttrain.models.policy import MERGEABLE, certify_merge, load_merged, read_contract
+from posttrain.models.policy import MERGEABLE, certified_difference, load_merged, probed, read_contract
 from posttrain.reporting import card
 
 
@@ -27,8 +28,24 @@ def export(policy: Path, folder: Path) -> None:
     for manifest in filter(None, (policy, base)):
         verify(manifest)
     model, tokenizer = load_merged(policy, base)
-    if base:
-        say(f"merged: logits differ by {certify_merge(policy, base, model):.1g} of the largest")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    card.write_exported(policy, folder)
+    part = folder.with_name(f".{folder.name}.part")  # the folder appears whole or not at all
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    certify(part, probed(model))
+    card.write_exported(policy, part)
+    part.rename(folder)
+
+
+def certify(folder: Path, logits) -> None:
+    """Raise UserError where transformers alone reads another model from the folder. logits: those of the policy."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    problem = f"export: transformers reads another model than the policy from {folder}"
+    try:
+        read = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    except RuntimeError as error:  # weights of another shape
+        raise UserError(f"{problem}: {error}") from None
+    difference = certified_difference(logits, probed(read), problem)
+    say(f"read back by transformers alone: logits differ by {difference:.1g} of the largest")

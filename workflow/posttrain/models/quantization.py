@@ -1,0 +1,156 @@
+"""Linear weights in 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314, section 3), and back in float32."""
+
+import copy
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+from posttrain.ground.errors import UserError
+from posttrain.ground.progress import say
+
+LAYER = r"\.\d+\."  # in the name of a weight: the number of its layer
+SMALL = 0.01  # share of the linear weights that may stay as they are without a word: the routers of a mixture
+
+
+def configuration(settings: dict, skipped: list[str] | None = None):
+    """bitsandbytes' configuration for NF4. settings: those of a contract.
+
+    skipped: layers that are not quantised; None for transformers' own choice, the output embedding.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    from posttrain.training import parallel
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=settings["double_quantization"],
+        bnb_4bit_compute_dtype=getattr(torch, settings["compute"]),
+        # The same bytes under another type: FSDP cannot shard integers.
+        bnb_4bit_quant_storage=torch.float32 if parallel.sharded else torch.uint8,
+        llm_int8_skip_modules=skipped,  # despite its name, for 4 bits too
+    )
+
+
+def finish(model) -> None:
+    """Complete what transformers quantised: linear layers of a class of their own, and weights that stay in 4 bits.
+
+    Raises UserError where no linear weight of the model can be quantised; says which part stays as it is.
+    """
+    quantize_own_classes(model)
+    keep_quantized_weights(model)
+    held = count(model)
+    if not held.quantized:
+        raise UserError(f"no linear weight of {type(model).__name__} can be quantised to NF4; set sft.method: lora")
+    if warning := held.warning():
+        say(f"warning: {warning}")
+
+
+def quantize_own_classes(model) -> None:
+    """Quantise the linear layers whose class only inherits from torch's (Falcon's), which transformers leaves out."""
+    import bitsandbytes
+    import torch
+
+    settings = model.config.quantization_config
+    for name, layer in list(model.named_modules()):
+        own = isinstance(layer, torch.nn.Linear) and type(layer) not in (torch.nn.Linear, bitsandbytes.nn.Linear4bit)
+        if not own or layer is model.get_output_embeddings() or not computes_a_product(layer):
+            continue
+        options = {
+            "compress_statistics": settings.bnb_4bit_use_double_quant,
+            "quant_type": settings.bnb_4bit_quant_type,
+            "quant_storage": settings.bnb_4bit_quant_storage,
+        }
+        shape = layer.in_features, layer.out_features, layer.bias is not None
+        with torch.device("meta"):
+            of_four_bits = bitsandbytes.nn.Linear4bit(*shape, settings.bnb_4bit_compute_dtype, **options)
+        weight: Any = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, module=of_four_bits, **options)
+        of_four_bits.weight, of_four_bits.bias = weight.to(layer.weight.device), layer.bias
+        model.set_submodule(name, of_four_bits)
+
+
+def computes_a_product(layer) -> bool:
+    """Whether a layer computes what torch's linear layer does with its weight and bias, on random numbers."""
+    import torch
+
+    values = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0)).to(layer.weight)
+    with torch.no_grad():
+        return torch.allclose(layer(values), torch.nn.functional.linear(values, layer.weight, layer.bias), atol=1e-4)
+
+
+def keep_quantized_weights(model) -> None:
+    """Switch off bitsandbytes' repacking of 4-bit weights on CPUs with AVX512-BF16.
+
+    The repacking happens in place in the first forward pass in evaluation mode and is never undone. After it,
+    gradients, merging and saving are wrong without an error (bitsandbytes 0.50.2).
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+class Held(NamedTuple):
+    """The linear weights of a model's layers, in numbers: those in NF4, and the others by name."""
+
+    quantized: int
+    others: dict[str, int]  # name without the number of the layer -> parameters
+    bytes_of_others: int
+
+    def warning(self) -> str:
+        """How much is not in NF4, and the memory that it takes; "" where it is little."""
+        left = sum(self.others.values())
+        if left <= SMALL * (left + self.quantized):
+            return ""
+        share, names = self.quantized / (left + self.quantized), ", ".join(self.others)
+        return (
+            f"{share:.0%} of the linear weights are in NF4; {names} (held as one tensor, or in a class of its own) "
+            f"stay as they are and take {self.bytes_of_others / 1e9:.3g} GB"
+        )
+
+
+def count(model) -> Held:
+    """The linear weights of a model's layers, without adapters: matrices, and tensors that hold several."""
+    import bitsandbytes
+    import torch
+
+    quantized, size, others = 0, 0, Counter[str]()
+    for name, module in model.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            quantized += module.in_features * module.out_features
+            continue
+        for key, weight in module.named_parameters(recurse=False):
+            layer, _, inside = re.sub(LAYER, "\0", f"{name}.{key}", count=1).partition("\0")
+            matrix = weight.ndim > 1 and not isinstance(module, torch.nn.Embedding) and not key.endswith("bias")
+            if layer and inside and matrix and "lora_" not in name:
+                others[inside] += weight.numel()
+                size += weight.nbytes
+    return Held(quantized, dict(others), size)
+
+
+def described(settings: dict | None, model) -> dict | None:
+    """The settings for a contract, with the number of linear weights that are not in NF4 where these are many."""
+    held = count(model) if settings else None
+    if not settings or not held or not held.warning():
+        return settings
+    return settings | {"unquantized_parameters": sum(held.others.values())}
+
+
+def dequantized(model):
+    """The model with its NF4 weights in float32, in layers of the classes that its checkpoint is written for.
+
+    transformers leaves torch's linear layer where there was a Conv1D (GPT-2's), whose weight is transposed.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):
+        loaded = type(model)(copy.deepcopy(model.config))
+    model = model.dequantize()
+    for name, layer in loaded.named_modules():
+        if isinstance(layer, Conv1D) and not isinstance(linear := model.get_submodule(name), Conv1D):
+            layer.weight, layer.bias = torch.nn.Parameter(linear.weight.T.contiguous()), linear.bias
+            model.set_submodule(name, layer)
+    return model

@@ -1,0 +1,50 @@
+"""The layers of a model that get an adapter."""
+
+from collections.abc import Collection
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from posttrain.ground.errors import UserError
+
+# Names that PEFT takes for the experts of a mixture and their router, whatever layer has them (PEFT 0.21).
+EXPERTS = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
+
+
+def layers(model, wanted: Collection[str] | str, key: str = "target_modules") -> Collection[str] | str:
+    """PEFT's `target_modules` for the wanted layers of a model: names, or `all-linear`. key: the setting's.
+
+    In a mixture whose experts are one tensor, `all-linear` is the linear layers of attention.
+
+    Raises UserError for layers that the model lacks, since PEFT ignores them if it finds at least one; for the output
+    embedding, whose weight TRL multiplies directly; and for an embedding with the same weights, into which an adapter
+    cannot be merged without changing the other.
+    """
+    if wanted == "all-linear":
+        stacked = any(weight.ndim > 2 and ".experts." in name for name, weight in model.named_parameters())
+        return sorted(linear(model) - EXPERTS) if stacked else wanted
+    places = {
+        target: [module for name, module in model.named_modules() if f".{name}".endswith(f".{target}")]
+        for target in wanted
+    }
+    if unknown := [target for target in places if not places[target]]:
+        known = ", ".join(sorted(linear(model)))
+        raise UserError(f"{key}: the base has no {', '.join(unknown)}; its linear layers: {known}")
+    head = model.get_output_embeddings()
+    for target, modules in places.items():
+        if head is not None and any(getattr(module, "weight", None) is head.weight for module in modules):
+            raise UserError(
+                f"{key}: {target} can get no adapter: it is the output embedding, or shares its weights with it "
+                f"(tie_word_embeddings); linear layers: {', '.join(sorted(linear(model)))}"
+            )
+    return wanted
+
+
+def linear(model) -> set[str]:
+    """Last parts of the names of a model's linear layers, without its head."""
+    ends = [model.get_output_embeddings(), getattr(model, "score", None)]
+    return {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and not any(module is end for end in ends)
+    }
