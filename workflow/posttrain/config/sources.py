@@ -1,5 +1,6 @@
 """The user's own files and the hub items that a section names, and the sides (train, test) that data has."""
 
+import os
 from pathlib import Path
 
 from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task
@@ -29,7 +30,7 @@ def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
             files.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
     elif isinstance(section, Base) and section.path:
         folder = Path(section.path)
-        settings = [name for name in ("generation_config.json",) if (folder / name).is_file()]
+        settings = [name for name in ("generation_config.json",) if os.path.isfile(folder / name)]
         files += [(f"{stage}.path", folder / name) for name in ["config.json", *settings, *weights.named(folder)]]
     return files
 

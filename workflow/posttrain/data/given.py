@@ -1,6 +1,5 @@
 """A model that was made elsewhere: its files copied, of a multimodal model the text part alone, and checked whole."""
 
-import re
 import shutil
 from collections import Counter
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_object, write_json
 from posttrain.ground.progress import say
 
-TEXT = re.compile(r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?")  # before a text weight's name
 MODES = ("do_sample", "num_beams", "return_dict_in_generate", "use_cache")  # settings on which others depend
 
 
@@ -80,7 +78,7 @@ def copy_text(source: Path, folder: Path, files: list[str], config) -> dict[str,
     places: dict[str, str] = {}
     for file in (file for file in files if file.endswith(".safetensors")):
         with safe_open(source / file, "pt") as opened:
-            names = {name: text_name(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
+            names = {name: weights.text_name(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
             part = {new: opened.get_tensor(name) for name, new in names.items() if new}
         other.update(name.removeprefix("model.").partition(".")[0] for name, new in names.items() if not new)
         if part:
@@ -94,14 +92,6 @@ def copy_text(source: Path, folder: Path, files: list[str], config) -> dict[str,
     text.save_pretrained(folder)
     say(f"only the text part of {source} is used ({text.model_type}), without {other.total()} weights: {dict(other)}")
     return dict(other)
-
-
-def text_name(name: str) -> str | None:
-    """The name that a weight of a multimodal model has in its text part alone; None for a weight of another part."""
-    inner = TEXT.sub("", name)
-    if inner.startswith("lm_head."):
-        return inner
-    return f"model.{inner}" if inner != name else None
 
 
 def copy_generation_settings(source: Path, folder: Path) -> dict:

@@ -4,6 +4,8 @@ Other weights may lie beside them: an adapter's, or the same weights in another 
 """
 
 import json
+import os
+import re
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from posttrain.ground.files import read_object
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TEXT = re.compile(r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?")  # before a text weight's name
 
 
 def named(folder: Path, listed: Collection[str] | None = None) -> list[str]:
@@ -21,7 +24,7 @@ def named(folder: Path, listed: Collection[str] | None = None) -> list[str]:
     """
     first = read_object(folder / "config.json").get("transformers_weights")
     for name in [first] if isinstance(first, str) else [WHOLE, INDEX]:
-        if (folder / name).is_file() if listed is None else name in listed:
+        if os.path.isfile(folder / name) if listed is None else name in listed:
             return [name, *shards(folder / name)] if name.endswith(".index.json") else [name]
     return []
 
@@ -47,3 +50,11 @@ def _header(file: str) -> dict[str, list[int]]:
         return {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
     except (OSError, ValueError, MemoryError, AttributeError, TypeError, KeyError, OverflowError):
         return {}
+
+
+def text_name(name: str) -> str | None:
+    """The name that a weight of a multimodal model has in its text part alone; None for a weight of another part."""
+    inner = TEXT.sub("", name)
+    if inner.startswith("lm_head."):
+        return inner
+    return f"model.{inner}" if inner != name else None

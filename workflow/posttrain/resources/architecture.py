@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from posttrain.config.sections import Scratch
+from posttrain.dag import given
 from posttrain.dag.plan import Plan
-from posttrain.data import hub
-from posttrain.ground import weights
-from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_object
 
 # Families whose feed-forward part has two matrices instead of three with a gate.
@@ -32,7 +30,7 @@ NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers"),
     "heads": ("num_attention_heads", "n_head", "n_heads"),
-    "context": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+    "context": given.CONTEXT,
     "intermediate": ("intermediate_size", "ffn_dim", "n_inner"),
 }
 
@@ -91,19 +89,11 @@ class Architecture(NamedTuple):
 
 
 def of_experiment(plan: Plan, experiment: str) -> Architecture | None:
-    """The shape of an experiment's base; None for a model that is not fetched."""
+    """The shape of an experiment's base; None for a model of which nothing is fetched."""
     base = plan.experiments[experiment].base
     if base.scratch:
         return from_scratch(base.scratch, vocabulary(plan, experiment))
-    if base.path:
-        return in_folder(Path(base.path))
-    for manifest in map(Path, plan.fetched(experiment, "base")):
-        try:
-            content, revision = hub.read_manifest(manifest), base.hub.revision or "main"
-            return in_folder(hub.snapshot(hub.find_repo(content, "model", base.hub.id, revision, manifest)))
-        except UserError:  # not fetched, or no longer in the cache
-            return None
-    return None
+    return of_given(given.given(base))
 
 
 def vocabulary(plan: Plan, experiment: str) -> int:
@@ -133,7 +123,12 @@ def from_scratch(section: Scratch, vocab: int) -> Architecture:
 
 def in_folder(folder: Path) -> Architecture | None:
     """The shape of a model in the transformers format; None where its `config.json` lacks it."""
-    shape, shapes = from_config(_read(folder / "config.json")), weights.headers(folder)
+    return of_given(given.in_folder(str(folder)))
+
+
+def of_given(model: given.Given) -> Architecture | None:
+    """The shape of a given model, its parameters counted where its weights' shapes are known."""
+    shape, shapes = from_config(model.config), model.shapes
     if shape is None or not shapes:
         return shape
     tied = not any("lm_head" in name or "embed_out" in name for name in shapes)

@@ -1,0 +1,122 @@
+"""What the configuration and the headers of a given base tell before any job: its shape, context and limits.
+
+Read from a folder, from `posttrain fetch --shapes`, or from the cache of fetched models; without torch.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from posttrain.config.sections import Base
+from posttrain.config.sources import hub_items
+from posttrain.config.stages import Experiment
+from posttrain.data import hub
+from posttrain.ground import weights
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_object
+
+CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+# Families whose packed rows see each other, and families that PEFT's prefix tuning cannot run (transformers 5.23).
+UNPACKED = ("opt", "bloom", "mpt", "falcon", "xglm", "biogpt", "openai-gpt", "mamba", "falcon_mamba",
+            "recurrent_gemma", "rwkv", "jamba", "bamba", "qwen3_next")  # fmt: skip
+WITHOUT_PREFIX = ("mpt", "falcon", "xglm", "openai-gpt", "mamba", "falcon_mamba", "recurrent_gemma", "rwkv", "jamba",
+                  "bamba", "qwen3_next")  # fmt: skip
+SHAPES = "shapes.json"  # beside a hub model's manifest: `config`, its config.json, and `weights`, name -> shape
+
+
+class Given(NamedTuple):
+    """A model that was made elsewhere, as far as it is known; empty where it is not here."""
+
+    config: dict  # of `config.json`; of a multimodal model, its text part
+    shapes: dict[str, list[int]]  # weight -> its shape
+
+    @property
+    def context(self) -> int | None:
+        """The longest text in tokens; None where the configuration states none. BLOOM's ALiBi has no end."""
+        sizes = [self.config[name] for name in CONTEXT if isinstance(self.config.get(name), int)]
+        return sizes[0] if sizes and self.config.get("model_type") != "bloom" else None
+
+
+def given(base: Base) -> Given:
+    """What is known of a base's model; nothing of one that is trained from scratch or not fetched."""
+    if base.path:
+        return in_folder(base.path)
+    for item in hub_items(base):
+        shapes, manifest = (Path("results/fetch", item, name) for name in (SHAPES, "manifest.json"))
+        if shapes.is_file():
+            return _read(str(shapes), _changed(shapes))
+        try:
+            return in_folder(str(hub.snapshot(hub.read_manifest(manifest)["repos"][0])))  # of this model alone
+        except UserError:  # not fetched, or no longer in the cache
+            continue
+    return Given({}, {})
+
+
+def in_folder(folder: str) -> Given:
+    """What is known of the model in a folder; its files are read again when one is added or `config.json` changes."""
+    return _in_folder(folder, _changed(folder), _changed(f"{folder}/config.json"))
+
+
+@cache
+def _in_folder(folder: str, *changed: int) -> Given:
+    return of_values(read_object(Path(folder, "config.json")), weights.headers(Path(folder)))
+
+
+@cache
+def _read(file: str, changed: int) -> Given:
+    content = read_object(Path(file))
+    return of_values(content.get("config") or {}, content.get("weights") or {})
+
+
+def _changed(path: str | Path) -> int:
+    """When a file or a folder changed; 0 where it does not exist."""
+    return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+
+
+def of_values(config: dict, shapes: dict[str, list[int]]) -> Given:
+    """The model of a `config.json`. Of a multimodal one, the text part with its own weights."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return Given(config, shapes)
+    own = {name: shape for name, shape in shapes.items() if weights.text_name(name)}
+    return Given(text, own)
+
+
+def given_mistakes(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Settings that a given model cannot have: (dotted key, what is wrong and what would be right)."""
+    base, sft, prepare = experiment.base, experiment.sft, experiment.prepare
+    folder = Path(base.path) if base.path and os.path.isdir(base.path) else None
+    pickles = sorted(file.name for file in folder.glob("*.bin")) if folder else []
+    if folder and pickles and not weights.named(folder):
+        problem = f"{folder} has {pickles[0]}, but no {weights.WHOLE} and no {weights.INDEX}"
+        yield "base.path", f"{problem}; pickles are never loaded"
+    model = given(base)
+    family, context = model.config.get("model_type"), model.context
+    if sft and sft.packing and family in UNPACKED:
+        yield "sft.packing", f"cannot be combined with {family}, whose packed rows see each other; set packing: false"
+    if sft and sft.method == "prefix" and family in WITHOUT_PREFIX:
+        yield "sft.method", f"prefix cannot be combined with {family} (PEFT cannot run it); use lora, qlora or full"
+    if context and experiment.longest_row > context:
+        default = "" if prepare.max_tokens else ", the default,"
+        problem = f"{experiment.longest_row}{default} is longer than the base's context ({context}); set it to at most"
+        yield "prepare.max_tokens", f"{problem} {context}"
+    longest = experiment.evaluate.max_length
+    if context and longest and longest > context and not experiment.longctx:
+        yield "evaluate.max_length", f"{longest} is longer than the base's context ({context})"
+    yield from _answers(experiment, context or _of_scratch(base))
+
+
+def _of_scratch(base: Base) -> int | None:
+    """The context of a model that is trained from scratch; None for ALiBi, which has no end, and for a given model."""
+    return base.scratch.context if base.scratch and base.scratch.positions == "rope" else None
+
+
+def _answers(experiment: Experiment, context: int | None) -> Iterator[tuple[str, str]]:
+    """Stages whose longest answer leaves no room for a prompt."""
+    for stage in ("ppo", "compare"):
+        section = getattr(experiment, stage)
+        if context and section and section.max_new_tokens >= context:
+            problem = f"{section.max_new_tokens} leave no room for a prompt in a context of {context} tokens"
+            yield f"{stage}.max_new_tokens", problem
