@@ -28,7 +28,7 @@ from posttrain.data.preferences import ANSWERS
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import FULL, MB, Terms
-from posttrain.resources.steps import Batch, learned, micro, step
+from posttrain.resources.steps import Batch, learned, micro
 
 # Measured resident memory in MB of Python and the libraries that a stage imports (docs/plan.md). The first entry is for
 # stages that were not measured.
@@ -74,8 +74,22 @@ class Case(NamedTuple):
         return memory.logits(self.shape, batch.rows, batch.length, copies)
 
     def step(self, section: Optimisation, batch: Batch, quantised: bool, loss: Terms) -> Terms:
-        """The memory of a training step of the stage, in addition to the weights."""
-        return step(self.shape, section, batch, learned(self.settings, self.shape, self.stage), quantised, loss)
+        """The memory of a training step in addition to the weights, in bytes. loss: the logits' terms.
+
+        Without accumulation, gradients are created while activations are freed, and need only what exceeds these.
+        """
+        shape, rows, length, padded = self.shape, *batch
+        half, recomputed = section.precision == "bfloat16", getattr(section, "gradient_checkpointing", False)
+        kept, numbers, norms, rank, muon = learned(self.settings, shape, self.stage)
+        terms: Terms = {"adapters": FULL * numbers} if numbers < shape.parameters else {}
+        terms |= memory.learning(numbers, muon)
+        terms |= memory.activations(shape, rows, length, kept, norms, half, recomputed, rank)
+        terms |= memory.padding_mask(shape, rows, length, recomputed) if padded else {}
+        terms |= loss | memory.workspace(shape, rows * length, quantised, half)
+        terms |= memory.half_copies(shape, quantised, half)
+        if micro(section) == section.batch_size:
+            terms["gradients"] = max(0.0, terms["gradients"] - terms["activations"] - terms.get("logits", 0))
+        return terms
 
 
 def moments(case: Case) -> Moments:

@@ -1,4 +1,4 @@
-"""The trained parameters of a stage, and the memory of one training step.
+"""The trained parameters of a stage, and the rows of one forward pass.
 
 posttrain plan EXPERIMENT/STAGE
 """
@@ -9,7 +9,6 @@ from posttrain.config.sections import Adapter, Base, Longctx, Optimisation, Ppo,
 from posttrain.config.stages import Experiment
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
-from posttrain.resources.memory import FULL, Terms
 
 
 class Learned(NamedTuple):
@@ -83,27 +82,6 @@ def _lengthened(section: Longctx, shape: Architecture) -> Learned:
     adapter = _adapter(shape, section.rank, section.target_modules)
     beside = shape.vocab * shape.hidden + 2 * shape.hidden * shape.layers if section.embeddings_and_norms else 0
     return adapter._replace(numbers=adapter.numbers + beside, norms=bool(beside))
-
-
-def step(
-    shape: Architecture, section: Optimisation, batch: Batch, trained: Learned, quantised: bool, loss: Terms
-) -> Terms:
-    """The memory of one training step in addition to the weights, in bytes. loss: the logits' terms.
-
-    Without accumulation, gradients are created while activations are freed, and need only what exceeds these.
-    """
-    half, recomputed = section.precision == "bfloat16", getattr(section, "gradient_checkpointing", False)
-    tokens = batch.rows * batch.length
-    terms: Terms = {"adapters": FULL * trained.numbers} if trained.numbers < shape.parameters else {}
-    terms |= memory.learning(trained.numbers, trained.muon)
-    terms |= memory.activations(
-        shape, batch.rows, batch.length, trained.kept, trained.norms, half, recomputed, trained.rank
-    )
-    terms |= memory.padding_mask(shape, batch.rows, batch.length, recomputed) if batch.padded else {}
-    terms |= loss | memory.workspace(shape, tokens, quantised, half) | memory.half_copies(shape, quantised, half)
-    if micro(section) == section.batch_size:
-        terms["gradients"] = max(0.0, terms["gradients"] - terms["activations"] - terms.get("logits", 0))
-    return terms
 
 
 def micro(section: Optimisation) -> int:

@@ -33,13 +33,12 @@ def accept(plan: Plan, stages: list[str], because: str, former: str = "", same: 
     named = stages or [stage for stage in plan.code if made_with(plan, stage).keys() - {current(plan, stage)}]
     if not named:
         raise UserError("accept: no stage's code has changed since its artifacts were made")
-    edits = zip(named, gather(lambda stage: former or only_former(plan, stage), named), strict=True)
+    formers = gather(lambda stage: former or only_former(plan, stage), named)
     rest = {"because": because, "date": datetime.date.today().isoformat(), "by": author()}
     rest["shown"] = "same bytes" if same else "word"
-    records = gather(lambda edit: record(edit[0], edit[1], rest), list(edits))
+    records = gather(lambda edit: record(edit[0], edit[1], rest), list(zip(named, formers, strict=True)))
     accepted.add(records)
-    anew = [made_with(plan, stage)[new["to"]] for stage, new in zip(named, records, strict=True)
-            if new["to"] in made_with(plan, stage)]  # fmt: skip
+    anew = [folder for new in records if (folder := made_with(plan, new["stage"]).get(new["to"]))]
     warnings = [f"{folder} was made with the code as it is, and will be made anew" for folder in anew]
     return "\n".join([*map(accepted.in_words, records), *warnings, f"commit {accepted.file()} with the code"])
 

@@ -27,7 +27,8 @@ def clean_campaigns(campaigns: list[Path], delete: bool) -> str:
 def clean(plans: list[Plan], delete: bool = False) -> str:
     """A line with the size of each folder that is not needed; deletes these folders where `delete` is set."""
     needed = {Path(folder) for plan in plans for folder in plan.folders()}
-    unneeded = [*orphans(needed), *checkpoints(needed), *earlier()]
+    unneeded = [*orphans(needed), *checkpoints(needed)]
+    unneeded += [(folder, "earlier artifact, kept for reuse") for folder in kept.sizes()]
     if not unneeded:
         return "Nothing to clean."
     sizes = [size(folder) / 1e6 for folder, _ in unneeded]
@@ -75,9 +76,3 @@ def checkpoints(needed: set[Path]) -> Iterator[tuple[Path, str]]:
 def in_use(folder: Path) -> bool:
     """Whether a process may be writing into a folder."""
     return time.time() - max(file.stat().st_mtime for file in [folder, *folder.rglob("*")]) < ALIVE
-
-
-def earlier() -> Iterator[tuple[Path, str]]:
-    """Replaced artifacts that were kept for reuse."""
-    for folder in kept.sizes():
-        yield folder, "earlier artifact, kept for reuse"
