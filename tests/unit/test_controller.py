@@ -52,22 +52,25 @@ def test_a_living_controller_and_one_elsewhere_are_left_alone(here):
     controller.claim()
 
 
-LEFT = "{:<20}{:<8}{:<60}{:<200}{}\n".format
+LEFT = "{}|{}|{}|{}|{}\n".format
 
 
 def test_what_a_dead_snakemake_left_is_told_from_other_jobs(here, monkeypatch):
     """The job in which this Snakemake itself may run and a notebook would be waited for without an end."""
     ours = LEFT("7", "R", "None", "rule_sft_wildcards_one", here)
+    long = "rule_sft_wildcards_" + 250 * "x"
+    ours += LEFT("5", "R", "None", long, here)
     ours += LEFT("6", "PD", "PartitionTimeLimit", "rule_base_wildcards_one", here)
     said = (
         ours
         + LEFT("8", "R", "None", "", here)
-        + LEFT("9", "R", "None", "notebook", here)
+        + LEFT("9", "R", "None", "note|book\nrule_", here)
         + LEFT("10", "R", "None", "rule_dpo", "/elsewhere")
     )
     monkeypatch.setattr(slurm, "ask", lambda *_, **__: said)
     assert controller.left_jobs() == [
         ("7", "R", "rule_sft_wildcards_one"),
+        ("5", "R", long),
         ("6", "PD, PartitionTimeLimit", "rule_base_wildcards_one"),
     ]
 

@@ -25,7 +25,7 @@ READ_ONLY = re.compile(
     r"-[a-zA-Z]*n[a-zA-Z]*|--(dry-?run|unlock|report|d3dag|dag|\w+graph|lint|.*summary|list-.*|archive)(=.*)?"
 )
 PAUSES = (1, 5, 20, 60)  # seconds before squeue is tried again after a failure
-COLUMNS = {"JobID": 20, "StateCompact": 8, "Reason": 60, "Comment": 200, "WorkDir": 1000}  # of squeue -> width
+FIELDS = "%i|%t|%r|%k|%Z"  # of squeue: number, state, reason, comment, and the folder, which may contain a |
 
 
 def take_over(on_slurm: bool, command: list[str]) -> None:
@@ -130,25 +130,17 @@ def queued_jobs(seconds: float = 60) -> list[tuple[str, str, str]] | None:
 
     Only jobs of the SLURM executor count: the job in which this Snakemake itself may run must not be waited for.
     """
-    columns = ",".join(f"{name}:.{width}" for name, width in COLUMNS.items())
-    listed = slurm.ask("squeue", "--me", "-h", "-O", columns, seconds=seconds)
+    listed = slurm.ask("squeue", "--me", "-h", "-o", FIELDS, seconds=seconds)
     if listed is None:
         return None
     jobs, here = [], os.path.realpath(os.getcwd())
     for line in listed.splitlines():
-        number, state, reason, comment, folder = _fields(line)
-        if comment.startswith(RULE) and folder and os.path.realpath(folder) == here:
-            jobs.append((number, f"{state}, {reason}" if state == "PD" else state, comment))
+        match line.split("|", 4):
+            case number, state, reason, comment, folder if (
+                comment.startswith(RULE) and os.path.realpath(folder) == here
+            ):
+                jobs.append((number, f"{state}, {reason}" if state == "PD" else state, comment))
     return jobs
-
-
-def _fields(line: str) -> list[str]:
-    """The fields of a line of squeue, which have fixed widths except the last."""
-    fields = []
-    for width in [*COLUMNS.values()][:-1]:
-        fields.append(line[:width].strip())
-        line = line[width:]
-    return [*fields, line.strip()]
 
 
 def job_comment(rule: str, wildcards: list[str]) -> str:
