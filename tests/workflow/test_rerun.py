@@ -1,5 +1,6 @@
 """Only what changed: what Snakemake decides for every module, place and damage, on artifacts as stages leave them."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -48,20 +49,49 @@ REACHED = {  # a few, by hand; the others by what `code.code` lists, which `test
 }
 
 
-@pytest.mark.parametrize("module", MODULES_OF)
-def test_a_module_reruns_the_stages_that_reach_it_and_formatting_reruns_none(package, module):
-    file = package / module
-    text = file.read_text()
-    name = module.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
-    file.write_text("# A comment.\n" + text.replace("\n\n\n", "\n\n\n\n# another\n") + "\n\n")
+def test_formatting_of_any_module_reruns_nothing(package):
+    before = {module: code.module_parts(name_of(module)) for module in MODULES_OF}
+    for module in MODULES_OF:
+        text = (package / module).read_text()
+        (package / module).write_text("# A comment.\n" + text.replace("\n\n\n", "\n\n\n\n# another\n") + "\n\n")
     forget()
     assert rerun() == {}
+    assert [module for module in MODULES_OF if code.module_parts(name_of(module)) != before[module]] == []
+
+
+def test_a_module_reruns_the_stages_that_reach_it(package):
+    """The code of these stages is another for each module; Snakemake is asked once for the modules of the same ones."""
+    before, reached_by = campaign.load("config/config.yaml").code, {}
+    for module in MODULES_OF:
+        with appended(package / module):
+            now = campaign.load("config/config.yaml").code
+            stages = {stage for stage in now if now[stage] != before[stage]}
+            assert stages == {stage for stage in now if name_of(module) in code.code(stage)}, module
+            assert stages == REACHED.get(module, stages), module
+        reached_by[frozenset(stages)] = module
+    assert len(reached_by) > 10, "control: modules differ in it"
+    for stages, module in reached_by.items():
+        expected = set().union(*({"report"} if stage == "report" else of_stage(stage) for stage in stages))
+        with appended(package / module):
+            found = {name.removeprefix("whole/") for name in rerun() if not name.startswith("other/")}
+            assert found == expected, module
+    assert rerun() == {}, "control"
+
+
+def name_of(module: str) -> str:
+    """The dotted name of a module's file."""
+    return module.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+@contextlib.contextmanager
+def appended(file: Path):
+    """A module with a statement more, for a while."""
+    text = file.read_text()
     file.write_text(text + "\n\nNEW = list()\n")
     forget()
-    stages = {stage for stage in campaign.load("config/config.yaml").code if name in code.code(stage)}
-    assert stages == REACHED.get(module, stages)
-    expected = set().union(*({"report"} if stage == "report" else of_stage(stage) for stage in stages))
-    assert {name.removeprefix("whole/") for name in rerun() if not name.startswith("other/")} == expected
+    yield
+    file.write_text(text)
+    forget()
 
 
 def of_stage(stage: str) -> set[str]:
