@@ -50,12 +50,12 @@ def git_hash(data: bytes) -> str:
 
 @contextmanager
 def fake_hub(repos: list):
-    """Serve `repos` until the block ends; yields url, log, downloads() and knobs for misbehaving.
+    """Serve `repos` until the block ends; yields url, log, sent (bytes), downloads() and knobs for misbehaving.
 
     hub.slow = seconds between pieces of 1 kB; hub.spoil = {path: function of the bytes sent};
     hub.fail = a status to answer every request with.
     """
-    hub = SimpleNamespace(repos={(r.kind, r.id): r for r in repos}, log=[], slow=0.0, spoil={}, fail=None)
+    hub = SimpleNamespace(repos={(r.kind, r.id): r for r in repos}, log=[], sent=0, slow=0.0, spoil={}, fail=None)
     hub.downloads = lambda: [path for verb, path in hub.log if verb == "GET" and "/resolve/" in path]
     hub.tokens = set()
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
@@ -84,6 +84,7 @@ def handler(hub: SimpleNamespace) -> type:
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
+                hub.sent += len(body)
                 self.send_slowly(body)
 
         do_HEAD = do_GET
@@ -137,7 +138,7 @@ def listing(id: str, sha: str, files: dict, what: str) -> tuple[int, dict, bytes
 
 
 def content(hub, sha: str, files: dict, name: str, headers) -> tuple[int, dict, bytes]:
-    """A file, or the rest of it where the client resumes (Range)."""
+    """A file, or the part of it that the client asks for (Range)."""
     if name not in files:
         return refused(404, "EntryNotFound", f"no {name}", {"X-Repo-Commit": sha})
     data = files[name]
@@ -145,9 +146,9 @@ def content(hub, sha: str, files: dict, name: str, headers) -> tuple[int, dict, 
     said = {"X-Repo-Commit": sha, "ETag": f'"{etag}"', "X-Linked-Etag": f'"{etag}"', "Accept-Ranges": "bytes"}
     said["X-Linked-Size"] = str(len(data))
     sent = hub.spoil.get(name, bytes)(data)
-    if match := re.fullmatch(r"bytes=(\d+)-", headers.get("Range", "")):
-        start = int(match[1])
-        return 206, {**said, "Content-Range": f"bytes {start}-{len(sent) - 1}/{len(sent)}"}, sent[start:]
+    if match := re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("Range", "")):
+        part = sent[int(match[1]) : int(match[2]) + 1 if match[2] else None]
+        return 206, {**said, "Content-Range": f"bytes {match[1]}-{int(match[1]) + len(part) - 1}/{len(sent)}"}, part
     return 200, said, sent
 
 

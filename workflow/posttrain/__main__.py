@@ -91,9 +91,11 @@ def parser() -> argparse.ArgumentParser:
 def stage_commands(subparsers) -> None:
     """A command for each stage of the table, and `fetch`."""
     fetch = command(
-        subparsers, "fetch", "bring models and data from the hub into the shared cache", "stages.fetch:run_fetch"
+        subparsers, "fetch", "bring models and data from the hub into the shared cache", "tools.shapes:run_fetch"
     )
-    configured(fetch)
+    configured(fetch, required=False)
+    shapes = f"bring a campaign's config.json and headers alone, for check and plan (default {CAMPAIGN})"
+    fetch.add_argument("--shapes", nargs="?", const=CAMPAIGN, metavar="CAMPAIGN", help=shapes)
     for name, stage in STAGES.items():
         added = command(subparsers, name, stage.help, "jobs.artifact:run_stage")
         configured(added)
@@ -107,10 +109,10 @@ def stage_commands(subparsers) -> None:
             added.add_argument("--shard", action="store_true", help="share the weights out among the GPUs (FSDP)")
 
 
-def configured(stage: argparse.ArgumentParser) -> None:
+def configured(stage: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the arguments of every stage: its settings, and the manifest that it writes."""
-    stage.add_argument("--config", required=True, help="the stage's section: a file, or JSON")
-    stage.add_argument("--output", type=Path, required=True, help="the manifest to write, beside the artifact")
+    stage.add_argument("--config", required=required, help="the stage's section: a file, or JSON")
+    stage.add_argument("--output", type=Path, required=required, help="the manifest to write, beside the artifact")
 
 
 def execution(stage: argparse.ArgumentParser) -> None:

@@ -136,7 +136,7 @@ def refuse_too_large(
         settings = with_part_of_batch(plan.experiments[artifact.experiment], artifact.stage, gpus or {})
         need = estimates.predicted(plan, artifact, settings, gpu=True)
         used = estimates.ratio(plan, artifact, gpu=True)
-        if need and size(need, used) > gb and artifact.stage not in sharded:
+        if need and need.device and size(need, used) > gb and artifact.stage not in sharded:
             ways = " or ".join(remedies(plan, artifact, (gb - RESERVE) / used + RESERVE))
             advice = "it fits with none of its settings: shorten rows or take a smaller model"
             advice = f"fits with {ways}" if ways else advice
