@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import tokenizer_of
 from tiny import make, sft
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from posttrain.config.sections import Base
 from posttrain.config.sources import own_files
@@ -190,3 +191,20 @@ def test_only_settings_without_effect_are_left_out(tmp_path, settings, left_out)
     assert sorted(copy_generation_settings(source, folder)) == left_out
     kept = read_json(folder / "generation_config.json")
     assert kept == {key: value for key, value in settings.items() if key not in left_out}
+
+
+def test_a_tokenizer_of_other_tokens_than_the_models_is_refused(data, base, tmp_path, capfd):
+    """Its numbers would be other words to the model. One that differs in a token is told; control: the model's own."""
+    tokenizer = AutoTokenizer.from_pretrained(base.parent / "model")
+    for name in ("own", "corrected", "other"):
+        shutil.copytree(base.parent / "model", tmp_path / name)
+    file = tmp_path / "corrected/tokenizer.json"
+    file.write_text(file.read_text().replace("<|tool|>", "<|spare|>"))
+    tokenizer_of("qwen2.5").save_pretrained(tmp_path / "other")
+    taken(tmp_path / "own", data)
+    assert "prepare.tokenizer" not in capfd.readouterr().err
+    taken(tmp_path / "corrected", data)
+    told = f"1 of {len(tokenizer)} tokens of prepare.tokenizer are others in the tokenizer of {tmp_path / 'corrected'}"
+    assert f"warning: {told}: '<|tool|>'" in capfd.readouterr().err
+    with pytest.raises(UserError, match=r"of prepare\.tokenizer are others in the tokenizer of .*other, among"):
+        taken(tmp_path / "other", data)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from families import tokenizer_of
 from tiny import make
 
 from posttrain.config.sections import Prepare, Source, Tokenizer, World
@@ -236,3 +237,38 @@ def test_a_tokenizer_that_cannot_serve_is_refused(data, tmp_path, cache, damage,
     sources = [Source(path=chat_file(tmp_path))]
     with pytest.raises(UserError, match=rf"prepare\.tokenizer: {folder}.*{words}"):
         prepare(tmp_path, sft=sources, tokenizer=Tokenizer(path=str(folder)))
+
+
+def test_conversations_are_put_in_the_form_that_a_template_can_write(tmp_path, cache):
+    """Qwen3's template has each reply's thinking in its own row; a system turn is the user's first words. Both told."""
+    tokenizer_of("qwen3").save_pretrained(tmp_path / "qwen3")
+    turns = [{"role": "system", "content": "Be brief."}]
+    turns += [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
+    with (tmp_path / "two.jsonl").open("w") as file:
+        for n in range(40):  # 20 conversations of two replies, 20 of three
+            last = [{"role": "user", "content": f"and {n} ?"}, {"role": "assistant", "content": f"{n * 7919}"}]
+            print(json.dumps({"id": str(n), "messages": turns[: 3 + n % 2 * 2] + last}), file=file)
+    keys = {"sft": [Source(path=str(tmp_path / "two.jsonl"))], "tokenizer": Tokenizer(path=str(tmp_path / "qwen3"))}
+    with pytest.raises(UserError, match=r"prepare\.conversations: split"):
+        prepare(tmp_path, **keys)
+    manifest = prepare(tmp_path, **keys, conversations="split", system_turns="user")
+    rows = [row for side in ("train", "test") for row in read_jsonl(manifest.parent / f"data/sft/{side}.jsonl")]
+    assert len(rows) == 20 * 2 + 20 * 3 and len({row["id"] for row in rows}) == len(rows)
+    assert all(row["messages"][0] == {"role": "user", "content": "Be brief.\n\nuser 1"} for row in rows)
+    warnings = [entry["warnings"] for entry in read_json(manifest.parent / "metrics.json")["sources"]]
+    assert {"system turns put into the first user turn": 40} in warnings
+    assert {"rows more, one for each reply of a conversation": 60} in warnings
+    documents = list(read_jsonl(next((manifest.parent / "data/tasks").glob("*heldout_sft*.jsonl"))))
+    held_out = {row["group"] for row in read_jsonl(manifest.parent / "data/sft/test.jsonl")}
+    assert len(documents) == len(held_out), "a conversation is one held-out document"
+
+
+def test_a_tokenizer_of_sentencepiece_alone_is_refused(tmp_path, cache):
+    """transformers 5.23 reads one with other tokens than sentencepiece itself; control: beside a tokenizer.json."""
+    tokenizer_of("qwen2.5").save_pretrained(tmp_path / "model")
+    (tmp_path / "model/tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    keys = {"sft": [Source(path=chat_file(tmp_path))], "tokenizer": Tokenizer(path=str(tmp_path / "model"))}
+    prepare(tmp_path, **keys)
+    (tmp_path / "model/tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"prepare\.tokenizer: .*model has a tokenizer\.model and no tokenizer\.json"):
+        prepare(tmp_path, **keys)

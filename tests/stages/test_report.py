@@ -366,6 +366,16 @@ def test_accepted_edits_are_named(undrawn, campaign, made):
     assert page in Tags((output / "index.html").read_text()).text, "as text"
 
 
+def test_a_judgements_warnings_are_shown(undrawn, made, tmp_path):
+    """Control: without one, no word of a warning."""
+    assert 'badge bad">warning' not in (made()[1] / "index.html").read_text()
+    folder = tmp_path / "results/tiny-lora/evaluate/sft"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    artifact(tmp_path / "results", "tiny-lora/evaluate/sft", metrics | {"warnings": [f"another form {SCRIPT}"]})
+    page = (made()[1] / "index.html").read_text()
+    assert "warning tiny-lora · evaluate/sft: another form <script>" in Tags(page).text and SCRIPT not in page
+
+
 def test_old_figures_go(made):
     _, output = made()
     (output / "figures/benchmark-old.svg").write_text("old")

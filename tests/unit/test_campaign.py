@@ -427,6 +427,53 @@ def test_what_lies_on_the_hub_is_fetched_once(tmp_path):
     assert load(tmp_path, one=GOOD).fetched("one", "base") == []
 
 
+def test_of_a_model_for_its_tokenizer_alone_no_weights_are_fetched(tmp_path):
+    """Control: of a model that is also a base, in whatever experiment, all is fetched."""
+    commit = "a" * 40
+    hub = f"{{id: o/m, revision: {commit}}}"
+    text = f"prepare: {{sft: [{{dataset: o/d, revision: {commit}}}], tokenizer: {{hub: {hub}}}}}\n"
+    text += f"base: {{hub: {{id: o/base, revision: {commit}}}}}\n"
+    item = f"models--o--m@{commit}"
+    plan = load(tmp_path, one=text)
+    assert f"results/fetch/{item}/manifest.json" in plan.fetched("one", "prepare")
+    (entry,) = plan.fetch_section(item)["models"]
+    assert "tokenizer*" in entry["allow_patterns"] and not any(
+        "safetensors" in name for name in entry["allow_patterns"]
+    )
+    plan = load(tmp_path, "experiments: [one, two]\n", one=text, two=text.replace("o/base", "o/m"))
+    assert "allow_patterns" not in plan.fetch_section(item)["models"][0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("date: 2024-02-30", "prepare.date: there is no day 2024-02-30"),
+        ("end_of_turn: <end>", "prepare.end_of_turn: has no effect on a tokenizer trained on the text"),
+        ("tokenizer: {path: MODEL}", "MODEL has a tokenizer.model and no tokenizer.json"),
+    ],
+)
+def test_what_a_tokenizer_cannot_do_is_said_before_any_job(tmp_path, keys, words):
+    """Controls: a day that exists, and the folder with a tokenizer.json."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenizer.model").touch()
+    text = GOOD.replace("{world: {}}", f"{{world: {{}}, {keys}}}").replace("MODEL", str(model))
+    assert words.replace("MODEL", str(model)) in problems(tmp_path, one=text)
+    (model / "tokenizer.json").touch()
+    assert words.startswith("prepare.end") or load(tmp_path, one=text.replace("02-30", "02-29"))
+
+
+def test_every_file_of_a_tokenizer_is_read_by_prepare(tmp_path):
+    """A corrected template or special token remakes what follows from it."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"):
+        (model / name).touch()
+    plan = load(tmp_path, one=GOOD.replace("{world: {}}", f"{{world: {{}}, tokenizer: {{path: {model}}}}}"))
+    names = {file.rpartition("/")[2] for file in plan.local_files("one", "prepare")}
+    assert names == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+
+
 def test_a_thousand_experiments_are_read_in_seconds(tmp_path):
     names = [f"e{number}" for number in range(1000)]
     children = {name: f"extends: one\nseed: {number}\n" for number, name in enumerate(names)}

@@ -256,6 +256,18 @@ class Prepare(Section):
     chat_template: Text | None = None
     """A `.jinja` file, `default` (one token per role) or `tokenizer` (the tokenizer's own).
     Default: the tokenizer's own, else `default` where the training rows are conversations, else none."""
+    end_of_turn: Text | None = None
+    """Token with which the chat template ends a turn, such as `<end_of_turn>`; it then ends every text too. Default:
+    the tokenizer's end-of-sequence token."""
+    date: Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$")] | None = None
+    """Date, as 2024-07-26, that a chat template writes where it asks for today's. Default: 2024-07-26, which Llama 3's
+    falls back to."""
+    system_turns: Literal["user"] | None = None
+    """`user`: put the text of a system turn at the beginning of the first user turn, for templates without a system
+    role. Default: system turns stay."""
+    conversations: Literal["split"] | None = None
+    """`split`: make a row of each reply of an SFT conversation, with the turns before it, of which only that reply is
+    trained; for templates that write earlier replies differently, such as without their thinking. Default: one row."""
     max_tokens: Annotated[int, Field(ge=8)] | None = None
     """Longest training row, in tokens, chat template included. Default: `base.scratch.context`, else 512."""
     long_rows: Literal["drop", "cut"] = "drop"
@@ -687,7 +699,8 @@ class Evaluate(Section):
     limit: Count | None = None
     """Number of first questions of each task to ask; for trying out only. Default: all."""
     chat_template: bool | None = None
-    """Apply the chat template to questions. Default: where the policy has one."""
+    """Apply the chat template to questions. Default: where the policy has one and was not trained on plain text alone;
+    another form than that of training is a warning in log and report."""
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Longest input in tokens. Default: the model's own context."""
 

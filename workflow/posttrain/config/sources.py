@@ -1,11 +1,17 @@
 """The user's own files and the hub items that a section names, and the sides (train, test) that data has."""
 
+import glob
 import os
 from pathlib import Path
 
-from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task
+from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task, Tokenizer
 from posttrain.ground import weights
 
+TOKENIZER = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt"]
+SENTENCEPIECE = (
+    "has a tokenizer.model and no tokenizer.json; transformers converts it to other tokens than its own library "
+    "(sentencepiece) makes. Give another folder or model with a tokenizer.json of the same tokens as prepare.tokenizer"
+)
 OF_WORLD = ("text", "long", "sft", "preference")  # kinds of data that the built-in world has rows for
 
 
@@ -27,7 +33,9 @@ def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
         if section.chat_template not in (None, "default", "tokenizer"):
             files.append((f"{stage}.chat_template", Path(section.chat_template)))
         if section.tokenizer and section.tokenizer.path:
-            files.append((f"{stage}.tokenizer.path", Path(section.tokenizer.path, "tokenizer.json")))
+            folder = Path(section.tokenizer.path)
+            there = sorted({name for pattern in TOKENIZER for name in glob.glob(pattern, root_dir=folder)})
+            files += [(f"{stage}.tokenizer.path", folder / name) for name in there or ["tokenizer.json"]]
     elif isinstance(section, Base) and section.path:
         folder = Path(section.path)
         settings = [name for name in ("generation_config.json",) if os.path.isfile(folder / name)]
@@ -42,11 +50,12 @@ def hub_items(section: Section) -> dict[str, dict]:
         value = getattr(section, key)
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, Section):
-                items |= _hub_item(part) or hub_items(part)
+                items |= _hub_item(part, isinstance(section, Tokenizer)) or hub_items(part)
     return items
 
 
-def _hub_item(part: Section) -> dict[str, dict]:
+def _hub_item(part: Section, tokenizer: bool) -> dict[str, dict]:
+    """The item of a section that names one; of a model whose tokenizer alone is used, the tokenizer's files."""
     kinds = {HubModel: ("models", "id", "id"), Source: ("datasets", "dataset", "id"), Task: ("tasks", "task", "task")}
     kind, key, fetch_key = kinds.get(type(part), ("", "", ""))
     if not isinstance(part, HubModel | Source | Task):
@@ -55,4 +64,4 @@ def _hub_item(part: Section) -> dict[str, dict]:
         return {}
     name = f"{kind}--{getattr(part, key).replace('/', '--')}@{(part.revision or 'floating').replace('/', '--')}"
     entry = {fetch_key: getattr(part, key), "revision": part.revision, "allow_floating": part.allow_floating}
-    return {name: {kind: [entry]}}
+    return {name: {kind: [entry | ({"allow_patterns": [*TOKENIZER, "config.json"]} if tokenizer else {})]}}

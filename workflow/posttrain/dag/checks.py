@@ -1,5 +1,8 @@
 """Rules across the keys of an experiment: contradictions, and settings that have no effect."""
 
+import contextlib
+import datetime
+import os
 from collections.abc import Iterator
 
 from posttrain.config.sections import (
@@ -15,7 +18,7 @@ from posttrain.config.sections import (
     subsections,
 )
 from posttrain.config.settings import one_of
-from posttrain.config.sources import sides
+from posttrain.config.sources import SENTENCEPIECE, sides
 from posttrain.config.stages import JUDGES, STAGES, Experiment
 from posttrain.dag.given import given_mistakes
 from posttrain.dag.stage_checks import stage_mistakes, training_mistakes
@@ -124,11 +127,23 @@ def _tokenizer(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield where, f"{setting} leaves no held-out text, which base.scratch needs to check that it learned"
     if tokenizer and tokenizer.vocab_size and not base.scratch:
         yield "prepare.tokenizer.vocab_size", "a given base needs its own tokenizer; leave this out, or null"
-    named = (tokenizer.path, tokenizer.hub) if tokenizer else (None, None)
-    if (base.path or base.hub) and named not in ((base.path, base.hub), (None, None)):
-        yield "prepare.tokenizer", "is not the base's; leave it out, or null"
-    if prepare.chat_template == "tokenizer" and base.scratch and named == (None, None):
+    given = tokenizer and (tokenizer.path or tokenizer.hub)
+    if prepare.chat_template == "tokenizer" and base.scratch and not given:
         yield "prepare.chat_template", "a tokenizer trained on the text carries none; use default or a .jinja file"
+    if prepare.end_of_turn and base.scratch and not given:
+        yield "prepare.end_of_turn", "has no effect on a tokenizer trained on the text, whose turns end with <|end|>"
+    folder = (tokenizer.path if tokenizer and given else base.path) or ""
+    if os.path.isfile(f"{folder}/tokenizer.model") and not os.path.isfile(f"{folder}/tokenizer.json"):
+        yield "prepare.tokenizer", f"{folder} {SENTENCEPIECE}"
+    if prepare.date and not is_day(prepare.date):
+        yield "prepare.date", f"there is no day {prepare.date}"
+
+
+def is_day(date: str) -> bool:
+    """Whether a date, as 2024-07-26, exists."""
+    with contextlib.suppress(ValueError):
+        return bool(datetime.date.fromisoformat(date))
+    return False
 
 
 def _tasks(experiment: Experiment) -> Iterator[tuple[str, str]]:

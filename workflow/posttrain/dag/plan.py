@@ -253,11 +253,15 @@ class Plan:
         return [str(file) for _, file in own_files(stage, getattr(self.experiments[experiment], stage))]
 
     def fetch_section(self, item: str) -> dict:
-        """The section of `fetch` for an item, by the item's folder name."""
-        for experiment in self.experiments.values():
-            for stage in FETCHERS:
-                if item in (items := hub_items(getattr(experiment, stage))):
-                    return items[item]
+        """The section of `fetch` for an item, by the item's folder name: a whole model's before its tokenizer's."""
+        sections = (
+            section[item]
+            for experiment in self.experiments.values()
+            for stage in FETCHERS
+            if item in (section := hub_items(getattr(experiment, stage)))
+        )
+        if chosen := min(sections, key=lambda section: "allow_patterns" in str(section), default=None):
+            return chosen
         raise UserError(f"results/fetch/{item}: no experiment of this campaign needs it")
 
 

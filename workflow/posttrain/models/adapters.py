@@ -158,7 +158,8 @@ def publish(
     tokenizer.save_pretrained(folder)
     method = method or ("qlora" if foundation.quantization else "lora")
     settings = quantization.described(foundation.quantization, model)
-    policy.write_contract(folder, method, tokenizer, model.config, foundation.weights, settings)
+    form = policy.read_contract(foundation.adapter or foundation.weights).get("form")
+    policy.write_contract(folder, method, tokenizer, model.config, foundation.weights, settings, form)
 
 
 def save(model, folder: Path, base: Path, name: str = "default", state: dict | None = None) -> None:

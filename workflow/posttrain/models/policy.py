@@ -18,11 +18,14 @@ OTHER_FUNCTION = (
 CHANCE = ("drop", "jitter", "aux_loss", "z_loss")  # parts of the names of settings of training alone
 
 
-def write_contract(folder: Path, method: str, tokenizer, config, base: Path | None = None, quantization=None) -> None:
+def write_contract(
+    folder: Path, method: str, tokenizer, config, base: Path | None = None, quantization=None, form: str | None = None
+) -> None:
     """Write `policy.json`, the facts that every later load of this model is checked against.
 
     method: "weights" for a whole model, else the kind of adapter; base: manifest of the model under an adapter;
-    quantization: that of this model when the adapter was trained.
+    quantization: that of this model when the adapter was trained; form: that of its training rows
+    (`tokens.form_of`), which is recorded where it is `plain`.
     """
     contract = {
         "method": method,
@@ -33,7 +36,7 @@ def write_contract(folder: Path, method: str, tokenizer, config, base: Path | No
         "special_tokens": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
         "positions": positions.contract(config, tokenizer.model_max_length),
     }
-    write_json(folder / "policy.json", contract)
+    write_json(folder / "policy.json", contract | ({"form": form} if form == "plain" else {}))
 
 
 def read_contract(manifest: Path) -> dict:

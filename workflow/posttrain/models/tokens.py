@@ -7,6 +7,8 @@ from posttrain.ground.errors import UserError
 
 MASKED = -100  # label of a token that is not trained on, in PyTorch's cross-entropy
 FEWEST_LEFT = 8  # characters that a cut text keeps at least
+SYSTEM = "; `prepare.system_turns: user` puts the system turn's text into the first user turn"
+SPLIT = "; `prepare.conversations: split` makes a row of each reply, after the turns before it"
 
 
 def template_digest(tokenizer) -> str | None:
@@ -25,17 +27,31 @@ def row_name(row: dict) -> str:
     return f"{row['id']} ({row['source']})" if "source" in row else row["id"]
 
 
-def write(tokenizer, row: dict, messages: list[dict], prompt: bool = False) -> str:
-    """The text of a conversation by the chat template. prompt: whether to add the beginning of the assistant's turn."""
+def form_of(rows: list[dict]) -> str:
+    """`chat` where a row is a conversation, which the chat template writes; `plain` where all are plain text."""
+    return "chat" if any("messages" in row or isinstance(row.get("prompt"), list) for row in rows) else "plain"
+
+
+def write(tokenizer, row: dict, messages: list[dict], prompt: bool = False, **options) -> str:
+    """The text of a conversation by the chat template. prompt: whether to add the beginning of the assistant's turn;
+    options: further ones of `apply_chat_template`. Raises UserError where the template raises an error."""
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **options)
     except Exception as error:  # a template is a program of the user's; it can raise anything
-        raise UserError(f"chat template: row {row_name(row)}: {type(error).__name__}: {error}") from None
+        way_out = SYSTEM if messages[0]["role"] == "system" else ""
+        raise UserError(f"chat template: row {row_name(row)}: {type(error).__name__}: {error}{way_out}") from None
 
 
 def tokenize(tokenizer, text: str) -> list[int]:
     """Tokens of a text from a chat template, which contains its special tokens."""
     return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _shared(one: list[int], other: list[int]) -> list[int]:
+    """The tokens that both begin with."""
+    if other[: len(one)] == one:
+        return one
+    return one[: next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))]
 
 
 def encode(tokenizer, row: dict) -> dict[str, list[int]]:
@@ -48,29 +64,67 @@ def encode(tokenizer, row: dict) -> dict[str, list[int]]:
     if "messages" not in row:
         return _encode_plain(tokenizer, row)
     messages = row["messages"]
-    ids = tokenize(tokenizer, write(tokenizer, row, messages))
+    text = write(tokenizer, row, messages)
+    _refuse_lost(tokenizer, row, text)
+    ids = tokenize(tokenizer, text)
     labels = [MASKED] * len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = write(tokenizer, row, messages[:turn], prompt=True)
-            after = write(tokenizer, row, messages[: turn + 1])
-            start = _common(tokenizer, ids, tokenize(tokenizer, before), row)
-            stop = _common(tokenizer, ids, tokenize(tokenizer, after), row)
-            _refuse_other_words(row, message, after[len(before) :])
-            reply = ids[start:stop]
-            if tokenizer.eos_token_id in reply:  # a template may add a line break after the end of turn
-                stop -= reply[::-1].index(tokenizer.eos_token_id)
-            labels[start:stop] = ids[start:stop]
+    for turn in trained_turns(row):
+        start, stop = _reply(tokenizer, row, ids, messages[: turn + 1])
+        labels[start:stop] = ids[start:stop]
     return {"input_ids": ids, "labels": labels}
 
 
-def _refuse_other_words(row: dict, message: dict, written: str) -> None:
-    """Raise UserError where the chat template changes the assistant's text."""
-    if message["content"].strip() not in written:
-        raise UserError(
-            f"token contract: row {row_name(row)}: the chat template changes the assistant's "
-            f"{message['content'][:60]!r} to {written[:60]!r}"
-        )
+def trained_turns(row: dict) -> list[int]:
+    """The numbers of the assistant's turns; the last one's where the row was split from a `conversation`."""
+    turns = [turn for turn, message in enumerate(row["messages"]) if message["role"] == "assistant"]
+    return turns[-1:] if "conversation" in row else turns
+
+
+def _reply(tokenizer, row: dict, ids: list[int], messages: list[dict]) -> tuple[int, int]:
+    """(start, stop) in `ids` of the tokens of the last of the messages, up to and including its end of turn.
+
+    ids: tokens of a conversation that begins with the messages. A template may write a line break after a turn, and
+    more at the end of the whole conversation.
+    """
+    before, after = write(tokenizer, row, messages[:-1], prompt=True), write(tokenizer, row, messages)
+    start, shorter = _common(tokenizer, ids, tokenize(tokenizer, before), row), tokenize(tokenizer, after)
+    _refuse_other_reply(tokenizer, row, messages[-1], after[len(before) :])
+    reply = _shared(shorter, ids)[start:]
+    if tokenizer.eos_token_id not in reply:
+        _common(tokenizer, ids, shorter, row)
+    return start, start + len(reply) - reply[::-1].index(tokenizer.eos_token_id)
+
+
+def _refuse_lost(tokenizer, row: dict, text: str) -> None:
+    """Raise UserError where the chat template leaves out a turn: its text is the same with other words in the turn."""
+    messages, words = row["messages"], _without_spaces(text)
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant" and _without_spaces(message["content"]) not in words:
+            longer = message | {"content": message["content"] + " ..."}
+            if write(tokenizer, row, [*messages[:turn], longer, *messages[turn + 1 :]]) == text:
+                lost = f"leaves out the {message['role']} turn {message['content'][:60]!r}"
+                way_out = SYSTEM if message["role"] == "system" else ""
+                raise UserError(f"token contract: row {row_name(row)}: the chat template {lost}{way_out}")
+
+
+def _refuse_other_reply(tokenizer, row: dict, message: dict, written: str) -> None:
+    """Raise UserError where the chat template changes the assistant's text, white space aside, or ends it with another
+    token than the end-of-turn token."""
+    where, said = f"token contract: row {row_name(row)}: the chat template", message["content"]
+    if _without_spaces(said) not in _without_spaces(written):
+        raise UserError(f"{where} changes the assistant's {said[:60]!r} to {written[:60]!r}")
+    last_line = said.strip().splitlines()[-1].strip()
+    end = written[written.rfind(last_line) + len(last_line) :].lstrip()
+    if not end.startswith(tokenizer.eos_token):
+        added = tokenizer.added_tokens_decoder
+        token = next((added[n].content for n in tokenize(tokenizer, end) if n in added and added[n].special), None)
+        way_out = f"set prepare.end_of_turn: {token!r}" if token else "give another prepare.chat_template"
+        ends = f"ends a reply with {token or 'no special token'}, not with the end-of-turn token {tokenizer.eos_token}"
+        raise UserError(f"{where} {ends}; {way_out}")
+
+
+def _without_spaces(text: str) -> str:
+    return "".join(text.split())
 
 
 def _encode_plain(tokenizer, row: dict) -> dict[str, list[int]]:
@@ -80,7 +134,7 @@ def _encode_plain(tokenizer, row: dict) -> dict[str, list[int]]:
     ids = tokenizer(row["prompt"] + row["completion"]).input_ids
     if not ids or ids[-1] != tokenizer.eos_token_id:
         ids = [*ids, tokenizer.eos_token_id]
-    start = next((n for n, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
+    start = len(_shared(prompt, ids))
     return {"input_ids": ids, "labels": [MASKED] * start + ids[start:]}
 
 
@@ -118,14 +172,13 @@ def encode_answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "re
     for side in sides:
         if isinstance(row["prompt"], str):
             ids = _encode_plain(tokenizer, {"prompt": row["prompt"], "completion": row[side]})["input_ids"]
-            shared = next((n for n, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
-            prompt = prompt[:shared]  # text that merges with the answer belongs to the answer
+            prompt = _shared(prompt, ids)  # text that merges with the answer belongs to the answer
         else:
             before = write(tokenizer, row, row["prompt"], prompt=True)
             after = write(tokenizer, row, row["prompt"] + row[side])
             ids = tokenize(tokenizer, after)
             _common(tokenizer, ids, prompt, row)
-            _refuse_other_words(row, row[side][0], after[len(before) :])
+            _refuse_other_reply(tokenizer, row, row[side][0], after[len(before) :])
         written[side] = ids
     end, encoded = tokenizer.eos_token_id, {"prompt_ids": prompt}
     for side, ids in written.items():
@@ -139,11 +192,13 @@ def encode_answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "re
 def _common(tokenizer, ids: list[int], prefix: list[int], row: dict) -> int:
     """Length of `prefix`. Raises UserError where `ids` does not begin with it."""
     if ids[: len(prefix)] != prefix:
-        at = next((n for n, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b), len(ids))
+        at, roles = len(_shared(prefix, ids)), [turn["role"] for turn in row.get("messages") or row["prompt"]]
+        way_out = (SYSTEM if "system" in roles else "") + (SPLIT if roles.count("assistant") > 1 else "")
         raise UserError(
             f"token contract: row {row_name(row)}: the chat template is not prefix-preserving: after "
             f"{tokenizer.decode(ids[max(0, at - 8) : at])!r} a shorter conversation continues with "
             f"{tokenizer.decode(prefix[at : at + 4])!r}, the whole one with {tokenizer.decode(ids[at : at + 4])!r}"
+            f"{way_out}"
         )
     return len(prefix)
 
@@ -174,7 +229,7 @@ def faults_of(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> 
     faults = []
     if not trained:
         faults.append("has no token to train on")
-    turns = sum(message["role"] == "assistant" for message in row["messages"]) if "messages" in row else 1
+    turns = len(trained_turns(row)) if "messages" in row else 1
     if trained.count(eos) != turns:
         faults.append(
             f"the end-of-turn token {tokenizer.eos_token!r} is trained {trained.count(eos)} times in {turns} turns"
@@ -193,7 +248,7 @@ def faults_of(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> 
 def demonstration(row: dict) -> dict:
     """A row of `sft` or `kto` as training encodes it: a KTO row's prompt and completion may be lists of messages."""
     if isinstance(row.get("completion"), list):
-        return row | {"messages": row["prompt"] + row["completion"]}
+        return row | {"messages": row["prompt"] + row["completion"], "conversation": row["id"]}
     return row
 
 

@@ -71,7 +71,8 @@ def read_artifact(artifact: dict, whole: dict[str, dict]) -> dict:
     if policy:
         points = [numbers(entry, text=("series", "label")) for entry in metrics.get("frontier", [])]
         parts = [numbers(part) for part in metrics.get("positions", [])]
-        return artifact | {"rows": read_rows(artifact, whole[policy]), "frontier": points, "positions": parts}
+        shown = {"rows": read_rows(artifact, whole[policy]), "frontier": points, "positions": parts}
+        return artifact | shown | {"warnings": [str(text) for text in metrics.get("warnings", [])]}
     return artifact | ({"card": data_card(metrics)} if "sources" in metrics else training(metrics))
 
 

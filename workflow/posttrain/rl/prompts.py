@@ -66,5 +66,6 @@ def _prompts(file: Path, tokenizer) -> list[dict]:
     for row in _rows(file):
         ids = tokens.encode_prompt(tokenizer, row)
         prompt = {"id": row["id"], "ids": ids, "prompt": tokens.prompt_text(row), "answer": row.get("answer")}
+        prompt["form"] = tokens.form_of([row])
         prompts.setdefault(tuple(ids), prompt)
     return list(prompts.values())

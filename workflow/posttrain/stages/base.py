@@ -11,8 +11,9 @@ from pathlib import Path
 
 from posttrain.config.sections import Base, Scratch
 from posttrain.data import given, packing
+from posttrain.data.tokenizer import refuse_other_tokens
 from posttrain.ground.errors import Diverged, UserError
-from posttrain.ground.files import read_jsonl
+from posttrain.ground.files import read_json, read_jsonl
 from posttrain.ground.progress import say
 from posttrain.models.policy import write_contract
 from posttrain.training import parallel
@@ -30,13 +31,16 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequ
     if section.scratch:
         metrics = from_scratch(section.scratch, tokenizer, data.parent / "data" / "text", model_folder, checkpoints)
     else:
-        metrics = given.copy(source_folder(section, list(fetched)), model_folder)
+        source = source_folder(section, list(fetched))
+        metrics = given.copy(source, model_folder)
+        refuse_other_tokens(tokenizer, source)
         if len(tokenizer) > AutoConfig.from_pretrained(model_folder).vocab_size:
             raise UserError("base: the prepared tokenizer has more tokens than the model has embeddings")
     if not parallel.main():
         return {}  # the first process publishes for all
     tokenizer.save_pretrained(model_folder)
-    write_contract(model_folder, "weights", tokenizer, AutoConfig.from_pretrained(model_folder))
+    form = read_json(data.parent / "metrics.json").get("form")  # of the rows that it is compared on
+    write_contract(model_folder, "weights", tokenizer, AutoConfig.from_pretrained(model_folder), form=form)
     return metrics
 
 

@@ -86,7 +86,19 @@ def compare(
         of_snapshot = answer(section, measures, rows, Speaker(measures.model, folder.name))
         points.append(comparison.point(of_snapshot, stage, f"step {int(folder.name)}"))
         measures.model.delete_adapter(folder.name)
-    return {"policy": stage, "rows": table, "frontier": points}
+    warnings = form_warnings(rows, policy)
+    return {"policy": stage, "rows": table, "frontier": points, **({"warnings": warnings} if warnings else {})}
+
+
+def form_warnings(rows: list[dict], policy: Path) -> list[str]:
+    """Warnings, which are printed, of prompts in another form than that of the policy's training rows."""
+    trained = policies.read_contract(policy).get("form", "chat")
+    others = sum(row["form"] != trained for row in rows)
+    words = {"plain": "plain text", "chat": "conversations, written by the chat template"}
+    warning = f"{others} of {len(rows)} prompts are not {words[trained]}, as its training rows are"
+    if others:
+        say(f"warning: {policy.parent.name}: {warning}")
+    return [warning] if others else []
 
 
 def load_measures(section: Compare, foundation: adapters.Foundation, reward: Path | None) -> Measures:

@@ -35,6 +35,7 @@ def evaluate(
     manager, names = load_tasks(section, data, list(fetched), work / ".packs")
     model, tokenizer = load_merged(policy, base)
     say(f"{len(names)} tasks or groups: {', '.join(names)}")
+    warnings = form_warnings(section, tokenizer, policy)
     result, template = measure(section, model, tokenizer, manager, names, policy)
     for task, rows in result.pop("samples").items():
         write_jsonl(work / "data" / "samples" / f"{task}.jsonl", [as_json(row) for row in rows])
@@ -42,7 +43,23 @@ def evaluate(
     rows = table_rows(result)
     for row in rows:
         say(f"{row['task']}  {row['metric']} {row['value']:.4f}")
-    return {"policy": policy.parent.name, "rows": rows, "limit": section.limit, "chat_template": template}
+    metrics = {"policy": policy.parent.name, "rows": rows, "limit": section.limit, "chat_template": template}
+    return metrics | ({"warnings": warnings} if warnings else {})
+
+
+def form_warnings(section: Evaluate, tokenizer, policy: Path) -> list[str]:
+    """Warnings, which are printed, of questions in another form than that of the policy's training rows."""
+    from posttrain.models.policy import read_contract
+
+    form, asked = read_contract(policy).get("form"), section.chat_template
+    warnings = []
+    if form == "plain" and asked:
+        warnings.append("questions are put through the chat template, while the training rows are plain text")
+    if form is None and asked is False and tokenizer.chat_template and policy.parent.name not in ("base", "longctx"):
+        warnings.append("questions are plain text, while the training rows went through the chat template")
+    for warning in warnings:
+        say(f"warning: evaluate.chat_template: {warning}")
+    return warnings
 
 
 def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: Path) -> tuple[dict, str | None]:
@@ -63,7 +80,9 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
     alone = contract["method"] == "prompt" or positions.depend_on_length(contract["positions"], longest)
     batch_size = 1 if alone else section.batch_size
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
-    templated = tokenizer.chat_template is not None if section.chat_template is None else section.chat_template
+    templated = section.chat_template
+    if templated is None:  # the form of training
+        templated = tokenizer.chat_template is not None and contract.get("form") != "plain"
     template = digest(harness.chat_template(templated)) if templated else None
     refuse_other_template(template, policy)
     result = lm_eval.simple_evaluate(

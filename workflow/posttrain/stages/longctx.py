@@ -48,7 +48,8 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
     merged, difference = without_adapter(section, adapted, checkpoints / "rescaled", work / ".adapter")
     merged.save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
-    policies.write_contract(work / "model", "weights", tokenizer, merged.config)
+    form = policies.read_contract(policy).get("form")
+    policies.write_contract(work / "model", "weights", tokenizer, merged.config, form=form)
     summary = {"context": context, "perplexity_before": math.exp(before), "perplexity": math.exp(after)}
     certificates = {"merge_difference": difference, "policy_merge_difference": policy_difference}
     return {

@@ -16,6 +16,7 @@ from pathlib import Path
 from posttrain.config.sections import TRAINED, Prepare, Source
 from posttrain.config.sources import sides as sides_with_source
 from posttrain.data import texts
+from posttrain.data.conversations import suited
 from posttrain.data.rows import card, read_source
 from posttrain.data.tokenizer import make_tokenizer
 from posttrain.evaluation.tasks import multiple_choice, rolling, write_task
@@ -48,6 +49,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
         sides[task] = {side: without_repeats(rows, task, cards) for side, rows in sides[task].items()}
     choices = without_repeats(choices, "choices", cards)
     separate(sides, cards, evaluation_rows + choices)
+    suited(section, sides, cards)
     tokenizer = make_tokenizer(section, sides, list(fetched))
     limited = ("sft", "preference", "kto")
     lengths = {task: limit_length(section, tokenizer, task, sides[task], cards) for task in limited}
@@ -60,12 +62,14 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
         task: {side: len(rows) for side, rows in sides[task].items()} for task in TRAINED if any(sides[task].values())
     }
     say(", ".join(f"{n['train']}+{n['test']} {task} rows" for task, n in splits.items()) + f"; tasks {names}")
+    rows = [row for task in limited for side in sides[task].values() for row in side]
     return {
         "sources": [entry for entry in cards if entry["total"] or entry["dropped"] or entry["warnings"]],
         "splits": splits,
         "tokens": {task: counts for task, counts in lengths.items() if counts},
         "vocabulary": len(tokenizer),
         "tasks": names,
+        **({"form": "plain"} if rows and tokens.form_of(rows) == "plain" else {}),
     }
 
 
@@ -241,7 +245,7 @@ def write_data(section: Prepare, work: Path, sides: dict, tokenizer, questions: 
 
 def held_out(section: Prepare, sides: dict) -> dict[str, list[str]]:
     """Documents whose likelihood evaluation measures: held-out text, and held-out rows of local sft data without roles
-    and template."""
+    and template, of a conversation that was split the whole."""
     text = [row["text"] for row in sides["text"]["test"]]
     if section.world:
         return {"heldout_text": text[:WORLD_DOCUMENTS]}
@@ -250,5 +254,6 @@ def held_out(section: Prepare, sides: dict) -> dict[str, list[str]]:
         if "messages" in row
         else row["prompt"] + row["completion"]
         for row in sides["sft"]["test"]
+        if row.get("conversation", row["id"]) == row["id"]
     ]
     return {"heldout_text": text, "heldout_sft": conversations}

@@ -35,7 +35,8 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     after = trainer.evaluate()["eval_loss"] if test else None
     if after is not None and not math.isfinite(after):
         raise Diverged(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
-    publish(trainer.model, tokenizer, section, base, quantization, work / "model")
+    form = tokens.form_of(read_jsonl(rows / "train.jsonl"))
+    publish(trainer.model, tokenizer, section, base, quantization, form, work / "model")
     summary = {"trainable_parameters": trainable, "eval_loss_before": before, "eval_loss": after}
     warning = nf4.count(trainer.model).warning() if quantization else ""
     return {
@@ -151,7 +152,7 @@ def prove_batch(batch: dict) -> None:
         raise UserError("token contract: the first token of a packed row is predicted from the row before it")
 
 
-def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | None, folder: Path) -> None:
+def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | None, form: str, folder: Path) -> None:
     """Write the trained weights, their tokenizer and their contract; equal weights give equal bytes.
 
     Every process must call it; the first writes.
@@ -169,4 +170,5 @@ def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | Non
     tokenizer.save_pretrained(folder)
     method = "weights" if section.method == "full" else section.method
     adapts = base if section.method != "full" else None
-    policy.write_contract(folder, method, tokenizer, model.config, adapts, described(quantization, model))
+    quantization = described(quantization, model)
+    policy.write_contract(folder, method, tokenizer, model.config, adapts, quantization, form)

@@ -1,0 +1,49 @@
+"""Conversations in the form that a chat template can write: without a system turn, or with one trained reply a row.
+
+`sides` is task -> side ("train", "test") -> rows.
+"""
+
+from posttrain.config.sections import Prepare
+from posttrain.data.rows import card
+from posttrain.ground.progress import say
+
+
+def suited(section: Prepare, sides: dict, cards: list) -> None:
+    """Change the conversations of all rows as `prepare.system_turns` and `prepare.conversations` say; tell how many."""
+    for task, of_sides in sides.items():
+        rows = [row for of_side in of_sides.values() for row in of_side]
+        if section.system_turns == "user":
+            of_sides |= {side: list(map(without_system_turn, of_side)) for side, of_side in of_sides.items()}
+            changed = sum(without_system_turn(row) is not row for row in rows)
+            tell(cards, task, "system turns put into the first user turn", changed)
+        if section.conversations == "split" and task == "sft":
+            of_sides |= {side: [part for row in of_side for part in split(row)] for side, of_side in of_sides.items()}
+            more = sum(map(len, of_sides.values())) - len(rows)
+            tell(cards, task, "rows more, one for each reply of a conversation", more)
+
+
+def tell(cards: list, task: str, what: str, count: int) -> None:
+    """Print a count and enter it in the data card."""
+    if count:
+        say(f"prepare: {task}: {count:,} {what}")
+        cards.append(card(f"{task}: all sources", task, {}, {what: count}))
+
+
+def without_system_turn(row: dict) -> dict:
+    """The row with a system turn's text at the beginning of the user's first, after which a blank line follows."""
+    key = "messages" if "messages" in row else "prompt"
+    turns = row.get(key)
+    if not isinstance(turns, list) or turns[0]["role"] != "system":
+        return row
+    system, first, *others = turns
+    return row | {key: [first | {"content": f"{system['content']}\n\n{first['content']}"}, *others]}
+
+
+def split(row: dict) -> list[dict]:
+    """A row for each reply of a conversation, which ends with the reply; the last keeps the row's id."""
+    turns = row.get("messages", [])
+    ends = [number for number, turn in enumerate(turns, 1) if turn["role"] == "assistant"]
+    if len(ends) < 2:
+        return [row]
+    parts = [row | {"messages": turns[:end], "conversation": row["id"]} for end in ends]
+    return [part | {"id": f"{row['id']}#{n}"} for n, part in enumerate(parts[:-1], 1)] + parts[-1:]
