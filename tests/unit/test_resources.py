@@ -107,6 +107,20 @@ def test_a_7b_llama_by_hand():
     assert cache == 2 * 2 * 2048 * 4096 * 33
 
 
+def test_the_experts_of_a_mixture_stay_out_of_nf4(tmp_path, monkeypatch):
+    """Mixtral 8x7B, of which 45.1 of 46.7 billion parameters are experts; they are in memory once while merging too."""
+    mixtral = LLAMA_7B | dict(model_type="mixtral", intermediate_size=14336, num_key_value_heads=8,
+                              num_local_experts=8, num_experts_per_tok=2)  # fmt: skip
+    shape = from_config(mixtral)
+    assert shape.parameters == 46_702_792_704 and 32 * shape.experts == 32 * 8 * (3 * 14336 + 1) * 4096
+    plan = plan_of(tmp_path, monkeypatch, mixtral, sft={"method": "qlora"})
+    trained = estimates.predicted(plan, SFT, gpu=True).terms
+    assert trained["experts"] == 4 * 32 * shape.experts and trained["weights"] < 4 * GIGA
+    settings = plan.experiments["one"]
+    judged = moments.moments(moments.Case(settings, shape, "evaluate", "sft", {}, True))["loading"]
+    assert sum(judged.values()) < 4.1 * shape.parameters
+
+
 def test_activations_by_hand():
     """One token of one layer of the 7B model: trained whole, 4 H + 2 H + 4 H and 4 I numbers of 4 bytes."""
     shape = from_config(LLAMA_7B)._replace(layers=1)

@@ -238,7 +238,8 @@ def _judged(case: Case, rows: int, length: int, copies: int) -> Moments:
     shape, whole = case.shape, memory.weights(case.shape, False)
     scored = memory.logits(shape, rows, length, copies) | memory.passing(shape, rows * length, False)
     quantised = case.policy_is(Sft, Adapter) and case.settings.sft.method == "qlora"
-    loading = both(memory.weights(shape, True), whole) if quantised else whole
+    held = {name: size for name, size in memory.weights(shape, True).items() if name != "experts"}  # experts: not twice
+    loading = both(held, whole) if quantised else whole
     return {"loading": loading, "scoring": whole | scored}
 
 
