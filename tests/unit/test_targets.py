@@ -7,6 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 from test_campaign import load, problems
 
+from posttrain.config.sources import hub_items
+
 LLAMA = [f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")]
 GPT2 = [f"h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc")]
 BASES = {  # names of matrices, of embeddings, and settings
@@ -77,3 +79,18 @@ def test_a_base_from_scratch_is_known_by_its_settings(tmp_path):
     text = "prepare: {world: {}}\nbase: {scratch: {positions: alibi}}\nsft: {method: lora, target_modules: [q_proj]}\n"
     assert "the base has no q_proj" in problems(tmp_path, one=text)
     load(tmp_path, one=text.replace("q_proj", "query_key_value"))
+
+
+def test_a_model_on_the_hub_is_known_by_its_shapes(tmp_path, monkeypatch):
+    """As `posttrain fetch --shapes` wrote them; without them nothing is said (control)."""
+    monkeypatch.chdir(tmp_path)
+    text = "prepare: {sft: [{path: rows.jsonl}]}\nbase: {hub: {id: a/b, revision: REV}}\n".replace("REV", "a" * 40)
+    text += "sft: {method: lora, target_modules: [q_porj]}\n"
+    (tmp_path / "rows.jsonl").write_text("{}")
+    plan = load(tmp_path, one=text)
+    (item,) = hub_items(plan.experiments["one"].base)
+    shapes = tmp_path / "results/fetch" / item / "shapes.json"
+    shapes.parent.mkdir(parents=True)
+    content = {"config": {"vocab_size": 32}, "weights": {f"{name}.weight": [8, 8] for name in LLAMA}}
+    shapes.write_text(json.dumps(content))
+    assert "sft.target_modules: the base has no q_porj" in problems(tmp_path, one=text)

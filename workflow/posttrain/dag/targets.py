@@ -2,11 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from posttrain.config.stages import Experiment
-from posttrain.ground import weights
-from posttrain.ground.files import read_object
+from posttrain.dag.given import given
 
 LAYER = re.compile(r"(^|\.)\d+\.")  # in the name of a weight: the number of its layer
 HEADS = {"lm_head", "embed_out"}  # names of output embeddings
@@ -39,10 +37,7 @@ def target_mistakes(
         yield key, f"lacks {', '.join(lacking)}, which sft.target_modules has"
     if wanted is None and linear and isinstance(earlier, list):
         for name in (name for name in earlier if name.rpartition(".")[2] in apart):
-            yield (
-                key,
-                f"{name} of sft.target_modules is no linear layer, so that no adapter can start from it; {allowed}",
-            )
+            yield key, f"{name} of sft.target_modules is no linear layer, from which none can start; {allowed}"
 
 
 def layers(experiment: Experiment) -> tuple[set[str], set[str]]:
@@ -51,18 +46,15 @@ def layers(experiment: Experiment) -> tuple[set[str], set[str]]:
     base = experiment.base
     if base.scratch:
         return OF_SCRATCH[base.scratch.positions], set()
-    folder = Path(base.path) if base.path else None
-    shapes = weights.headers(folder) if folder else {}
+    model = given(base)
     matrices = {
         name.removesuffix(".weight"): shape
-        for name, shape in shapes.items()
+        for name, shape in model.shapes.items()
         if len(shape) == 2 and name.endswith(".weight") and ".experts." not in name
     }
     inside = {name.rpartition(".")[2] for name in matrices if LAYER.search(f"{name}.")}
     outside = {name.rpartition(".")[2]: shape for name, shape in matrices.items() if not LAYER.search(f"{name}.")}
-    config = read_object(folder / "config.json") if folder else {}
-    config |= config.get("text_config") or {}
-    words = [name for name, shape in outside.items() if shape[0] == config.get("vocab_size")]
-    if config.get("tie_word_embeddings", len(words) < 2):  # families differ in their default
+    words = [name for name, shape in outside.items() if shape[0] == model.config.get("vocab_size")]
+    if model.config.get("tie_word_embeddings", len(words) < 2):  # families differ in their default
         outside = {name: shape for name, shape in outside.items() if name not in words}
     return inside, outside.keys() - HEADS - inside
