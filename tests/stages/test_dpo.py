@@ -93,7 +93,7 @@ def test_another_reference_is_refused_and_would_train_another_policy(
     write_json(tmp_path / "reference/manifest.json", manifest_of(tmp_path / "reference", ["data"]))
     other = inputs | {"reference": tmp_path / "reference/manifest.json"}
     output = Path("results/other-reference/dpo/manifest.json")
-    with pytest.raises(UserError, match=r"the reference is not the policy that training starts from: .* nats a token"):
+    with pytest.raises(UserError, match=r"is not the policy that training starts from: .* nats a token"):
         make("dpo", dpo(), output, **other)
     monkeypatch.setattr("posttrain.models.referenced.prove_reference", lambda *_: None)
     made = make("dpo", dpo(), output, **other)

@@ -1,6 +1,7 @@
 """kto: the identities of the first step, the reference point of a whole batch, rows of both kinds, and its judges."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from tiny import first_gradient, kto, make, prepare
 
 from posttrain.config.sections import Compare, Evaluate, Reference, Source
 from posttrain.data import preferences
-from posttrain.ground.files import read_json, read_jsonl
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import manifest_of, read_json, read_jsonl, write_json, write_jsonl
 from posttrain.models import policy
 
 WEIGHTS = "model/adapter_model.safetensors"
@@ -52,6 +54,19 @@ def unpaired(rows: list[dict], name: str, inputs: dict) -> dict:
 
 def made(section, name: str, inputs: dict) -> Path:
     return make("kto", section, Path(f"results/{name}/kto/manifest.json"), **inputs)
+
+
+def test_a_reference_of_other_tokens_is_refused(inputs, data, base, tuned_policy, referenced, tmp_path):
+    """As of a template that writes the date, in a part of the rows' tokens. Control: in bfloat16 it is near enough."""
+    parts = {"data": data, "base": base, "sft": tuned_policy}
+    rounded = make("reference", Reference(precision="bfloat16"), Path("results/half/reference/manifest.json"), **parts)
+    made(kto(steps=1), "half", inputs | {"reference": rounded})
+    shutil.copytree(referenced.parent, tmp_path / "reference")
+    file = tmp_path / "reference/data/train.jsonl"
+    write_jsonl(file, [row | {"ref_rejected_logps": row["ref_rejected_logps"] + 0.5} for row in read_jsonl(file)])
+    write_json(tmp_path / "reference/manifest.json", manifest_of(tmp_path / "reference", ["data"]))
+    with pytest.raises(UserError, match=r"reference/manifest\.json: is not the policy .* does the chat template write"):
+        made(kto(), "dated", inputs | {"reference": tmp_path / "reference/manifest.json"})
 
 
 def test_the_first_loss_is_half_the_mean_weight_and_the_first_reward_0(inputs):

@@ -6,6 +6,7 @@ import torch
 
 from posttrain.config.sections import Referenced
 from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_object
 from posttrain.ground.progress import say
 from posttrain.models import adapters, completions
 from posttrain.training import trainers
@@ -22,6 +23,7 @@ def train(
     section: Referenced,
     start: adapters.Start,
     rows: tuple[list[dict], list[dict]],
+    reference: Path,
     work: Path,
     checkpoints: Path,
     **settings,
@@ -29,10 +31,10 @@ def train(
     """Write `work/model`, an adapter, and return its metrics.
 
     trainer_class, config_class: TRL's. rows: training and held-out rows, tokenized, with the log-probabilities of their
-    answers under the SFT policy. settings: further arguments of `config_class`.
+    answers under the SFT policy. reference: manifest of these. settings: further arguments of `config_class`.
     """
     train_rows, held_out = rows
-    prove_reference(section, start, train_rows[:PROVED])
+    prove_reference(section, start, train_rows[:PROVED], reference)
     with trainers.exact_weights(start.model):
         trainer = trainer_class(
             model=start.model,
@@ -55,7 +57,7 @@ def train(
     return metrics
 
 
-def prove_reference(section: Referenced, start: adapters.Start, rows: list[dict]) -> None:
+def prove_reference(section: Referenced, start: adapters.Start, rows: list[dict], reference: Path) -> None:
     """Raise UserError where the policy is not the reference before the first step, that is where the first loss is not
     log 2 (DPO) or 1/2 (KTO): where log-probabilities of answers differ by more than rounding."""
     model, off, count = start.model.eval(), 0.0, 0
@@ -68,12 +70,14 @@ def prove_reference(section: Referenced, start: adapters.Start, rows: list[dict]
                     batch = completions.answers_of(start.tokenizer, [row["prompt_ids"]], [ids], model.device)
                     off += abs(completions.log_probs(model, batch).double().sum().item() - expected)
                     count += len(ids)
-    if not off / count <= NOISE[section.precision]:
+    computed = read_object(reference.parent / "config.yaml").get("precision", "float32")
+    allowed = max(NOISE[section.precision], NOISE[computed])
+    if not off / count <= allowed:
         raise UserError(
-            f"the reference is not the policy that training starts from: log-probabilities of {len(rows)} rows differ "
-            f"by {off / count:.2g} nats a token, allowed {NOISE[section.precision]}, and the first loss would be "
-            "another. It was computed with other weights, or other tokens: does the chat template write the date? "
-            "Remove the manifest.json of the artifact `reference` and run again"
+            f"{reference}: is not the policy that training starts from: log-probabilities of {len(rows)} rows differ "
+            f"by {off / count:.2g} nats a token, allowed {allowed}, and the first loss would be another. It was "
+            "computed with other weights, or other tokens: does the chat template write the date? Remake it: rm that "
+            "file, and run snakemake again"
         )
 
 

@@ -23,4 +23,4 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
     rows = preferences.referenced_rows(start.tokenizer, data, reference, section)
     settings: dict = {"loss_type": section.loss, "loss_weights": section.loss_weights}
     settings["label_smoothing"] = section.label_smoothing
-    return referenced.train(DPOTrainer, DPOConfig, section, start, rows, work, checkpoints, **settings)
+    return referenced.train(DPOTrainer, DPOConfig, section, start, rows, reference, work, checkpoints, **settings)

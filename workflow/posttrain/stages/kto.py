@@ -20,4 +20,4 @@ def kto(section: Kto, data: Path, base: Path, sft: Path, reference: Path, work: 
     rows = preferences.referenced_rows(start.tokenizer, data, reference, section)
     settings: dict = {"loss_type": section.loss, "desirable_weight": section.desirable_weight}
     settings["undesirable_weight"] = section.undesirable_weight
-    return referenced.train(UnpairedTrainer, KTOConfig, section, start, rows, work, checkpoints, **settings)
+    return referenced.train(UnpairedTrainer, KTOConfig, section, start, rows, reference, work, checkpoints, **settings)
