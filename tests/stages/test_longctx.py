@@ -13,7 +13,7 @@ from tiny import longctx, make, scratch, sft
 from posttrain.config.sections import Base, Evaluate, Lengths, Prepare, Source, Tokenizer
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
-from posttrain.models import policy, positions
+from posttrain.models import policy, tokens
 from posttrain.stages import lengths as lengths_stage
 
 WEIGHTS = "model/model.safetensors"
@@ -78,7 +78,7 @@ def test_the_contract_of_each_method(data, base):
                     data=data, base=base, policy=base)  # fmt: skip
         contract = policy.read_contract(made)["positions"]
         original = 256 if method == "none" else 64
-        expected = {"type": positions.METHODS[method], "factor": factor, "theta": 10000.0, "context": 256}
+        expected = {"type": parameters["rope_type"], "factor": factor, "theta": 10000.0, "context": 256}
         assert contract == expected | {"original_context": original, "parameters": parameters | {"rope_theta": 10000.0}}
         config = json.loads((made.parent / "model" / "config.json").read_text())
         assert config["rope_parameters"] == contract["parameters"]
@@ -153,11 +153,107 @@ def test_a_model_that_would_be_read_otherwise_is_refused(interpolated, data, key
         policy.load_merged(tmp_path / "longctx/manifest.json")
 
 
-def test_positions_that_are_rescaled_or_missing_are_refused(interpolated, data, base, alibi):
-    for manifest, said in ((interpolated, r"rescaled already \(linear\)"), (alibi, "bloom has no RoPE")):
-        with pytest.raises(UserError, match=said):
-            make("longctx", longctx(), Path("results/twice/longctx/manifest.json"),
+def test_positions_that_a_method_cannot_extend_are_refused(interpolated, data, base, alibi):
+    yarn = longctx(method="yarn")
+    for manifest, section, reason in (
+        (interpolated, yarn, r"rescaled already \(linear\), which yarn cannot extend: set linear or none"),
+        (alibi, longctx(), "bloom has ALiBi, no RoPE that can be rescaled: set method: none"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            make("longctx", section, Path("results/twice/longctx/manifest.json"),
                  data=data, base=base, policy=manifest)  # fmt: skip
+
+
+def test_alibi_is_tuned_on_longer_texts_unchanged(data, alibi):
+    section = longctx(method="none", steps=2)
+    made = make("longctx", section, Path("results/alibi/longctx/manifest.json"), data=data, base=alibi, policy=alibi)
+    contract = policy.read_contract(made)["positions"]
+    assert (contract["type"], contract["context"]) == ("alibi", 4 * policy.read_contract(alibi)["positions"]["context"])
+
+
+SMALL = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=64)  # fmt: skip
+TRAINED = dict(rope_theta=10000.0, original_max_position_embeddings=16)
+NESTED = dict(full_attention=dict(rope_type="linear", rope_theta=1e6, factor=4.0),
+              sliding_attention=dict(rope_type="default", rope_theta=1e4))  # fmt: skip
+GIVEN = {
+    "llama-3": ("yarn", "llama", dict(rope_parameters=TRAINED | dict(
+        rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0))),
+    "phi-3": ("linear", "phi3", dict(original_max_position_embeddings=16, pad_token_id=0, rope_parameters=TRAINED
+        | dict(rope_type="longrope", short_factor=[1.0] * 8, long_factor=[4.0] * 8))),
+    "gemma-3": ("linear", "gemma3_text", dict(head_dim=16, sliding_window=32, layer_types=list(NESTED),
+                                              rope_parameters=NESTED)),
+    "mixtral": ("yarn", "mixtral", dict(head_dim=16, num_local_experts=2, num_experts_per_tok=1, rope_parameters=TRAINED
+        | dict(rope_type="yarn", factor=4.0))),
+    "gpt-2": (None, "gpt2", dict(n_embd=64, n_layer=1, n_head=4, n_positions=64)),
+    "mpt": ("none", "mpt", dict(d_model=64, n_layers=1, n_heads=4, max_seq_len=64)),
+}  # fmt: skip
+
+
+@pytest.fixture
+def given(data, base, tmp_path):
+    """Makes a base of a random model, with the tokenizer of the tiny one."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def base_of(name: str, **changes) -> Path:
+        _, kind, settings = GIVEN[name]
+        tokenizer = policy.load_tokenizer(base)
+        special = dict(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
+                       eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+        sizes = {} if kind in ("gpt2", "mpt") else SMALL
+        config = AutoConfig.for_model(kind, **sizes | special | settings | changes)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        return make("base", Base(path=str(tmp_path / name)), Path(f"results/{name}/base/manifest.json"), data=data)
+
+    return base_of
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_given_models(name, given, data, base):
+    """Extended by the method that fits, tuned, and judged by length; without positions beyond, refused in words."""
+    own, method = given(name), GIVEN[name][0]
+    inputs = {"data": data, "base": own, "policy": own}
+    judged = Path(f"results/{name}/lengths")
+    for wrong in {"linear", "yarn", "dynamic"} - {method}:
+        with pytest.raises(UserError, match=r"rescaled already|has ALiBi, no RoPE|has a learned position"):
+            make("longctx", longctx(method=wrong), Path(f"results/{name}/wrong/manifest.json"), **inputs)
+    if name in ("gpt-2", "mpt"):
+        with pytest.raises(UserError, match=r"lengths.tokens: 256 is over 64, after which .* has no positions"):
+            make("lengths", Lengths(tokens=[64, 256], documents=4), judged / "beyond/manifest.json",
+                 data=data, policy=own)  # fmt: skip
+        make("lengths", Lengths(tokens=[64], documents=4), judged / "base/manifest.json", data=data, policy=own)
+    for way in [method, "none"] if method else []:
+        section = longctx(method=way, steps=2)
+        longer = make("longctx", section, Path(f"results/{name}/{way}/manifest.json"), **inputs)
+        assert policy.read_contract(longer)["positions"]["context"] == 256
+        make("lengths", Lengths(tokens=[64, 256], documents=4), judged / f"{way}/manifest.json",
+             data=data, policy=longer)  # fmt: skip
+
+
+def test_virtual_tokens_take_positions(given, data):
+    """Of GPT-2: rows that leave no room for them are refused, and a benchmark is cut to what is left."""
+    from posttrain.models.positions import room
+
+    own = given("gpt-2", n_positions=80)
+    tokenizer, folder = policy.load_tokenizer(own), data.parent / "data/sft"
+    rows = [row for side in ("train", "test") for row in read_jsonl(folder / f"{side}.jsonl")]
+    longest = max(len(tokens.encode(tokenizer, row)["input_ids"]) for row in rows)
+    section = sft(method="prefix", virtual_tokens=80 - longest, max_length=64)
+    made = make("sft", section, Path("results/virtual/sft/manifest.json"), data=data, base=own)
+    assert room(policy.load_merged(made, own)[0], 80) == longest
+    with pytest.raises(UserError, match=f"a row has {longest} tokens, and the model has positions for {longest - 1}"):
+        make("sft", section.model_copy(update={"virtual_tokens": 81 - longest}),
+             Path("results/virtual/over/manifest.json"), data=data, base=own)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_virtual_tokens_of_mpt(method, given, data):
+    own = given("mpt", max_seq_len=80)
+    section = sft(method=method, virtual_tokens=4, max_length=64)
+    made = make("sft", section, Path(f"results/mpt-{method}/sft/manifest.json"), data=data, base=own)
+    make("evaluate", Evaluate(limit=2, batch_size=4), Path(f"results/mpt-{method}/evaluate/sft/manifest.json"),
+         data=data, base=own, policy=made)  # fmt: skip
 
 
 ALONE = """

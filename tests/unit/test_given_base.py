@@ -82,7 +82,7 @@ def test_pickles_are_told_before_any_job(tmp_path):
 
 
 def test_prefix_tuning_that_cannot_run_is_refused(tmp_path):
-    folder = model(tmp_path / "falcon", {"model_type": "falcon"})
+    folder = model(tmp_path / "mamba", {"model_type": "mamba"})
     assert "PEFT cannot run it" in problems(folder, tmp_path, sft={"method": "prefix"})[0]
 
 
@@ -104,7 +104,8 @@ def test_the_tables_of_families_are_true(kind):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from posttrain.stages.sft import prove_isolation
+    from posttrain.config.sections import Sft
+    from posttrain.stages.sft import adapter, prove_isolation
 
     torch.manual_seed(0)
     other = {"gptj": {"rotary_dim": 8}}.get(kind, {})
@@ -121,7 +122,7 @@ def test_the_tables_of_families_are_true(kind):
 
     def tune():
         ids = torch.arange(5, 25).reshape(2, 10)
-        tuned = peft.get_peft_model(model, peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
+        tuned = peft.get_peft_model(model, adapter(Sft(method="prefix", virtual_tokens=4), model))
         tuned(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
 
     rows = [{"input_ids": [*range(5, 15)]}, {"input_ids": [*range(30, 50)]}]

@@ -628,7 +628,8 @@ class Longctx(Training):
     """Policy whose context is extended: a policy of this experiment."""
     method: Literal["linear", "dynamic", "yarn", "none"] = "linear"
     """`linear`: position interpolation (arXiv 2306.15595); `dynamic`: NTK-aware scaling by the text's length, and
-    `yarn` (both arXiv 2309.00071); `none`: unchanged positions."""
+    `yarn` (both arXiv 2309.00071); `none`: unchanged positions. Of a model that is rescaled already: `yarn` with
+    llama3 or yarn, `linear` with linear or longrope, `dynamic` with dynamic (`maths/rope.py` says why)."""
     factor: Annotated[float, Field(gt=1)] = 4.0
     """New context divided by the old one."""
     tuning: Literal["full", "lora", "qlora", "none"] = "full"

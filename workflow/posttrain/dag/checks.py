@@ -21,6 +21,7 @@ from posttrain.config.settings import one_of
 from posttrain.config.sources import SENTENCEPIECE, sides
 from posttrain.config.stages import JUDGES, STAGES, Experiment
 from posttrain.dag.given import given_mistakes
+from posttrain.dag.position_checks import position_mistakes
 from posttrain.dag.stage_checks import stage_mistakes, training_mistakes
 from posttrain.data.rows import FORMATS
 from posttrain.world import tasks as world_tasks
@@ -36,6 +37,7 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
     yield from _tokenizer(experiment)
     yield from stage_mistakes(experiment)
     yield from given_mistakes(experiment)
+    yield from position_mistakes(experiment)
     if experiment.lengths and "test" not in sides(experiment.prepare, "long"):
         yield "lengths", "has no held-out long documents: set prepare.world.long or prepare.long"
     yield from _tasks(experiment)

@@ -16,12 +16,12 @@ from posttrain.data import hub
 from posttrain.ground import weights
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_object
+from posttrain.maths.rope import CONTEXT
 
-CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 # Families whose packed rows see each other, and families that PEFT's prefix tuning cannot run (transformers 5.23).
 UNPACKED = ("opt", "bloom", "mpt", "falcon", "xglm", "biogpt", "openai-gpt", "mamba", "falcon_mamba",
             "recurrent_gemma", "rwkv", "jamba", "bamba", "qwen3_next")  # fmt: skip
-WITHOUT_PREFIX = ("mpt", "falcon", "xglm", "openai-gpt", "mamba", "falcon_mamba", "recurrent_gemma", "rwkv", "jamba",
+WITHOUT_PREFIX = ("openai-gpt", "mamba", "falcon_mamba", "recurrent_gemma", "rwkv", "jamba",
                   "bamba", "qwen3_next")  # fmt: skip
 SHAPES = "shapes.json"  # beside a hub model's manifest: `config`, its config.json, and `weights`, name -> shape
 

@@ -125,10 +125,10 @@ def _longctx(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
         yield from target_mistakes(where, longctx.target_modules, experiment)
     if {"train", "test"} - sides(prepare, "long"):
         yield where, "needs long documents to train on and held-out ones: set prepare.world.long or prepare.long"
-    if scratch and scratch.positions == "alibi":
+    if scratch and scratch.positions == "alibi" and longctx.method != "none":
         yield (
             f"{where}.method",
-            "cannot be combined with base.scratch.positions: alibi, which has no RoPE to rescale",
+            "cannot be combined with base.scratch.positions: alibi, which has no RoPE to rescale (set method: none)",
         )
     long = prepare.world and prepare.world.long
     if long and scratch and (long.context, long.factor) != (scratch.context, longctx.factor):

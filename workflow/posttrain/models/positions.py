@@ -4,62 +4,59 @@ A wrong encoding raises no error and works on short texts; on longer ones the mo
 """
 
 import functools
+import inspect
 from pathlib import Path
 
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json
+from posttrain.maths import rope
 
-BY_LENGTH = ("dynamic", "longrope")  # kinds of RoPE whose frequencies depend on the text's length
-METHODS = {"linear": "linear", "dynamic": "dynamic", "yarn": "yarn", "none": "default"}  # in transformers' words
+
+def values_of(config) -> dict:
+    """The values of a transformers configuration; `rope_parameters` is None in one that knows none."""
+    return config.to_dict() | {"rope_parameters": getattr(config, "rope_parameters", None)}
 
 
 def contract(config, longest_input: int) -> dict:
-    """The position encoding of a transformers configuration: `type` (`default`, `linear`, `dynamic`, `yarn`, another of
-    transformers', or `alibi`), `factor`, `theta`, `original_context` and `context` in tokens, and all of RoPE's
-    `parameters`. longest_input: the tokenizer's limit, the context of a model without a longest position."""
-    parameters = dict(getattr(config, "rope_parameters", None) or {})
-    longest = getattr(config, "max_position_embeddings", None) or longest_input
-    kind = parameters.get("rope_type", "default")
+    """The position encoding of a transformers configuration: `type` (by `rope.kind`), `factor`, `theta`,
+    `original_context` and `context` in tokens, and all of RoPE's `parameters`; where layers differ, those of the layers
+    that see the whole text. longest_input: the tokenizer's limit, the context of a model without a longest position."""
+    values = values_of(config)
+    parameters, kind = rope.whole(values), rope.kind(values)
+    longest = rope.longest(values) or longest_input
     factor = float(parameters.get("factor") or 1.0)
     original = int(parameters.get("original_max_position_embeddings") or longest)
     if kind == "linear" and "original_max_position_embeddings" not in parameters:
         original = round(longest / factor)
     return {
-        "type": kind if parameters else "alibi" if config.model_type in ("bloom", "mpt") else "other",
+        "type": kind,
         "factor": factor,
         "theta": parameters.get("rope_theta"),
         "original_context": original,
         "context": round(longest * factor) if kind == "dynamic" else longest,
-        "parameters": parameters,
+        "parameters": dict(values["rope_parameters"] or {}),
     }
 
 
 def depend_on_length(contract: dict, longest: int) -> bool:
     """Whether the positions of a text of at most `longest` tokens depend on its length."""
-    return contract["type"] in BY_LENGTH and longest > contract["original_context"]
+    return contract["type"] in rope.BY_LENGTH and longest > contract["original_context"]
 
 
 def rescale(config, method: str, factor: float) -> None:
     """Set a configuration to a longer context. The model must then be loaded with it: a later change has no effect.
 
-    `dynamic` keeps the longest position, beyond which transformers rescales. Raises UserError for a model without RoPE
-    and for one that is already rescaled.
+    Raises UserError where the method cannot extend the model (`rope.extended`).
     """
-    parameters = dict(getattr(config, "rope_parameters", None) or {})
-    if "rope_theta" not in parameters:
-        raise UserError(f"longctx: {config.model_type} has no RoPE to rescale")
-    if parameters.get("rope_type", "default") != "default":
-        raise UserError(f"longctx: the model's positions are rescaled already ({parameters['rope_type']})")
-    original = config.max_position_embeddings
-    rescaled = {"rope_type": METHODS[method], "rope_theta": parameters["rope_theta"]}
-    rescaled |= {key: parameters[key] for key in ("partial_rotary_factor",) if key in parameters}
-    if method != "none":
-        rescaled["factor"] = factor
-    if method == "yarn":
-        rescaled["original_max_position_embeddings"] = original
-    config.rope_parameters = rescaled
-    if method != "dynamic":
-        config.max_position_embeddings = round(original * factor)
+    for key, value in rope.extended(values_of(config), method, factor).items():
+        setattr(config, key, value)
+
+
+def room(model, longest: int) -> int:
+    """Tokens of text that fit into a model: `longest`, or fewer where its positions end; virtual tokens take some."""
+    virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0)
+    last = rope.end(values_of(model.config))
+    return min(longest, last - virtual) if last else longest
 
 
 def refuse_other(manifest: Path, folder: Path) -> None:
@@ -81,6 +78,12 @@ def refuse_other(manifest: Path, folder: Path) -> None:
         )
 
 
+def skip_padding(model) -> bool:
+    """Whether padding between a prefix and a text changes nothing: it takes no positions and fills no window."""
+    windows = [getattr(model.config, name, None) for name in ("sliding_window", "window_size")]
+    return not any(windows) and "position_ids" in inspect.signature(model.get_base_model().forward).parameters
+
+
 def measure_each_row(model) -> None:
     """Make each row of a batch have the frequencies of its own length, as if it were alone, where RoPE depends on it.
 
@@ -88,7 +91,7 @@ def measure_each_row(model) -> None:
     batch (5.23). Neither hook changes a model with other positions. Without an attention mask, padding is not known.
     """
     limit = contract(model.config, 0)["original_context"]
-    rotations = [module for module in model.modules() if set(BY_LENGTH) & set(_kinds(module).values())]
+    rotations = [module for module in model.modules() if set(rope.BY_LENGTH) & set(_kinds(module).values())]
     for module in rotations:
         module.register_forward_hook(functools.partial(_rotate_each_row, limit), with_kwargs=True)
     if rotations:
@@ -106,10 +109,11 @@ def _kinds(module) -> dict:
 
 def _count_from_padding(_, arguments: tuple, options: dict) -> tuple[tuple, dict]:
     """A model's arguments with positions counted from the first token that is not padding."""
-    mask, ids = options.get("attention_mask"), options.get("input_ids", options.get("inputs_embeds"))
-    if options.get("position_ids") is None and ids is not None and mask is not None and mask.dim() == 2:
+    mask = options.get("attention_mask")
+    states = options.get("inputs_embeds") if options.get("input_ids") is None else options["input_ids"]
+    if options.get("position_ids") is None and states is not None and mask is not None and mask.dim() == 2:
         places = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        options = options | {"position_ids": places[:, -ids.shape[1] :]}
+        options = options | {"position_ids": places[:, -states.shape[1] :]}
     return arguments, options
 
 
@@ -123,7 +127,7 @@ def _rotate_each_row(limit: int, module, arguments: tuple, options: dict, output
 
     given = dict(zip(("x", "position_ids", "layer_type"), arguments, strict=False)) | options
     kind = _kinds(module).get(given.get("layer_type"))
-    if kind not in BY_LENGTH:
+    if kind not in rope.BY_LENGTH:
         return output
     states, places = given.pop("x"), given.pop("position_ids")
     rows = (places == 0).long().cumsum(dim=1)

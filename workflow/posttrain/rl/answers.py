@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from posttrain.ground.errors import UserError
+from posttrain.maths import rope
+from posttrain.models import positions
 from posttrain.models.completions import Answers, causal, cut_after_turn, hidden
 from posttrain.training import parallel
 
@@ -88,7 +90,9 @@ def stream(*name) -> int:
 
 def refuse_long(model, rows: list[dict], longest: int) -> None:
     """Raise UserError where a prompt (`ids`) with an answer of `longest` tokens is longer than the model's context."""
-    context = getattr(causal(model).config, "max_position_embeddings", None)  # ALiBi has none
+    config = causal(model).config
+    values = positions.values_of(config)
+    context = rope.end(values) if rope.kind(values) == "alibi" else positions.contract(config, 0)["context"]
     most = max((len(row["ids"]) for row in rows), default=0)
     if context and most + longest > context:
         raise UserError(

@@ -74,10 +74,11 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
     from posttrain.models.policy import read_contract
 
     contract = read_contract(policy)
-    longest = section.max_length or contract["positions"]["context"]
+    longest = positions.room(model, section.max_length or contract["positions"]["context"])
     # PEFT puts virtual tokens before the padding of a batch, farther from the prompt than in training. And lm-eval
-    # passes no mask of the padding, by which positions could follow each row's length.
-    alone = contract["method"] == "prompt" or positions.depend_on_length(contract["positions"], longest)
+    # passes no mask of the padding, by which to know each row's length.
+    far = contract["method"] == "prompt" or (contract["method"] == "prefix" and not positions.skip_padding(model))
+    alone = far or positions.depend_on_length(contract["positions"], longest)
     batch_size = 1 if alone else section.batch_size
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
     templated = section.chat_template

@@ -16,7 +16,7 @@ from posttrain.ground.files import read_jsonl, write_jsonl
 from posttrain.ground.progress import say
 from posttrain.maths.intervals import mean_stderr
 from posttrain.models import policy as policies
-from posttrain.models import tokens
+from posttrain.models import positions, tokens
 
 TASK = "long_text"  # task of documents without a task of their own
 
@@ -27,6 +27,9 @@ def lengths(
     """Write `work/data/documents.jsonl`, a loss for each document and length, and return the table's rows and the loss
     by position."""
     model, tokenizer = policies.load_merged(policy, base)
+    most = positions.room(model, max(section.tokens))
+    if most < max(section.tokens):
+        raise UserError(f"lengths.tokens: {max(section.tokens)} is over {most}, after which {policy} has no positions")
     rows, documents_losses, curve = [], [], []
     for task, held_out in tasks(data).items():
         for length in sorted(set(section.tokens)):

@@ -72,6 +72,9 @@ def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
         model = policies.load_verified(policy)
     else:
         model, difference = policies.merged_policy(policy, base)
+    # The tokenizer's limit is the context where a model has none of its own (ALiBi).
+    context = positions.contract(model.config, tokenizer.model_max_length)["context"]
+    tokenizer.model_max_length = round(context * section.factor)
     positions.rescale(model.config, section.method, section.factor)
     parallel.first(lambda: model.save_pretrained(folder))
     return policies.load_model(folder, quantization(section)), tokenizer, difference

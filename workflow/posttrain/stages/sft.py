@@ -70,6 +70,7 @@ def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dic
         processing_class=tokenizer,
         peft_config=adapter(section, model),
     )
+    refuse_beyond(trainer.model, [*train, *test])
     trainers.make_trained_float32(trainer.model)
     prove_batch(trainer.data_collator(list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))))
     trainers.share_rows(trainer, section)
@@ -96,6 +97,15 @@ def quantization_of(section: Sft) -> dict | None:
     return {"type": "nf4", "double_quantization": section.double_quantization, "compute": section.compute}
 
 
+def refuse_beyond(model, rows: list[dict]) -> None:
+    """Raise UserError where a row does not fit into the model's positions, of which virtual tokens take some."""
+    from posttrain.models import positions
+
+    longest = max(len(row["input_ids"]) for row in rows)
+    if longest > (room := positions.room(model, longest)):
+        raise UserError(f"sft: a row has {longest} tokens, and the model has positions for {room}: lower max_tokens")
+
+
 def adapter(section: Sft, model):
     """PEFT's configuration for the method; None for full weights. Raises UserError for layers that get no adapter."""
     import peft
@@ -111,12 +121,29 @@ def adapter(section: Sft, model):
             task_type="CAUSAL_LM",
         )
     if section.method == "prefix":
-        return peft.PrefixTuningConfig(num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM")
+        layers, heads, width = cached_keys(model)
+        return peft.PrefixTuningConfig(
+            num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM",
+            num_layers=layers, num_attention_heads=heads, token_dim=heads * width,
+        )  # fmt: skip
     if section.method == "prompt":
         return peft.PromptTuningConfig(
-            num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM", prompt_tuning_init="SAMPLE_VOCAB"
-        )
+            num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM", prompt_tuning_init="SAMPLE_VOCAB",
+            num_attention_heads=cached_keys(model)[1],
+        )  # fmt: skip
     return None
+
+
+def cached_keys(model) -> tuple[int, int, int]:
+    """(layers, heads, width of a head) of the keys that a model caches, measured on one token.
+
+    PEFT reads them from the configuration, where Falcon has the heads of its queries and MPT another name.
+    """
+    import torch
+
+    with torch.no_grad():
+        cache = model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values
+    return len(cache.layers), cache.layers[0].keys.shape[1], cache.layers[0].keys.shape[3]
 
 
 def prove_isolation(model, rows: list[dict]) -> None:

@@ -1,0 +1,115 @@
+"""Positions by the values of a `config.json`: their kind, where they end, and RoPE's parameters for a longer context.
+
+Which method extends which RoPE: the frequencies that a model was trained with must be those that are rescaled.
+
+- `default`: any method; of Phi-3, which has `longrope` only, `linear` as one factor of all planes and all lengths.
+- `linear` (position interpolation, arXiv 2306.15595, eq. 4) twice is once by the product: (m / f) / s = m / (f s).
+- `yarn` (arXiv 2309.00071, section 3.2) from f to f s on the same trained context, as its authors go from 16 to 32
+  (section 4.1). Planes that turn often stay; an `attention_factor` that is written down stays too.
+- `llama3` (Llama 3.1, arXiv 2407.21783) is YaRN's interpolation by parts with a ramp of its own and without a
+  temperature: `yarn` multiplies its factor, so that the slow planes see the angles of training, the fast ones stay.
+- `longrope` (arXiv 2402.13753, section 3): `linear` multiplies the factors of long texts; short texts, and the
+  temperature that belongs to the trained context, stay.
+- `dynamic` (arXiv 2309.00071, appendix B.2) by the product of both factors.
+- Layers with a sliding window never see a distance over it and stay (Gemma 3, arXiv 2503.19786, section 2.1, which
+  interpolates its global layers only).
+"""
+
+from typing import Any
+
+from posttrain.ground.errors import UserError
+
+BY_LENGTH = ("dynamic", "longrope")  # kinds whose frequencies depend on the text's length
+ON_TOP = {"linear": "linear", "proportional": "linear", "longrope": "linear", "yarn": "yarn", "llama3": "yarn",
+          "dynamic": "dynamic"}  # kind of a rescaled RoPE -> the method that extends it  # fmt: skip
+WINDOWS = ("sliding_attention", "chunked_attention")  # types of layers that see a part of the text
+TABLES = ("gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "openai-gpt", "ctrl")  # families with a table of positions
+TURNS = ("gptj", "codegen")  # families with RoPE that transformers cannot rescale
+LONGROPE_ONLY = ("phi3", "phi4_multimodal")  # families that transformers gives no other kind
+# Names of the longest text.
+CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+
+
+def whole(values: dict) -> dict:
+    """RoPE's parameters in the layers that see the whole text; {} where a configuration has none."""
+    parameters = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    nested = [part for kind, part in parameters.items() if isinstance(part, dict) and kind not in WINDOWS]
+    return nested[0] if nested else parameters
+
+
+def kind(values: dict) -> str:
+    """`default` or another kind of RoPE; `alibi`; `table`, learned positions; `turns`, RoPE of its own; or `other`."""
+    family = values.get("model_type")
+    if family in ("bloom", "mpt") or values.get("alibi"):
+        return "alibi"
+    if family in TABLES + TURNS:
+        return "table" if family in TABLES else "turns"
+    if "rope_parameters" in values and not values["rope_parameters"]:
+        return "other"
+    named = whole(values).get("rope_type") or whole(values).get("type") or "default"
+    return "longrope" if family in LONGROPE_ONLY and named != "default" else named
+
+
+def longest(values: dict) -> int | None:
+    """The longest text in tokens by the configuration; None where it has none."""
+    return next((values[name] for name in CONTEXT if values.get(name)), None)
+
+
+def end(values: dict) -> int | None:
+    """The number of positions that a model has; None for RoPE and ALiBi, which go on."""
+    ends = kind(values) in ("table", "turns") or values.get("model_type") == "mpt"
+    return longest(values) if ends else None
+
+
+def extended(values: dict, method: str, factor: float) -> dict[str, Any]:
+    """The values of a configuration that change for `factor` times the context.
+
+    `none` leaves the frequencies. Raises UserError, with the reason, where the method cannot extend the model.
+    """
+    old, context, family = kind(values), longest(values), values.get("model_type")
+    grown = {name: round(context * factor) for name in CONTEXT if values.get(name) and context}
+    if old == "table":
+        raise UserError(f"{family} has a learned position for each of {context} tokens, and none beyond them")
+    if method == "none" and old != "dynamic":
+        return grown | ({"rope_parameters": _by_layer(values, _ratio(values))} if _ratio(values) else {})
+    if old in ("alibi", "turns", "other"):
+        has = {"alibi": "ALiBi", "turns": "RoPE of its own"}.get(old, "neither RoPE nor ALiBi")
+        raise UserError(f"{family} has {has}, no RoPE that can be rescaled: set method: none")
+    if old != "default" and ON_TOP.get(old) != method:
+        ways = " or ".join([*filter(None, [ON_TOP.get(old)]), *(["none"] if old != "dynamic" else [])])
+        raise UserError(f"{family}'s positions are rescaled already ({old}), which {method} cannot extend: set {ways}")
+    if family in LONGROPE_ONLY and method != "linear":
+        raise UserError(f"transformers knows no {method} for {family}, only longrope: set linear or none")
+    if values.get("head_dim", 0) is None:  # transformers computes it for default frequencies only (5.23)
+        grown["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    parameters = whole(values)
+    changed: dict[str, Any] = {"factor": factor * float(parameters.get("factor") or 1.0)}
+    if old == "longrope":
+        changed = _ratio(values) | {"long_factor": [part * factor for part in parameters["long_factor"]]}
+    elif family in LONGROPE_ONLY:
+        planes = int(values["hidden_size"] // values["num_attention_heads"] * parameters["partial_rotary_factor"]) // 2
+        lists = {"short_factor": [factor] * planes, "long_factor": [factor] * planes}
+        changed = {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": context,
+            "attention_factor": 1.0,
+        } | lists
+    elif old == "default":
+        changed |= {"rope_type": method} | ({"original_max_position_embeddings": context} if method == "yarn" else {})
+    if method == "dynamic":  # the trained context stays, beyond which frequencies follow the length
+        grown = {name: value for name, value in grown.items() if name not in CONTEXT}
+    return grown | {"rope_parameters": _by_layer(values, changed)}
+
+
+def _ratio(values: dict) -> dict[str, float]:
+    """The factor by which the context is longer than the trained one, where only the two lengths tell it (Phi-3)."""
+    trained, context = whole(values).get("original_max_position_embeddings"), longest(values)
+    return {"factor": context / trained} if trained and context and not whole(values).get("factor") else {}
+
+
+def _by_layer(values: dict, changed: dict) -> dict:
+    """RoPE's parameters with changes in the layers that see the whole text."""
+    parameters = values.get("rope_parameters") or {}
+    if whole(values) is parameters:
+        return parameters | changed
+    return {name: part if name in WINDOWS or not part else part | changed for name, part in parameters.items()}
