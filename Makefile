@@ -1,18 +1,27 @@
 # `make run` and `make test` set up what they need first. Typed again, they do only what is missing.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-PIP := pip install --quiet --disable-pip-version-check
+# Modules are compiled when they are imported first: pip would compile all of them, most of which nothing imports.
+PIP := pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test test-slurm test-slurm-full setup lint clean
+.PHONY: run test test-slurm test-slurm-full setup lint clean .slurm .tested
 
 run: setup
 	POSTTRAIN_SUMMARY=later snakemake --cores all
 	@posttrain summary  # printed here, so that it is also printed where nothing was to be done
 
-# Files run in the order of `testpaths`, the longest first, so that no core is idle at the end.
-test: lint
+# Two at once: SLURM is installed beside the packages, and linted beside the tests.
+test:
+	$(MAKE) --no-print-directory --jobs 2 lint .tested
+
+# Files run in the order of `testpaths`, the longest first, so that no core is idle at the end. Three processes for two
+# cores: the tests on a cluster wait most of their time.
+.tested: .venv/tests .slurm
+	pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+.slurm:
 	tests/slurm/install.sh
-	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The tests on a cluster: Debian's SLURM, installed if it is missing (as root).
 test-slurm: .venv/tests
@@ -32,18 +41,23 @@ lint: .venv/tests
 
 setup: .venv/ready
 
-# What a run needs. Changed pins make the environment anew.
-.venv/ready: envs/requirements.txt pyproject.toml
+# Changed pins make the environment anew. Its packages come in one call of pip, which takes ten seconds to find that
+# nothing is missing.
+define environment
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(PIP) -r envs/requirements.txt
+	$(PIP) -r envs/$(1).txt
 	$(PIP) --no-deps --no-build-isolation --editable .
-	touch $@
+	touch .venv/ready $@
+endef
 
-# What only tests, linters and the type checker need.
-.venv/tests: .venv/ready envs/tests.txt
-	$(PIP) -r envs/tests.txt
-	touch $@
+# What a run needs.
+.venv/ready: envs/requirements.txt pyproject.toml
+	$(call environment,requirements)
+
+# With what only tests, linters and the type checker need.
+.venv/tests: envs/tests.txt envs/requirements.txt pyproject.toml
+	$(call environment,tests)
 
 clean:
 	rm -rf .venv
