@@ -10,12 +10,13 @@ from families import tokenizer_of
 from tiny import make, sft
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from posttrain.config.sections import Base
+from posttrain.config.sections import Base, Prepare, Source, Tokenizer
 from posttrain.config.sources import own_files
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json
 from posttrain.models.policy import load_merged
 from posttrain.resources import architecture
+from posttrain.tools.export import export
 
 SMALL = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              max_position_embeddings=256, vocab_size=512, bos_token_id=1, eos_token_id=2,
@@ -208,3 +209,31 @@ def test_a_tokenizer_of_other_tokens_than_the_models_is_refused(data, base, tmp_
     assert f"warning: {told}: '<|tool|>'" in capfd.readouterr().err
     with pytest.raises(UserError, match=r"of prepare\.tokenizer are others in the tokenizer of .*other, among"):
         taken(tmp_path / "other", data)
+
+
+def test_what_is_exported_ends_its_turns_as_it_was_trained(data, base, tmp_path):
+    """transformers alone stops at `prepare.end_of_turn`; control: without it, at the base's own end of sequence."""
+    template = tmp_path / "chat.jinja"
+    rows = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "who is it ?"}, {"role": "assistant", "content": "it is me ."}]
+    rows.write_text("".join(json.dumps({"id": str(n), "messages": turns}) + "\n" for n in range(2)))
+    for name, end, key in (("own", "<|end|>", None), ("given", "<|tool|>", "<|tool|>")):
+        template.write_text(
+            "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '" + end + "' }}{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        )
+        section = Prepare(
+            sft=[Source(path=str(rows), use="train")],
+            tokenizer=Tokenizer(path=str(base.parent / "model")),
+            chat_template=str(template),
+            end_of_turn=key,
+            max_tokens=128,
+        )
+        prepared = make("prepare", section, tmp_path / name / "prepare/manifest.json")
+        section = Base(path=str(base.parent / "model"))
+        manifest = make("base", section, tmp_path / name / "base/manifest.json", data=prepared)
+        export(manifest, tmp_path / name / "out")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name / "out")
+        exported = AutoModelForCausalLM.from_pretrained(tmp_path / name / "out")
+        assert exported.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids(end)
+        assert tokenizer.eos_token == end

@@ -116,6 +116,29 @@ def test_a_refusal_names_the_key_that_helps(family, of, words, tmp_path):
         tokens.encode(prepared(tmp_path, family, [of])[0], of)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lm_eval_asks_with_the_tokens_of_training(family, tmp_path):
+    """One BOS, where the template or the tokenizer has one, and the same generation prompt."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer, _ = prepared(tmp_path, family, [ONE], **KEYS.get(family, {}))
+    sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=256)
+    asked = harness.tok_encode(harness.apply_chat_template(ONE["messages"][:-1]))
+    assert asked == tokens.encode_prompt(tokenizer, ONE)
+    assert asked == tokens.encode(tokenizer, ONE)["input_ids"][: len(asked)]
+
+
+def test_a_kto_row_trains_its_completion_alone(tmp_path):
+    """Replies of its prompt are context, which Qwen3 writes without their thinking."""
+    turns = row(*ANSWERS)["messages"]
+    kto = {"id": "k1", "prompt": turns[:-1], "completion": turns[-1:], "label": True}
+    tokenizer, _ = prepared(tmp_path, "qwen3", [ONE])
+    assert trained(tokenizer, tokens.demonstration(kto)) == ["<think>\n\n</think>\n\nyes.<|im_end|>"]
+
+
 def test_a_split_conversation_trains_each_reply_as_it_is_asked_for(tmp_path):
     """Qwen3 drops the thinking of earlier replies: each is trained with its own, after the others without theirs."""
     of = row("<think>\nhm\n</think>\n\nit is four.", "<think>\nso\n</think>\n\nyes.")

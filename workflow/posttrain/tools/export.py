@@ -28,6 +28,9 @@ def export(policy: Path, folder: Path) -> None:
     for manifest in filter(None, (policy, base)):
         verify(manifest)
     model, tokenizer = load_merged(policy, base)
+    ends = model.generation_config.eos_token_id  # a number, several, or None
+    if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):  # it is `prepare.end_of_turn`
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
     part = folder.with_name(f".{folder.name}.part")  # the folder appears whole or not at all
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
