@@ -134,3 +134,31 @@ def test_its_context_is_made_four_times_as_long(shared, home):
     assert by_position["longctx"][3] < by_position["base"][3] - 0.4
     lost = [by_position[name][3] - by_position[name][0] for name in ("base", "longctx")]
     assert lost[1] < 0.4 * lost[0], "after a moment's tuning little is left of the collapse"
+
+
+def test_pass_words_fit_into_the_context_of_a_given_model(shared, home):
+    """A question of N tokens has at most N by the model's own tokenizer, of several tokens a word, with its answer."""
+    import json
+
+    from transformers import AutoTokenizer
+
+    from posttrain.config.sections import Long, World
+
+    model = str(shared / "data/models/stories260K")
+    long = Long(context=128, factor=2, documents=16, questions=10)
+    world = World(documents=64, questions=20, test_questions=7, pairs=16, long=long)
+    section = Prepare(world=world, tokenizer=Tokenizer(path=model), max_tokens=256)
+    data = make("prepare", section, Path("results/stories-world/prepare/manifest.json"))
+    tokenizer, folder = AutoTokenizer.from_pretrained(model), data.parent / "data/tasks"
+    files = [*folder.glob("passkey_*_depth_*.jsonl"), *folder.glob("recall_*.jsonl")]
+    assert len(files) == 12
+    for file in files:
+        length = int(file.stem.split("_")[1])
+        longest = json.loads(file.with_suffix(".yaml").read_text())["generation_kwargs"]["max_gen_toks"]
+        for question in map(json.loads, file.read_text().splitlines()):
+            answer = len(tokenizer(f" {question['answer']}.", add_special_tokens=False).input_ids)
+            tokens = len(tokenizer(question["prompt"]).input_ids)
+            assert answer <= longest and 0.6 * length < tokens <= length - answer, (file.name, tokens, answer)
+    base = make("base", Base(path=model), Path("results/stories-world/base/manifest.json"), data=data)
+    section = Evaluate(limit=2, tasks=[{"task": "passkey_128"}, {"task": "recall_256"}])
+    make("evaluate", section, Path("results/stories-world/evaluate/base/manifest.json"), data=data, policy=base)

@@ -18,7 +18,7 @@ from posttrain.config.sources import sides as sides_with_source
 from posttrain.data import texts
 from posttrain.data.conversations import suited
 from posttrain.data.rows import card, read_source
-from posttrain.data.tokenizer import make_tokenizer
+from posttrain.data.tokenizer import load_tokenizer, make_tokenizer
 from posttrain.evaluation.tasks import multiple_choice, rolling, write_task
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_jsonl
@@ -26,6 +26,7 @@ from posttrain.ground.progress import say
 from posttrain.models import tokens
 from posttrain.world import rows as world_rows
 from posttrain.world import tasks as world_tasks
+from posttrain.world.longtext import Count, size
 
 NAMED = 5  # dropped rows that a warning names; it counts all
 WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
@@ -38,7 +39,8 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     """
     sides: dict[str, dict[str, list]] = {task: {"train": [], "test": []} for task in TRAINED}
     cards: list[dict] = []
-    questions = add_world(section, sides, cards) if section.world else []
+    count = counter(section, list(fetched))
+    questions = add_world(section, sides, cards, count) if section.world else []
     evaluation_rows = [*questions]  # rows of benchmarks: an overlap with training rows is an error
     for task in TRAINED:
         for source in getattr(section, task):
@@ -57,7 +59,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     warn_one_label(sides["kto"]["train"], cards)
     for task in ("sft", "kto"):
         prove(tokenizer, sides[task])
-    names = write_data(section, work, sides, tokenizer, questions, choices)
+    names = write_data(section, work, sides, tokenizer, questions, choices, count)
     splits = {
         task: {side: len(rows) for side, rows in sides[task].items()} for task in TRAINED if any(sides[task].values())
     }
@@ -73,10 +75,19 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     }
 
 
-def add_world(section: Prepare, sides: dict, cards: list) -> list[dict]:
+def counter(section: Prepare, fetched: list[Path]) -> Count:
+    """Counts the tokens of a text; its words, where a tokenizer is trained on the built-in world."""
+    chosen = section.tokenizer
+    if chosen is None or chosen.vocab_size or not (section.world and section.world.long):
+        return size
+    tokenizer = load_tokenizer(chosen.hub, chosen.path, fetched)
+    return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def add_world(section: Prepare, sides: dict, cards: list, count: Count) -> list[dict]:
     """Add the built-in world's rows to both sides; returns its held-out questions."""
     assert section.world
-    for task, split in world_rows.generate(section.seed, section.world).items():
+    for task, split in world_rows.generate(section.seed, section.world, count).items():
         for side, rows_of_side in split.items():
             sides[task][side] += rows_of_side
             cards.append(card(f"world, {side}", task, {}, total=len(rows_of_side), kept=len(rows_of_side)))
@@ -218,7 +229,9 @@ def warn_one_label(rows: list[dict], cards: list) -> None:
         cards.append(card("kto: training rows", "kto", {}, {"one_label": count}))
 
 
-def write_data(section: Prepare, work: Path, sides: dict, tokenizer, questions: list, choices: list) -> list[str]:
+def write_data(
+    section: Prepare, work: Path, sides: dict, tokenizer, questions: list, choices: list, count: Count
+) -> list[str]:
     """Write rows, tokenizer and benchmark tasks below `work/data`; returns the names of the tasks.
 
     questions: those of the built-in world.
@@ -237,7 +250,7 @@ def write_data(section: Prepare, work: Path, sides: dict, tokenizer, questions: 
     if choices:
         write_task(folder / "tasks", multiple_choice("choices", home), choices)
         names.append("choices")
-    names += world_tasks.write_retrieval(folder / "tasks", home, sides["long"]["test"])
+    names += world_tasks.write_retrieval(folder / "tasks", home, sides["long"]["test"], count)
     if names:  # the tasks that evaluation runs by default
         (folder / "tasks" / "default.json").write_text(json.dumps(names) + "\n")
     return names

@@ -7,6 +7,7 @@ statements of who has which thing where. The distance between dependent words gr
 import math
 import random
 import re
+from collections.abc import Callable
 
 from posttrain.config.sections import Long
 from posttrain.world.documents import diary, fact
@@ -23,6 +24,9 @@ ROOM = 6  # tokens of a question's length that are reserved for its answer
 def size(text: str) -> int:
     """Number of words and punctuation marks: the tokens of a tokenizer trained on such text."""
     return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+Count = Callable[[str], int]  # number of tokens of a text
 
 
 def held_out_lengths(long: Long) -> list[int]:
@@ -43,12 +47,12 @@ def motif(rng: random.Random, words: int, within: int, least: int = 16, noise: f
     return " ".join(text), cycle[words % period]
 
 
-def _facts(rng: random.Random, tokens: int) -> list[str]:
+def _facts(rng: random.Random, tokens: int, count: Count = size) -> list[str]:
     """True statements of at most so many tokens."""
     statements, left = [], tokens
     while left > 0:
         statements.append(fact(rng))
-        left -= size(statements[-1])
+        left -= count(f" {statements[-1]}")
     return statements if left == 0 else statements[:-1]
 
 
@@ -65,13 +69,28 @@ def secret(rng: random.Random, tokens: int) -> str:
     return " ".join([*talk, statement])
 
 
-def passkey(rng: random.Random, tokens: int, depth: int) -> tuple[str, str]:
+def passkey(rng: random.Random, tokens: int, depth: int, count: Count = size) -> tuple[str, str]:
     """(question, answer): a pass word is stated at a depth (0 to 100) among facts; the question ends before it."""
     answer = rng.choice(WORDS)
     statement, request = f"secret pass: {answer}.", "secret pass:"
-    talk = _facts(rng, tokens - ROOM - size(statement) - size(request))
+    talk = _facts(rng, tokens - _room(count) - count(f" {statement}") - count(f" {request}"), count)
     talk.insert(round(depth / 100 * len(talk)), statement)
     return " ".join([*talk, request]), answer
+
+
+def _room(count: Count) -> int:
+    """Tokens of a question's length that are reserved for its answer, and the full stop after it."""
+    return max(ROOM, 2 + max(count(f" {word}") for word in WORDS))
+
+
+def recall(rng: random.Random, tokens: int, count: Count) -> tuple[str, str]:
+    """(question, answer): a motif of at most so many tokens, less those of the answer, and its next word."""
+    left = tokens - _room(count)
+    words = left * len(WORDS) // sum(count(f" {word}") for word in WORDS)
+    text, answer = motif(rng, words, words, least=8, noise=0.0)
+    while count(f" {text}") > left:
+        text = text.partition(" ")[2]
+    return text, answer
 
 
 def document(rng: random.Random, tokens: int) -> tuple[str, str]:
@@ -82,8 +101,11 @@ def document(rng: random.Random, tokens: int) -> tuple[str, str]:
     return kind, secret(rng, tokens) if kind == "secret" else diary(rng, tokens)
 
 
-def generate(seed: int, documents: int, long: Long) -> dict[str, dict[str, list[dict]]]:
-    """Rows by task and split: `text`, at most as long as the context, and `long`, up to `factor` times the context."""
+def generate(seed: int, documents: int, long: Long, count: Count = size) -> dict[str, dict[str, list[dict]]]:
+    """Rows by task and split: `text`, at most as long as the context, and `long`, up to `factor` times the context.
+
+    count: tokens of a text by the tokenizer that reads held-out questions, so that they fit into their length.
+    """
     longest = long.context * long.factor
     return {
         "text": {
@@ -92,7 +114,7 @@ def generate(seed: int, documents: int, long: Long) -> dict[str, dict[str, list[
         },
         "long": {
             "train": _training_rows(seed, "long-train", long.documents, longest),
-            "test": [row for length in held_out_lengths(long) for row in _held_out_rows(seed, long, length)],
+            "test": [row for length in held_out_lengths(long) for row in _held_out_rows(seed, long, length, count)],
         },
     }
 
@@ -107,7 +129,7 @@ def _training_rows(seed: int, part: str, count: int, tokens: int) -> list[dict]:
     return rows
 
 
-def _held_out_rows(seed: int, long: Long, length: int) -> list[dict]:
+def _held_out_rows(seed: int, long: Long, length: int, count: Count) -> list[dict]:
     """Documents of a length, and questions with their `answer`.
 
     Documents with the task `near_text` are motifs whose period stays as short as in a text of the context's length.
@@ -124,10 +146,10 @@ def _held_out_rows(seed: int, long: Long, length: int) -> list[dict]:
         rows.append(row | {"text": motif(rng, length + SPARE, long.context)[0]})
     for number in range(long.questions):
         depth = DEPTHS[number % len(DEPTHS)]
-        text, answer = passkey(rng, length, depth)
+        text, answer = passkey(rng, length, depth, count)
         row = {"id": f"{name}-passkey-{number}", "kind": "passkey", "length": length, "depth": depth}
         rows.append(row | {"text": text, "answer": answer})
-        text, answer = motif(rng, length - ROOM, length - ROOM, least=8, noise=0.0)
+        text, answer = recall(rng, length, count)
         row = {"id": f"{name}-recall-{number}", "kind": "recall", "length": length}
         rows.append(row | {"text": text, "answer": answer})
     return rows

@@ -20,11 +20,12 @@ SOURCE = "world:"  # what the `source` of each row begins with
 Split = dict[str, list[dict]]
 
 
-def generate(seed: int, world: World) -> dict[str, Split]:
+def generate(seed: int, world: World, count: longtext.Count = longtext.size) -> dict[str, Split]:
     """The world's rows by kind of data (`text`, `sft`, `preference`, `long`) and side (`train`, `test`).
 
     Test documents and test pairs are an eighth as many as training ones. Each part has its own random stream, so that
     the size of one part does not change another. Each row has an `id`, a `group` and a `source`.
+    count: tokens of a text.
     """
     # Orders have many questions and facts few, so pairs ask about orders twice as often: facts would be repeated.
     kinds = (*KNOWLEDGE, *ORDER, *ORDER)
@@ -51,7 +52,7 @@ def generate(seed: int, world: World) -> dict[str, Split]:
         },
     }
     if world.long:
-        rows |= longtext.generate(seed, world.documents, world.long)
+        rows |= longtext.generate(seed, world.documents, world.long, count)
     return {kind: {side: list(map(_sourced, part)) for side, part in split.items()} for kind, split in rows.items()}
 
 

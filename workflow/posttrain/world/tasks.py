@@ -6,7 +6,7 @@ from posttrain.config.sections import World
 from posttrain.evaluation.tasks import exact_match, group_of, write_task, write_yaml
 from posttrain.world.gold import ANSWER_PATTERN
 from posttrain.world.language import KINDS
-from posttrain.world.longtext import held_out_lengths
+from posttrain.world.longtext import Count, held_out_lengths, size
 from posttrain.world.rows import is_of_world
 
 NEXT_WORD = r"^\s*(\w+)"  # the answer to a question about a long text
@@ -34,9 +34,9 @@ def write_questions(folder: Path, home: str, rows: list[dict]) -> list[str]:
     return ["world"]
 
 
-def write_retrieval(folder: Path, home: str, rows: list[dict]) -> list[str]:
+def write_retrieval(folder: Path, home: str, rows: list[dict], count: Count = size) -> list[str]:
     """Write the questions among held-out `long` rows: `recall_LENGTH`, and for pass words a group `passkey_LENGTH` over
-    one task for each depth; returns the names of the two for each length."""
+    one task for each depth; returns the names of the two for each length. count: tokens of a text."""
     tasks: dict[str, list[dict]] = {}
     groups: dict[str, dict[str, None]] = {}
     for row in rows:
@@ -46,7 +46,8 @@ def write_retrieval(folder: Path, home: str, rows: list[dict]) -> list[str]:
             tasks.setdefault(name, []).append({"id": row["id"], "prompt": row["text"], "answer": row["answer"]})
             groups.setdefault(group, {})[name] = None
     for name, questions in tasks.items():
-        write_task(folder, exact_match(name, home, NEXT_WORD, until=".", longest=3), questions)
+        longest = max(3, *(count(f" {question['answer']}.") for question in questions))
+        write_task(folder, exact_match(name, home, NEXT_WORD, until=".", longest=longest), questions)
     for group, members in groups.items():
         if list(members) != [group]:
             write_yaml(folder / f"{group}.yaml", group_of(group, list(members)))
