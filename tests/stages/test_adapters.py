@@ -138,8 +138,25 @@ def test_linear_layers_of_a_class_of_their_own_are_quantised(given):
     assert (whole - logits(policy.load_verified(given("falcon")).eval())).abs().max() > 1e-2
 
 
+def test_a_layer_that_only_inherits_from_a_linear_one_is_left_alone():
+    """As Phi-MoE's router, which returns two tensors, and a layer that scales. Falcon's is linear (control)."""
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+
+    class Router(torch.nn.Linear):
+        def forward(self, input):
+            return super().forward(input).topk(2)
+
+    class Scaled(torch.nn.Linear):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    linear = [quantization.computes_a_product(layer(8, 4)) for layer in (Router, Scaled, FalconLinear, torch.nn.Linear)]
+    assert linear == [False, False, True, True]
+    assert not quantization.computes_a_product(torch.nn.Embedding(8, 4))
+
+
 def test_a_model_without_a_weight_to_quantise_is_refused(given, monkeypatch):
-    monkeypatch.setattr(quantization, "computes_a_product", lambda layer: False)
+    monkeypatch.setattr(quantization, "computes_a_product", lambda _: False)
     with pytest.raises(UserError, match=r"no linear weight of FalconForCausalLM can be quantised to NF4"):
         policy.load_verified(given("falcon"), NF4)
 

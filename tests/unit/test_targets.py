@@ -45,7 +45,7 @@ def written(folder, base: str, sft: str, dpo: str = "null", method: str = "lora"
         ("tied", "[q_porj]", "null", "sft.target_modules: the base has no q_porj"),
         ("tied", "[q_proj]", "[q_proj, k_proj]", "dpo.target_modules: the base has no k_proj"),
         ("tied", "[q_proj, v_proj]", "[q_proj]", "dpo.target_modules: lacks v_proj, which sft.target_modules has"),
-        ("tied", "[embed_tokens]", "null", "sft.target_modules: the base has no embed_tokens, or shares its weights"),
+        ("tied", "[embed_tokens]", "null", "sft.target_modules: embed_tokens can get no adapter: it is the out"),
         ("gpt2", "[wte]", "null", "linear layers: c_attn, c_fc, c_proj"),
         ("gpt2", "[lm_head]", "null", "sft.target_modules: lm_head can get no adapter: it is the output embedding"),
         ("apart", "[q_proj, embed_tokens]", "null", "dpo.target_modules: embed_tokens of sft.target_modules is no lin"),
@@ -78,6 +78,7 @@ def test_an_embedding_of_its_own_weights_can_be_adapted_where_nothing_starts_fro
 def test_a_base_from_scratch_is_known_by_its_settings(tmp_path):
     text = "prepare: {world: {}}\nbase: {scratch: {positions: alibi}}\nsft: {method: lora, target_modules: [q_proj]}\n"
     assert "the base has no q_proj" in problems(tmp_path, one=text)
+    assert "word_embeddings can get no adapter" in problems(tmp_path, one=text.replace("q_proj", "word_embeddings"))
     load(tmp_path, one=text.replace("q_proj", "query_key_value"))
 
 

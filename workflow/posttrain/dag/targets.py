@@ -8,6 +8,7 @@ from posttrain.dag.given import given
 
 LAYER = re.compile(r"(^|\.)\d+\.")  # in the name of a weight: the number of its layer
 HEADS = {"lm_head", "embed_out"}  # names of output embeddings
+SHARED_IN_SCRATCH = HEADS | {"embed_tokens", "word_embeddings"}
 OF_SCRATCH = {  # linear layers of `base.scratch`, by its positions
     "rope": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
     "alibi": {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
@@ -23,14 +24,15 @@ def target_mistakes(
     wanted: names, `all-linear`, or None for the earlier ones. earlier: those of the adapter from which this one starts,
     for an adapter that has to be on linear layers and on all of these.
     """
-    linear, apart = layers(experiment)
+    linear, apart, shared = layers(experiment)
     key, names = f"{where}.target_modules", wanted if isinstance(wanted, list) else []
     allowed = f"linear layers: {', '.join(sorted(linear))}"
     for name, last in ((name, name.rpartition(".")[2]) for name in names if linear):
-        if last in HEADS:
-            yield key, f"{name} can get no adapter: it is the output embedding; {allowed}"
+        if last in shared:
+            reason = "it is the output embedding, or shares its weights with it (tie_word_embeddings)"
+            yield key, f"{name} can get no adapter: {reason}; {allowed}"
         elif last not in linear | apart:
-            yield key, f"the base has no {name}, or shares its weights with the output embedding; {allowed}"
+            yield key, f"the base has no {name}; {allowed}"
         elif last not in linear and earlier is not None:
             yield key, f"{name} is no linear layer; {allowed}"
     if names and isinstance(earlier, list) and (lacking := [name for name in earlier if name not in names]):
@@ -40,12 +42,12 @@ def target_mistakes(
             yield key, f"{name} of sft.target_modules is no linear layer, from which none can start; {allowed}"
 
 
-def layers(experiment: Experiment) -> tuple[set[str], set[str]]:
-    """Names of the base's linear layers, and of the matrices outside its layers that can get an adapter: embeddings of
-    their own weights. Experts of a mixture are left out. Empty where the weights are not at hand."""
+def layers(experiment: Experiment) -> tuple[set[str], set[str], set[str]]:
+    """(linear layers, embeddings of their own weights, the output embedding and what shares its weights): names, of the
+    base, without the experts of a mixture. The first two are empty where the weights are not at hand."""
     base = experiment.base
     if base.scratch:
-        return OF_SCRATCH[base.scratch.positions], set()
+        return OF_SCRATCH[base.scratch.positions], set(), SHARED_IN_SCRATCH
     model = given(base)
     matrices = {
         name.removesuffix(".weight"): shape
@@ -55,6 +57,6 @@ def layers(experiment: Experiment) -> tuple[set[str], set[str]]:
     inside = {name.rpartition(".")[2] for name in matrices if LAYER.search(f"{name}.")}
     outside = {name.rpartition(".")[2]: shape for name, shape in matrices.items() if not LAYER.search(f"{name}.")}
     words = [name for name, shape in outside.items() if shape[0] == model.config.get("vocab_size")]
-    if model.config.get("tie_word_embeddings", len(words) < 2):  # families differ in their default
-        outside = {name: shape for name, shape in outside.items() if name not in words}
-    return inside, outside.keys() - HEADS - inside
+    tied = model.config.get("tie_word_embeddings", len(words) < 2)  # families differ in their default
+    shared = HEADS | set(words if tied else [])
+    return inside, outside.keys() - shared - inside, shared

@@ -54,8 +54,9 @@ def quantize_own_classes(model) -> None:
 
     settings = model.config.quantization_config
     for name, layer in list(model.named_modules()):
-        own = isinstance(layer, torch.nn.Linear) and type(layer) not in (torch.nn.Linear, bitsandbytes.nn.Linear4bit)
-        if not own or layer is model.get_output_embeddings() or not computes_a_product(layer):
+        if type(layer) in (torch.nn.Linear, bitsandbytes.nn.Linear4bit) or not computes_a_product(layer):
+            continue
+        if layer is model.get_output_embeddings():
             continue
         options = {
             "compress_statistics": settings.bnb_4bit_use_double_quant,
@@ -71,12 +72,18 @@ def quantize_own_classes(model) -> None:
 
 
 def computes_a_product(layer) -> bool:
-    """Whether a layer computes what torch's linear layer does with its weight and bias, on random numbers."""
+    """Whether a layer is linear. One of a class that inherits from torch's may be something else, as the router of
+    Phi-MoE is, so it is compared on random numbers with torch's."""
+    import bitsandbytes
     import torch
 
+    if not isinstance(layer, torch.nn.Linear) or type(layer) in (torch.nn.Linear, bitsandbytes.nn.Linear4bit):
+        return isinstance(layer, torch.nn.Linear)
     values = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0)).to(layer.weight)
+    expected = torch.nn.functional.linear(values, layer.weight, layer.bias)
     with torch.no_grad():
-        return torch.allclose(layer(values), torch.nn.functional.linear(values, layer.weight, layer.bias), atol=1e-4)
+        output = layer(values)
+    return isinstance(output, torch.Tensor) and torch.allclose(output, expected, atol=1e-4)
 
 
 def keep_quantized_weights(model) -> None:

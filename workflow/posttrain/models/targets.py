@@ -2,10 +2,10 @@
 
 from collections.abc import Collection
 
-import torch
 from transformers.pytorch_utils import Conv1D
 
 from posttrain.ground.errors import UserError
+from posttrain.models.quantization import computes_a_product
 
 # Names that PEFT takes for the experts of a mixture and their router, whatever layer has them (PEFT 0.21).
 EXPERTS = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
@@ -46,5 +46,5 @@ def linear(model) -> set[str]:
     return {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and not any(module is end for end in ends)
+        if (computes_a_product(module) or isinstance(module, Conv1D)) and not any(module is end for end in ends)
     }
