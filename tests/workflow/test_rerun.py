@@ -35,7 +35,7 @@ REACHED = {  # a few, by hand; the others by what `code.code` lists, which `test
     "data/texts.py": {"prepare"},
     "data/packing.py": {"base", "longctx", "lengths"},
     "maths/ppo.py": {"ppo"},
-    "maths/likelihood.py": {"reference", "ppo", "compare"},
+    "maths/likelihood.py": {"reference", "ppo", "dpo", "kto", "compare"},
     "rl/ppo_health.py": {"ppo"},
     "reporting/figures.py": {"report"},
     "stages/sft.py": {"sft"},
