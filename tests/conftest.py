@@ -1,6 +1,9 @@
 """What the tests share: where real data may lie, and a tiny chain of artifacts that is made once."""
 
+import contextlib
+import fcntl
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +41,15 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def common(tmp_path_factory) -> Path:
+    """A folder of all processes of xdist: what several of them need is made there, by the first that does."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "common"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def home(tmp_path_factory, cache) -> Path:
     """A working directory for the tiny chain."""
     folder = tmp_path_factory.mktemp("chain")
@@ -47,53 +59,68 @@ def home(tmp_path_factory, cache) -> Path:
     os.chdir(previous)
 
 
-def made(name: str, **inputs: Path) -> Path:
-    """An artifact of the tiny chain."""
-    stage, section, _ = chain()[name]
-    folder = "long" if name.startswith("long") else "tiny"
-    return make(stage, section, Path(f"results/{folder}/{stage}/manifest.json"), **inputs)
+def once(common: Path, stage: str, section, output: Path, **inputs: Path) -> Path:
+    """An artifact in the working directory, copied from where it is made once; what it reads was made there before."""
+    with open(common / f"{stage}-{output.parts[1]}.lock", "w") as lock, contextlib.chdir(common):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            make(stage, section, output, **inputs)
+    shutil.copytree(common / output.parent, output.parent)
+    return output
 
 
 @pytest.fixture(scope="session")
-def data(home) -> Path:
+def chained(home, common):
+    """Gives an artifact of the tiny chain by its name in `tiny.chain`, and by what it reads."""
+
+    def give(name: str, **inputs: Path) -> Path:
+        stage, section, _ = chain()[name]
+        folder = "long" if name.startswith("long") else "tiny"
+        return once(common, stage, section, Path(f"results/{folder}/{stage}/manifest.json"), **inputs)
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def data(chained) -> Path:
     """A small prepared world."""
-    return made("data")
+    return chained("data")
 
 
 @pytest.fixture(scope="session")
-def base(data) -> Path:
+def base(chained, data) -> Path:
     """A base of one layer that has learned a little."""
-    return made("base", data=data)
+    return chained("base", data=data)
 
 
 @pytest.fixture(scope="session")
-def tuned_policy(data, base) -> Path:
+def tuned_policy(chained, data, base) -> Path:
     """A QLoRA policy, from which alignment begins."""
-    return made("tuned_policy", data=data, base=base)
+    return chained("tuned_policy", data=data, base=base)
 
 
 @pytest.fixture(scope="session")
-def rewarded(data, base, tuned_policy) -> Path:
+def rewarded(chained, data, base, tuned_policy) -> Path:
     """A reward model that has learned a little."""
-    return made("rewarded", data=data, base=base, sft=tuned_policy)
+    return chained("rewarded", data=data, base=base, sft=tuned_policy)
 
 
 @pytest.fixture(scope="session")
-def referenced(data, base, tuned_policy) -> Path:
+def referenced(chained, data, base, tuned_policy) -> Path:
     """Reference log-probabilities of the pairs."""
-    return made("referenced", data=data, base=base, sft=tuned_policy)
+    return chained("referenced", data=data, base=base, sft=tuned_policy)
 
 
 @pytest.fixture(scope="session")
-def long_data(home) -> Path:
+def long_data(chained) -> Path:
     """A small world of long documents."""
-    return made("long_data")
+    return chained("long_data")
 
 
 @pytest.fixture(scope="session")
-def long_base(long_data) -> Path:
+def long_base(chained, long_data) -> Path:
     """A base of that world."""
-    return made("long_base", data=long_data)
+    return chained("long_base", data=long_data)
 
 
 @pytest.fixture(scope="session")
@@ -105,9 +132,9 @@ def read_by(request) -> dict[str, dict[str, Path]]:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(read_by) -> dict[str, Path]:
+def uninterrupted(common, read_by) -> dict[str, Path]:
     """The artifact of every trainer's section in `tiny.trainers`, made in one go."""
     return {
-        stage: make(stage, section, Path(f"results/uninterrupted/{stage}/manifest.json"), **read_by[stage])
+        stage: once(common, stage, section, Path(f"results/uninterrupted/{stage}/manifest.json"), **read_by[stage])
         for stage, section in trainers().items()
     }
