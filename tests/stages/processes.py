@@ -1,34 +1,50 @@
-"""Short runs of trainers, in as many processes as torchrun starts: `processes.py RUNS.json FOLDER [sharded]`."""
+"""What each of several processes does that share the batch: short runs of trainers, some in a way that is wrong."""
 
-import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, DistributedType
 from tiny import make
 
-from posttrain.config.stages import STAGES
 from posttrain.ground.errors import Interrupted
 from posttrain.jobs import kept
 from posttrain.training import interruption, parallel, trainers
 
 
-def main(runs: dict, folder: Path, sharded: str = "") -> None:
-    """Make each run's artifact in a folder of its own. runs: name -> stage, its section, its inputs and `twist`."""
+def one(rank: int, count: int, port: int, runs: dict, folder: Path, sharded: bool) -> None:
+    """One of `count` processes, with what torchrun would put into its environment; ends the process.
+
+    runs: name -> stage, its section, its inputs and `twist`. What it says is left in a file of the folder.
+    """
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ |= {name: str(value) for name, value in ranks.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    code = 0
+    with open(folder / f"said-{rank}", "a", buffering=1) as sys.stderr:
+        sys.stdout = sys.stderr
+        try:
+            main(runs, folder, sharded)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    os._exit(code)
+
+
+def main(runs: dict, folder: Path, sharded: bool) -> None:
+    """Make each run's artifact in a folder of its own."""
     if sharded:
         share_out()
     for name, (stage, section, inputs, how) in runs.items():
-        schema = STAGES[stage].section
-        inputs = {role: Path(path) for role, path in inputs.items()}
         output, keep_gb = folder / name / "manifest.json", float(how == "unseen")
         with pytest.MonkeyPatch.context() as patch:
             twist(how, patch)
             try:
-                make(stage, schema.model_validate(section), output, **inputs, keep_gb=keep_gb)
+                make(stage, section, output, **inputs, keep_gb=keep_gb)
             except Interrupted:
-                make(stage, schema.model_validate(section), output, **inputs, keep_gb=keep_gb)
+                make(stage, section, output, **inputs, keep_gb=keep_gb)
 
 
 def twist(how: str, patch: pytest.MonkeyPatch) -> None:
@@ -73,7 +89,3 @@ def share_out() -> None:
 
     AcceleratorState.__init__, trainers.run, parallel.refuse_shards = with_plugin, halves, lambda: None
     parallel.sharded = True
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), *sys.argv[3:])

@@ -1,18 +1,21 @@
-"""1, 2 and 4 processes (torchrun, gloo) learn the same: every trainer's losses, gradient norms and weights."""
+"""1, 2 and 4 processes (gloo) learn the same: every trainer's losses, gradient norms and weights."""
 
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
+import killing
+import processes
 import pytest
 from tiny import ROOT, command, dpo, kto, make, reward, scratch, sft
 
 from posttrain.config.sections import Base, Long, Longctx, Prepare, Tokenizer, World
-from posttrain.ground.errors import INTERRUPTED
+from posttrain.ground.errors import INTERRUPTED, UserError
 from posttrain.ground.files import read_json
 from posttrain.jobs import launch
 
@@ -65,18 +68,28 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'workflow'}:{ROOT / 'tests'}"}
 
 
-def together(runs: dict, count: int, folder: Path, sharded: str = "") -> Path:
-    """Make the runs' artifacts in `count` processes under a folder, which is returned."""
-    folder.mkdir(parents=True)
-    stated = {
-        name: (stage, section.model_dump(exclude_none=True), {role: str(path) for role, path in inputs.items()}, how)
-        for name, (stage, section, inputs, how) in runs.items()
-    }
-    (folder / "runs.json").write_text(json.dumps(stated))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    script = [str(Path(__file__).with_name("processes.py")), str(folder / "runs.json"), str(folder), sharded]
-    done = subprocess.run([*torchrun, *script], capture_output=True, text=True, env=environment(), timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+def together(runs: dict, count: int, folder: Path, sharded: bool = False) -> Path:
+    """Make the runs' artifacts in `count` processes under a folder, which is returned.
+
+    The processes are forked from one that has only imported the libraries (`killing`): that takes each of them seconds.
+    """
+    killing.prepare()
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        given = (count, free.getsockname()[1], runs, folder, sharded)
+    started = [killing.PROCESSES.Process(target=processes.one, args=(rank, *given)) for rank in range(count)]
+    for process in started:
+        process.start()
+    running = {process.sentinel: process for process in started}
+    while running and (ended := wait(running, timeout=300)):
+        if any(running.pop(sentinel).exitcode for sentinel in ended):
+            break  # the others would wait for it
+    for process in started:
+        process.kill()
+        process.join()
+    said = "".join((folder / f"said-{rank}").read_text()[-1500:] for rank in range(count))
+    assert all(process.exitcode == 0 for process in started), said
     return folder
 
 
@@ -151,7 +164,7 @@ def test_a_wrong_split_is_seen(made, wrong):
 def sharded(made, runs) -> Path:
     """FSDP on CPUs: each process holds half of every weight, 4-bit ones too; a run that is stopped continues."""
     shared = {name: (*runs[name], "") for name in ("qlora", "full", "dpo", "kto")}
-    return together(shared | {"stopped": (*runs["qlora"], "stopped")}, 2, Path("results/sharded"), "sharded")
+    return together(shared | {"stopped": (*runs["qlora"], "stopped")}, 2, Path("results/sharded"), sharded=True)
 
 
 @pytest.mark.parametrize("name", ["qlora", "full", "dpo", "kto", "stopped"])
@@ -166,15 +179,14 @@ def test_shared_out_weights_learn_the_same(made, sharded, name):
     assert max((weights[key] - others[key]).abs().max() for key in weights) < 1e-5
 
 
-@pytest.mark.parametrize(("processes", "nodes"), [(2, 1), (1, 2)])
-def test_the_command_that_launch_builds(made, runs, tmp_path, monkeypatch, processes, nodes):
-    """On one node; and on two, each an agent of torchrun on this machine, started by what stands for srun."""
+def test_the_command_that_launch_builds_for_two_nodes(made, runs, tmp_path, monkeypatch):
+    """Each node is an agent of torchrun on this machine, started by what stands for srun."""
     (tmp_path / "srun").write_text(SRUN)
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     stage, section, inputs = runs["dpo"]
-    output = Path(f"results/launched-{nodes}/dpo/manifest.json")
-    started = [*launch.command(stage, processes, nodes), *command(stage, section, output, inputs)]
+    output = Path("results/launched/dpo/manifest.json")
+    started = [*launch.command(stage, 1, 2), *command(stage, section, output, inputs)]
     done = subprocess.run(started, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     assert max(furthest(made[1] / "dpo", output.parent).values()) < 1e-5
@@ -186,16 +198,18 @@ def test_the_first_process_says_whether_to_run(made):
     assert (made[2] / "unseen-dpo/manifest.json").samefile("results/kept-before/dpo/manifest.json")
 
 
-def attempted(section, output: Path, inputs: dict) -> subprocess.Popen:
-    """`posttrain attempt` where two GPUs are said to be visible: two processes, here on the CPU."""
-    whole = [sys.executable, "-m", "posttrain", "attempt", *command("sft", section, output, inputs)]
+def attempted(section, output: Path, inputs: dict, *more: str) -> subprocess.Popen:
+    """`posttrain attempt` where two GPUs are said to be visible: two processes of torchrun, here on the CPU."""
+    whole = [sys.executable, "-m", "posttrain", "attempt", *command("sft", section, output, inputs), *more]
     visible = environment() | {"CUDA_VISIBLE_DEVICES": "0,1"}
     return subprocess.Popen(whole, stderr=subprocess.PIPE, text=True, env=visible)
 
 
 def test_several_processes_told_to_stop_save_and_continue(made, runs):
+    """Those of torchrun save, and what continues makes the bytes of two processes that were not told."""
     _, section, inputs = long(runs)
-    output = Path("results/told-together/sft/manifest.json")
+    folder = Path("results/told-together")
+    output = folder / "sft/manifest.json"
     process = attempted(section, output, inputs)
     while not list(output.parent.glob("checkpoints/*/progress.json")) and process.poll() is None:
         time.sleep(0.02)
@@ -203,23 +217,27 @@ def test_several_processes_told_to_stop_save_and_continue(made, runs):
     said = process.communicate()[1]
     assert process.returncode == INTERRUPTED and not output.exists(), said
     assert "what ended it: told to stop (SIGTERM): saved at step" in said.splitlines()[-1], "below torchrun's own"
-    process = attempted(section, output, inputs)
-    said = process.communicate()[1]
-    assert process.returncode == 0 and "continuing from a checkpoint of step" in said, said
+    together({"sft": (*long(runs), "")}, 2, folder)
+    assert "continuing from a checkpoint of step" in (folder / "said-0").read_text()
     assert read_json(output)["files"] == read_json(made[2] / "untold/manifest.json")["files"]
 
 
 def test_the_last_line_says_what_ended_several_processes(runs):
     _, section, inputs = runs["lora"]
-    process = attempted(section.model_copy(update={"batch_size": 7}), Path("results/odd/sft/manifest.json"), inputs)
+    process = attempted(section, Path("results/edited/sft/manifest.json"), inputs, "--code", "of another plan")
     said = process.communicate()[1]
     assert process.returncode == 2
-    assert "what ended it: error: batch_size 7 cannot be shared evenly" in said.splitlines()[-1]
+    assert "what ended it: error: sft: its code was edited after this run was planned" in said.splitlines()[-1]
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(runs, monkeypatch):
+    stage, section, inputs = runs["lora"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="batch_size 7 cannot be shared evenly by 2 processes"):
+        make(stage, section.model_copy(update={"batch_size": 7}), Path("results/odd/sft/manifest.json"), **inputs)
 
 
 def test_a_loss_over_the_whole_batch_is_refused(runs, monkeypatch):
-    from posttrain.ground.errors import UserError
-
     stage, section, inputs = runs["dpo"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="TRL computes sft over a whole batch: start one process"):
