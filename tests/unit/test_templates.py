@@ -192,7 +192,19 @@ def test_a_template_that_starts_with_white_space_keeps_it(tmp_path):
         own.chat_template = tokenizers.dated(asked, day)
         text = own.apply_chat_template(ONE["messages"], tokenize=False)
         assert text == plain + "2024-07-26 26 July"
-        assert tokenizers.dated(own.chat_template, day.replace(year=2001)) == own.chat_template
+
+
+def test_an_earlier_date_stays_until_another_is_given(tmp_path):
+    """A policy that was exported is the next base. A word in a comment is no date of ours."""
+    tokenizer, _ = prepared(tmp_path, "phi3", [ONE], end_of_turn="<|end|>")
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = "{# macro strftime_now #}" + plain + "{{ strftime_now('%Y') }}"
+    for date, year in (("2021-05-06", "2021"), (None, "2021"), ("2022-05-06", "2022")):
+        tokenizers.set_end_of_turn(tokenizer, "<|end|>")
+        tokenizers.set_date(tokenizer, date)
+        text = tokenizer.apply_chat_template(ONE["messages"], tokenize=False)
+        assert text.endswith(f"<|end|>\n<|endoftext|>{year}")
+        tokenizers.refuse_unsteady(tokenizer, ONE, ONE["messages"])
 
 
 def test_a_template_that_writes_at_random_is_refused(tmp_path):
@@ -216,6 +228,14 @@ def test_a_template_that_writes_at_random_is_refused(tmp_path):
 def test_a_key_without_effect_is_refused(family, keys, words, tmp_path):
     with pytest.raises(UserError, match=words):
         prepared(tmp_path, family, [ONE], **keys)
+
+
+def test_a_template_that_is_no_jinja_is_told_in_words(tmp_path):
+    template = tmp_path / "broken.jinja"
+    for broken in ("x\n{{ 'open", "x\n{% for m in messages %}"):  # the second breaks where it is read as a whole
+        template.write_text(broken)
+        with pytest.raises(UserError, match=r"chat.template.*TemplateSyntaxError"):
+            prepared(tmp_path, "qwen2.5", [ONE], chat_template=str(template))
 
 
 def test_a_template_that_reads_a_flag_from_the_system_turn_is_not_one_that_loses_it(tmp_path):

@@ -15,7 +15,7 @@ from posttrain.models import tokens
 TEMPLATES = Path(__file__).parents[1] / "templates"
 ROLES = ("system", "user", "assistant", "tool")
 DATE = "2024-07-26"  # to which Llama 3's chat template falls back
-MACRO = "macro strftime_now"
+DATED = re.compile(r"^{%- macro strftime_now\(format\) %}.*{%- endmacro %}\n", re.MULTILINE)  # what `dated` writes
 SPECIAL = {"bos_token": "<|bos|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
 
 
@@ -174,14 +174,18 @@ def set_end_of_turn(tokenizer, token: str | None) -> None:
 
 
 def set_date(tokenizer, date: str | None) -> None:
-    """Let a chat template that writes today's date write a fixed one. Raises UserError for a date without effect."""
-    day = datetime.datetime.fromisoformat(date or DATE)
-    template = dated(tokenizer.chat_template, day)
-    if template != tokenizer.chat_template:
+    """Let a chat template that writes today's date write a fixed one: the given, that of an earlier `prepare`, or DATE.
+
+    Raises UserError for a date without effect.
+    """
+    if DATED.search(tokenizer.chat_template) and not date:
+        return
+    day, template = datetime.datetime.fromisoformat(date or DATE), DATED.sub("", tokenizer.chat_template)
+    tokenizer.chat_template = dated(template, day)
+    if tokenizer.chat_template != template:
         say(f"the chat template writes a date: {day:%Y-%m-%d} on every day (prepare.date)")
     elif date:
         raise UserError("prepare.date: the chat template does not ask for the date; leave the key out")
-    tokenizer.chat_template = template
 
 
 def dated(template: str, day: datetime.datetime) -> str:
@@ -189,15 +193,18 @@ def dated(template: str, day: datetime.datetime) -> str:
 
     transformers passes no function of ours to a template, so that it becomes a Jinja macro within the template.
     """
-    from jinja2 import Environment
+    from jinja2 import Environment, TemplateSyntaxError
 
-    words = [(kind, value) for _, kind, value in Environment().lex(template) if kind in ("name", "string")]
-    if ("name", "strftime_now") not in words or MACRO in template:
+    try:
+        words = [(kind, value) for _, kind, value in Environment().lex(template) if kind in ("name", "string")]
+    except TemplateSyntaxError as error:
+        raise UserError(f"prepare.chat_template: line {error.lineno}: TemplateSyntaxError: {error.message}") from None
+    if ("name", "strftime_now") not in words:
         return template
     codes = {code for kind, value in words if kind == "string" for code in re.findall(r"%-?[A-Za-z]", value)}
     replaced = "".join(f".replace({code!r}, {day.strftime(code)!r})" for code in sorted(codes))
     # The template's first line stays as it is: transformers drops the line break after a block.
-    return f"{{%- {MACRO}(format) %}}{{{{ format{replaced} }}}}{{%- endmacro %}}\n{template}"
+    return f"{{%- macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{%- endmacro %}}\n{template}"
 
 
 def refuse_unsteady(tokenizer, row: dict, messages: list[dict]) -> None:
