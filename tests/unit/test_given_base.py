@@ -86,6 +86,21 @@ def test_prefix_tuning_that_cannot_run_is_refused(tmp_path):
     assert "PEFT cannot run it" in problems(folder, tmp_path, sft={"method": "prefix"})[0]
 
 
+def test_a_reward_model_of_a_family_without_a_classifier_is_refused(tmp_path):
+    """Control: Llama has one. The table is transformers' own."""
+    from transformers.models.auto import modeling_auto
+
+    for kind, refused in (("granite", True), ("llama", False)):
+        folder = model(tmp_path / kind, LLAMA | {"model_type": kind})
+        told = problems(folder, tmp_path, sft={"method": "qlora"}, reward={}, ppo={"max_new_tokens": 8})
+        assert any("no classifier of granite" in problem for problem in told) == refused, told
+    language, classifiers = (
+        set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        set(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+    )
+    assert set(given.WITHOUT_CLASSIFIER.split()) == language - classifiers
+
+
 def test_weights_of_other_parts_do_not_count(tmp_path):
     """Of a multimodal model the text part alone is trained."""
     names = ("model.language_model.layers.0.mlp.up_proj.weight", "lm_head.weight", "model.vision_tower.a.weight")

@@ -23,6 +23,20 @@ UNPACKED = ("opt", "bloom", "mpt", "falcon", "xglm", "biogpt", "openai-gpt", "ma
             "recurrent_gemma", "rwkv", "jamba", "bamba", "qwen3_next")  # fmt: skip
 WITHOUT_PREFIX = ("openai-gpt", "mamba", "falcon_mamba", "recurrent_gemma", "rwkv", "jamba",
                   "bamba", "qwen3_next")  # fmt: skip
+# Families of which transformers has a language model and no classifier, as a reward model needs (transformers 5.23).
+WITHOUT_CLASSIFIER = """
+    afmoe apertus aria_text bailing_hybrid bamba beam bert-generation bitnet blenderbot blenderbot-small blt codegen
+    cohere cohere2 cohere2_moe cpmant cwm dbrx deepseek_v32 deepseek_v4 dots1 dots3_note dots3_note_text emu3
+    ernie4_5 ernie4_5_moe exaone_moe falcon_h1 falcon_mamba flex_olmo flint fuyu gemma3n gemma3n_text gemma4
+    gemma4_assistant gemma4_text gemma4_unified gemma4_unified_assistant gemma4_unified_text git glm4_moe
+    glm4_moe_lite glm_moe_dsa got_ocr2 gpt_neox_japanese granite granite_swa granitemoe granitemoe_swa
+    granitemoehybrid granitemoeshared hrm_text hy_v3 hy_v4 hyperclovax inkling2_text inkling_text internlm3
+    iquestcoder jais2 kimi_linear kolibri1 laguna lfm2 lfm2_moe lfm3 llama4 llama4_text longcat_flash mamba mamba2
+    marian mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text mllama moshi moss_transcribe_diarize musicgen
+    musicgen_melody nanochat nemotron_h olmo_hybrid olmoe pegasus phi4_multimodal prophetnet qwen3_5_moe
+    qwen3_5_moe_text qwen4_exp qwen4_exp_text recurrent_gemma rwkv solar_open trocr vaultgemma whisper xglm xlstm
+    youtu zaya
+"""
 SHAPES = "shapes.json"  # beside a hub model's manifest: `config`, its config.json, and `weights`, name -> shape
 
 
@@ -98,6 +112,8 @@ def given_mistakes(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield "sft.packing", f"cannot be combined with {family}, whose packed rows see each other; set packing: false"
     if sft and sft.method == "prefix" and family in WITHOUT_PREFIX:
         yield "sft.method", f"prefix cannot be combined with {family} (PEFT cannot run it); use lora, qlora or full"
+    if experiment.reward and family in WITHOUT_CLASSIFIER.split():
+        yield "reward", f"transformers has no classifier of {family} to train; use ppo.reward_function, or another base"
     if context and experiment.longest_row > context:
         default = "" if prepare.max_tokens else ", the default,"
         problem = f"{experiment.longest_row}{default} is longer than the base's context ({context}); set it to at most"
