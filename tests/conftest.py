@@ -19,6 +19,14 @@ os.environ.update(
 )
 
 
+@pytest.fixture(autouse=True)
+def progress_name(monkeypatch):
+    """The name on progress lines, which an attempt sets, as it is when a process starts."""
+    from posttrain.ground import progress
+
+    monkeypatch.setattr(progress, "name", "posttrain")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's root."""

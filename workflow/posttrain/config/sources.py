@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task, Tokenizer
-from posttrain.ground import weights
 
 TOKENIZER = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt"]
 SENTENCEPIECE = (
@@ -37,6 +36,8 @@ def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
             there = sorted({name for pattern in TOKENIZER for name in glob.glob(pattern, root_dir=folder)})
             files += [(f"{stage}.tokenizer.path", folder / name) for name in there or ["tokenizer.json"]]
     elif isinstance(section, Base) and section.path:
+        from posttrain.ground import weights  # not above: stages import this module, and do not use the files' names
+
         folder = Path(section.path)
         settings = [name for name in ("generation_config.json",) if os.path.isfile(folder / name)]
         files += [(f"{stage}.path", folder / name) for name in ["config.json", *settings, *weights.named(folder)]]
