@@ -40,7 +40,7 @@ def written(folder, base: str, sft: str, dpo: str = "null", method: str = "lora"
 
 
 @pytest.mark.parametrize(
-    ("base", "sft", "dpo", "said"),
+    ("base", "sft", "dpo", "message"),
     [
         ("tied", "[q_porj]", "null", "sft.target_modules: the base has no q_porj"),
         ("tied", "[q_proj]", "[q_proj, k_proj]", "dpo.target_modules: the base has no k_proj"),
@@ -52,8 +52,8 @@ def written(folder, base: str, sft: str, dpo: str = "null", method: str = "lora"
         ("apart", "[q_proj]", "[q_proj, embed_tokens]", "dpo.target_modules: embed_tokens is no linear layer"),
     ],
 )
-def test_a_wrong_target_is_refused(tmp_path, base, sft, dpo, said):
-    assert said in problems(tmp_path, one=written(tmp_path, base, sft, dpo))
+def test_a_wrong_target_is_refused(tmp_path, base, sft, dpo, message):
+    assert message in problems(tmp_path, one=written(tmp_path, base, sft, dpo))
 
 
 @pytest.mark.parametrize(

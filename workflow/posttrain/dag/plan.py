@@ -71,9 +71,8 @@ class Plan:
 
     def _narrowed(self, cell: str, stages: list[str]) -> str:
         """A cell's name with only the axes that change at least one of the stages."""
-        name, axes = self.origin(cell), self.axes.get(cell, {})
-        changed = self.grids.get(name, {})
-        effective = {key: value for key, value in axes.items() if changed[key] & set(stages)}
+        name, wanted = self.origin(cell), set(stages)
+        effective = {key: value for key, value in self.axes.get(cell, {}).items() if self.grids[name][key] & wanted}
         narrowed = grid.cell_name(name, effective, self.labels.get(name, {}))
         if narrowed not in self.axes and effective:
             self.axes[narrowed] = effective
@@ -202,10 +201,9 @@ class Plan:
     def artifacts(self) -> list[Artifact]:
         """Every artifact of the campaign, once, after the artifacts that it depends on."""
         artifacts = dict.fromkeys(artifact for name in self.names for artifact in self.of(name))
-        built = [artifact for artifact in artifacts if not artifact.policy]
         judged = [artifact for artifact in artifacts if artifact.policy]
         judged.sort(key=lambda artifact: artifact.policy != "sft" or "beside" not in STAGES[artifact.stage].reads)
-        return [*built, *judged, REPORT]
+        return [*(artifact for artifact in artifacts if not artifact.policy), *judged, REPORT]
 
     def folders(self) -> list[str]:
         """The folders of all artifacts."""
