@@ -100,6 +100,23 @@ def test_the_probe_is_found_whatever_the_folder_is_called(here, monkeypatch, nam
     assert not list((here / name).glob(".doctor-*")), "nothing is left"
 
 
+def test_an_answer_that_srun_loses_is_read_and_none_is_told(here, monkeypatch):
+    """An srun that exits with 0 and prints nothing: the first job answers, the second one never began."""
+    run = subprocess.run
+
+    def silent(call, **options):
+        run(call[call.index("bash") :], **options)
+        return subprocess.CompletedProcess(call, 0, "", "")
+
+    monkeypatch.setattr(doctor, "PROBE", PROBE)
+    (here / "envs").mkdir()
+    (here / "envs/requirements.txt").write_text("torch==2.1\n")
+    monkeypatch.setattr(subprocess, "run", silent)
+    assert doctor.environment(Site(cpu_only=True), None) == ["ok       compute node: here, all pins, 0 GPU seen"]
+    monkeypatch.setattr(subprocess, "run", lambda call, **_: subprocess.CompletedProcess(call, 0, "", ""))
+    assert doctor.environment(Site(cpu_only=True), None)[0] == "MISSING  compute node: no output", "control"
+
+
 def test_what_the_doctor_starts_on_a_node_knows_no_token(here, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr(command, "quiet_libraries", lambda _: None)

@@ -193,22 +193,24 @@ def environment(site: Site, plan: Plan) -> list[str]:
     """Check that a compute node sees this folder, the pinned packages and a GPU."""
     gpus = [] if site.cpu_only else ["--gpus=1"]
     call = ["srun", *options(site), "--time=5", "--mem=2000", "--ntasks=1", *gpus]
-    with tempfile.NamedTemporaryFile("w", suffix=".py", dir=".", prefix=".doctor-") as probe:
-        probe.write(PROBE)
-        probe.flush()
-        python = launch.python(site.container, site.scratch)
-        script = f"{sites.shell_prefix(site)}exec {shlex.join([*python, probe.name])}"
+    with tempfile.TemporaryDirectory(dir=".", prefix=".doctor-") as folder:
+        probe, answer = Path(folder, "probe.py"), Path(folder, "answer.json")
+        probe.write_text(PROBE)
+        python = shlex.join([*launch.python(site.container, site.scratch), str(probe)])
+        # The answer comes in a file: srun on a busy machine may exit with 0 and lose what its job printed.
+        script = f"{sites.shell_prefix(site)}exec {python} >{shlex.quote(str(answer))}"
         try:
             run = subprocess.run([*call, "bash", "-c", script], capture_output=True, text=True, timeout=300)
         except subprocess.TimeoutExpired:
             return missing("compute node", "no job of 5 minutes began in 300 s", "the queue is full: try again later")
-    if run.returncode:
+        lines = answer.read_text().strip().splitlines() if answer.is_file() else []
+    if run.returncode or not lines:
         finding = " | ".join(run.stderr.strip().splitlines()[-3:]) or "no output"
         keys = " and ".join(keys_set(site, "modules", "container"))
         todo = "this folder and its .venv must be seen by every node (make setup here)"
         todo += f"; {keys} in {FILE} must be what they have" if keys else ", or set container"
         return missing("compute node", finding, todo)
-    probed = json.loads(run.stdout.strip().splitlines()[-1])
+    probed = json.loads(lines[-1])
     if other := other_versions(probed["versions"]):
         return missing("compute node", f"other versions than the pins: {', '.join(other)}", "make setup")
     if gpus and not probed["gpus"]:
