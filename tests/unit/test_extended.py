@@ -126,6 +126,25 @@ def test_of_gemma_3_the_global_layers_are_interpolated(factor):
     assert contract["context"] == 2 * TRAINED
 
 
+@pytest.mark.parametrize("method", ["none", "dynamic"])
+def test_dynamic_ntk_that_is_tuned_as_it_is_keeps_its_frequencies(method):
+    """The trained context, 256, times the factor of 2, times 2 for the longer texts; then times 2 again."""
+    longer = config(rope_type="dynamic", factor=2.0)
+    assert positions.contract(longer, 0)["context"] == 512
+    positions.rescale(longer, "none", 2.0)
+    contract = positions.contract(longer, 0)
+    assert (contract["context"], contract["factor"], longer.max_position_embeddings) == (1024, 2.0, 256)
+    reloaded = LlamaConfig.from_dict(longer.to_dict())
+    assert positions.contract(reloaded, 0) == contract
+    own, other = LlamaModel(config(rope_type="dynamic", factor=2.0)).rotary_emb, LlamaModel(reloaded).rotary_emb
+    for rotary in (own, other):
+        rotary(torch.zeros(1, 700, 4 * WIDTH), torch.arange(700)[None])
+    assert torch.equal(own.inv_freq, other.inv_freq)
+    positions.rescale(reloaded, method, 2.0)
+    assert positions.contract(reloaded, 0)["context"] == 2048
+    assert positions.contract(reloaded, 0)["factor"] == (2.0 if method == "none" else 4.0), "control"
+
+
 def values(**parameters) -> dict:
     return {"model_type": "llama", "max_position_embeddings": 256, "rope_parameters": parameters}
 
@@ -135,7 +154,7 @@ REFUSED = [
                                "set yarn or none"),
     (values(**LLAMA3), "dynamic", "(llama3), which dynamic cannot extend: set yarn or none"),
     (values(**LONGROPE), "yarn", "(longrope), which yarn cannot extend: set linear or none"),
-    (values(rope_type="dynamic", factor=2.0), "none", "(dynamic), which none cannot extend: set dynamic"),
+    (values(rope_type="dynamic", factor=2.0), "linear", "(dynamic), which linear cannot extend: set dynamic or none"),
     ({"model_type": "gpt2", "n_positions": 256}, "none", "gpt2 has a learned position for each of 256 tokens"),
     ({"model_type": "opt", "max_position_embeddings": 256}, "linear", "opt has a learned position for each of 256"),
     ({"model_type": "bloom"}, "yarn", "bloom has ALiBi, no RoPE that can be rescaled: set method: none"),

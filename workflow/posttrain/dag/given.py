@@ -16,7 +16,7 @@ from posttrain.data import hub
 from posttrain.ground import weights
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_object
-from posttrain.maths.rope import CONTEXT
+from posttrain.maths import rope
 
 # Families whose packed rows see each other, and families that PEFT's prefix tuning cannot run (transformers 5.23).
 UNPACKED = ("opt", "bloom", "mpt", "falcon", "xglm", "biogpt", "openai-gpt", "mamba", "falcon_mamba",
@@ -49,8 +49,7 @@ class Given(NamedTuple):
     @property
     def context(self) -> int | None:
         """The longest text in tokens; None where the configuration states none. BLOOM's ALiBi has no end."""
-        sizes = [self.config[name] for name in CONTEXT if isinstance(self.config.get(name), int)]
-        return sizes[0] if sizes and self.config.get("model_type") != "bloom" else None
+        return None if self.config.get("model_type") == "bloom" else rope.context(self.config)
 
 
 def given(base: Base) -> Given:

@@ -26,6 +26,9 @@ WINDOWS = ("sliding_attention", "chunked_attention")  # types of layers that see
 TABLES = ("gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "openai-gpt", "ctrl")  # families with a table of positions
 TURNS = ("gptj", "codegen")  # families with RoPE that transformers cannot rescale
 LONGROPE_ONLY = ("phi3", "phi4_multimodal")  # families that transformers gives no other kind
+# The longest text of a model with dynamic NTK that was tuned on longer ones as it is: `max_position_embeddings` is the
+# trained context in its formula, and must stay.
+TUNED = "tuned_context"
 # Names of the longest text.
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 
@@ -52,7 +55,15 @@ def kind(values: dict) -> str:
 
 def longest(values: dict) -> int | None:
     """The longest text in tokens by the configuration; None where it has none."""
-    return next((values[name] for name in CONTEXT if values.get(name)), None)
+    return next((values[name] for name in CONTEXT if isinstance(values.get(name), int) and values[name]), None)
+
+
+def context(values: dict) -> int | None:
+    """The longest text in tokens that a model is for: of dynamic NTK, the trained context by its factor."""
+    trained = longest(values)
+    if kind(values) == "dynamic" and trained:
+        return values.get(TUNED) or round(trained * float(whole(values).get("factor") or 1.0))
+    return trained
 
 
 def end(values: dict) -> int | None:
@@ -66,17 +77,19 @@ def extended(values: dict, method: str, factor: float) -> dict[str, Any]:
 
     `none` leaves the frequencies. Raises UserError, with the reason, where the method cannot extend the model.
     """
-    old, context, family = kind(values), longest(values), values.get("model_type")
-    grown = {name: round(context * factor) for name in CONTEXT if values.get(name) and context}
+    old, trained, family = kind(values), longest(values), values.get("model_type")
+    grown: dict[str, Any] = {name: round(trained * factor) for name in CONTEXT if values.get(name) and trained}
     if old == "table":
-        raise UserError(f"{family} has a learned position for each of {context} tokens, and none beyond them")
-    if method == "none" and old != "dynamic":
+        raise UserError(f"{family} has a learned position for each of {trained} tokens, and none beyond them")
+    if method == "none" and old == "dynamic":
+        return {TUNED: round((context(values) or 0) * factor)}
+    if method == "none":
         return grown | ({"rope_parameters": _by_layer(values, _ratio(values))} if _ratio(values) else {})
     if old in ("alibi", "turns", "other"):
         has = {"alibi": "ALiBi", "turns": "RoPE of its own"}.get(old, "neither RoPE nor ALiBi")
         raise UserError(f"{family} has {has}, no RoPE that can be rescaled: set method: none")
     if old != "default" and ON_TOP.get(old) != method:
-        ways = " or ".join([*filter(None, [ON_TOP.get(old)]), *(["none"] if old != "dynamic" else [])])
+        ways = " or ".join(filter(None, [ON_TOP.get(old), "none"]))
         raise UserError(f"{family}'s positions are rescaled already ({old}), which {method} cannot extend: set {ways}")
     if family in LONGROPE_ONLY and method != "linear":
         raise UserError(f"transformers knows no {method} for {family}, only longrope: set linear or none")
@@ -91,20 +104,21 @@ def extended(values: dict, method: str, factor: float) -> dict[str, Any]:
         lists = {"short_factor": [factor] * planes, "long_factor": [factor] * planes}
         changed = {
             "rope_type": "longrope",
-            "original_max_position_embeddings": context,
+            "original_max_position_embeddings": trained,
             "attention_factor": 1.0,
         } | lists
     elif old == "default":
-        changed |= {"rope_type": method} | ({"original_max_position_embeddings": context} if method == "yarn" else {})
+        changed |= {"rope_type": method} | ({"original_max_position_embeddings": trained} if method == "yarn" else {})
     if method == "dynamic":  # the trained context stays, beyond which frequencies follow the length
         grown = {name: value for name, value in grown.items() if name not in CONTEXT}
+        grown |= {TUNED: round(values[TUNED] * factor)} if values.get(TUNED) else {}
     return grown | {"rope_parameters": _by_layer(values, changed)}
 
 
 def _ratio(values: dict) -> dict[str, float]:
     """The factor by which the context is longer than the trained one, where only the two lengths tell it (Phi-3)."""
-    trained, context = whole(values).get("original_max_position_embeddings"), longest(values)
-    return {"factor": context / trained} if trained and context and not whole(values).get("factor") else {}
+    trained, longer = whole(values).get("original_max_position_embeddings"), longest(values)
+    return {"factor": longer / trained} if trained and longer and not whole(values).get("factor") else {}
 
 
 def _by_layer(values: dict, changed: dict) -> dict:

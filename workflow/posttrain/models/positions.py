@@ -33,7 +33,7 @@ def contract(config, longest_input: int) -> dict:
         "factor": factor,
         "theta": parameters.get("rope_theta"),
         "original_context": original,
-        "context": round(longest * factor) if kind == "dynamic" else longest,
+        "context": rope.context(values) or longest,
         "parameters": dict(values["rope_parameters"] or {}),
     }
 

@@ -13,6 +13,7 @@ from posttrain.config.sections import Scratch
 from posttrain.dag import given
 from posttrain.dag.plan import Plan
 from posttrain.ground.files import read_object
+from posttrain.maths import rope
 
 # Families whose feed-forward part has two matrices instead of three with a gate.
 UNGATED = ("bloom", "gpt2", "gpt_neox", "opt", "mpt", "gptj", "falcon", "phi")
@@ -30,7 +31,7 @@ NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers"),
     "heads": ("num_attention_heads", "n_head", "n_heads"),
-    "context": given.CONTEXT,
+    "context": rope.CONTEXT,
     "intermediate": ("intermediate_size", "ffn_dim", "n_inner"),
 }
 
