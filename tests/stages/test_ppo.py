@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 from tiny import ROOT, make, ppo, sft
 
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
+from posttrain.maths import sampling
 from posttrain.models import adapters, completions, policy, tokens
 from posttrain.rl import answers, batches, ppo_health, ppo_state, prompts, scorers
 from posttrain.stages import ppo as stage
@@ -68,17 +70,17 @@ def test_every_health_figure_is_there(history):
 
 
 def test_generation_and_the_training_forward_agree(setting):
-    """Cached, batched, left-padded generation chooses what the training forward gives log-probabilities to: the noise
-    added to the forward's logits has its largest value at the token that was drawn."""
+    """Cached, batched, left-padded generation chooses what the training forward gives log-probabilities to: their
+    streams' numbers draw the same tokens from the forward's logits."""
     _, models, _, rows = setting()
     asked, seeds = [row["ids"] for row in rows[:5]], list(range(5))
     with torch.no_grad(), answers.adapter(models.peft, "policy"):
         said = answers.draw(models.peft, models.tokenizer, asked, seeds, 12, 0.7)
         logits = completions.reply_logits(models.peft, said, 0.7)
         alone = answers.draw(models.peft, models.tokenizer, asked[2:3], seeds[2:3], 12, 0.7)
-    noise = answers.Gumbel(seeds, 1.0)
+    numbers = answers.uniform_numbers(seeds, 12)
     for t in range(said.replies.shape[1]):
-        drawn = noise(None, logits[:, t]).argmax(dim=-1)
+        drawn = sampling.draw_tokens(logits[:, t], numbers[:, t])
         assert torch.where(said.mask[:, t] == 1, drawn == said.replies[:, t], True).all(), t
     length = int(alone.mask.sum())
     assert torch.equal(said.replies[2, :length], alone.replies[0, :length]), "an answer does not depend on its batch"
@@ -100,11 +102,19 @@ def test_parts_of_similar_length_say_the_same(setting):
 
 
 def test_draws_follow_the_softmax():
-    """Frequencies of the Gumbel draw over 4,000 streams against the probabilities they stand for."""
+    """Second tokens of 4,000 streams: chi-square against the softmax of logits / temperature; control: without it."""
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    drawn = answers.Gumbel(list(range(4000)), 0.5)(None, logits.expand(4000, 4)).argmax(dim=-1)
-    found = torch.bincount(drawn, minlength=4) / 4000
-    assert torch.allclose(found, torch.softmax(logits / 0.5, dim=0), atol=0.02)
+    sampler = answers.Sampler(answers.uniform_numbers(list(range(4000)), 2), 0.5)
+    _, drawn = (sampler(None, logits.expand(4000, 4)).argmax(dim=-1) for _ in range(2))
+    counts = torch.bincount(drawn, minlength=4)
+    right, wrong = (stats.chisquare(counts, 4000 * torch.softmax(logits.double() / t, dim=0)) for t in (0.5, 1.0))
+    assert right.pvalue > 0.01 and wrong.pvalue < 1e-6
+
+
+def test_a_stream_depends_on_its_seed_alone():
+    """Not on the other streams, nor on how many numbers are taken; the numbers of other seeds are others."""
+    both, longer = answers.uniform_numbers([7, 8], 12), answers.uniform_numbers([8], 48)
+    assert torch.equal(both[1], longer[0, :12]) and not torch.equal(both[0], both[1])
 
 
 def test_the_update_against_another_implementation(setting):

@@ -1,4 +1,4 @@
-"""PPO's and best-of-n's mathematics against closed forms and brute force."""
+"""PPO's, sampling's and best-of-n's mathematics against closed forms and brute force."""
 
 import itertools
 import math
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from posttrain.maths import best_of_n, likelihood, ppo
+from posttrain.maths.sampling import draw_tokens
 
 
 @pytest.fixture
@@ -148,3 +149,31 @@ def test_best_of_n_is_the_mean_over_all_subsets():
 @pytest.mark.parametrize("n, nats", [(1, 0.0), (4, 0.636), (16, 1.835), (128, 3.860)])
 def test_kl_of_best_of_n(n, nats):
     assert best_of_n.kl(n) == pytest.approx(nats, abs=1e-3)
+
+
+def test_each_token_is_drawn_as_often_as_it_is_likely():
+    """Of N evenly spaced numbers a token takes N times its probability, rounded up or down; control: other logits."""
+    count, logits = 5000, 2 * torch.randn(1, 300, generator=torch.Generator().manual_seed(0))
+    numbers = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    drawn = torch.bincount(draw_tokens(logits.expand(count, -1), numbers), minlength=300)
+    off = [(drawn - count * torch.softmax(values[0].double(), dim=0)).abs().max() for values in (logits, 1.1 * logits)]
+    assert off[0] < 1.01 and off[1] > 10
+
+
+def test_the_first_and_the_last_number_draw_tokens_that_can_be_drawn():
+    """Of 151,936 tokens, the first and the last hundred are impossible; control: float32 sums miss the last one."""
+    logits = torch.randn(151_936, generator=torch.Generator().manual_seed(0))
+    logits[:100] = logits[-100:] = -torch.inf
+    logits[70_000:80_000] = -80  # possible by its logit, of no unit
+    numbers = torch.tensor([0, 1 - 2.0**-53, *torch.linspace(0.4, 0.6, 6, dtype=torch.float64)], dtype=torch.float64)
+    first, last, *others = draw_tokens(logits.expand(8, -1), numbers).tolist()
+    assert (first, last) == (100, 151_835)
+    assert all(logits[token] > -80 for token in others)
+    sums = torch.softmax(logits, dim=-1).cumsum(dim=-1)
+    assert int(torch.searchsorted(sums, 1 - 2.0**-24, right=True)) != 151_835
+
+
+def test_logits_that_are_no_numbers_draw_a_token():
+    """So that the check of the losses, not an index error, tells of them."""
+    drawn = draw_tokens(torch.full((2, 5), torch.nan), torch.tensor([0.0, 0.9], dtype=torch.float64))
+    assert ((drawn >= 0) & (drawn < 5)).all()

@@ -171,7 +171,7 @@ def _ppo(section: Ppo, case: Case) -> Moments:
     loss = memory.logits(shape, rows, section.max_new_tokens, 5)
     trained = case.step(section, Batch(rows, length, padded=True), case.on_quantised, loss)
     answered = memory.key_values(shape, section.batch_size, length, half)
-    answered |= memory.logits(shape, section.batch_size, 1, 3)
+    answered |= memory.logits(shape, section.batch_size, 1, 5)
     answered |= memory.passing(shape, section.batch_size * length, half)
     answered |= {"optimiser": memory.learning(numbers)["optimiser"]}
     held, adapters = case.foundation, {"adapters": 2 * FULL * numbers}
@@ -217,7 +217,7 @@ def _compare(section: Compare, case: Case) -> Moments:
     held = held if case.policy_is(Sft, Adapter) else both(held, memory.weights(shape, False))
     length = _answer_length(case, "preference", section.max_new_tokens)
     part = -(-rows // 4)  # `compare.PARTS`
-    answered = memory.key_values(shape, rows, length, False) | memory.logits(shape, rows, 1, 3)
+    answered = memory.key_values(shape, rows, length, False) | memory.logits(shape, rows, 1, 5)
     scored = memory.logits(shape, part, section.max_new_tokens, 4) | memory.passing(shape, part * length, False)
     return {"answering": held | answered | memory.passing(shape, rows * length, False), "scoring": held | scored}
 

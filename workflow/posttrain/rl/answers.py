@@ -12,23 +12,32 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from posttrain.ground.errors import UserError
 from posttrain.maths import rope
+from posttrain.maths.sampling import draw_tokens
 from posttrain.models import positions
 from posttrain.models.completions import Answers, causal, cut_after_turn, hidden
 from posttrain.training import parallel
 
 
-class Gumbel(LogitsProcessor):
-    """Adds noise with which a greedy choice samples softmax(logits / temperature): the Gumbel-max trick (Maddison et
-    al. 2014). seeds: those of the answers' random streams."""
+class Sampler(LogitsProcessor):
+    """Leaves of each answer's next-token scores only the token that is drawn from softmax(scores / temperature), for a
+    greedy choice to take.
 
-    def __init__(self, seeds: list[int], temperature: float):
-        self.streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    numbers: B x T in [0, 1), one for each answer and token (`uniform_numbers`).
+    """
+
+    def __init__(self, numbers: Tensor, temperature: float):
+        self.columns = iter(numbers.unbind(dim=1))
         self.temperature = temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        size = scores.shape[-1]
-        noise = torch.stack([torch.empty(size).exponential_(generator=stream) for stream in self.streams])
-        return scores.float() / self.temperature - noise.clamp(min=1e-30).log().to(scores.device)
+        tokens = draw_tokens(scores.float() / self.temperature, next(self.columns))
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0.0)
+
+
+def uniform_numbers(seeds: list[int], longest: int) -> Tensor:
+    """A row of `longest` numbers in [0, 1) for each random stream; a longer row begins with the same ones."""
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.rand(longest, generator=stream, dtype=torch.float64) for stream in streams])
 
 
 def draw(
@@ -49,13 +58,14 @@ def draw(
     # log-probabilities would be those of another one.
     causal(model).generation_config = GenerationConfig()
     if mine:
+        numbers = uniform_numbers([seeds[n] for n in mine], longest).to(device)
         drawn = model.generate(
             input_ids=ids[mine],
             attention_mask=mask[mine],
             generation_config=GenerationConfig(
                 max_new_tokens=longest, do_sample=False, pad_token_id=pad, eos_token_id=end, use_cache=True
             ),
-            logits_processor=LogitsProcessorList([Gumbel([seeds[n] for n in mine], temperature)]),
+            logits_processor=LogitsProcessorList([Sampler(numbers, temperature)]),
         )[:, width:]
         replies[mine] = torch.nn.functional.pad(drawn, (0, longest - drawn.shape[1]), value=pad)
     if only is not None:
