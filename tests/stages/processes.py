@@ -60,7 +60,7 @@ def twist(how: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(trainers, "arguments", lambda *given: arguments(*given) | own)
     if how == "evaluation":  # shared as accelerate shares it
         patch.setattr(
-            trainers, "evaluate_in_every_process",
+            trainers, "held_out_loss",
             lambda trainer, *given, **named: type(trainer).evaluation_loop(trainer, *given, **named),
         )  # fmt: skip
     if how == "stopped":  # after the second step, once

@@ -43,8 +43,10 @@ def test_every_stage_works_or_is_refused_before_any_job(name, folder, home):
     if result["dpo"] == "works":
         assert summary(plan, "dpo", "dpo")["summary"]["loss before"] == pytest.approx(math.log(2), abs=1e-5)
     if result["lora"] == result["micro-batch"] == "works":
-        one, other = (summary(plan, column, "sft")["history"] for column in ("lora", "micro-batch"))
-        assert [point["loss"] for point in one] == pytest.approx([point["loss"] for point in other], rel=1e-5)
+        one, other = (summary(plan, column, "sft") for column in ("lora", "micro-batch"))
+        assert one["summary"]["eval_loss"] == pytest.approx(other["summary"]["eval_loss"], rel=1e-5)
+        one, other = ([point["loss"] for point in metrics["history"]] for metrics in (one, other))
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_a_failure_is_not_taken_for_an_outcome_that_works(folder, home, monkeypatch):

@@ -109,7 +109,7 @@ def given_mistakes(experiment: Experiment) -> Iterator[tuple[str, str]]:
     family, context = model.config.get("model_type"), model.context
     if sft and sft.packing and family in UNPACKED:
         yield "sft.packing", f"cannot be combined with {family}, whose packed rows see each other; set packing: false"
-    if sft and sft.method == "prefix" and family in WITHOUT_PREFIX:
+    if sft and sft.method == "prefix" and without_prefix(model.config):
         yield "sft.method", f"prefix cannot be combined with {family} (PEFT cannot run it); use lora, qlora or full"
     if experiment.reward and family in WITHOUT_CLASSIFIER.split():
         yield "reward", f"transformers has no classifier of {family} to train; use ppo.reward_function, or another base"
@@ -121,6 +121,12 @@ def given_mistakes(experiment: Experiment) -> Iterator[tuple[str, str]]:
     if context and longest and longest > context and not experiment.longctx:
         yield "evaluate.max_length", f"{longest} is longer than the base's context ({context})"
     yield from _answers(experiment, context or _of_scratch(base))
+
+
+def without_prefix(config: dict) -> bool:
+    """Whether PEFT's prefix tuning cannot run a model: it gives keys and values one width, and latent attention, of
+    DeepSeek-V2 and others (arXiv 2405.04434, section 2.1), has two."""
+    return config.get("model_type") in WITHOUT_PREFIX or bool(config.get("kv_lora_rank"))
 
 
 def _of_scratch(base: Base) -> int | None:

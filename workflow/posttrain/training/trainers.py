@@ -36,7 +36,7 @@ def arguments(training: Training, checkpoints: Path) -> dict:
         "output_dir": str(checkpoints),
         "max_steps": training.steps,
         "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": at_once,  # see `evaluate_in_every_process`
+        "per_device_eval_batch_size": at_once,  # see `held_out_loss`
         "gradient_accumulation_steps": accumulation,
         "train_sampling_strategy": "sequential",  # in the order of `in_batches`
         "average_tokens_across_devices": True,
@@ -107,10 +107,9 @@ def give_rows(trainer, training: Training, train: list[dict], test: list[dict]) 
 
 
 def share_rows(trainer, training: Training) -> None:
-    """Make a trainer's steps and held-out losses independent of the number of processes."""
+    """Make a trainer's steps and held-out losses independent of micro-batches and of the number of processes."""
     trainer.train_dataset = in_batches(trainer.train_dataset, training)
-    if parallel.world() > 1:
-        trainer.evaluation_loop = functools.partial(evaluate_in_every_process, trainer)
+    trainer.evaluation_loop = functools.partial(held_out_loss, trainer)
 
 
 def in_batches(rows, training: Training) -> torch.utils.data.Subset:
@@ -128,22 +127,23 @@ def in_batches(rows, training: Training) -> torch.utils.data.Subset:
     return torch.utils.data.Subset(rows, order[:wanted])
 
 
-def evaluate_in_every_process(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoopOutput:
-    """The held-out loss, computed by every process on all rows, in the batches of one process; replaces
-    `evaluation_loop`.
+def held_out_loss(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoopOutput:
+    """The mean held-out loss of a token or, where batches have no labels, of a row; replaces `evaluation_loop`, which
+    takes a mean over batches. Every process computes it on all rows.
 
-    If processes shared the rows, batches would hold other rows, and rows that pad a last batch would count twice. Also,
-    transformers does not sum gradients over processes for a model that it prepared for evaluation before training
-    (5.23, tests/stages/test_processes.py).
+    If processes shared the rows, rows that pad a last batch would count twice. Also, transformers does not sum gradients
+    over processes for a model that it prepared for evaluation before training (5.23, tests/stages/test_processes.py).
     """
-    rows, size, total = trainer.eval_dataset, trainer.args.per_device_eval_batch_size, 0.0
+    rows, size, total, count = trainer.eval_dataset, trainer.args.per_device_eval_batch_size, 0.0, 0
     trainer.model.eval()
     for start in range(0, len(rows), size):
         part = [rows[n] for n in range(start, min(start + size, len(rows)))]
+        batch = trainer.data_collator(part)
+        items = int((batch["labels"][:, 1:] >= 0).sum()) if "labels" in batch else len(part)
         with trainer.accelerator.autocast():
-            loss = trainer.prediction_step(trainer.model, trainer.data_collator(part), prediction_loss_only=True)[0]
-        total += loss.item() * len(part)
-    return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": total / len(rows)}, len(rows))
+            loss = trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)[0]
+        total, count = total + loss.item() * items, count + items
+    return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": total / count}, len(rows))
 
 
 @contextlib.contextmanager
