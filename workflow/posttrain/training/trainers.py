@@ -131,8 +131,9 @@ def held_out_loss(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoo
     """The mean held-out loss of a token or, where batches have no labels, of a row; replaces `evaluation_loop`, which
     takes a mean over batches. Every process computes it on all rows.
 
-    If processes shared the rows, rows that pad a last batch would count twice. Also, transformers does not sum gradients
-    over processes for a model that it prepared for evaluation before training (5.23, tests/stages/test_processes.py).
+    If processes shared the rows, rows that pad a last batch would count twice. Also, transformers does not sum
+    gradients over processes for a model that it prepared for evaluation before training (5.23,
+    tests/stages/test_processes.py).
     """
     rows, size, total, count = trainer.eval_dataset, trainer.args.per_device_eval_batch_size, 0.0, 0
     trainer.model.eval()
