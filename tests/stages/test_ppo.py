@@ -86,6 +86,20 @@ def test_generation_and_the_training_forward_agree(setting):
     assert torch.equal(said.replies[2, :length], alone.replies[0, :length]), "an answer does not depend on its batch"
 
 
+def test_answers_drawn_in_parts_are_those_drawn_together(setting, monkeypatch):
+    """At most two of five at once; control: another iteration has other streams and other answers."""
+    _, models, scorer, rows = setting()
+    sizes = []
+    monkeypatch.setattr(answers, "sample", lambda *given, by=answers.sample: sizes.append(len(given[2])) or by(*given))
+
+    def drawn(iteration, **size):
+        return stage.gather(ppo(batch_size=5, **size), models, scorer, rows[:5], iteration, 0.1).answers.replies
+
+    whole, parts, others = drawn(0), drawn(0, answer_batch_size=2), drawn(1, answer_batch_size=2)
+    assert torch.equal(whole, parts) and sizes == [5, 2, 2, 1, 2, 2, 1]
+    assert not torch.equal(whole, others)
+
+
 def test_parts_of_similar_length_say_the_same(setting):
     """Each row once, trimmed to its part's longest: the same log-probabilities but for rounding."""
     _, models, _, rows = setting()

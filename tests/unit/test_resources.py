@@ -471,6 +471,20 @@ def test_no_setting_is_advised_that_would_be_refused(tmp_path, monkeypatch):
         assert ("micro_batch_size" in ways) == allowed and "gradient_checkpointing" in ways
 
 
+def test_answers_are_drawn_in_parts_that_fit(tmp_path, monkeypatch):
+    """An eighth of the answers at once has an eighth of the cache; control: more than there are change nothing."""
+    plan = plan_of(tmp_path, monkeypatch, sft={}, ppo={"batch_size": 256}, reward={"micro_batch_size": 1})
+    ppo, whole = Artifact("one", "ppo"), plan.experiments["one"]
+    caches = []
+    for size in (256, 32, 512):
+        settings = budget.changed(whole, (("ppo", "answer_batch_size", size), ("ppo", "micro_batch_size", 1)))
+        need = estimates.predicted(plan, ppo, settings, gpu=True)
+        by_moment = moments.moments(moments.Case(settings, need.shape, "ppo", "", {}, gpu=True))
+        caches.append(by_moment["answering"]["KV cache"])
+    assert caches == [8 * caches[1], caches[1], 8 * caches[1]]
+    assert "ppo.answer_batch_size" in " or ".join(budget.remedies(plan, ppo, 80.0))
+
+
 def test_the_host_of_a_gpu_holds_weights_alone(tmp_path, monkeypatch):
     """The newest record tells the device, unless POSTTRAIN_DEVICE does."""
     plan = plan_of(tmp_path, monkeypatch, sft={})

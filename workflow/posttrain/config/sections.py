@@ -587,6 +587,9 @@ class Ppo(Optimisation, Adapter):
     """Iterations of answering, scoring and updating."""
     batch_size: Count = 64
     """Answers in one iteration, over all devices."""
+    answer_batch_size: Count | None = None
+    """Most answers that are drawn at once on one device. A smaller number saves memory, most of which is their cache,
+    and does not change an answer but for rounding. Default: all of an iteration."""
 
     @property
     def task(self) -> str:

@@ -170,9 +170,9 @@ def _ppo(section: Ppo, case: Case) -> Moments:
     rows = min(micro(section), -(-section.batch_size // section.minibatches))
     loss = memory.logits(shape, rows, section.max_new_tokens, 5)
     trained = case.step(section, Batch(rows, length, padded=True), case.on_quantised, loss)
-    answered = memory.key_values(shape, section.batch_size, length, half)
-    answered |= memory.logits(shape, section.batch_size, 1, 5)
-    answered |= memory.passing(shape, section.batch_size * length, half)
+    at_once = min(section.batch_size, section.answer_batch_size or section.batch_size)
+    answered = memory.key_values(shape, at_once, length, half) | memory.logits(shape, at_once, 1, 5)
+    answered |= memory.passing(shape, at_once * length, half)
     answered |= {"optimiser": memory.learning(numbers)["optimiser"]}
     held, adapters = case.foundation, {"adapters": 2 * FULL * numbers}
     return {"training": held | trained | adapters, "answering": held | answered | adapters}

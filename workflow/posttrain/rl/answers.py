@@ -41,36 +41,54 @@ def uniform_numbers(seeds: list[int], longest: int) -> Tensor:
 
 
 def draw(
-    model, tokenizer, prompts: list[list[int]], seeds: list[int], longest: int, temperature: float, only=None
+    model,
+    tokenizer,
+    prompts: list[list[int]],
+    seeds: list[int],
+    longest: int,
+    temperature: float,
+    at_once: int | None = None,
+    only: list[int] | None = None,
 ) -> Answers:
     """Answers of at most `longest` tokens, sampled from the model with its active adapter.
 
-    prompts: token ids; seeds: those of the answers' random streams; only: the rows that this process samples, of those
-    that all processes return.
+    prompts: token ids; seeds: those of the answers' random streams; at_once: most answers that are drawn together
+    (default: all); only: the rows that this process samples, of those that all processes return.
     """
-    device, pad, end = model.device, tokenizer.pad_token_id, tokenizer.eos_token_id
+    device, pad = model.device, tokenizer.pad_token_id
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     mine = list(range(len(prompts))) if only is None else only
     replies = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    # A model's own generation_config.json (penalties, forbidden tokens) would change the distribution, so that the
-    # log-probabilities would be those of another one.
-    causal(model).generation_config = GenerationConfig()
-    if mine:
-        numbers = uniform_numbers([seeds[n] for n in mine], longest).to(device)
-        drawn = model.generate(
-            input_ids=ids[mine],
-            attention_mask=mask[mine],
-            generation_config=GenerationConfig(
-                max_new_tokens=longest, do_sample=False, pad_token_id=pad, eos_token_id=end, use_cache=True
-            ),
-            logits_processor=LogitsProcessorList([Sampler(numbers, temperature)]),
-        )[:, width:]
-        replies[mine] = torch.nn.functional.pad(drawn, (0, longest - drawn.shape[1]), value=pad)
+    size = at_once or max(1, len(mine))
+    for part in (mine[start : start + size] for start in range(0, len(mine), size)):
+        numbers = uniform_numbers([seeds[n] for n in part], longest).to(device)
+        replies[part] = sample(model, tokenizer, ids[part], mask[part], numbers, temperature)
     if only is not None:
         replies = parallel.summed(replies)
     return cut_after_turn(ids, mask, replies, tokenizer)
+
+
+def sample(model, tokenizer, ids: Tensor, mask: Tensor, numbers: Tensor, temperature: float) -> Tensor:
+    """Replies, B x T, to the prompts `ids` (B x P, `mask` 0 on padding); numbers: B x T (`uniform_numbers`)."""
+    longest, pad = numbers.shape[1], tokenizer.pad_token_id
+    # A model's own generation_config.json (penalties, forbidden tokens) would change the distribution, so that the
+    # log-probabilities would be those of another one.
+    causal(model).generation_config = GenerationConfig()
+    replies = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=GenerationConfig(
+            max_new_tokens=longest,
+            do_sample=False,
+            pad_token_id=pad,
+            eos_token_id=tokenizer.eos_token_id,
+            use_cache=True,
+        ),
+        logits_processor=LogitsProcessorList([Sampler(numbers, temperature)]),
+    )[:, ids.shape[1] :]
+    return torch.nn.functional.pad(replies, (0, longest - replies.shape[1]), value=pad)
 
 
 def values(model, head, answers: Answers) -> Tensor:

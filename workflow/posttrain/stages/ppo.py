@@ -144,8 +144,9 @@ def gather(
     seeds = [answers.stream("answer", section.seed, iteration, n) for n in range(len(rows))]
     ids, mine = [row["ids"] for row in rows], parallel.share(len(rows))
     with torch.no_grad(), completions.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
+        at_once = parallel.fitting(section.answer_batch_size or len(rows))
         batch = answers.draw(
-            models.peft, models.tokenizer, ids, seeds, section.max_new_tokens, section.temperature, only=mine
+            models.peft, models.tokenizer, ids, seeds, section.max_new_tokens, section.temperature, at_once, mine
         )
     logp, reference, values = (torch.zeros_like(batch.mask, dtype=torch.float32) for _ in range(3))
     scores = torch.zeros(len(rows), device=batch.mask.device)

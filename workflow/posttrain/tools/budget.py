@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from posttrain.config.sections import Adapter, Base, Longctx, Sft
+from posttrain.config.sections import Adapter, Base, Longctx, Ppo, Sft
 from posttrain.config.stages import TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.campaign import load
@@ -183,6 +183,9 @@ def changes(settings: Experiment, stage: str) -> list[list[Change]]:
         return [[(where, "batch_size", size) for size in divisors(section.batch_size, section.batch_size)]]
     now = section.micro_batch_size or section.batch_size
     ways: list[list[Change]] = [[(where, "micro_batch_size", size) for size in divisors(section.batch_size, now)]]
+    if isinstance(section, Ppo):
+        at_once = section.answer_batch_size or section.batch_size
+        ways.append([(where, "answer_batch_size", size) for size in divisors(section.batch_size, at_once)])
     if getattr(section, "gradient_checkpointing", True) is False:
         ways.append([(where, "gradient_checkpointing", True)])
     if isinstance(section, Longctx) and section.tuning in ("full", "lora"):

@@ -50,7 +50,12 @@ def share(count: int) -> list[int]:
 
 def at_once(section, count: int) -> int:
     """Number of sequences, of `count`, in one forward pass. section: `config.Optimisation`."""
-    return max(1, min(count, section.micro_batch_size or count, fits or count))
+    return max(1, fitting(min(count, section.micro_batch_size or count)))
+
+
+def fitting(count: int) -> int:
+    """Number of sequences, of `count`, that fit into a GPU's memory, as far as is known."""
+    return min(count, fits or count)
 
 
 def split(batch_size: int, micro_batch_size: int | None, processes: int) -> tuple[int, int]:
