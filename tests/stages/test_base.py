@@ -139,16 +139,12 @@ def test_blocks_and_the_unigram():
     class Tokenizer:
         bos_token_id, eos_token_id = 0, 9
 
-        def __call__(self, texts, add_special_tokens):
-            assert not add_special_tokens
-            return type("Encoded", (), {"input_ids": [[int(letter) for letter in text] for text in texts]})
-
-    made = blocks(Tokenizer(), [{"text": "123"}, {"text": "45"}], 3)
+    made = blocks(Tokenizer(), [[1, 2, 3], [4, 5]], 3)
     assert [block["input_ids"] for block in made] == [[0, 1, 2], [0, 3, 9], [0, 4, 5]]
     Tokenizer.bos_token_id = None
-    assert blocks(Tokenizer(), [{"text": "123"}], 3)[0]["input_ids"] == [9, 1, 2]
+    assert blocks(Tokenizer(), [[1, 2, 3]], 3)[0]["input_ids"] == [9, 1, 2]
     with pytest.raises(UserError, match="fewer than one context"):
-        blocks(Tokenizer(), [{"text": "1"}], 9)
+        blocks(Tokenizer(), [[1]], 9)
     one = [{"input_ids": [0, 1, 1, 2, 2]}]
     assert unigram_perplexity(one, one) == pytest.approx(2.0), "the first token is never predicted"
 

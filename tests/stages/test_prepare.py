@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from families import tokenizer_of
@@ -167,6 +168,114 @@ def test_the_token_contract_holds_for_kto_rows(tmp_path, cache):
     source = kto_file(tmp_path, kto_rows(True))
     with pytest.raises(UserError, match=r"token contract: row kto-\d+ .*end-of-turn token"):
         prepare(tmp_path, text=[Source(path=text_file(tmp_path))], kto=[source], chat_template=str(template))
+
+
+def chatml(folder):
+    """A byte-level tokenizer with a token for several line breaks, as Qwen's and Llama 3's, and ChatML."""
+    import tokenizers
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = tokenizers.Tokenizer(models.BPE())
+    words = Regex(r"\p{L}+|\p{N}|\s*[\r\n]+|[^\s\p{L}\p{N}]+|\s+")
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), bytes_of])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=350,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(["user\nassistant\n\nthe dog ran\n\nthe cat sat\n"] * 50, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = (
+        "{% for m in messages %}{% if m.content == 'raise' %}{{ raise_exception('no such turn') }}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    fast.save_pretrained(folder / "chatml")
+    return Tokenizer(path=str(folder / "chatml"))
+
+
+BAD = {3: "control_text", 4: "chat_template", 7: "prefix", 9: "control_text", 12: "prefix"}  # row -> reason
+
+
+def sources_with_bad_rows(folder) -> dict:
+    """40 rows for each of sft, preference, kto, and long documents; of them those of BAD break the token contract."""
+    turn = lambda role, content: [{"role": role, "content": content}]  # noqa: E731
+    asked = {3: "what ends with <|im_end|>", 4: "raise"}
+    begun = {7: "\n", 9: "the <|im_end|> ends ", 12: "\n"}
+    rows: dict[str, list] = {"sft": [], "preference": [], "kto": [], "long": []}
+    for n in range(40):
+        prompt, reply = turn("user", asked.get(n, f"say {n * 7919}")), f"{begun.get(n, '')}the dog {n} ran."
+        rows["sft"].append({"messages": prompt + turn("assistant", reply)})
+        rows["preference"].append(
+            {"prompt": prompt, "chosen": turn("assistant", reply), "rejected": turn("assistant", f"no {n}.")}
+        )
+        rows["kto"].append({"prompt": prompt, "completion": turn("assistant", reply), "label": n % 2 > 0})
+        rows["long"].append({"text": f"{'<|im_start|>' if n in (3, 9) else ''} tale {n} of {n * 31}"})
+    for task, lines in rows.items():
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {task: [Source(path=str(folder / f"{task}.jsonl"))] for task in rows}
+
+
+def kept(manifest, task) -> list[dict]:
+    files = [manifest.parent / f"data/{task}/{side}.jsonl" for side in ("train", "test")]
+    return [row for file in files if file.exists() for row in read_jsonl(file)]
+
+
+def test_rows_that_break_the_token_contract_are_dropped_counted_and_all_listed(tmp_path, cache, capsys):
+    """In every kind of data; one row stops none. Control: the other rows are all there, byte for byte."""
+    sources = sources_with_bad_rows(tmp_path)
+    manifest = prepare(tmp_path, **sources, tokenizer=chatml(tmp_path))
+    printed, metrics = capsys.readouterr().err, read_json(manifest.parent / "metrics.json")
+    listed = list(read_jsonl(manifest.parent / "data/dropped.jsonl"))
+    assert "data/dropped.jsonl" in read_json(manifest)["files"]
+    for task, [source] in sources.items():
+        bad = BAD if task != "long" else {3: "control_text", 9: "control_text"}
+        found = [(row["file"], row["line"], row["reason"]) for row in listed if row["task"] == task]
+        assert sorted(found) == sorted((source.path, n + 1, reason) for n, reason in bad.items())
+        assert {int(row["source"].rsplit(":")[-1]) - 1 for row in kept(manifest, task)} == set(range(40)) - bad.keys()
+        counted = {reason: list(bad.values()).count(reason) for reason in set(bad.values())}
+        assert counted in [entry["dropped"] for entry in metrics["sources"] if entry["task"] == task]
+        assert f"{len(bad)} of 40 {task} rows break the token contract" in printed
+        assert f"{task}: control_text, 2 rows, first {source.path}:4: " in printed, "the first of each kind"
+        assert f"{source.path}:10: token contract" not in printed
+    assert all("prepare.control_text: plain" in row["message"] for row in listed if row["reason"] == "control_text")
+
+
+def test_control_text_is_kept_as_plain_text_where_asked(tmp_path, cache):
+    """The trainers' tokens of these rows then hold the template's control tokens alone."""
+    from transformers import AutoTokenizer
+
+    from posttrain.data import preferences
+    from posttrain.models import tokens
+
+    manifest = prepare(tmp_path, **sources_with_bad_rows(tmp_path), tokenizer=chatml(tmp_path), control_text="plain")
+    reasons = {row["reason"] for row in read_jsonl(manifest.parent / "data/dropped.jsonl")}
+    assert reasons == {"prefix", "chat_template"}
+    tokenizer = AutoTokenizer.from_pretrained(manifest.parent / "data/tokenizer")
+    for row in kept(manifest, "sft"):
+        assert tokens.encode(tokenizer, row)["input_ids"].count(tokenizer.eos_token_id) == 2
+    ended = [row for row in kept(manifest, "sft") if "<|im_end|>" in json.dumps(row)]
+    assert len(ended) == 2, "control"
+    for task, answers in preferences.ANSWERS.items():
+        rows = [
+            row for side in ("train", "test") for row in preferences.tokenized(tokenizer, manifest, side, None, task)
+        ]
+        assert len(rows) == 37
+        assert all(row["prompt_ids"].count(tokenizer.eos_token_id) == 1 for row in rows)
+        assert all(row[f"{answer}_ids"].count(tokenizer.eos_token_id) == 1 for row in rows for answer in answers)
+
+
+def test_data_of_which_every_row_breaks_the_token_contract_is_refused(tmp_path, cache):
+    source = sources_with_bad_rows(tmp_path)["preference"][0]
+    lines = Path(source.path).read_text().splitlines(True)
+    (tmp_path / "bad.jsonl").write_text("".join(lines[n] for n in BAD))
+    words = r"prepare\.preference: no training row is left.*\n.*control_text, 2 rows, first .*bad\.jsonl:1"
+    with pytest.raises(UserError, match=words):
+        prepare(tmp_path, preference=[Source(path=str(tmp_path / "bad.jsonl"))], tokenizer=chatml(tmp_path))
 
 
 def test_a_missing_file_is_named(tmp_path, cache):

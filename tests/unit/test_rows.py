@@ -350,7 +350,7 @@ def test_ids(tmp_path):
     assert "id 1 on lines 1 and 2" in refusal(write(tmp_path / "a.jsonl", clash), "text")
     twice = rows.read_file(write(tmp_path / "a.jsonl", [clash[0], clash[0], {"id": None, "text": "c"}]), "text")
     assert twice.kept == 3 and twice.rows[2]["id"] == "a-3"
-    assert texts.deduplicate(twice.rows)[1] == 1
+    assert [repeat["source"] for repeat, _ in texts.deduplicate(twice.rows)[1]] == [f"{tmp_path}/a.jsonl:2"]
 
 
 def test_groups(tmp_path):
@@ -579,8 +579,8 @@ def ask(question: str, answer: str, name: str = "test", **more) -> dict:
 def test_deduplicate_counts_and_keeps_the_first():
     first = made(3)
     again = [row | {"id": "other", "source": "b:1", "group": "x"} for row in first[:2]]
-    kept, dropped = texts.deduplicate(first + again)
-    assert (kept, dropped) == (first, 2)
+    kept, repeats = texts.deduplicate(first + again)
+    assert kept == first and repeats == list(zip(again, first[:2], strict=True))
 
 
 def test_split_is_stable_and_keeps_groups_whole():

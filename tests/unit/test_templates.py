@@ -12,7 +12,7 @@ from posttrain.config.sections import Prepare, Tokenizer
 from posttrain.data import conversations
 from posttrain.data import tokenizer as tokenizers
 from posttrain.ground.errors import UserError
-from posttrain.models import tokens
+from posttrain.models import token_contract, tokens
 
 KEYS = {  # what a family needs beside its own tokenizer and template
     "llama3-base": {"end_of_turn": "<|eot_id|>"},
@@ -56,7 +56,7 @@ def prepared(folder, family: str, rows: list[dict], **keys):
 def trained(tokenizer, of: dict) -> list[str]:
     """The texts of a row's runs of tokens that are trained, after a check of the token contract."""
     encoded = tokens.encode(tokenizer, of)
-    tokens.prove(tokenizer, [of], [encoded])
+    token_contract.prove(tokenizer, [of], [encoded])
     runs, before = [], tokens.MASKED
     for label in encoded["labels"]:
         if label != tokens.MASKED:
@@ -136,7 +136,7 @@ def test_a_kto_row_trains_its_completion_alone(tmp_path):
     turns = row(*ANSWERS)["messages"]
     kto = {"id": "k1", "prompt": turns[:-1], "completion": turns[-1:], "label": True}
     tokenizer, _ = prepared(tmp_path, "qwen3", [ONE])
-    assert trained(tokenizer, tokens.demonstration(kto)) == ["<think>\n\n</think>\n\nyes.<|im_end|>"]
+    assert trained(tokenizer, token_contract.demonstrations(kto)[0]) == ["<think>\n\n</think>\n\nyes.<|im_end|>"]
 
 
 def test_a_split_conversation_trains_each_reply_as_it_is_asked_for(tmp_path):
@@ -204,7 +204,7 @@ def test_an_earlier_date_stays_until_another_is_given(tmp_path):
         tokenizers.set_date(tokenizer, date)
         text = tokenizer.apply_chat_template(ONE["messages"], tokenize=False)
         assert text.endswith(f"<|end|>\n<|endoftext|>{year}")
-        tokenizers.refuse_unsteady(tokenizer, ONE, ONE["messages"])
+        tokenizers.refuse_unsteady(tokenizer, [(ONE, ONE["messages"])])
 
 
 def test_a_template_that_writes_at_random_is_refused(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from posttrain.data import tokenizer as tokenizers
 from posttrain.ground.errors import UserError
-from posttrain.models import tokens
+from posttrain.models import token_contract, tokens
 
 ROW = {
     "id": "r1",
@@ -44,7 +44,7 @@ def test_no_text_is_unknown(tokenizer):
 
 @pytest.mark.parametrize("row", [ROW, PLAIN])
 def test_good_rows_pass(tokenizer, row):
-    counted = tokens.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
+    counted = token_contract.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
     assert counted["rows"] == 1 and 0 < counted["trained_tokens"] < counted["tokens"]
     assert tokens.encode(tokenizer, row)["input_ids"].count(tokenizer.bos_token_id) == 1
 
@@ -53,7 +53,7 @@ def breach(tokenizer, row, change) -> str:
     encoded = tokens.encode(tokenizer, row)
     change(encoded)
     with pytest.raises(UserError) as caught:
-        tokens.prove(tokenizer, [row], [encoded])
+        token_contract.prove(tokenizer, [row], [encoded])
     assert f"row {row['id']}" in str(caught.value)
     return str(caught.value)
 
@@ -96,7 +96,7 @@ def test_a_shifted_label_is_found(tokenizer):
 def test_nothing_to_train_on_is_found(tokenizer):
     row = {"id": "r3", "messages": ROW["messages"][:1]}
     with pytest.raises(UserError, match="no token to train on"):
-        tokens.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
+        token_contract.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
 
 
 def test_a_template_that_rewrites_earlier_turns_is_found(tokenizer, tmp_path):
@@ -135,7 +135,7 @@ def test_the_plain_template_serves_a_real_pretrained_tokenizer(shared):
     tokenizer = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
     tokenizers.set_chat_template(tokenizer, None, conversations=True)
     assert tokenizer.pad_token and "Assistant" in tokenizer.chat_template
-    tokens.prove(tokenizer, [ROW, PLAIN], [tokens.encode(tokenizer, row) for row in (ROW, PLAIN)])
+    token_contract.prove(tokenizer, [ROW, PLAIN], [tokens.encode(tokenizer, row) for row in (ROW, PLAIN)])
 
 
 def templated(tokenizer, tmp_path, reply: str, row=ROW) -> str:
@@ -151,7 +151,7 @@ def templated(tokenizer, tmp_path, reply: str, row=ROW) -> str:
     tokenizers.set_chat_template(tokenizer, str(template), True)
     try:
         with pytest.raises(UserError, match="row r1") as caught:
-            tokens.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
+            token_contract.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
     finally:
         tokenizer.chat_template = original
     return str(caught.value)
@@ -166,11 +166,57 @@ def test_a_template_that_writes_other_words_than_the_assistants_is_found(tokeniz
 def test_an_end_of_turn_before_the_reply_ends_is_found(tokenizer, tmp_path):
     """The model would learn to stop there, and what follows would not be trained at all."""
     assert "trained 4 times in 2 turns" in templated(tokenizer, tmp_path, "{{ eos_token + m.content }}")
-    quoting = {"id": "r4", "prompt": "how does a turn end ?", "completion": " with <|end|> and nothing else"}
-    chatting = {"id": "r5", "messages": [ROW["messages"][0], {"role": "assistant", "content": "an <|end|> ends it"}]}
-    for row in (quoting, chatting):
-        with pytest.raises(UserError, match=rf"row {row['id']}.*trained 2 times in 1 turns"):
-            tokens.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
+
+
+PAIR = {
+    "id": "p1",
+    "prompt": ROW["messages"][:1],
+    "chosen": [{"role": "assistant", "content": "it is four."}],
+    "rejected": [{"role": "assistant", "content": "it is five."}],
+}
+
+
+def reason(tokenizer, row) -> str:
+    """Why a row cannot be trained on."""
+    with pytest.raises(tokens.Breach, match=f"row {row['id']}") as caught:
+        token_contract.refuse_control_text(tokenizer, row)
+        token_contract.check(tokenizer, row)
+    return caught.value.reason
+
+
+def test_good_rows_of_every_task_are_counted_and_bad_ones_refused(tokenizer):
+    kto = {"id": "k1", "prompt": PAIR["prompt"], "completion": PAIR["chosen"], "label": True}
+    plain = {"id": "p2", "prompt": "two and two is", "chosen": " four.", "rejected": " the number five."}
+    for row in (ROW, PLAIN, PAIR, kto, plain):
+        token_contract.refuse_control_text(tokenizer, row)
+        longest = max(len(tokens.encode(tokenizer, shown)["input_ids"]) for shown in token_contract.demonstrations(row))
+        assert token_contract.check(tokenizer, row) == longest
+    for row in (ROW, PLAIN, PAIR, kto, plain):
+        for key in {"messages", "prompt", "completion", "chosen", "rejected"} & row.keys():
+            text = f"it <|end|> {key}"
+            changed = text if isinstance(row[key], str) else [*row[key][:-1], row[key][-1] | {"content": text}]
+            assert reason(tokenizer, row | {key: changed}) == "control_text"
+
+
+def test_a_pair_of_equal_tokens_is_refused(tokenizer):
+    """A tokenizer that lowers capitals; control: with the ordinary one the answers differ."""
+    from tokenizers import normalizers
+
+    pair = PAIR | {"rejected": [{"role": "assistant", "content": "IT is four."}]}
+    plain = {"id": "p2", "prompt": "two and two is", "chosen": " four.", "rejected": " Four."}
+    lowering = copy.deepcopy(tokenizer)
+    lowering.backend_tokenizer.normalizer = normalizers.Lowercase()
+    for row in (pair, plain):
+        token_contract.check(tokenizer, row)
+        assert reason(lowering, row) == "equal_answers"
+
+
+def test_a_pair_whose_system_turn_the_template_leaves_out_is_refused(tokenizer):
+    silent = copy.deepcopy(tokenizer)
+    silent.chat_template = tokenizer.chat_template.replace("in messages", "in messages if message.role != 'system'")
+    pair = PAIR | {"prompt": [{"role": "system", "content": "be brief"}, *PAIR["prompt"]]}
+    token_contract.check(tokenizer, pair)
+    assert reason(silent, pair) == "lost_turn"
 
 
 def test_a_template_that_raises_names_the_row(tokenizer, tmp_path):
@@ -190,5 +236,5 @@ def test_what_a_template_may_add_around_a_reply(tokenizer, tmp_path):
     row = {"id": "r6", "messages": [ROW["messages"][0], {"role": "assistant", "content": " it is four.\n"}]}
     encoded = tokens.encode(tokenizer, row)
     tokenizer.chat_template = original
-    tokens.prove(tokenizer, [row], [encoded])
+    token_contract.prove(tokenizer, [row], [encoded])
     assert encoded["labels"][-1] == tokens.MASKED and encoded["labels"].count(tokenizer.eos_token_id) == 1

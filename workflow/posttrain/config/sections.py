@@ -273,6 +273,10 @@ class Prepare(Section):
     long_rows: Literal["drop", "cut"] = "drop"
     """What happens to longer rows: `drop` them, or `cut` their longest text (prompts lose their beginning, replies
     their end) so that reply tokens remain. Longer preference pairs are always dropped."""
+    control_text: Literal["plain"] | None = None
+    """`plain`: keep rows whose own text holds a control token of the tokenizer, such as `</s>`, and read it as plain
+    text. Default: such rows are dropped, as it would end a turn or begin another. Documents of `text` are read as they
+    are: they may be written in the form of a chat."""
     max_line_mb: Annotated[float, Field(gt=0, le=4096)] = 16.0
     """Longest line of a file, in MiB; a longer line is an error."""
     allow_empty_user: bool = False

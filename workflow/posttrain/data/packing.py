@@ -4,14 +4,14 @@ from posttrain.ground.errors import UserError
 from posttrain.models import tokens
 
 
-def blocks(tokenizer, rows: list[dict], context: int) -> list[dict]:
-    """Concatenated documents, each ended by EOS, cut into blocks of `context` tokens that begin with BOS.
+def blocks(tokenizer, documents: list[list[int]], context: int) -> list[dict]:
+    """Concatenated documents (tokens), each ended by EOS, cut into blocks of `context` tokens that begin with BOS.
 
     A BOS before every document would teach the model to ignore what precedes a BOS, where prefix and prompt tuning put
     their virtual tokens. Raises UserError where the documents do not fill one block.
     """
     stream: list[int] = []
-    for ids in tokenizer([row["text"] for row in rows], add_special_tokens=False).input_ids:
+    for ids in documents:
         stream += [*ids, tokenizer.eos_token_id]
     room = context - 1
     starts = range(0, len(stream) - room + 1, room)

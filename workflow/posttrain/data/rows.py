@@ -17,6 +17,7 @@ from pathlib import Path
 
 from posttrain.config.sections import Prepare, Source
 from posttrain.data import formats, hub, judged, lines, texts
+from posttrain.data.dropped import REPEAT, entry, repeated
 from posttrain.data.lines import RowError, json_kind
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
@@ -41,8 +42,10 @@ FORMATS: dict[str, dict[str, Callable[[dict, bool], dict]]] = {
 }
 
 
-def read_source(section: Prepare, source: Source, task: str, cards: list[dict], fetched: list[Path]) -> list[dict]:
-    """The canonical rows of a source without repeats. Prints what was dropped, and adds an entry to the data card.
+def read_source(
+    section: Prepare, source: Source, task: str, cards: list, dropped: list, fetched: list[Path]
+) -> list[dict]:
+    """The canonical rows of a source without repeats. What is dropped is printed, listed and counted in the data card.
 
     `fetched`: manifests of `fetch`, one of which lists the data set. Raises UserError where no row can be used.
     """
@@ -55,10 +58,17 @@ def read_source(section: Prepare, source: Source, task: str, cards: list[dict], 
         report = read_rows(hub.dataset_rows(source, fetched), name, task, source.format, **options)
     for sentence in report.describe():
         say(sentence)
-    dropped = {reason: len(cases) for reason, cases in report.dropped.items()}
+    counts = {reason: len(cases) for reason, cases in report.dropped.items()}
     warnings = {reason: len(cases) for reason, cases in report.warnings.items()}
     distinct, repeats = texts.deduplicate(report.rows)
-    cards.append(card(report.name, task, dropped | {"exact duplicate": repeats}, warnings, report.total, len(distinct)))
+    counts[REPEAT] = len(repeats)
+    cards.append(card(report.name, task, counts, warnings, report.total, len(distinct)))
+    dropped += [
+        entry(f"{report.name}:{line}", task, reason, message)
+        for reason, cases in report.dropped.items()
+        for line, message in cases
+    ]
+    dropped += repeated(repeats, task)
     if not report.rows:
         raise UserError(f"{report.name}: no row of {report.total} can be used", *report.describe()[:5])
     for row in distinct if source.separator else ():

@@ -34,7 +34,7 @@ ODD_MEANING = {
     "bidi_override": "bidi override characters (such as U+202E), kept: the text is not what it looks like",
     "mojibake": "likely mojibake (UTF-8 once read as something else), kept",
     "control_character": "control characters, kept",
-    "special_token": "text that looks like a tokenizer's special token, kept",
+    "special_token": "text that looks like a tokenizer's special token",
 }
 _INVISIBLE = set("\u115f\u1160\u2800\u3164\uffa0")
 # In scripts without spaces, each character is a word. Sentence punctuation is not a word; an operator is.
@@ -132,12 +132,11 @@ class Finding(NamedTuple):
         return f"{self.test}: {self.how} overlap: {meanings[self.how]} {self.train}"
 
 
-def deduplicate(rows: list[dict]) -> tuple[list[dict], int]:
-    """(rows without exact repeats of earlier content, number of dropped rows)."""
+def deduplicate(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]]]:
+    """(rows without exact repeats of earlier content, the repeats, each with the earlier row)."""
     first: dict[str, dict] = {}
-    for row in rows:
-        first.setdefault(digest(content(row)), row)
-    return list(first.values()), len(rows) - len(first)
+    repeats = [(row, earlier) for row in rows if (earlier := first.setdefault(digest(content(row)), row)) is not row]
+    return list(first.values()), repeats
 
 
 def overlap(train: list[dict], test: list[dict]) -> list[Finding]:

@@ -37,7 +37,7 @@ def make_tokenizer(section: Prepare, sides: dict, fetched: list[Path]):
     set_end_of_turn(tokenizer, section.end_of_turn)
     if conversations:
         set_date(tokenizer, section.date)
-        refuse_unsteady(tokenizer, *conversations[0])
+        refuse_unsteady(tokenizer, conversations)
     return tokenizer
 
 
@@ -207,8 +207,12 @@ def dated(template: str, day: datetime.datetime) -> str:
     return f"{{%- macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{%- endmacro %}}\n{template}"
 
 
-def refuse_unsteady(tokenizer, row: dict, messages: list[dict]) -> None:
-    """Raise UserError where the chat template writes a row's conversation differently on another day or at random."""
+def refuse_unsteady(tokenizer, conversations: list[tuple[dict, list[dict]]]) -> None:
+    """Raise UserError where the chat template writes a conversation differently on another day or at random.
+
+    conversations: rows, each with its messages. The first is taken that the template can write; Breach if it can none.
+    """
+    row, messages = writable(tokenizer, conversations)
     state, written = random.getstate(), set()
     for number in range(1, 9):
         random.seed(number)  # of Jinja's filter `random`
@@ -217,3 +221,16 @@ def refuse_unsteady(tokenizer, row: dict, messages: list[dict]) -> None:
     random.setstate(state)
     if len(written) > 1:
         raise UserError("prepare.chat_template: writes another text on another day, or at random: give another one")
+
+
+def writable(tokenizer, conversations: list[tuple[dict, list[dict]]]) -> tuple[dict, list[dict]]:
+    """The first conversation that the chat template writes without an error. Raises Breach, the first, for none."""
+    first = None
+    for row, messages in conversations:
+        try:
+            tokens.write(tokenizer, row, messages)
+            return row, messages
+        except tokens.Breach as fault:
+            first = first or fault
+    assert first, "there are conversations"
+    raise first

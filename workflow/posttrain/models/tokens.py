@@ -1,14 +1,25 @@
-"""Convert rows to tokens and labels, check the token contract, their required properties, before training, and cut
-rows that have too many tokens."""
+"""Convert rows to tokens and labels.
+
+A row that the chat template would change, or whose reply has no tokens of its own, is a `Breach` of the token contract;
+`token_contract.py` checks the rest of it.
+"""
 
 import hashlib
 
 from posttrain.ground.errors import UserError
+from posttrain.models.control import plain, shielded, tokenize
 
 MASKED = -100  # label of a token that is not trained on, in PyTorch's cross-entropy
-FEWEST_LEFT = 8  # characters that a cut text keeps at least
 SYSTEM = "; `prepare.system_turns: user` puts the system turn's text into the first user turn"
 SPLIT = "; `prepare.conversations: split` makes a row of each reply, after the turns before it"
+
+
+class Breach(UserError):
+    """A row that breaks the token contract. `reason` is a short key, by which such rows are counted."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 def template_digest(tokenizer) -> str | None:
@@ -34,17 +45,18 @@ def form_of(rows: list[dict]) -> str:
 
 def write(tokenizer, row: dict, messages: list[dict], prompt: bool = False, **options) -> str:
     """The text of a conversation by the chat template. prompt: whether to add the beginning of the assistant's turn;
-    options: further ones of `apply_chat_template`. Raises UserError where the template raises an error."""
+    options: further ones of `apply_chat_template`. Raises Breach where the template raises an error."""
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **options)
     except Exception as error:  # a template is a program of the user's; it can raise anything
         way_out = SYSTEM if messages[0]["role"] == "system" else ""
-        raise UserError(f"chat template: row {row_name(row)}: {type(error).__name__}: {error}{way_out}") from None
+        message = f"chat template: row {row_name(row)}: {type(error).__name__}: {error}{way_out}"
+        raise Breach("chat_template", message) from None
 
 
-def tokenize(tokenizer, text: str) -> list[int]:
-    """Tokens of a text from a chat template, which contains its special tokens."""
-    return tokenizer(text, add_special_tokens=False).input_ids
+def breach(reason: str, row: dict, fault: str) -> Breach:
+    """The error of a row that breaks the token contract."""
+    return Breach(reason, f"token contract: row {row_name(row)}: {fault}")
 
 
 def _shared(one: list[int], other: list[int]) -> list[int]:
@@ -58,18 +70,20 @@ def encode(tokenizer, row: dict) -> dict[str, list[int]]:
     """`input_ids` of a row, and `labels` that are masked except on the assistant's text.
 
     A row is a conversation (`messages`) or plain text (`prompt`, `completion`). An assistant's turn is trained up to
-    and including its end-of-turn token. Raises UserError where the template is not prefix-preserving or changes the
+    and including its end-of-turn token. Raises Breach where the template is not prefix-preserving or changes the
     assistant's text.
     """
     if "messages" not in row:
         return _encode_plain(tokenizer, row)
+    row = shielded(tokenizer, row)
     messages = row["messages"]
     text = write(tokenizer, row, messages)
     _refuse_lost(tokenizer, row, text)
     ids = tokenize(tokenizer, text)
     labels = [MASKED] * len(ids)
     for turn in trained_turns(row):
-        start, stop = _reply(tokenizer, row, ids, messages[: turn + 1])
+        whole = (text, ids) if turn + 1 == len(messages) else None
+        start, stop = _reply(tokenizer, row, ids, messages[: turn + 1], whole)
         labels[start:stop] = ids[start:stop]
     return {"input_ids": ids, "labels": labels}
 
@@ -80,14 +94,16 @@ def trained_turns(row: dict) -> list[int]:
     return turns[-1:] if "conversation" in row else turns
 
 
-def _reply(tokenizer, row: dict, ids: list[int], messages: list[dict]) -> tuple[int, int]:
+def _reply(tokenizer, row: dict, ids: list[int], messages: list[dict], whole: tuple | None) -> tuple[int, int]:
     """(start, stop) in `ids` of the tokens of the last of the messages, up to and including its end of turn.
 
     ids: tokens of a conversation that begins with the messages. A template may write a line break after a turn, and
-    more at the end of the whole conversation.
+    more at the end of the whole conversation. whole: text and tokens of the messages, where they are known.
     """
-    before, after = write(tokenizer, row, messages[:-1], prompt=True), write(tokenizer, row, messages)
-    start, shorter = _common(tokenizer, ids, tokenize(tokenizer, before), row), tokenize(tokenizer, after)
+    before = write(tokenizer, row, messages[:-1], prompt=True)
+    after = whole[0] if whole else write(tokenizer, row, messages)
+    start = _common(tokenizer, ids, tokenize(tokenizer, before), row)
+    shorter = whole[1] if whole else tokenize(tokenizer, after)
     _refuse_other_reply(tokenizer, row, messages[-1], after[len(before) :])
     reply = _shared(shorter, ids)[start:]
     if tokenizer.eos_token_id not in reply:
@@ -96,7 +112,7 @@ def _reply(tokenizer, row: dict, ids: list[int], messages: list[dict]) -> tuple[
 
 
 def _refuse_lost(tokenizer, row: dict, text: str) -> None:
-    """Raise UserError where the chat template leaves out a turn: its text is the same with other words in the turn."""
+    """Raise Breach where the chat template leaves out a turn: its text is the same with other words in the turn."""
     messages, words = row["messages"], _without_spaces(text)
     for turn, message in enumerate(messages):
         if message["role"] != "assistant" and _without_spaces(message["content"]) not in words:
@@ -104,15 +120,16 @@ def _refuse_lost(tokenizer, row: dict, text: str) -> None:
             if write(tokenizer, row, [*messages[:turn], longer, *messages[turn + 1 :]]) == text:
                 lost = f"leaves out the {message['role']} turn {message['content'][:60]!r}"
                 way_out = SYSTEM if message["role"] == "system" else ""
-                raise UserError(f"token contract: row {row_name(row)}: the chat template {lost}{way_out}")
+                raise breach("lost_turn", row, f"the chat template {lost}{way_out}")
 
 
 def _refuse_other_reply(tokenizer, row: dict, message: dict, written: str) -> None:
-    """Raise UserError where the chat template changes the assistant's text, white space aside, or ends it with another
+    """Raise Breach where the chat template changes the assistant's text, white space aside, or ends it with another
     token than the end-of-turn token."""
-    where, said = f"token contract: row {row_name(row)}: the chat template", message["content"]
+    said = message["content"]
     if _without_spaces(said) not in _without_spaces(written):
-        raise UserError(f"{where} changes the assistant's {said[:60]!r} to {written[:60]!r}")
+        changed = f"changes the assistant's {said[:60]!r} to {written[:60]!r}"
+        raise breach("other_reply", row, f"the chat template {changed}")
     last_line = said.strip().splitlines()[-1].strip()
     end = written[written.rfind(last_line) + len(last_line) :].lstrip()
     if not end.startswith(tokenizer.eos_token):
@@ -120,7 +137,7 @@ def _refuse_other_reply(tokenizer, row: dict, message: dict, written: str) -> No
         token = next((added[n].content for n in tokenize(tokenizer, end) if n in added and added[n].special), None)
         way_out = f"set prepare.end_of_turn: {token!r}" if token else "give another prepare.chat_template"
         ends = f"ends a reply with {token or 'no special token'}, not with the end-of-turn token {tokenizer.eos_token}"
-        raise UserError(f"{where} {ends}; {way_out}")
+        raise breach("other_end", row, f"the chat template {ends}; {way_out}")
 
 
 def _without_spaces(text: str) -> str:
@@ -128,14 +145,17 @@ def _without_spaces(text: str) -> str:
 
 
 def _encode_plain(tokenizer, row: dict) -> dict[str, list[int]]:
-    prompt = tokenizer(row["prompt"]).input_ids
-    if prompt and prompt[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
-        prompt = prompt[:-1]
-    ids = tokenizer(row["prompt"] + row["completion"]).input_ids
+    prompt = _plain_prompt(tokenizer, row["prompt"])
+    ids = plain(tokenizer, row["prompt"] + row["completion"], add_special_tokens=True)
     if not ids or ids[-1] != tokenizer.eos_token_id:
         ids = [*ids, tokenizer.eos_token_id]
     start = len(_shared(prompt, ids))
     return {"input_ids": ids, "labels": [MASKED] * start + ids[start:]}
+
+
+def _plain_prompt(tokenizer, prompt: str) -> list[int]:
+    ids = plain(tokenizer, prompt, add_special_tokens=True)
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers end every text
 
 
 def prompt_text(row: dict) -> str:
@@ -156,19 +176,18 @@ def encode_prompt(tokenizer, row: dict) -> list[int]:
     """Tokens of a row's prompt, up to the beginning of the assistant's text."""
     prompt = row["messages"][:-1] if "messages" in row else row["prompt"]
     if isinstance(prompt, str):
-        ids = tokenizer(prompt).input_ids
-        return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-    return tokenize(tokenizer, write(tokenizer, row, prompt, prompt=True))
+        return _plain_prompt(tokenizer, prompt)
+    return tokenize(tokenizer, write(tokenizer, row, shielded(tokenizer, prompt), prompt=True))
 
 
 def encode_answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "rejected")) -> dict[str, list[int]]:
     """`prompt_ids` of a row and the tokens of its answers, `chosen_ids` and so on, up to and including the end of turn.
 
-    sides: the row's keys that hold answers. Raises UserError where the template is not prefix-preserving or an answer
-    has no end of turn.
+    sides: the row's keys that hold answers. Raises Breach where the template is not prefix-preserving or an answer has
+    no end of turn.
     """
-    prompt = encode_prompt(tokenizer, row)
-    written = {}
+    prompt, written = encode_prompt(tokenizer, row), {}
+    row = shielded(tokenizer, row) if isinstance(row["prompt"], list) else row
     for side in sides:
         if isinstance(row["prompt"], str):
             ids = _encode_plain(tokenizer, {"prompt": row["prompt"], "completion": row[side]})["input_ids"]
@@ -184,116 +203,21 @@ def encode_answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "re
     for side, ids in written.items():
         answer = ids[len(prompt) :]
         if end not in answer:
-            raise UserError(f"token contract: row {row_name(row)}: {side} answer without an end of turn")
+            raise breach("end_of_turn", row, f"{side} answer without an end of turn")
         encoded[f"{side}_ids"] = answer[: answer.index(end) + 1]
     return encoded
 
 
 def _common(tokenizer, ids: list[int], prefix: list[int], row: dict) -> int:
-    """Length of `prefix`. Raises UserError where `ids` does not begin with it."""
+    """Length of `prefix`. Raises Breach where `ids` does not begin with it."""
     if ids[: len(prefix)] != prefix:
         at, roles = len(_shared(prefix, ids)), [turn["role"] for turn in row.get("messages") or row["prompt"]]
         way_out = (SYSTEM if "system" in roles else "") + (SPLIT if roles.count("assistant") > 1 else "")
-        raise UserError(
-            f"token contract: row {row_name(row)}: the chat template is not prefix-preserving: after "
+        fault = (
+            f"the chat template is not prefix-preserving: after "
             f"{tokenizer.decode(ids[max(0, at - 8) : at])!r} a shorter conversation continues with "
             f"{tokenizer.decode(prefix[at : at + 4])!r}, the whole one with {tokenizer.decode(ids[at : at + 4])!r}"
             f"{way_out}"
         )
+        raise breach("prefix", row, fault)
     return len(prefix)
-
-
-def prove(tokenizer, rows: list[dict], encoded: list[dict]) -> dict[str, int]:
-    """Check the token contract on every row; returns the numbers of rows, tokens and trained tokens.
-
-    Raises UserError, naming the row: nothing to train on, an end of turn that is not trained, a second BOS, padding
-    among the labels, or a label that differs from its token.
-    """
-    problems = []
-    for row, tokens in zip(rows, encoded, strict=True):
-        problems += [f"token contract: row {row_name(row)}: {fault}" for fault in faults_of(tokenizer, row, **tokens)]
-    if problems:
-        more = [f"and {len(problems) - 5} more rows"] if len(problems) > 5 else []
-        raise UserError(*problems[:5], *more)
-    return {
-        "rows": len(rows),
-        "tokens": sum(len(tokens["input_ids"]) for tokens in encoded),
-        "trained_tokens": sum(label != MASKED for tokens in encoded for label in tokens["labels"]),
-    }
-
-
-def faults_of(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> list[str]:
-    """Messages about the faults of a row's tokens and labels; empty where the token contract holds."""
-    eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
-    trained = [label for label in labels if label != MASKED]
-    faults = []
-    if not trained:
-        faults.append("has no token to train on")
-    turns = len(trained_turns(row)) if "messages" in row else 1
-    if trained.count(eos) != turns:
-        faults.append(
-            f"the end-of-turn token {tokenizer.eos_token!r} is trained {trained.count(eos)} times in {turns} turns"
-        )
-    if bos is not None and bos != eos:
-        expected = 1 if tokenizer("").input_ids[:1] == [bos] else min(1, input_ids.count(bos))
-        if input_ids.count(bos) != expected or (expected and input_ids[0] != bos):
-            faults.append(f"has {input_ids.count(bos)} beginning-of-sequence tokens {tokenizer.bos_token!r}, not one")
-    if pad is not None and pad != eos and pad in trained:
-        faults.append(f"padding {tokenizer.pad_token!r} is a label")
-    if any(label not in (MASKED, token) for label, token in zip(labels, input_ids, strict=True)):
-        faults.append("a label differs from its token")
-    return faults
-
-
-def demonstration(row: dict) -> dict:
-    """A row of `sft` or `kto` as training encodes it: a KTO row's prompt and completion may be lists of messages."""
-    if isinstance(row.get("completion"), list):
-        return row | {"messages": row["prompt"] + row["completion"], "conversation": row["id"]}
-    return row
-
-
-def row_tokens(tokenizer, row: dict) -> int:
-    """Number of tokens of a row, chat template included; for a preference pair, prompt with the longer answer."""
-    if "chosen" not in row:
-        return len(encode(tokenizer, demonstration(row))["input_ids"])
-    if isinstance(row["chosen"], str):
-        return max(len(tokenizer(row["prompt"] + row[side]).input_ids) + 1 for side in ("chosen", "rejected"))
-    conversations = [write(tokenizer, row, row["prompt"] + row[side]) for side in ("chosen", "rejected")]
-    return max(len(tokenize(tokenizer, text)) for text in conversations)
-
-
-def cut(tokenizer, row: dict, longest: int) -> dict | None:
-    """The row with its longest text shortened until it fits: prompts lose their beginning, replies their end.
-
-    None where nothing of the reply would be left, and for preference pairs, whose answers must stay comparable.
-    """
-    if "chosen" in row:
-        return None
-    while (size := row_tokens(tokenizer, row)) > longest:
-        turns = _turns_of(row)
-        at = max(range(len(turns)), key=lambda n: len(turns[n]["content"]))
-        role, text = turns[at]["role"], turns[at]["content"]
-        keep = min(len(text) - 1, int(len(text) * longest / size))
-        if keep < FEWEST_LEFT:
-            return None
-        shorter = text[:keep] if role in ("assistant", "completion") else text[-keep:]
-        row = _with_turns(row, [*turns[:at], {**turns[at], "content": shorter}, *turns[at + 1 :]])
-    return row
-
-
-def _turns_of(row: dict) -> list[dict]:
-    """The texts of a row, each with its role; in plain text, the key is the role."""
-    if "messages" in row:
-        return row["messages"]
-    if isinstance(row["completion"], list):
-        return row["prompt"] + row["completion"]
-    return [{"role": key, "content": row[key]} for key in ("prompt", "completion")]
-
-
-def _with_turns(row: dict, turns: list[dict]) -> dict:
-    """The row with other texts, in the order of _turns_of."""
-    if "messages" in row:
-        return {**row, "messages": turns}
-    if isinstance(row["completion"], list):
-        return {**row, "prompt": turns[:-1], "completion": turns[-1:]}
-    return {**row, **{turn["role"]: turn["content"] for turn in turns}}

@@ -66,8 +66,8 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
     from posttrain.training import optimizer, trainers
 
     model = initial_model(section, tokenizer)
-    train = packing.blocks(tokenizer, read_jsonl(text / "train.jsonl"), section.context)
-    test = packing.blocks(tokenizer, read_jsonl(text / "test.jsonl"), section.context)
+    encoded = (read(tokenizer, text / f"{side}.jsonl") for side in ("train", "test"))
+    train, test = (packing.blocks(tokenizer, documents, section.context) for documents in encoded)
     say(f"{model.num_parameters():,} parameters, {len(train) * section.context:,} tokens of text")
     trainer = Trainer(
         model=model,
@@ -91,6 +91,11 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
     summary = {"parameters": model.num_parameters(), "perplexity": perplexity, "unigram_perplexity": unigram}
     summary["trained_tokens"] = section.steps * section.batch_size * section.context
     return {"summary": summary, "history": trainers.history(trainer)}
+
+
+def read(tokenizer, file: Path) -> list[list[int]]:
+    """Tokens of each document of a file, in which control tokens are what they are: a document may be a chat."""
+    return tokenizer([row["text"] for row in read_jsonl(file)], add_special_tokens=False).input_ids
 
 
 def initial_model(section: Scratch, tokenizer):

@@ -15,8 +15,8 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, write_jsonl
 from posttrain.ground.progress import say
 from posttrain.maths.intervals import mean_stderr
+from posttrain.models import control, positions, tokens
 from posttrain.models import policy as policies
-from posttrain.models import positions, tokens
 
 TASK = "long_text"  # task of documents without a task of their own
 
@@ -68,12 +68,13 @@ def documents(section: Lengths, tokenizer, rows: list[dict], length: int) -> lis
     """
     encoded: list[tuple[str, list[int]]] = []
     if section.packing and rows:
-        packed = blocks(tokenizer, rows, max(section.tokens))[: section.documents]
+        whole = control.plain(tokenizer, [row["text"] for row in rows])
+        packed = blocks(tokenizer, whole, max(section.tokens))[: section.documents]
         return [(f"block {number}", block["input_ids"]) for number, block in enumerate(packed)]
     for row in rows:
         if row.get("length", length) != length or len(encoded) == section.documents:
             continue
-        ids = [tokens.opening(tokenizer), *tokenizer(row["text"], add_special_tokens=False).input_ids]
+        ids = [tokens.opening(tokenizer), *control.plain(tokenizer, row["text"])]
         if "length" in row:
             ids = ids[:length]
         if len(ids) >= (length if "length" in row else max(section.tokens)):

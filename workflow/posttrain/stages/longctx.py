@@ -15,8 +15,8 @@ from posttrain.data import packing
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.ground.progress import say
+from posttrain.models import control, positions, tokens
 from posttrain.models import policy as policies
-from posttrain.models import positions, tokens
 from posttrain.models.adapters import NF4
 from posttrain.training import parallel
 
@@ -93,10 +93,9 @@ def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) 
     file = data.parent / "data" / "long" / f"{side}.jsonl"
     prepared = read_jsonl(file) if file.is_file() else []
     long = [row for row in prepared if not {"answer", "task"} & row.keys() and row.get("length", context) >= context]
+    encoded = control.plain(tokenizer, [row["text"] for row in long]) if long else []
     if section.packing and long:
-        return packing.blocks(tokenizer, long, context)
-    texts = [row["text"] for row in long]
-    encoded = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+        return packing.blocks(tokenizer, encoded, context)
     rows = [{"input_ids": [tokens.opening(tokenizer), *ids][:context]} for ids in encoded if len(ids) + 1 >= context]
     if not rows:
         raise UserError(

@@ -8,7 +8,6 @@ python -m posttrain prepare --config results/NAME/prepare/config.yaml --output r
 import hashlib
 import json
 import os
-import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +16,21 @@ from posttrain.config.sections import TRAINED, Prepare, Source
 from posttrain.config.sources import sides as sides_with_source
 from posttrain.data import texts
 from posttrain.data.conversations import suited
+from posttrain.data.dropped import REPEAT, entry, first_of_each_kind, repeated
 from posttrain.data.rows import card, read_source
 from posttrain.data.tokenizer import load_tokenizer, make_tokenizer
+from posttrain.data.usable import TOO_LONG, usable
 from posttrain.evaluation.tasks import multiple_choice, rolling, write_task
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_jsonl
 from posttrain.ground.progress import say
 from posttrain.models import tokens
+from posttrain.models.control import control_text
 from posttrain.world import rows as world_rows
 from posttrain.world import tasks as world_tasks
 from posttrain.world.longtext import Count, size
 
-NAMED = 5  # dropped rows that a warning names; it counts all
+LEAKED = "also in the training rows"  # why a held-out row is dropped
 WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
 
 
@@ -39,32 +41,35 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     """
     sides: dict[str, dict[str, list]] = {task: {"train": [], "test": []} for task in TRAINED}
     cards: list[dict] = []
+    dropped: list[dict] = []
     count = counter(section, list(fetched))
     questions = add_world(section, sides, cards, count) if section.world else []
     evaluation_rows = [*questions]  # rows of benchmarks: an overlap with training rows is an error
     for task in TRAINED:
         for source in getattr(section, task):
-            rows = read_source(section, source, task, cards, list(fetched))
+            rows = read_source(section, source, task, cards, dropped, list(fetched))
             evaluation_rows += divide(section, source, rows, sides[task], cards)
-    choices = [row for source in section.choices for row in read_source(section, source, "eval", cards, list(fetched))]
+    choices = []
+    for source in section.choices:
+        choices += read_source(section, source, "eval", cards, dropped, list(fetched))
     for task in TRAINED:
-        sides[task] = {side: without_repeats(rows, task, cards) for side, rows in sides[task].items()}
-    choices = without_repeats(choices, "choices", cards)
-    separate(sides, cards, evaluation_rows + choices)
+        sides[task] = {side: without_repeats(rows, task, cards, dropped) for side, rows in sides[task].items()}
+    choices = without_repeats(choices, "choices", cards, dropped)
+    separate(sides, cards, dropped, evaluation_rows + choices)
     suited(section, sides, cards)
     tokenizer = make_tokenizer(section, sides, list(fetched))
-    limited = ("sft", "preference", "kto")
-    lengths = {task: limit_length(section, tokenizer, task, sides[task], cards) for task in limited}
-    refuse_empty(section, sides, cards)
+    lengths = {task: usable(section, tokenizer, task, sides[task], dropped, cards) for task in TRAINED}
+    refuse_empty(section, sides, dropped)
     warn_one_label(sides["kto"]["train"], cards)
-    for task in ("sft", "kto"):
-        prove(tokenizer, sides[task])
     names = write_data(section, work, sides, tokenizer, questions, choices, count)
+    if dropped:
+        write_jsonl(work / "data" / "dropped.jsonl", dropped)
+        say(f"{len(dropped):,} rows are dropped: data/dropped.jsonl lists each with file, line and reason")
     splits = {
         task: {side: len(rows) for side, rows in sides[task].items()} for task in TRAINED if any(sides[task].values())
     }
     say(", ".join(f"{n['train']}+{n['test']} {task} rows" for task, n in splits.items()) + f"; tasks {names}")
-    rows = [row for task in limited for side in sides[task].values() for row in side]
+    rows = [row for task in ("sft", "preference", "kto") for side in sides[task].values() for row in side]
     return {
         "sources": [entry for entry in cards if entry["total"] or entry["dropped"] or entry["warnings"]],
         "splits": splits,
@@ -134,15 +139,16 @@ def _place(seed: int, group: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:6], "big") / 2**48
 
 
-def without_repeats(rows: list[dict], task: str, cards: list) -> list[dict]:
-    """The rows of all sources of a task without exact repeats, which the data card counts."""
+def without_repeats(rows: list[dict], task: str, cards: list, dropped: list) -> list[dict]:
+    """The rows of all sources of a task without exact repeats, which are counted and listed."""
     distinct, repeats = texts.deduplicate(rows)
-    cards.append(card(f"{task}: all sources", task, {"exact duplicate": repeats}))
+    cards.append(card(f"{task}: all sources", task, {REPEAT: len(repeats)}))
+    dropped += repeated(repeats, task)
     return distinct
 
 
-def separate(sides: dict, cards: list, evaluation_rows: list[dict]) -> None:
-    """Drop and count held-out rows that overlap with training rows (see texts.overlap).
+def separate(sides: dict, cards: list, dropped: list, evaluation_rows: list[dict]) -> None:
+    """Drop, count and list held-out rows that overlap with training rows (see texts.overlap).
 
     Raises UserError, naming both places, where one of `evaluation_rows` overlaps: rows of sources with `use: test`,
     choices, and the world's questions.
@@ -158,66 +164,21 @@ def separate(sides: dict, cards: list, evaluation_rows: list[dict]) -> None:
             *map(str, leaks[:8]),
         )
     for task in TRAINED:
-        unseen = [row for row in sides[task]["test"] if row["source"] not in seen]
-        leaked = len(sides[task]["test"]) - len(unseen)
-        cards.append(card("held out by the split", task, {"also in the training rows": leaked}))
-        sides[task]["test"] = unseen
+        leaked = [seen[row["source"]] for row in sides[task]["test"] if row["source"] in seen]
+        cards.append(card("held out by the split", task, {LEAKED: len(leaked)}))
+        dropped += [entry(finding.test, task, LEAKED, str(finding)) for finding in leaked]
+        sides[task]["test"] = [row for row in sides[task]["test"] if row["source"] not in seen]
 
 
-def limit_length(section: Prepare, tokenizer, task: str, sides: dict[str, list], cards: list) -> dict:
-    """Drop or cut rows longer than `max_tokens`, on both sides; returns lengths for the data card. Prints a warning."""
-    assert section.max_tokens, "filled in when the campaign was read"
-    lengths, dropped, truncated = [], [], 0
-    total = sum(map(len, sides.values()))
-    for side, rows in sides.items():
-        short_enough = []
-        for row in rows:
-            size = tokens.row_tokens(tokenizer, row)
-            if size > section.max_tokens:
-                shorter = tokens.cut(tokenizer, row, section.max_tokens) if section.long_rows == "cut" else None
-                if shorter is None:
-                    dropped.append(f"{row['source']} ({size:,} tokens)")
-                    continue
-                truncated, row, size = truncated + 1, shorter, tokens.row_tokens(tokenizer, shorter)
-            short_enough.append(row)
-            lengths.append(size)
-        sides[side] = short_enough
-        if rows and not short_enough:
-            say(f"warning: no {side} row of {task} is left")
-    if dropped:
-        named = ", ".join(dropped[:NAMED]) + (", ..." if len(dropped) > NAMED else "")
-        limit = f"longer than prepare.max_tokens ({section.max_tokens})"
-        say(f"warning: {len(dropped):,} of {total:,} {task} rows are {limit} and dropped: {named}")
-        cards.append(card(f"{task}, longer than max_tokens", task, {"too long": len(dropped)}))
-    return summary(lengths) | {"truncated": truncated} if lengths else {}
-
-
-def summary(lengths: list[int]) -> dict[str, int]:
-    """Minimum, median, 95th percentile and maximum of lengths."""
-    lengths = sorted(lengths)
-    return {
-        "min": lengths[0],
-        "median": statistics.median_low(lengths),
-        "p95": lengths[int(0.95 * (len(lengths) - 1))],
-        "max": lengths[-1],
-    }
-
-
-def prove(tokenizer, sides: dict[str, list]) -> None:
-    """Check the token contract on every row of `sft` or `kto`, before training. Raises UserError."""
-    for rows in sides.values():
-        shown = [tokens.demonstration(row) for row in rows]
-        tokens.prove(tokenizer, shown, [tokens.encode(tokenizer, row) for row in shown])
-
-
-def refuse_empty(section: Prepare, sides: dict, cards: list) -> None:
-    """Raise UserError for a kind of data with sources of which no training row is left."""
+def refuse_empty(section: Prepare, sides: dict, dropped: list[dict]) -> None:
+    """Raise UserError, with the first row of each reason, for a kind of data with sources of which no training row is
+    left."""
     for task in TRAINED:
         if "train" in sides_with_source(section, task) and not sides[task]["train"]:
-            long = sum(entry["dropped"].get("too long", 0) for entry in cards if entry["task"] == task)
-            raise UserError(
-                f"prepare.{task}: no training row is left ({long} longer than max_tokens {section.max_tokens})"
-            )
+            lost = [one for one in dropped if one["task"] == task]
+            long = sum(one["reason"] == TOO_LONG for one in lost)
+            what = f"no training row is left ({long} longer than max_tokens {section.max_tokens})"
+            raise UserError(*(f"prepare.{task}: {sentence}" for sentence in [what, *first_of_each_kind(lost)]))
 
 
 def warn_one_label(rows: list[dict], cards: list) -> None:
@@ -243,7 +204,7 @@ def write_data(
                 write_jsonl(folder / task / f"{side}.jsonl", rows)
     tokenizer.save_pretrained(folder / "tokenizer")
     names = world_tasks.write_questions(folder / "tasks", home, questions)
-    for name, documents in held_out(section, sides).items():
+    for name, documents in held_out(section, sides, tokenizer).items():
         if documents:
             write_task(folder / "tasks", rolling(name, home), [{"text": text} for text in documents])
             names.append(name)
@@ -256,9 +217,10 @@ def write_data(
     return names
 
 
-def held_out(section: Prepare, sides: dict) -> dict[str, list[str]]:
+def held_out(section: Prepare, sides: dict, tokenizer) -> dict[str, list[str]]:
     """Documents whose likelihood evaluation measures: held-out text, and held-out rows of local sft data without roles
-    and template, of a conversation that was split the whole."""
+    and template, of a conversation that was split the whole. Rows with control text are left out, which lm-eval would
+    read as control tokens."""
     text = [row["text"] for row in sides["text"]["test"]]
     if section.world:
         return {"heldout_text": text[:WORLD_DOCUMENTS]}
@@ -267,6 +229,6 @@ def held_out(section: Prepare, sides: dict) -> dict[str, list[str]]:
         if "messages" in row
         else row["prompt"] + row["completion"]
         for row in sides["sft"]["test"]
-        if row.get("conversation", row["id"]) == row["id"]
+        if row.get("conversation", row["id"]) == row["id"] and not control_text(tokenizer, row)
     ]
     return {"heldout_text": text, "heldout_sft": conversations}

@@ -11,7 +11,7 @@ from posttrain.config.sections import Sft
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.ground.progress import say
-from posttrain.models import tokens
+from posttrain.models import token_contract, tokens
 from posttrain.training import parallel
 
 
@@ -81,7 +81,7 @@ def tokenized(tokenizer, file: Path, longest: int | None) -> tuple[list[dict], d
     """(rows of a file as tokens and labels, their counts), after a check of the token contract on each row."""
     rows = read_jsonl(file)
     encoded = [tokens.encode(tokenizer, row) for row in rows]
-    counts = tokens.prove(tokenizer, rows, encoded)
+    counts = token_contract.prove(tokenizer, rows, encoded)
     for row, item in zip(rows, encoded, strict=True):
         if longest is not None and len(item["input_ids"]) > longest:
             raise UserError(

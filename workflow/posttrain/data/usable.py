@@ -1,0 +1,127 @@
+"""Keep the rows that can be trained on: they keep the token contract and have at most `prepare.max_tokens` tokens.
+
+`sides` is side ("train", "test") -> rows of a task. Every other row is dropped, listed and counted in the data card.
+"""
+
+import statistics
+from collections import Counter
+
+from posttrain.config.sections import Prepare
+from posttrain.data.dropped import entry, first_of_each_kind
+from posttrain.data.rows import card
+from posttrain.ground.progress import say
+from posttrain.models import token_contract
+from posttrain.models.tokens import Breach
+
+NAMED = 5  # long rows that a warning names; the list of dropped rows names all
+FEWEST_LEFT = 8  # characters that a cut text keeps at least
+TOO_LONG = "too long"
+
+
+def usable(section: Prepare, tokenizer, task: str, sides: dict[str, list], dropped: list, cards: list) -> dict:
+    """Drop or cut rows, on both sides; returns the lengths of the others for the data card. Prints warnings."""
+    lengths: list[int] = []
+    unusable: list[dict] = []
+    total, truncated = sum(map(len, sides.values())), 0
+    for side, rows in sides.items():
+        kept = []
+        for row in rows:
+            try:
+                fitting, size = fitted(section, tokenizer, task, row)
+            except Breach as fault:
+                unusable.append(entry(row["source"], task, fault.reason, str(fault)))
+                continue
+            kept.append(fitting)
+            lengths.append(size)
+            truncated += fitting is not row
+        sides[side] = kept
+        if rows and not kept:
+            say(f"warning: no {side} row of {task} is left")
+    tell(section, task, total, unusable, cards)
+    dropped += unusable
+    return summary(lengths) | {"truncated": truncated} if any(lengths) else {}
+
+
+def fitted(section: Prepare, tokenizer, task: str, row: dict) -> tuple[dict, int]:
+    """(the row, cut where `prepare.long_rows` says so; its number of tokens, 0 for a document, which may have any).
+
+    Raises Breach for a row that cannot be used.
+    """
+    if section.control_text != "plain" and task != "text":  # a document may be written in the form of a chat
+        token_contract.refuse_control_text(tokenizer, row)
+    if task in ("text", "long"):
+        return row, 0
+    assert section.max_tokens, "filled in when the campaign was read"
+    size = token_contract.check(tokenizer, row)
+    if size <= section.max_tokens:
+        return row, size
+    shorter = cut(tokenizer, row, section.max_tokens) if section.long_rows == "cut" else None
+    if shorter is None:
+        raise Breach(TOO_LONG, f"{size:,} tokens, over prepare.max_tokens ({section.max_tokens})")
+    return shorter, token_contract.check(tokenizer, shorter)
+
+
+def tell(section: Prepare, task: str, total: int, unusable: list[dict], cards: list) -> None:
+    """Print warnings of rows that are dropped, and enter their numbers in the data card."""
+    long = [one for one in unusable if one["reason"] == TOO_LONG]
+    if long:
+        named = [f"{one['file']}:{one['line']} ({one['message'].partition(',')[0]})" for one in long[:NAMED]]
+        named += ["..."] if len(long) > NAMED else []
+        limit = f"longer than prepare.max_tokens ({section.max_tokens})"
+        say(f"warning: {len(long):,} of {total:,} {task} rows are {limit} and dropped: {', '.join(named)}")
+        cards.append(card(f"{task}, longer than max_tokens", task, {TOO_LONG: len(long)}))
+    broken = [one for one in unusable if one["reason"] != TOO_LONG]
+    if broken:
+        what = "break the token contract and are dropped (all in data/dropped.jsonl)"
+        say(f"warning: {len(broken):,} of {total:,} {task} rows {what}")
+        for sentence in first_of_each_kind(broken):
+            say(f"warning: {task}: {sentence}")
+        cards.append(card(f"{task}, token contract", task, Counter(one["reason"] for one in broken)))
+
+
+def summary(lengths: list[int]) -> dict[str, int]:
+    """Minimum, median, 95th percentile and maximum of lengths."""
+    lengths = sorted(lengths)
+    return {
+        "min": lengths[0],
+        "median": statistics.median_low(lengths),
+        "p95": lengths[int(0.95 * (len(lengths) - 1))],
+        "max": lengths[-1],
+    }
+
+
+def cut(tokenizer, row: dict, longest: int) -> dict | None:
+    """The row with its longest text shortened until it fits: prompts lose their beginning, replies their end.
+
+    None where nothing of the reply would be left, and for preference pairs, whose answers must stay comparable.
+    """
+    if "chosen" in row:
+        return None
+    while (size := token_contract.row_tokens(tokenizer, row)) > longest:
+        turns = _turns_of(row)
+        at = max(range(len(turns)), key=lambda n: len(turns[n]["content"]))
+        role, text = turns[at]["role"], turns[at]["content"]
+        keep = min(len(text) - 1, int(len(text) * longest / size))
+        if keep < FEWEST_LEFT:
+            return None
+        shorter = text[:keep] if role in ("assistant", "completion") else text[-keep:]
+        row = _with_turns(row, [*turns[:at], {**turns[at], "content": shorter}, *turns[at + 1 :]])
+    return row
+
+
+def _turns_of(row: dict) -> list[dict]:
+    """The texts of a row, each with its role; in plain text, the key is the role."""
+    if "messages" in row:
+        return row["messages"]
+    if isinstance(row["completion"], list):
+        return row["prompt"] + row["completion"]
+    return [{"role": key, "content": row[key]} for key in ("prompt", "completion")]
+
+
+def _with_turns(row: dict, turns: list[dict]) -> dict:
+    """The row with other texts, in the order of _turns_of."""
+    if "messages" in row:
+        return {**row, "messages": turns}
+    if isinstance(row["completion"], list):
+        return {**row, "prompt": turns[:-1], "completion": turns[-1:]}
+    return {**row, **{turn["role"]: turn["content"] for turn in turns}}

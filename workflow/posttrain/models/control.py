@@ -1,0 +1,98 @@
+"""Control text: text of a row that a tokenizer would read as one of its control tokens, such as `</s>` typed by a user.
+
+It is read as plain text. transformers' own `sanitize_control_tokens` cuts it off from the words around it, which then
+have other tokens than in plain text, and takes a reply's `<think>` for control text too.
+"""
+
+import copy
+import functools
+import re
+
+# A control token's number between noncharacters of Unicode, which no text holds (U+FDD0 to U+FDEF): in place of the
+# token in a row's text (SAID), and where the chat template writes it (WRITTEN).
+SAID, WRITTEN = "\ufdd0{}\ufdd1", "\ufdd2{}\ufdd3"
+SAID_PATTERN = re.compile("\ufdd0(\\d+)\ufdd1")
+
+
+def control_tokens(tokenizer) -> list[str]:
+    """The tokens that direct a model: the special ones and the end of turn, without the one for unknown text."""
+    return _control_tokens(tokenizer, tokenizer.eos_token)
+
+
+@functools.lru_cache(maxsize=8)
+def _control_tokens(tokenizer, end: str) -> list[str]:
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted((special | {end}) - {tokenizer.unk_token})
+
+
+@functools.lru_cache(maxsize=8)
+def _pattern(tokenizer, end: str) -> re.Pattern:
+    """A pattern for any control token, the longest first."""
+    longest_first = sorted(_control_tokens(tokenizer, end), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)))
+
+
+def control_text(tokenizer, value) -> str | None:
+    """The first control token in any string of a value; None where there is none."""
+    if isinstance(value, str):
+        match = _pattern(tokenizer, tokenizer.eos_token).search(value)
+        return match and match.group()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next(filter(None, (control_text(tokenizer, part) for part in parts)), None)
+
+
+def shielded(tokenizer, value):
+    """The value with the control text in its strings replaced by SAID: what a chat template is given."""
+    return _renamed(tokenizer, value, SAID) if control_text(tokenizer, value) else value
+
+
+def _renamed(tokenizer, value, name: str):
+    """The value with each control token in its strings replaced by `name` with the token's number."""
+    if isinstance(value, str):
+        numbers = {token: number for number, token in enumerate(control_tokens(tokenizer))}
+        pattern = _pattern(tokenizer, tokenizer.eos_token)
+        return pattern.sub(lambda match: name.format(numbers[match.group()]), value)
+    if isinstance(value, dict):
+        return {key: _renamed(tokenizer, part, name) for key, part in value.items()}
+    return [_renamed(tokenizer, part, name) for part in value] if isinstance(value, list) else value
+
+
+def unshielded(tokenizer, text: str) -> str:
+    """The text with the control text that SAID stands for."""
+    tokens = control_tokens(tokenizer)
+    return SAID_PATTERN.sub(lambda match: tokens[int(match.group(1))], text)
+
+
+def tokenize(tokenizer, text: str) -> list[int]:
+    """Tokens of a text from a chat template, with its control tokens; what was shielded is plain text."""
+    if not SAID_PATTERN.search(text):
+        return tokenizer(text, add_special_tokens=False).input_ids
+    renaming, ids = _renaming(tokenizer, tokenizer.eos_token)
+    written = unshielded(tokenizer, _renamed(tokenizer, text, WRITTEN))
+    return [ids.get(token, token) for token in plain(renaming, written)]
+
+
+@functools.lru_cache(maxsize=8)
+def _renaming(tokenizer, end: str) -> tuple:
+    """(a copy of the tokenizer that also reads control tokens by the names WRITTEN, {id of a name: its token's id}).
+
+    The names are added tokens that are not special, so that `split_special_tokens` does not split them.
+    """
+    from tokenizers import AddedToken
+
+    copied, added = (
+        copy.deepcopy(tokenizer),
+        {token.content: token for token in tokenizer.added_tokens_decoder.values()},
+    )
+    ids = {}
+    for number, token in enumerate(_control_tokens(tokenizer, end)):
+        strips = {side: token in added and getattr(added[token], side) for side in ("lstrip", "rstrip")}
+        name = WRITTEN.format(number)
+        copied.add_tokens([AddedToken(name, normalized=False, special=False, **strips)])
+        ids[copied.convert_tokens_to_ids(name)] = tokenizer.convert_tokens_to_ids(token)
+    return copied, ids
+
+
+def plain(tokenizer, text: str | list[str], add_special_tokens: bool = False) -> list:
+    """Tokens of a text, or of each of several, that no chat template wrote: control text is plain text."""
+    return tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True).input_ids
