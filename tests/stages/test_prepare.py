@@ -278,6 +278,24 @@ def test_data_of_which_every_row_breaks_the_token_contract_is_refused(tmp_path, 
         prepare(tmp_path, preference=[Source(path=str(tmp_path / "bad.jsonl"))], tokenizer=chatml(tmp_path))
 
 
+def test_contradictions_between_sources_are_warned_of(tmp_path, cache, capsys):
+    """Control: the same pairs without the exchanged answers."""
+    pairs = [{"prompt": f"say {n * 7919}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(40)]
+    other = [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]} for row in pairs[:7]]
+    for name, rows in (("one", pairs), ("other", other), ("same", pairs[:7])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, other, same = (Source(path=str(tmp_path / f"{name}.jsonl"), use="train") for name in ("one", "other", "same"))
+    keys = {"tokenizer": chatml(tmp_path)}
+    counted = prepare(tmp_path, preference=[one, other], **keys)
+    assert f"{other.path}:5: warning: contradicts {one.path}:5" in (printed := capsys.readouterr().err)
+    assert "2 more rows contradict" in printed
+    assert {"contradiction": 7} in [
+        entry["warnings"] for entry in read_json(counted.parent / "metrics.json")["sources"]
+    ]
+    prepare(tmp_path, preference=[one, same], **keys)
+    assert "warning: contradicts" not in capsys.readouterr().err
+
+
 def test_a_missing_file_is_named(tmp_path, cache):
     with pytest.raises(UserError, match=r"gone\.jsonl"):
         prepare(tmp_path, text=[Source(path=str(tmp_path / "gone.jsonl"))])

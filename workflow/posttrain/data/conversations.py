@@ -42,8 +42,9 @@ def without_system_turn(row: dict) -> dict:
 def split(row: dict) -> list[dict]:
     """A row for each reply of a conversation, which ends with the reply; the last keeps the row's id."""
     turns = row.get("messages", [])
-    ends = [number for number, turn in enumerate(turns, 1) if turn["role"] == "assistant"]
-    if len(ends) < 2:
+    replies = [number for number, turn in enumerate(turns, 1) if turn["role"] == "assistant"]
+    ends = [number for number in replies if turns[number - 1].get("train", True)]
+    if len(replies) < 2 or not ends:
         return [row]
     parts = [row | {"messages": turns[:end], "conversation": row["id"]} for end in ends]
     return [part | {"id": f"{row['id']}#{n}"} for n, part in enumerate(parts[:-1], 1)] + parts[-1:]

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from posttrain.data.lines import RowError, json_kind
 from posttrain.data.texts import is_blank
+from posttrain.data.turns import more_of
 
 ROLES = {name: name for name in ("system", "user", "assistant", "tool")}
 SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
@@ -53,12 +54,7 @@ def instruction(row: dict, allow_empty_user: bool) -> dict:
 
 
 def prompt_completion(row: dict, allow_empty_user: bool) -> dict:
-    """Two strings stay strings; two lists of messages become one conversation.
-
-    A completion labelled as unwanted (a row for `kto`) is an error: SFT would imitate it.
-    """
-    if row.get("label") is False:
-        raise RowError("label_false", "label is false: an unwanted completion, which sft would imitate; kto reads it")
+    """Two strings stay strings; two lists of messages become one conversation."""
     pair = prompt_and(row, "completion", allow_empty_user)
     return pair if isinstance(pair["prompt"], str) else {"messages": pair["prompt"] + pair["completion"]}
 
@@ -130,21 +126,20 @@ def _message(item, where: str, allow_empty_user: bool, roles: dict[str, str]) ->
     """One message in canonical form, from `role` and `content` or ShareGPT's `from` and `value`. Raises RowError."""
     if not isinstance(item, dict):
         raise RowError("not_an_object", f"{where} must be an object, found {json_kind(item)}")
-    if item.get("tool_calls") or item.get("function_call"):
-        lost = "only role and content are kept, so the call would be lost"
-        raise RowError("tool_calls", f"{where} calls a tool; {lost}")
     keys = ("from", "value") if item.get("role") is None and "from" in item else ("role", "content")
     role, content = (item.get(key) for key in keys)
     if not isinstance(role, str) or role not in roles:
         shown = repr(role)[:60]
         raise RowError("unknown_role", f"{where}.{keys[0]}: unknown role {shown}; allowed: {', '.join(roles)}")
+    more = more_of(item, where, roles[role])
+    content = "" if content is None and "tool_calls" in more else content
     if not isinstance(content, str):
         raise RowError("not_a_string", f"{where}.{keys[1]} must be a string, found {json_kind(content)}")
-    if roles[role] == "assistant" and is_blank(content):
+    if roles[role] == "assistant" and is_blank(content) and "tool_calls" not in more:
         raise RowError("empty_reply", f"empty assistant turn: {where}.{keys[1]}")
     if roles[role] == "user":
         user_text(content, where, allow_empty_user)
-    return {"role": roles[role], "content": content}
+    return {"role": roles[role], "content": content} | more
 
 
 def check_order(turns: list[dict], where: str) -> list[dict]:
@@ -186,6 +181,8 @@ def check_one_reply(turns: list[dict], where: str) -> list[dict]:
     if roles != ["assistant"]:
         shown = ", ".join(roles) or "none"
         raise RowError("turn_order", f"{where} must be one assistant turn after the prompt, found {shown}")
+    if turns[0].get("train") is False:
+        raise RowError("turn_weight", f"{where}: the answer is not to be trained: nothing is left to train on")
     return turns
 
 

@@ -18,10 +18,15 @@ from posttrain.data.formats import (
 from posttrain.data.lines import RowError, json_kind
 from posttrain.models.tokens import spoken
 
+# Names of the two scores of a pair.
+SCORES = [f"{word}{mark}{{}}" for word in ("score", "rating", "reward") for mark in "_-"]
+SCORES += [f"{{}}{mark}{word}" for word in ("score", "rating", "reward") for mark in "_-"]
+
 
 def transcript_pair(row: dict, allow_empty_user: bool) -> dict:
     """Two transcripts that differ in their last reply only; the field `prompt` is put before both."""
     sides = {key: required(row, key) for key in ("chosen", "rejected")}
+    refuse_reversed(row)
     refuse_mixed("chosen", sides["chosen"], "rejected", sides["rejected"])
     if isinstance(sides["chosen"], list):
         raise RowError("mixed_types", "chosen and rejected are lists while the file holds transcripts")
@@ -34,10 +39,22 @@ def transcript_pair(row: dict, allow_empty_user: bool) -> dict:
     return _check_signal({"prompt": prompt, "chosen": replies[0], "rejected": replies[1]})
 
 
+def refuse_reversed(row: dict) -> None:
+    """Raise RowError where the chosen answer has a lower score than the rejected one, by two keys of the row."""
+    for name in SCORES:
+        better, worse = name.format("chosen"), name.format("rejected")
+        if better in row and worse in row:
+            high, low = row[better], row[worse]
+            numbers = all(isinstance(score, int | float) and not isinstance(score, bool) for score in (high, low))
+            if numbers and high < low:
+                raise RowError("reversed", f"{better} {high} is lower than {worse} {low}: the pair is reversed")
+
+
 def preference(row: dict, allow_empty_user: bool) -> dict:
     """A prompt and two replies: strings, or messages, with the prompt in its own field or at the start of both."""
     chosen, rejected = required(row, "chosen"), required(row, "rejected")
     refuse_mixed("chosen", chosen, "rejected", rejected)
+    refuse_reversed(row)
     if isinstance(chosen, str):
         chosen_row, rejected_row = (prompt_and(row, key, allow_empty_user) for key in ("chosen", "rejected"))
         return _check_signal(chosen_row | rejected_row)

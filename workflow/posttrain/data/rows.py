@@ -10,15 +10,15 @@ Canonical rows hold "id", "group", "source" (file:line) and, by task,
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
 from posttrain.config.sections import Prepare, Source
-from posttrain.data import formats, hub, judged, lines, texts
+from posttrain.data import formats, hub, judged, lines, texts, turns
 from posttrain.data.dropped import REPEAT, entry, repeated
 from posttrain.data.lines import RowError, json_kind
+from posttrain.data.source import Report, Row, note
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
 from posttrain.models import tokens
@@ -90,33 +90,6 @@ def card(name: str, task: str, dropped: dict, warnings: dict | None = None, tota
     }
 
 
-@dataclass
-class Report:
-    """The rows of a source, and its dropped lines and warnings by reason: (line, message)."""
-
-    name: str
-    task: str
-    format: str
-    rows: list[dict] = field(default_factory=list)
-    total: int = 0
-    dropped: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-    warnings: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-
-    @property
-    def kept(self) -> int:
-        return len(self.rows)
-
-    def describe(self, limit: int = 5) -> list[str]:
-        """Messages to print, at most `limit` for each reason; line 0 is the file as a whole."""
-        sentences = []
-        for verb, cases_by_reason in (("dropped", self.dropped), ("warning", self.warnings)):
-            for reason, cases in cases_by_reason.items():
-                sentences += [f"{self.name}{f':{n}' if n else ''}: {verb}: {text}" for n, text in cases[:limit]]
-                if len(cases) > limit:
-                    sentences.append(f"{self.name}: {verb}: {reason}: {len(cases) - limit} more lines")
-        return sentences
-
-
 def read_file(path, task: str, format: str = "auto", max_line_bytes: int = lines.MAX_LINE_BYTES, **options) -> Report:
     """Read a local .jsonl, .ndjson or .txt file, also with .gz; `options` are those of _check_rows.
 
@@ -151,26 +124,24 @@ def _check_rows(
     for line, value, marked in chain(head, numbered):
         report.total += 1
         if marked:
-            _note(report.warnings, "byte_order_mark", line, "byte order mark stripped")
+            note(report.warnings, "byte_order_mark", line, "byte order mark stripped")
         try:
-            row = lines.checked(value)
+            row = Row(lines.checked(value))
             content = _content(row, task, report.format, allow_empty_user)
             names = _names(row, content, name, line, group_key)
             _check_size(content, task)
         except RowError as error:
-            _note(report.dropped, error.reason, line, str(error))
+            note(report.dropped, error.reason, line, str(error))
         else:
             report.rows.append(names | content)
+            for key in row.unread():
+                report.unread.setdefault(key, line)
             for kind in texts.odd(texts.all_text(content)):
-                _note(report.warnings, kind, line, texts.ODD_MEANING[kind])
+                note(report.warnings, kind, line, texts.ODD_MEANING[kind])
     _check_groups(report, group_key, objects)
     _check_ids(report)
     _warn_whole(report)
     return report
-
-
-def _note(cases_by_reason: dict, reason: str, line: int, message: str) -> None:
-    cases_by_reason.setdefault(reason, []).append((line, message))
 
 
 def _choose(objects: list[dict], task: str, format: str) -> str:
@@ -209,8 +180,11 @@ def _guess(row: dict, task: str) -> str | None:
 def _content(row: dict, task: str, format: str, allow_empty_user: bool = False) -> dict:
     """The row's content in canonical form. Raises RowError, naming the first defect and its place.
 
-    The expected answer to a prompt (`answer`, a string) is kept for hand-written rewards.
+    The expected answer to a prompt (`answer`, a string) is kept for hand-written rewards, and a conversation's tools.
+    A row that is labelled as unwanted (for `kto`) is an error: SFT would imitate it.
     """
+    if task == "sft" and row.get("label") is False:
+        raise RowError("label_false", "label is false: an unwanted reply, which sft would imitate; kto reads it")
     try:
         content = FORMATS[task][format](row, allow_empty_user)
     except RowError as error:
@@ -222,6 +196,8 @@ def _content(row: dict, task: str, format: str, allow_empty_user: bool = False) 
     answer = row.get("answer")
     if task in ("sft", "preference") and isinstance(answer, str) and answer not in ("", content.get("completion")):
         content["answer"] = answer
+    if "messages" in content or isinstance(content.get("prompt"), list):
+        content |= {"tools": tools} if (tools := turns.tools_of(row)) else {}
     return content
 
 
@@ -278,14 +254,19 @@ def _check_ids(report: Report) -> None:
 
 
 def _warn_whole(report: Report) -> None:
-    """Warn of near-duplicates, of length bias and of too few rows to split."""
+    """Warn of unread keys, near-duplicates, contradictions, length bias and too few rows to split."""
+    if report.unread:
+        named = ", ".join(f"{key!r} (first in line {line})" for key, line in sorted(report.unread.items()))
+        note(report.warnings, "unread_keys", 0, f"keys that are not read: {named}")
+    for row, earlier in texts.contradictions(report.rows):
+        note(report.warnings, "contradiction", _line(row), f"contradicts line {_line(earlier)}")
     for row, earlier in texts.near_duplicates(report.rows):
-        _note(report.warnings, "near_duplicate", _line(row), f"near-duplicate of line {_line(earlier)}")
+        note(report.warnings, "near_duplicate", _line(row), f"near-duplicate of line {_line(earlier)}")
     longer, pairs = texts.chosen_longer(report.rows)
     if pairs >= 10 and max(longer, pairs - longer) >= 0.8 * pairs:
-        _note(report.warnings, "length_bias", 0, f"chosen longer in {longer}/{pairs} rows")
+        note(report.warnings, "length_bias", 0, f"chosen longer in {longer}/{pairs} rows")
     if report.kept == 1:
-        _note(report.warnings, "too_few_rows", 0, "a single row: too few rows for a train/test split")
+        note(report.warnings, "too_few_rows", 0, "a single row: too few rows for a train/test split")
 
 
 def _line(row: dict) -> int:

@@ -8,7 +8,7 @@ import unicodedata
 from collections import defaultdict
 from typing import NamedTuple
 
-from posttrain.models.tokens import prompt_text, spoken
+from posttrain.models.tokens import prompt_text, spoken, turn_text
 
 DERIVED = re.compile(r"prompt:[0-9a-f]{32}")  # the group of a row that declares none
 FEWEST_ASKED = 5  # words of a prompt from which an equal prompt is a finding: "Tell me a joke" is not
@@ -62,7 +62,7 @@ def odd(text: str) -> list[str]:
 def reply_texts(row: dict) -> list[str]:
     """The replies of a canonical row: one text, or both sides of a preference."""
     if "messages" in row:
-        return [row["messages"][-1]["content"]]
+        return [turn_text(row["messages"][-1])]
     if "choices" in row:
         return [row["choices"][row["answer"]]]
     if "chosen" in row:
@@ -106,6 +106,33 @@ def near_duplicates(rows: list[dict]) -> list[tuple[dict, dict]]:
         if earlier_exact != exact:
             pairs.append((row, earlier))
     return pairs
+
+
+def contradictions(rows: list[dict]) -> list[tuple[dict, dict]]:
+    """(row, earlier row) with another verdict on the same: the opposite choice between two answers, the other label of
+    a completion, or another answer to a question with the same choices."""
+    first: dict[str, tuple[dict, str]] = {}
+    pairs = []
+    for row in rows:
+        if judgement := _judgement(row):
+            judged, verdict = judgement
+            earlier, earlier_verdict = first.setdefault(judged, (row, verdict))
+            if earlier_verdict != verdict:
+                pairs.append((row, earlier))
+    return pairs
+
+
+def _judgement(row: dict) -> tuple[str, str] | None:
+    """(fingerprint of what a row judges, its verdict); None for a row without a verdict."""
+    asked, replies = (
+        [row.get("prompt", row.get("question")), row.get("tools")],
+        [text.strip() for text in reply_texts(row)],
+    )
+    if "chosen" in row:
+        return digest([asked, sorted(replies)]), replies[0]
+    if "label" in row:
+        return digest([asked, replies]), str(row["label"])
+    return (digest([asked, sorted(row["choices"])]), replies[0]) if "choices" in row else None
 
 
 def chosen_longer(rows: list[dict]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ A row that the chat template would change, or whose reply has no tokens of its o
 """
 
 import hashlib
+import json
 
 from posttrain.ground.errors import UserError
 from posttrain.models.control import plain, shielded, tokenize
@@ -47,6 +48,7 @@ def write(tokenizer, row: dict, messages: list[dict], prompt: bool = False, **op
     """The text of a conversation by the chat template. prompt: whether to add the beginning of the assistant's turn;
     options: further ones of `apply_chat_template`. Raises Breach where the template raises an error."""
     try:
+        options |= {"tools": row["tools"]} if "tools" in row else {}
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **options)
     except Exception as error:  # a template is a program of the user's; it can raise anything
         way_out = SYSTEM if messages[0]["role"] == "system" else ""
@@ -89,9 +91,10 @@ def encode(tokenizer, row: dict) -> dict[str, list[int]]:
 
 
 def trained_turns(row: dict) -> list[int]:
-    """The numbers of the assistant's turns; the last one's where the row was split from a `conversation`."""
+    """The numbers of the assistant's turns that are trained; at most the last of a row split from a `conversation`."""
     turns = [turn for turn, message in enumerate(row["messages"]) if message["role"] == "assistant"]
-    return turns[-1:] if "conversation" in row else turns
+    turns = turns[-1:] if "conversation" in row else turns
+    return [turn for turn in turns if row["messages"][turn].get("train", True)]
 
 
 def _reply(tokenizer, row: dict, ids: list[int], messages: list[dict], whole: tuple | None) -> tuple[int, int]:
@@ -112,7 +115,7 @@ def _reply(tokenizer, row: dict, ids: list[int], messages: list[dict], whole: tu
 
 
 def _refuse_lost(tokenizer, row: dict, text: str) -> None:
-    """Raise Breach where the chat template leaves out a turn: its text is the same with other words in the turn."""
+    """Raise Breach where the chat template leaves out a tool, or a turn: with other words its text is the same."""
     messages, words = row["messages"], _without_spaces(text)
     for turn, message in enumerate(messages):
         if message["role"] != "assistant" and _without_spaces(message["content"]) not in words:
@@ -121,23 +124,55 @@ def _refuse_lost(tokenizer, row: dict, text: str) -> None:
                 lost = f"leaves out the {message['role']} turn {message['content'][:60]!r}"
                 way_out = SYSTEM if message["role"] == "system" else ""
                 raise breach("lost_turn", row, f"the chat template {lost}{way_out}")
+    names = [tool.get("function", tool)["name"] for tool in row.get("tools", [])]
+    for name in names:
+        if _without_spaces(name) not in words:
+            raise breach(
+                "lost_tools", row, f"the chat template leaves out the tool {name!r}; give one that writes tools"
+            )
 
 
 def _refuse_other_reply(tokenizer, row: dict, message: dict, written: str) -> None:
     """Raise Breach where the chat template changes the assistant's text, white space aside, or ends it with another
     token than the end-of-turn token."""
-    said = message["content"]
-    if _without_spaces(said) not in _without_spaces(written):
-        changed = f"changes the assistant's {said[:60]!r} to {written[:60]!r}"
-        raise breach("other_reply", row, f"the chat template {changed}")
-    last_line = said.strip().splitlines()[-1].strip()
-    end = written[written.rfind(last_line) + len(last_line) :].lstrip()
+    for said in said_in(message):
+        if all(_without_spaces(form) not in _without_spaces(written) for form in said):
+            changed = f"changes the assistant's {said[0][:60]!r} to {written[:60]!r}"
+            raise breach("other_reply", row, f"the chat template {changed}")
+    text = message["content"].strip()
+    last_line = text.splitlines()[-1].strip() if text and "tool_calls" not in message else ""
+    end = written[written.rfind(last_line) + len(last_line) :].lstrip() if last_line else _end_of(tokenizer, written)
     if not end.startswith(tokenizer.eos_token):
         added = tokenizer.added_tokens_decoder
         token = next((added[n].content for n in tokenize(tokenizer, end) if n in added and added[n].special), None)
         way_out = f"set prepare.end_of_turn: {token!r}" if token else "give another prepare.chat_template"
         ends = f"ends a reply with {token or 'no special token'}, not with the end-of-turn token {tokenizer.eos_token}"
         raise breach("other_end", row, f"the chat template {ends}; {way_out}")
+
+
+def said_in(message: dict) -> list[list[str]]:
+    """What a chat template must write of an assistant's turn: text, reasoning, and the names, words and numbers of its
+    tool calls, each in the forms that it may have, as it is or as in JSON."""
+    texts = [message["content"], message.get("reasoning_content", "")]
+    for call in message.get("tool_calls", []):
+        texts += [call["function"]["name"], *_words_of(call["function"]["arguments"])]
+    return [[text, json.dumps(text, ensure_ascii=False)[1:-1]] for text in texts]
+
+
+def _words_of(value) -> list[str]:
+    """The keys, strings and numbers of a JSON value, as text."""
+    if isinstance(value, dict):
+        return [word for key, part in value.items() for word in (key, *_words_of(part))]
+    if isinstance(value, list):
+        return [word for part in value for word in _words_of(part)]
+    return [] if value is None or isinstance(value, bool) else [value if isinstance(value, str) else json.dumps(value)]
+
+
+def _end_of(tokenizer, written: str) -> str:
+    """A turn's text from its first end of turn on; from its last special token where it has none."""
+    at = written.find(tokenizer.eos_token)
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return written[at if at >= 0 else max((written.rfind(token) for token in special), default=len(written)) :]
 
 
 def _without_spaces(text: str) -> str:
@@ -169,15 +204,22 @@ def spoken(value) -> str:
     """A string itself; of a list of messages, the joined contents without the system turn."""
     if isinstance(value, str):
         return value
-    return "\n".join(turn["content"] for turn in value if turn["role"] != "system")
+    return "\n".join(turn_text(turn) for turn in value if turn["role"] != "system")
+
+
+def turn_text(turn: dict) -> str:
+    """What a turn says: its reasoning, its text and its tool calls."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", [])]
+    return "\n".join(filter(None, [turn.get("reasoning_content"), turn["content"], *calls]))
 
 
 def encode_prompt(tokenizer, row: dict) -> list[int]:
     """Tokens of a row's prompt, up to the beginning of the assistant's text."""
+    if isinstance(row.get("prompt"), str):
+        return _plain_prompt(tokenizer, row["prompt"])
+    row = shielded(tokenizer, row)
     prompt = row["messages"][:-1] if "messages" in row else row["prompt"]
-    if isinstance(prompt, str):
-        return _plain_prompt(tokenizer, prompt)
-    return tokenize(tokenizer, write(tokenizer, row, shielded(tokenizer, prompt), prompt=True))
+    return tokenize(tokenizer, write(tokenizer, row, prompt, prompt=True))
 
 
 def encode_answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "rejected")) -> dict[str, list[int]]:

@@ -31,6 +31,7 @@ from posttrain.world import tasks as world_tasks
 from posttrain.world.longtext import Count, size
 
 LEAKED = "also in the training rows"  # why a held-out row is dropped
+NAMED = 5  # contradictions between sources that are named; all are counted
 WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
 
 
@@ -54,7 +55,9 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
         choices += read_source(section, source, "eval", cards, dropped, list(fetched))
     for task in TRAINED:
         sides[task] = {side: without_repeats(rows, task, cards, dropped) for side, rows in sides[task].items()}
+        warn_contradictions([row for rows in sides[task].values() for row in rows], task, cards)
     choices = without_repeats(choices, "choices", cards, dropped)
+    warn_contradictions(choices, "choices", cards)
     separate(sides, cards, dropped, evaluation_rows + choices)
     suited(section, sides, cards)
     tokenizer = make_tokenizer(section, sides, list(fetched))
@@ -147,6 +150,18 @@ def without_repeats(rows: list[dict], task: str, cards: list, dropped: list) -> 
     return distinct
 
 
+def warn_contradictions(rows: list[dict], task: str, cards: list) -> None:
+    """Warn of rows of one source that contradict those of another; each source was searched when it was read."""
+    pairs = [(row["source"], earlier["source"]) for row, earlier in texts.contradictions(rows)]
+    pairs = [(place, other) for place, other in pairs if place.rpartition(":")[0] != other.rpartition(":")[0]]
+    for place, other in pairs[:NAMED]:
+        say(f"{place}: warning: contradicts {other}")
+    if len(pairs) > NAMED:
+        say(f"prepare.{task}: warning: {len(pairs) - NAMED:,} more rows contradict those of another source")
+    if pairs:
+        cards.append(card(f"{task}: all sources", task, {}, {"contradiction": len(pairs)}))
+
+
 def separate(sides: dict, cards: list, dropped: list, evaluation_rows: list[dict]) -> None:
     """Drop, count and list held-out rows that overlap with training rows (see texts.overlap).
 
@@ -225,9 +240,7 @@ def held_out(section: Prepare, sides: dict, tokenizer) -> dict[str, list[str]]:
     if section.world:
         return {"heldout_text": text[:WORLD_DOCUMENTS]}
     conversations = [
-        " ".join(turn["content"] for turn in row["messages"])
-        if "messages" in row
-        else row["prompt"] + row["completion"]
+        " ".join(map(tokens.turn_text, row["messages"])) if "messages" in row else row["prompt"] + row["completion"]
         for row in sides["sft"]["test"]
         if row.get("conversation", row["id"]) == row["id"] and not control_text(tokenizer, row)
     ]
