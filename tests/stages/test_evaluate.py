@@ -13,6 +13,7 @@ from posttrain.config.sections import Evaluate, Task
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.tools.export import export
+from posttrain.training import parallel
 from posttrain.world.language import KINDS
 
 TABLE = ("task", "metric", "value", "stderr", "n", "higher_is_better")
@@ -71,9 +72,23 @@ def test_the_prompt_is_the_one_that_was_trained(rows):
     assert prompt.count("<|bos|>") == 1 and prompt.endswith("<|end|><|assistant|>")
 
 
-def test_the_answer_is_deterministic_and_the_batch_changes_nothing(rows, data, base, tuned):
+def test_the_answer_is_deterministic_and_the_batch_changes_nothing(rows, data, base, tuned, monkeypatch):
+    """Where memory holds one request, `auto` is one: with the same identity, and a record of what it was."""
+    import lm_eval
+
+    sizes, by = [], lm_eval.simple_evaluate
+
+    def spied(**asked):
+        sizes.append(asked["model"].batch_size)
+        return by(**asked)
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", spied)
     again = evaluate(data, tuned, base, "again")
-    small = evaluate(data, tuned, base, "small", batch_size=1)
+    monkeypatch.setattr(parallel, "fits", 1)
+    small = evaluate(data, tuned, base, "small")
+    records = [read_json(Path(f"results/{name}/evaluate/sft/provenance.json")) for name in ("again", "small")]
+    assert [record["shape"]["batch_size"] for record in records] == sizes == [64, 1]
+    assert records[0]["identity"] == records[1]["identity"]
     names = "data/samples/world_biggest.jsonl", "metrics.json"
     first, second = (
         read_json(Path(f"results/{name}/evaluate/sft/manifest.json"))["files"] for name in ("first", "again")

@@ -31,14 +31,15 @@ def installed(monkeypatch):
 def stage(here, monkeypatch):
     """Lets a script stand for the stage, and runs an attempt at it."""
 
-    def run(script: str, section: dict | None = None, name: str = "sft", **patches) -> int:
+    def run(script: str, section: dict | None = None, name: str = "sft", batch_size: int = 0, **patches) -> int:
         monkeypatch.setattr(launch, "command", lambda *_: [sys.executable, "-c", script])
         for key, value in ({"wait_until_reachable": lambda *_, **__: True} | patches).items():
             monkeypatch.setattr(slurm, key, value)
         kept = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         try:
             section = json.dumps(section or {"batch_size": 8})
-            return attempt.attempt([name, "--config", section, "--output", f"results/x/{name}/manifest.json"], 0)
+            arguments = [name, "--config", section, "--output", f"results/x/{name}/manifest.json"]
+            return attempt.attempt(arguments, 0, batch_size)
         finally:
             signal.signal(signal.SIGTERM, kept[0])
             signal.signal(signal.SIGINT, kept[1])

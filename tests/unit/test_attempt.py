@@ -45,8 +45,11 @@ def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, monkeypatch, 
     with pytest.raises(UserError, match="out of GPU memory with one sequence at a time"):
         stage("import sys; sys.exit(77)", {"batch_size": 1})
     (here / "sizes").unlink()
-    assert stage(script, name="evaluate") == 77
-    assert (here / "sizes").read_text().split() == ["8"], "a stage without micro-batches is not tried again"
+    assert stage(script, {"batch_size": "auto"}, "evaluate", batch_size=4) == 0
+    assert (here / "sizes").read_text().split() == ["4", "2"], "as planned, then half of it"
+    (here / "sizes").unlink()
+    assert stage(script, name="compare") == 77
+    assert (here / "sizes").read_text().split() == ["8"], "a stage whose result the batch can change is not tried again"
 
 
 def test_an_attempt_by_hand_takes_a_file_of_settings(here):
@@ -346,6 +349,21 @@ def holder(folder: str, pipe) -> None:
     cards.present.cache_clear()
     pipe.send(cards.take(1)[0])
     time.sleep(60)
+
+
+def test_the_memory_is_that_of_the_smallest_gpu_that_may_be_used(tmp_path, monkeypatch):
+    """In GB, of those in CUDA_VISIBLE_DEVICES; none is told where nvidia-smi does not say it."""
+    sizes = 'case "$2" in 1) echo 81559;; 0,1) printf "24576\\n81559\\n";; *) echo "[N/A]";; esac'
+    (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\n[ "$1" = -i ] || {{ echo 0; exit; }}\n{sizes}\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for visible, memory in (("0,1", 24576 * 2**20 / 1e9), ("1", 81559 * 2**20 / 1e9), ("7", None), ("", None)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        cards.present.cache_clear()
+        cards.memory_gb.cache_clear()
+        assert cards.memory_gb() == memory
+    cards.present.cache_clear()
+    cards.memory_gb.cache_clear()
 
 
 def test_two_stages_never_share_a_gpu(tmp_path, monkeypatch):

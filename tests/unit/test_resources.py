@@ -17,7 +17,7 @@ from posttrain.dag import campaign
 from posttrain.dag.artifacts import Artifact
 from posttrain.data import hub
 from posttrain.ground.errors import UserError
-from posttrain.jobs import attempt, slurm
+from posttrain.jobs import attempt, cards, slurm
 from posttrain.resources import architecture, estimates, memory, moments
 from posttrain.resources.architecture import Architecture, from_config
 from posttrain.resources.steps import learned
@@ -49,11 +49,11 @@ def plan_of(folder, monkeypatch, model=LLAMA_7B, **sections):
     return campaign.load("config/config.yaml")
 
 
-def record(folder, stage="sft", **more):
+def record(folder, stage="sft", policy="", **more):
     """A past run's record of `one`."""
     section = json.loads((folder / "section.json").read_text())
     made = {"stage": stage, "params": [json.dumps(section), "", ""], "inputs": {}, "seconds": 3600.0, "started": "2026"}
-    home = folder / f"results/one/{stage}"
+    home = folder / f"results/one/{stage}" / policy
     home.mkdir(parents=True, exist_ok=True)
     (home / "provenance.json").write_text(json.dumps(made | {"shape": {"device": "cpu"}} | more))
 
@@ -79,7 +79,7 @@ def forget():
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    for name in ("MALLOC_MMAP_THRESHOLD_", "POSTTRAIN_DEVICE"):
+    for name in ("MALLOC_MMAP_THRESHOLD_", "POSTTRAIN_DEVICE", "POSTTRAIN_GPU_MEMORY_GB"):
         monkeypatch.delenv(name, raising=False)
     forget()
     yield
@@ -396,7 +396,7 @@ def test_a_fetched_model_is_known(tmp_path, monkeypatch):
 
 
 def test_what_cannot_fit_is_refused_with_what_would(tmp_path, monkeypatch):
-    plan = plan_of(tmp_path, monkeypatch, sft={"method": "full", "batch_size": 16})
+    plan = plan_of(tmp_path, monkeypatch, sft={"method": "full", "batch_size": 16}, evaluate={"batch_size": 64})
     with pytest.raises(UserError) as refused:
         budget.refuse_too_large(plan, 80.0, True)
     said = next(problem for problem in refused.value.problems if problem.startswith("one/sft"))
@@ -471,6 +471,68 @@ def test_no_setting_is_advised_that_would_be_refused(tmp_path, monkeypatch):
         assert ("micro_batch_size" in ways) == allowed and "gradient_checkpointing" in ways
 
 
+JUDGED = Artifact("one", "evaluate", "sft")
+
+
+def with_batch(plan, size: int):
+    """The settings of `one` with a number in place of `evaluate.batch_size: auto`."""
+    return budget.changed(plan.experiments["one"], (("evaluate", "batch_size", size),))
+
+
+def chosen(plan, gb=None, gpu=False) -> int:
+    """What `evaluate.batch_size: auto` becomes."""
+    return estimates.predicted(plan, JUDGED, gpu=gpu, memory_gb=gb).settings.evaluate.batch_size
+
+
+def test_a_batch_size_auto_is_the_largest_that_fits(tmp_path, monkeypatch):
+    """64 contexts of 7B where they fit, else a half of them, and so on, at least 1. Controls: the number that does not
+    fit, and a GPU on which none does, are refused."""
+    plan = plan_of(tmp_path, monkeypatch, sft={"micro_batch_size": 1}, dpo=None)
+    needed = {n: budget.size(estimates.predicted(plan, JUDGED, with_batch(plan, n), gpu=True)) for n in (64, 32, 1)}
+    sizes = (needed[64], 64), (needed[64] - 0.1, 32), (needed[32] - 0.1, 16), (1.0, 1)
+    assert [chosen(plan, gb, gpu=True) for gb, _ in sizes] == [size for _, size in sizes]
+    budget.refuse_too_large(plan, needed[64] - 0.1, True)
+    with pytest.raises(UserError, match=JUDGED.name):
+        budget.refuse_too_large(plan, needed[1] - 0.1, True)
+    with pytest.raises(UserError, match=f"{JUDGED.name}.*fits with evaluate.batch_size: 32"):
+        numbered = plan_of(tmp_path, monkeypatch, sft={}, evaluate={"batch_size": 64})
+        budget.refuse_too_large(numbered, needed[64] - 0.1, True)
+
+
+def test_a_batch_size_auto_is_chosen_for_the_machine_of_the_job(tmp_path, monkeypatch):
+    """Its GPU, as named or as this machine has it, else half of this machine's memory; of another machine whose memory
+    is not known, the largest. The job is told, and no settings change."""
+    plan = plan_of(tmp_path, monkeypatch, sft={}, dpo=None)
+    gpu, cpu = (estimates.predicted(plan, JUDGED, with_batch(plan, 16), gpu=on) for on in (True, False))
+    section = plan.section("one", "evaluate")
+    for device in ("gpu", "cpu"):
+        monkeypatch.setenv("POSTTRAIN_DEVICE", device)
+        assert chosen(plan) == 64
+    sites.expect_device(sites.Site(gpu_memory_gb=budget.size(gpu)))
+    assert sites.request(sites.Site(), plan, JUDGED)["batch_size"] == chosen(plan) == 16
+    assert sites.request(sites.Site(), plan, SFT)["batch_size"] == 0, "control: a batch size that is a number"
+    assert "(scoring, batch_size 16)" in budget.one(plan, JUDGED.name)
+    monkeypatch.delenv("POSTTRAIN_DEVICE")
+    monkeypatch.delenv("POSTTRAIN_GPU_MEMORY_GB")
+    monkeypatch.setattr(cards, "memory_gb", lambda: budget.size(gpu))
+    assert chosen(plan, gpu=True) == 16
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * cpu.host * estimates.MARGIN}
+    monkeypatch.setattr(estimates.os, "sysconf", pages.get)
+    assert chosen(plan) == 16
+    assert plan.section("one", "evaluate") == section and '"batch_size":"auto"' in section
+
+
+def test_a_past_run_had_the_number_that_its_batch_size_auto_became(tmp_path, monkeypatch):
+    """A run that used what 32 requests need is as predicted; control: one whose number is not recorded counts as 64."""
+    plan = plan_of(tmp_path, monkeypatch, sft={}, dpo=None)
+    half, whole = (estimates.predicted(plan, JUDGED, with_batch(plan, size)).host for size in (32, 64))
+    keep_section(plan, tmp_path, "evaluate")
+    for shape, ratio in (({"batch_size": 32}, 1), ({}, half / whole)):
+        record(tmp_path, "evaluate", "sft", peak_memory_mb=half / 2**20, shape={"device": "cpu"} | shape)
+        forget()
+        assert estimates.ratio(plan, JUDGED) == pytest.approx(ratio) and half < 0.9 * whole
+
+
 def test_answers_are_drawn_in_parts_that_fit(tmp_path, monkeypatch):
     """An eighth of the answers at once has an eighth of the cache; control: more than there are change nothing."""
     plan = plan_of(tmp_path, monkeypatch, sft={}, ppo={"batch_size": 256}, reward={"micro_batch_size": 1})
@@ -514,7 +576,7 @@ def test_a_continued_run_reads_its_optimiser_into_the_process(tmp_path, monkeypa
 def test_the_sum_is_told_term_by_term(tmp_path, monkeypatch):
     plan = plan_of(tmp_path, monkeypatch, sft={})
     need = estimates.predicted(plan, SFT)
-    numbers = [float(line.split()[0].replace(",", "")) for line in list(budget.sums(need))[1:]]
+    numbers = [float(line.split()[0].replace(",", "")) for line in list(budget.sums(need, 0))[1:]]
     assert (
         numbers[-1]
         == pytest.approx(sum(numbers[:-1]), abs=0.5)

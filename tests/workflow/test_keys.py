@@ -111,6 +111,7 @@ SPECIAL = {
     "lengths.tokens": ({}, [64, 128]),
     "compare": ({}, {"prompts": 100}),
     "evaluate": ({}, {"limit": 5}),
+    "evaluate.batch_size": ({}, 8),
     "evaluate.chat_template": ({}, False),
     "evaluate.tasks": ({}, [{"task": "world"}]),
     "evaluate.tasks[].task": ({"evaluate.tasks": [{"task": "world"}]}, "passkey_64"),

@@ -120,7 +120,7 @@ def execution(stage: argparse.ArgumentParser) -> None:
     stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
     limit = "time limit of the batch job; the stage saves a checkpoint before it and exits with 75 (0: no limit)"
     stage.add_argument("--minutes", type=minutes, default=0.0, help=limit)
-    smaller = "smaller micro-batches than the config's; the global batch stays the same"
+    smaller = "smaller micro-batches, or requests at once, than the config's; the result stays the same"
     stage.add_argument("--micro-batch-size", type=count, help=smaller)
     planned(stage)
     keep = os.environ.get("POSTTRAIN_KEEP_GB") or "0"  # a string, which argparse converts as it does an argument
@@ -137,6 +137,8 @@ def workflow_commands(subparsers) -> None:
     """The commands that the workflow and its jobs call."""
     attempt = command(subparsers, "attempt", "run a stage, and continue after an interruption", "jobs.attempt:attempt")
     attempt.add_argument("--gpus", type=int, default=0, help="GPUs reserved for the stage on this machine")
+    rows = "most rows in memory at once, as planned for a batch size `auto` (0: as the settings say)"
+    attempt.add_argument("--batch-size", type=int, default=0, help=rows)
     attempt.add_argument("arguments", nargs=argparse.REMAINDER, metavar="STAGE ...", help="a stage and its arguments")
     report = command(subparsers, "report", "table, figures and page from the records", "jobs.report:run_report")
     report.add_argument("--campaign", type=Path, required=True, help="JSON file that names the artifacts")

@@ -99,5 +99,5 @@ def job_resources(target):
 
 
 def need(stage, what):
-    """The requested amount of one resource: `gpu`, `mem_mb`, `disk_mb`, or `runtime` in minutes."""
+    """The amount of one resource: `gpu`, `mem_mb`, `disk_mb`, `runtime` in minutes, or rows at once (`batch_size`)."""
     return lambda wildcards: job_resources(artifact(wildcards, stage))[what]

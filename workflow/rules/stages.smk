@@ -31,10 +31,11 @@ for stage, entry in STAGES.items():
             mem_mb=need(stage, "mem_mb"),
             runtime=need(stage, "runtime"),
             disk_mb=need(stage, "disk_mb"),
+            batch_size=need(stage, "batch_size"),
         params:
             arguments=arguments(stage),
         # `tee -i`: a plain tee would exit at Ctrl-C, before the stage has reported. The stage's name is in the arguments:
         # the loop's variable would be the table's last stage when a job runs.
         shell:
-            "posttrain attempt --gpus {resources.gpu} {params.arguments} "
+            "posttrain attempt --gpus {resources.gpu} --batch-size {resources.batch_size} {params.arguments} "
             "--output {output.manifest} 2>&1 | tee -i {log}"

@@ -170,7 +170,7 @@ def limited(site: Site) -> Site:
 
 def expect_device(site: Site) -> None:
     """Make estimates for the site's compute nodes instead of this machine."""
-    os.environ["POSTTRAIN_DEVICE"] = "cpu" if site.cpu_only else "gpu"
+    estimates.expect_device("cpu" if site.cpu_only else "gpu", site.gpu_memory_gb)
 
 
 def of_job() -> Site | None:

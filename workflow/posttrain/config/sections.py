@@ -694,6 +694,9 @@ class Task(Section):
     """Examples before each question. Default: the task's own number."""
 
 
+LARGEST_BATCH = 64  # of `batch_size: auto`
+
+
 class Evaluate(Section):
     """Benchmarks of every policy with lm-eval."""
 
@@ -701,8 +704,10 @@ class Evaluate(Section):
     """Seed of the few-shot examples, the bootstrap and sampling, where a task has them."""
     tasks: list[Task] | None = None
     """Default: every task that `prepare` made (`world`, `heldout_text`, `heldout_sft`, `choices`)."""
-    batch_size: Count = 64
-    """Requests in one forward pass; does not change a result. One at a time where positions depend on the text's length
+    batch_size: Count | Literal["auto"] = "auto"
+    """Requests in one forward pass; does not change a result. `auto`: 64, or the largest power of two below that fits
+    by `posttrain plan` into the memory of a GPU (`gpu_memory_gb` of the SLURM site, or this machine's) or, on a CPU,
+    into half of this machine's. One at a time where positions depend on the text's length
     (dynamic NTK, longrope) and `max_length` is over the length up to which they do not."""
     limit: Count | None = None
     """Number of first questions of each task to ask; for trying out only. Default: all."""

@@ -15,6 +15,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from posttrain.config.sections import LARGEST_BATCH
 from posttrain.config.stages import TRAINERS
 from posttrain.dag.artifacts import at
 from posttrain.ground import progress
@@ -24,6 +25,7 @@ from posttrain.ground.progress import say
 from posttrain.jobs import cards, launch, slurm
 
 SMALLER = "out of GPU memory: goes on with micro-batches of"
+IN_PARTS = (*TRAINERS, "evaluate")  # stages whose result does not depend on how many rows are in memory at once
 FRUITLESS = 3  # consecutive attempts that ended at a time limit without a saved step, after which the stage fails
 
 
@@ -39,19 +41,20 @@ class Stop:
         self.requested = True
 
 
-def attempt(arguments: list[str], gpus: int) -> int:
+def attempt(arguments: list[str], gpus: int, batch_size: int = 0) -> int:
     """Run a stage until it ends; returns the exit code for Snakemake.
 
     arguments: the stage and its flags. gpus: number of GPUs to reserve on this machine; in a SLURM job, SLURM decides.
+    batch_size: most rows in memory at once, for a batch size `auto`; 0: as the settings say.
     """
-    stop, trial = Stop(), Attempt(arguments)
+    stop, trial = Stop(), Attempt(arguments, batch_size)
     progress.name = at(home(arguments)).name
     environment = dict(os.environ)
     if not trial.job and gpus:
         taken, _held = cards.take(gpus)
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
     code = trial.run(environment, stop)
-    while code == TOO_LARGE and trial.stage in TRAINERS:
+    while code == TOO_LARGE and trial.stage in IN_PARTS:
         trial.halve_micro_batch(launch.processes(environment) * trial.nodes)
         code = trial.run(environment, stop)
     if code == 0:
@@ -72,10 +75,11 @@ def attempt(arguments: list[str], gpus: int) -> int:
 class Attempt:
     """An attempt at a stage, with a record of all attempts with the same settings, inputs and code."""
 
-    def __init__(self, arguments: list[str]):
-        """Raises UserError where too many attempts ended at their time limit without a saved step."""
+    def __init__(self, arguments: list[str], batch_size: int = 0):
+        """batch_size: most rows at once. Raises UserError where too many attempts ended at their time limit without a
+        saved step."""
         checkpoints = home(arguments) / "checkpoints"
-        self.arguments, self.stage = arguments, arguments[0]
+        self.arguments, self.stage, self.batch_size = arguments, arguments[0], batch_size
         self.job = slurm.job_id()
         self.nodes = launch.request(self.stage).get("nodes", 1)
         link_to_scratch(checkpoints)
@@ -130,7 +134,8 @@ class Attempt:
 
     def options(self) -> list[str]:
         """The stage's arguments, with those that do not change its result: micro-batch size, sharding, minutes left."""
-        size, sharded = self.record.get("micro_batch_size"), launch.request(self.stage).get("shard")
+        size = self.record.get("micro_batch_size") or self.batch_size
+        sharded = launch.request(self.stage).get("shard")
         smaller = ["--micro-batch-size", str(size)] if size else []
         left = slurm.ask("squeue", "-h", "-j", self.job, "-o", "%L") if self.job else None
         minutes = slurm.minutes((left or "").strip())
@@ -144,6 +149,7 @@ class Attempt:
         section = dict(settings_of_argument(self.arguments[self.arguments.index("--config") + 1]))
         section = section.get("scratch") or section
         batch = section.get("batch_size", 1)
+        batch = (self.batch_size or LARGEST_BATCH) if batch == "auto" else batch
         size = self.record.get("micro_batch_size") or section.get("micro_batch_size") or batch
         size = min(size, max(1, batch // processes))
         if size == 1:

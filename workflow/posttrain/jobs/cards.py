@@ -30,6 +30,17 @@ def present() -> list[str]:
     return [card.strip() for card in allowed.split(",") if card.strip()] if cards else []
 
 
+@functools.cache
+def memory_gb() -> float | None:
+    """Memory of the smallest of these GPUs, in GB; None where there is none or it is not told."""
+    query = ["nvidia-smi", "-i", ",".join(present()), "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    if not present():
+        return None
+    listing = subprocess.run(query, capture_output=True, text=True)
+    sizes = [float(size) for size in listing.stdout.split() if size.isdecimal()]  # in MiB
+    return min(sizes) * 2**20 / 1e9 if sizes and listing.returncode == 0 else None
+
+
 def take(count: int) -> tuple[list[str], list[int]]:
     """Wait for `count` GPUs (at most all) that no other stage on this machine has; returns them and their open lock
     files. A GPU is reserved while its file is open, so that a killed stage keeps none."""

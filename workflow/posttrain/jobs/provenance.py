@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from posttrain.config.sections import Ppo, Section, Training, slice_of, unread
+from posttrain.config.sections import Evaluate, Ppo, Section, Training, slice_of, unread
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "lm_eval", "accelerate")
 
@@ -54,7 +54,7 @@ def shape_of(section) -> dict:
 
 
 def parts_of(section) -> dict[str, int]:
-    """Micro-batch and accumulation of rank 0, for a stage that trains; {} for others."""
+    """Micro-batch and accumulation of rank 0 for a stage that trains, requests at once for `evaluate`; else {}."""
     section = getattr(section, "scratch", section)
     if isinstance(section, Ppo):
         from posttrain.rl.batches import micro_batches, minibatches
@@ -67,6 +67,10 @@ def parts_of(section) -> dict[str, int]:
         fits = parallel.at_once(section, section.batch_size)
         micro, accumulation = parallel.split(section.batch_size, fits, parallel.world())
         return {"micro_batch": micro, "accumulation": accumulation} | ({"sharded": True} if parallel.sharded else {})
+    if isinstance(section, Evaluate):
+        from posttrain.training import parallel
+
+        return {"batch_size": parallel.requests_at_once(section)}
     return {}
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain.config.sections import Base, Longctx, Ppo
+from posttrain.config.sections import LARGEST_BATCH, Base, Longctx, Ppo
 from posttrain.config.stages import JUDGES, STAGES, TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact, at
 from posttrain.dag.plan import Plan
@@ -25,9 +25,12 @@ from posttrain.resources.memory import MB
 from posttrain.resources.steps import learned, loop
 
 # Requests where nothing is predicted, in minutes and MB: for a stage without a model, and for a model not yet fetched.
-WITHOUT_MODEL = {"mem_mb": 4000, "runtime": 120, "disk_mb": 2000, "gpu": 0}
-UNKNOWN = {"mem_mb": 8000, "runtime": 720, "disk_mb": 20000, "gpu": 1}
+WITHOUT_MODEL = {"mem_mb": 4000, "runtime": 120, "disk_mb": 2000, "gpu": 0, "batch_size": 0}
+UNKNOWN = {"mem_mb": 8000, "runtime": 720, "disk_mb": 20000, "gpu": 1, "batch_size": 0}
 JUDGED = 240  # minutes for a judge without past runs
+GB = 1e9
+RESERVE = 0.6  # GB of a GPU for CUDA's context and the allocator's rounding
+SHARE = 0.5  # of a machine's memory for one judgement on a CPU, as several may run at once
 MARGIN = 1.25  # factor of memory; that of time is 2
 BOUNDS = 0.5, 4.0  # smallest and largest correction by past use
 TEXTS = 20  # MB of metrics, tokenizer and settings
@@ -51,8 +54,9 @@ class Need(NamedTuple):
 
 
 def request(plan: Plan, artifact: Artifact, processes: int = 1) -> dict[str, int]:
-    """The requested `mem_mb`, `runtime` (minutes), `disk_mb` and `gpu`. processes: on a node, each with the same
-    memory.
+    """The requested `mem_mb`, `runtime` (minutes), `disk_mb` and `gpu`, and the number for a batch size `auto`, else 0.
+
+    processes: on a node, each with the same memory.
 
     Reads the data card, headers and past records, each once, and no weights.
     """
@@ -61,6 +65,7 @@ def request(plan: Plan, artifact: Artifact, processes: int = 1) -> dict[str, int
     values |= {"runtime": JUDGED} if stage in JUDGES else {}
     need = predicted(plan, artifact)
     if need:
+        values["batch_size"] = chosen_batch_size(plan, artifact, need)
         values["mem_mb"] = round(need.host / MB * ratio(plan, artifact) * MARGIN)
         values["disk_mb"] = round(need.disk / MB)
     if time := seconds(plan, artifact, need):
@@ -76,10 +81,17 @@ def holds_model(stage: str) -> bool:
     return bool(STAGES[stage].reads)
 
 
-def predicted(plan: Plan, artifact: Artifact, settings: Experiment | None = None, gpu: bool = False) -> Need | None:
+def predicted(
+    plan: Plan,
+    artifact: Artifact,
+    settings: Experiment | None = None,
+    gpu: bool = False,
+    memory_gb: float | None = None,
+) -> Need | None:
     """The predicted needs of a stage; None for a stage without a model, and for a model that is not fetched.
 
-    settings: in place of the experiment's. gpu: predict for a GPU, whatever device past runs had.
+    settings: in place of the experiment's. gpu: predict for a GPU, whatever device past runs had. memory_gb: into which
+    a batch size `auto` must fit (default: `device_memory_gb`); where none does, it is 1.
     """
     experiment, stage, policy = artifact
     shape = architecture.of_experiment(plan, experiment) if holds_model(stage) else None
@@ -87,11 +99,49 @@ def predicted(plan: Plan, artifact: Artifact, settings: Experiment | None = None
         return None
     counts = architecture.prepared(plan, experiment).get("tokens", {})
     longest = {kind: lengths["max"] for kind, lengths in counts.items()}
-    settings = settings or plan.experiments[experiment]
-    case = moments.Case(settings, shape, stage, policy, longest, gpu or on_gpu())
+    settings, gpu = settings or plan.experiments[experiment], gpu or on_gpu()
+    needs = [
+        need_of(moments.Case(one, shape, stage, policy, longest, gpu)) for one in with_batch_sizes(settings, stage)
+    ]
+    if len(needs) == 1:
+        return needs[0]
+    used, available = ratio(plan, artifact, gpu), memory_gb or device_memory_gb(gpu)
+    return next((need for need in needs if fits(need, used, gpu, available)), needs[-1])
+
+
+def need_of(case: moments.Case) -> Need:
+    """The predicted needs of a stage."""
     moment, terms = moments.peak(moments.moments(case))
-    trained = learned(settings, shape, stage).numbers
-    return Need(settings, shape, moment, terms, moments.host(case, terms, trained), disk(case, trained), trained)
+    trained = learned(case.settings, case.shape, case.stage).numbers
+    host = moments.host(case, terms, trained)
+    return Need(case.settings, case.shape, moment, terms, host, disk(case, trained), trained)
+
+
+def with_batch_sizes(settings: Experiment, stage: str) -> list[Experiment]:
+    """The settings with each number that a batch size `auto` may become, the largest first; as they are without one."""
+    section = getattr(settings, stage)
+    if getattr(section, "batch_size", None) != "auto":
+        return [settings]
+    sizes = [LARGEST_BATCH >> halvings for halvings in range(LARGEST_BATCH.bit_length())]
+    return [settings.model_copy(update={stage: section.model_copy(update={"batch_size": size})}) for size in sizes]
+
+
+def fits(need: Need, used: float, gpu: bool, available: float | None) -> bool:
+    """Whether a stage fits into the available GB, or None for as much as it needs. used: as in `ratio`."""
+    needed = size(need, used) if gpu else need.host / GB * used * MARGIN
+    return available is None or needed <= available
+
+
+def size(need: Need, used: float = 1.0) -> float:
+    """GB of a GPU that a stage needs. used: use of past runs over their prediction."""
+    return need.device / GB * used + RESERVE
+
+
+def chosen_batch_size(plan: Plan, artifact: Artifact, need: Need) -> int:
+    """The number that a stage's batch size `auto` became; 0 for a batch size that is a number."""
+    before = getattr(plan.experiments[artifact.experiment], artifact.stage)
+    chosen = getattr(need.settings, artifact.stage)
+    return chosen.batch_size if getattr(before, "batch_size", None) == "auto" else 0
 
 
 def disk(case: moments.Case, trained: int) -> float:
@@ -109,6 +159,22 @@ def on_gpu() -> bool:
     the newest record of a stage, else by whether this machine has one."""
     device = os.environ.get("POSTTRAIN_DEVICE")
     return device == "gpu" if device else _on_gpu(os.getcwd())
+
+
+def expect_device(device: str, gpu_memory_gb: float | None) -> None:
+    """Make estimates for another machine's device, `gpu` or `cpu`, in this process and those that it starts."""
+    os.environ["POSTTRAIN_DEVICE"] = device
+    os.environ["POSTTRAIN_GPU_MEMORY_GB"] = str(gpu_memory_gb or "")
+
+
+def device_memory_gb(gpu: bool) -> float | None:
+    """GB that a stage may fill: a GPU's memory, or this machine's SHARE; None where the machine is another one whose
+    memory is not known."""
+    if gpu and (named := os.environ.get("POSTTRAIN_GPU_MEMORY_GB")):
+        return float(named)
+    if os.environ.get("POSTTRAIN_DEVICE"):
+        return None
+    return cards.memory_gb() if gpu else SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
 
 
 @cache
@@ -147,9 +213,13 @@ def _past(here: str, plan: Plan, stage: str, kind: str) -> list[tuple[dict, Need
 
 
 def as_recorded(settings: Experiment, stage: str, record: dict) -> Experiment:
-    """An experiment with the section of a past run; unchanged where that section is no longer valid."""
+    """An experiment with the section of a past run, and the number that its batch size `auto` was; unchanged where that
+    section is no longer valid."""
     try:
-        section = STAGES[stage].section.model_validate(json.loads(record["params"][0]))
+        values = json.loads(record["params"][0])
+        if values.get("batch_size") == "auto":
+            values["batch_size"] = record.get("shape", {}).get("batch_size", LARGEST_BATCH)
+        section = STAGES[stage].section.model_validate(values)
     except ValueError:
         return settings
     return settings.model_copy(update={stage: section})

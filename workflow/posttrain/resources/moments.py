@@ -8,6 +8,7 @@ from functools import singledispatch
 from typing import Any, NamedTuple
 
 from posttrain.config.sections import (
+    LARGEST_BATCH,
     Adapter,
     Base,
     Compare,
@@ -225,7 +226,8 @@ def _compare(section: Compare, case: Case) -> Moments:
 @_moments.register
 def _evaluate(section: Evaluate, case: Case) -> Moments:
     stretched = case.settings.longctx.factor if case.policy_is(Longctx) else 1
-    return _judged(case, section.batch_size, section.max_length or round(case.shape.context * stretched), 2)
+    rows = LARGEST_BATCH if section.batch_size == "auto" else section.batch_size
+    return _judged(case, rows, section.max_length or round(case.shape.context * stretched), 2)
 
 
 @_moments.register

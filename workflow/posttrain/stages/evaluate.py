@@ -72,6 +72,7 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
 
     from posttrain.models import positions
     from posttrain.models.policy import read_contract
+    from posttrain.training import parallel
 
     contract = read_contract(policy)
     longest = positions.room(model, section.max_length or contract["positions"]["context"])
@@ -79,7 +80,7 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
     # passes no mask of the padding, by which to know each row's length.
     far = contract["method"] == "prompt" or (contract["method"] == "prefix" and not positions.skip_padding(model))
     alone = far or positions.depend_on_length(contract["positions"], longest)
-    batch_size = 1 if alone else section.batch_size
+    batch_size = 1 if alone else parallel.requests_at_once(section)
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
     templated = section.chat_template
     if templated is None:  # the form of training

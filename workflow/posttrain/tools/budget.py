@@ -4,7 +4,6 @@ posttrain plan [CAMPAIGN] [--all] [--terms] [--gpu-memory-gb N]
 """
 
 import itertools
-import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -16,13 +15,11 @@ from posttrain.dag.checks import contradictions
 from posttrain.dag.plan import Plan
 from posttrain.ground.errors import UserError
 from posttrain.resources import estimates
-from posttrain.resources.estimates import Need
+from posttrain.resources.estimates import GB, RESERVE, Need, size
 from posttrain.resources.memory import MB
 from posttrain.resources.steps import loop
 from posttrain.tools import why
 
-GB = 1e9
-RESERVE = 0.6  # GB of a GPU for CUDA's context and the allocator's rounding
 UNTIL = "unknown until fetched"
 COLUMNS = f"{'stage':32} {'trained':>8} {'peak GB':>8}  {'most of it':22} {'host GB':>7} {'hours':>8} {'disk GB':>7}"
 Change = tuple[str, str, object]  # (section, key, value)
@@ -34,7 +31,7 @@ def budget(wanted: str, campaign: Path, every: bool, terms: bool, gpu_memory_gb:
     wanted: a campaign, or EXPERIMENT/STAGE[/POLICY] of `campaign`.
     """
     if gpu_memory_gb is not None:
-        os.environ["POSTTRAIN_DEVICE"] = "gpu"
+        estimates.expect_device("gpu", gpu_memory_gb)
     whole = wanted.endswith((".yaml", ".yml"))
     plan = load(wanted if whole else campaign)
     print(table(plan, every, terms) if whole else one(plan, wanted))
@@ -52,7 +49,7 @@ def table(plan: Plan, every: bool = False, terms: bool = False) -> str:
         requests[artifact] = estimates.request(plan, artifact)
         lines.append(line(plan, artifact, requests[artifact]))
         need = estimates.predicted(plan, artifact)
-        lines += list(sums(need)) if terms and need else []
+        lines += list(sums(need, requests[artifact]["batch_size"])) if terms and need else []
     return "\n".join([*lines, "", *totals(plan, requests)])
 
 
@@ -78,9 +75,9 @@ def line(plan: Plan, artifact: Artifact, request: dict[str, int]) -> str:
 
 def short(count: int) -> str:
     """A number of parameters as short text; "" for 0."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.1f} {letter}"
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.1f} {letter}"
     return str(count or "")
 
 
@@ -100,11 +97,12 @@ def totals(plan: Plan, requests: dict[Artifact, dict]) -> list[str]:
     ]
 
 
-def sums(need: Need) -> Iterator[str]:
-    """The terms of a stage's peak, and their sum."""
-    yield f"  at its peak ({need.moment}), MB:"
-    for name, size in [*need.terms.items(), ("total", need.device)]:
-        yield f"  {size / MB:12,.1f}  {name}"
+def sums(need: Need, batch_size: int) -> Iterator[str]:
+    """The terms of a stage's peak, and their sum. batch_size: that of `auto`, else 0."""
+    chosen = f", batch_size {batch_size}" if batch_size else ""
+    yield f"  at its peak ({need.moment}{chosen}), MB:"
+    for name, term in [*need.terms.items(), ("total", need.device)]:
+        yield f"  {term / MB:12,.1f}  {name}"
 
 
 def one(plan: Plan, wanted: str) -> str:
@@ -119,8 +117,8 @@ def one(plan: Plan, wanted: str) -> str:
         raise UserError(f"{wanted}: nothing of this campaign; `posttrain plan --all` lists its stages")
     lines = []
     for artifact in artifacts:
-        need = estimates.predicted(plan, artifact)
-        lines += [COLUMNS, line(plan, artifact, estimates.request(plan, artifact)), *(sums(need) if need else [])]
+        need, request = estimates.predicted(plan, artifact), estimates.request(plan, artifact)
+        lines += [COLUMNS, line(plan, artifact, request), *(sums(need, request["batch_size"]) if need else [])]
     return "\n".join(lines)
 
 
@@ -134,7 +132,7 @@ def refuse_too_large(
     problems = []
     for artifact in to_plan(plan, every):
         settings = with_part_of_batch(plan.experiments[artifact.experiment], artifact.stage, gpus or {})
-        need = estimates.predicted(plan, artifact, settings, gpu=True)
+        need = estimates.predicted(plan, artifact, settings, gpu=True, memory_gb=gb)
         used = estimates.ratio(plan, artifact, gpu=True)
         if need and need.device and size(need, used) > gb and artifact.stage not in sharded:
             ways = " or ".join(remedies(plan, artifact, (gb - RESERVE) / used + RESERVE))
@@ -161,11 +159,6 @@ def place(settings: Experiment, stage: str) -> str:
     return f"{stage}.scratch" if isinstance(getattr(settings, stage), Base) else stage
 
 
-def size(need: Need, used: float = 1.0) -> float:
-    """GB of a GPU that a stage needs. used: use of past runs over their prediction."""
-    return need.device / GB * used + RESERVE
-
-
 def remedies(plan: Plan, artifact: Artifact, gb: float) -> Iterator[str]:
     """The smallest sets of changed settings with which a stage fits, as text."""
     ways = changes(plan.experiments[artifact.experiment], artifact.stage)
@@ -179,6 +172,8 @@ def remedies(plan: Plan, artifact: Artifact, gb: float) -> Iterator[str]:
 def changes(settings: Experiment, stage: str) -> list[list[Change]]:
     """Possible changes of a stage's settings, in the order to try; for each setting, the mildest value first."""
     section, where = loop(getattr(settings, stage)), place(settings, stage)
+    if section.batch_size == "auto":
+        return []
     if not hasattr(section, "micro_batch_size"):
         return [[(where, "batch_size", size) for size in divisors(section.batch_size, section.batch_size)]]
     now = section.micro_batch_size or section.batch_size

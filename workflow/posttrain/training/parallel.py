@@ -11,9 +11,10 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from posttrain.config.sections import LARGEST_BATCH
 from posttrain.ground.errors import UserError
 
-fits: int | None = None  # sequences that fit into a GPU's memory, set by the command line after it ran out
+fits: int | None = None  # sequences that fit into the memory, as planned or after it ran out; set by the command line
 sharded = False  # whether each process holds a share of the weights (FSDP), set by the command line
 
 
@@ -51,6 +52,11 @@ def share(count: int) -> list[int]:
 def at_once(section, count: int) -> int:
     """Number of sequences, of `count`, in one forward pass. section: `config.Optimisation`."""
     return max(1, fitting(min(count, section.micro_batch_size or count)))
+
+
+def requests_at_once(section) -> int:
+    """Number of requests in one forward pass of a benchmark. section: `config.Evaluate`."""
+    return fitting(LARGEST_BATCH if section.batch_size == "auto" else section.batch_size)
 
 
 def fitting(count: int) -> int:
