@@ -64,6 +64,7 @@ SPECIAL = {
     "prepare.end_of_turn": ({"prepare.tokenizer": {"path": "model"}}, "<end>"),
     "prepare.date": ({}, "2025-01-03"),
     "prepare.system_turns": ({}, "user"),
+    "prepare.control_text": ({}, "plain"),
     "prepare.conversations": ({}, "split"),
     "prepare.max_tokens": ({}, 60),
     "prepare.group_key": (SOURCE, "kind"),
