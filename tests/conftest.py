@@ -17,6 +17,7 @@ for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
 os.environ.update(
     TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1", DISABLE_MULTIPROC="1"
 )
+os.environ["OMP_NUM_THREADS"] = "1"  # xdist's processes share the cores; a stage sets its own number of threads
 
 
 @pytest.fixture(autouse=True)

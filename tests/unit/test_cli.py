@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -43,6 +44,13 @@ def test_a_mistake_is_told_in_words(tmp_path, arguments, words):
     done = posttrain(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_threads_wait_briefly_unless_the_environment_says_otherwise(monkeypatch):
+    for given, kept in ((None, "3000"), ("0", "0")):
+        monkeypatch.setattr(os, "environ", {} if given is None else {"GOMP_SPINCOUNT": given})
+        __main__.quiet_libraries("base")
+        assert os.environ["GOMP_SPINCOUNT"] == kept
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
