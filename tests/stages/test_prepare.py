@@ -105,6 +105,46 @@ def test_a_question_asked_twice_is_measured_once(tmp_path, cache):
     assert once == 40, "neither training nor evaluation sees a row twice"
 
 
+def asked(folder, name: str, rows: list[dict], replies: list[str]) -> tuple[float, list[str]]:
+    """(exact match of scripted replies to rows given as `answers`, the prompts), by lm-eval."""
+    import lm_eval
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+    class Scripted(LM):
+        prompts: tuple[str, ...] = ()
+        loglikelihood = loglikelihood_rolling = None
+
+        def generate_until(self, requests):
+            self.prompts = [request.args[0] for request in requests]
+            return replies
+
+    (folder / name).mkdir()
+    path = folder / name / "answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = {"sft": [Source(path=chat_file(folder))], "answers": [Source(path=str(path))]}
+    manifest = prepare(folder / name, **sources, tokenizer=chatml(folder))
+    tasks = TaskManager(include_path=str(manifest.parent / "data/tasks"), include_defaults=False)
+    assert "answers" in read_json(manifest.parent / "metrics.json")["tasks"]
+    model = Scripted()
+    result = lm_eval.simple_evaluate(model, tasks=["answers"], task_manager=tasks, bootstrap_iters=0)
+    return result["results"]["answers"]["exact_match,answer"], list(model.prompts)
+
+
+def test_questions_with_answers_become_a_task_with_replies(tmp_path, cache):
+    """As GSM8K's, with a solution before the number, and with words. Wrong replies, beside right ones, do not count."""
+    solved = [
+        {"question": f"How much is {n} and {n}?", "answer": f"{n}+{n}=<<{n}>>\n#### {2 * n:,}"} for n in (2, 600, 9)
+    ]
+    replies = [" It is 4.", "600+600=1200\n#### $1,200", " That is 18 or 19"]
+    rate, prompts = asked(tmp_path, "numbers", solved, replies)
+    assert rate == pytest.approx(2 / 3) and prompts[0] == "Question: How much is 2 and 2?\nAnswer:"
+    words = [
+        {"question": f"Where is the needle {n}?", "answer": place} for n, place in enumerate(("Rome", "-1", "Oslo"))
+    ]
+    assert asked(tmp_path, "words", words, [" rome.\nIndeed", "1", "in Oslo"])[0] == pytest.approx(1 / 3)
+
+
 def kto_rows(conversations: bool) -> list[dict]:
     """40 rows for KTO, every third unwanted; row 3 has a long completion, row 5 an empty one."""
     rows = []

@@ -89,6 +89,7 @@ def why(row, task="sft", **options) -> tuple[str, str]:
         "preference": {"prompt": "p", "chosen": "a", "rejected": "b"},
         "kto": {"prompt": "p", "completion": "c", "label": True},
         "eval": {"question": "q", "choices": ["a", "b"], "answer": 0},
+        "generation": {"question": "q", "answer": "a b"},
         "text": {"text": "some text"},
     }[task]
     report = rows.read_rows([good, row, good | {"extra": 1}], "made", task, **options)
@@ -163,6 +164,7 @@ def test_a_gzip_bomb_stays_small():
     "name, task, format, kept, dropped",
     [
         ("eval-gsm8k-500", "eval", "choices", 0, {"missing_field": 500}),
+        ("eval-gsm8k-500", "generation", "answers", 500, {}),
         ("eval-mmlu-500", "eval", "choices", 498, {"bad_choices": 2}),
         ("pref-hh-helpful-2k.chat", "preference", "preference", 2000, {}),
         (
@@ -484,6 +486,11 @@ def test_turns(turns, reason):
         ("eval", {"question": " ", "choices": ["a", "b"], "answer": 0}, "empty_text"),
         ("eval", {"question": "q", "choices": "ab", "answer": 0}, "bad_choices"),
         ("eval", {"question": "q", "choices": [1, 2], "answer": 0}, "not_a_string"),
+        ("generation", {"question": "q", "answer": 5}, "not_a_string"),
+        ("generation", {"question": "q"}, "missing_field"),
+        ("generation", {"question": "q", "answer": "so\n#### "}, "bad_answer"),
+        ("generation", {"question": "q", "answer": "B"}, "bad_answer"),
+        ("generation", {"question": "q", "answer": "b c", "choices": ["b c", "d"]}, "bad_answer"),
         ("text", {"text": 5}, "not_a_string"),
         ("text", {"text": "\ufe0f"}, "empty_text"),
         ("sft", {"instruction": "i", "output": "o"}, "missing_field"),
@@ -499,6 +506,51 @@ def test_a_row_of_another_format_is_dropped_with_a_hint():
     assert "looks like transcript, not preference" in why(pair, "preference")[1]
     mixed = rows.read_rows([pair, pair, {"chosen": PROMPT + YES, "rejected": PROMPT + NO}], "made", "preference")
     assert list(mixed.dropped) == ["mixed_types"]
+
+
+def test_questions_with_an_answer_in_place_of_choices_are_named_with_the_key_that_reads_them():
+    row = {"question": "q", "answer": "so\n#### 1,200"}
+    assert "prepare.answers reads" in why(row, "eval")[1]
+    (kept,) = rows.read_rows([row], "made", "generation").rows
+    assert texts.content(kept) == {"question": "q", "answer": "1,200", "solution": "so\n#### 1,200"}
+    other = rows.read_rows([row, row | {"answer": "5"}], "made", "generation")
+    assert other.warnings["contradiction"] == [(2, "contradicts line 1")]
+
+
+FEW_SHOT = "Answer.\n\nQuestion: what is two and two?\nAnswer: four\n\nQuestion: {}\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        (FEW_SHOT.format("and three?"), True),
+        ("Q1. a\nA1. b\nQ2. c\nA2.", True),
+        ("### Input: a\n### Output: b\n\n### Input: c\n### Output:", True),
+        ("Review: good\nSentiment: positive\n\nReview: bad\nSentiment:", True),
+        ("Question: what is two and two?\nAnswer:", False),
+        ("Passage: a text\nQuestion: why?\nAnswer:", False),
+        ("My question: is it so? Your answer: no. My question: why?", False),
+    ],
+)
+def test_worked_examples_in_a_question_are_found(prompt, found):
+    rows_of = {
+        "eval": {"question": prompt, "choices": ["a", "b"], "answer": 0},
+        "generation": {"question": prompt, "answer": "five"},
+    }
+    for task, row in rows_of.items():
+        warnings = rows.read_rows([row], "made", task).warnings
+        assert [line for line, _ in warnings.get("few_shot", [])] == ([1] if found else [])
+
+
+def test_a_leak_behind_worked_examples_is_found():
+    """Examples make most of the prompt; control: the same examples before another question."""
+    question = tokens.prompt_text(made(1)[0])
+    train = [ask(question, "reply", "train")]
+    shots = "\n\n".join(f"Question: {tokens.prompt_text(row)}\nAnswer: x" for row in made(5, seed=3))
+    for asked, found in ((question, ["normalised"]), (" ".join(question.split()[::-1]), [])):
+        row = {"question": f"{shots}\n\nQuestion: {asked}\nAnswer:", "answer": "x y"}
+        test = rows.read_rows([row], "t", "generation").rows
+        assert [finding.how for finding in texts.overlap(train, test)] == found
 
 
 def test_empty_user_only_where_allowed():
@@ -530,7 +582,7 @@ def test_unknown_task_and_format():
         rows.read_rows([], "made", "dpo")
     with pytest.raises(UserError, match="format 'kto' is not read for task sft; allowed: auto, messages"):
         rows.read_rows([], "made", "sft", "kto")
-    assert set(rows.FORMATS) == {"text", "long", "sft", "preference", "kto", "eval"}
+    assert set(rows.FORMATS) == {"text", "long", "sft", "preference", "kto", "eval", "generation"}
 
 
 # Odd characters

@@ -31,7 +31,7 @@ def keys(model=Experiment, prefix=""):
 
 COMMIT, LATER = "86f7e437faa5a7fce15d1ddcb9eaeaea377667b8", "e9d71f5ee7c92d6dc9e92ffdad17b8bd49418f98"
 HUB = {"id": "some/model", "revision": COMMIT}
-SOURCES = ("text", "long", "sft", "preference", "kto", "choices")
+SOURCES = ("text", "long", "sft", "preference", "kto", "choices", "answers")
 FORMAT = {
     "text": "text",
     "long": "text",
@@ -39,6 +39,7 @@ FORMAT = {
     "preference": "preference",
     "kto": "kto",
     "choices": "refused",
+    "answers": "refused",
 }
 ADAPTER, MODULES = {"sft.method": "lora"}, ["q_proj", "v_proj"]
 SOURCE = {"prepare.sft": [{"path": "a.jsonl"}]}
@@ -151,9 +152,7 @@ REFUSED = (
     "reward_code",
     "gold_code",
     "compare.reward_function",
-    "choices[].format",
-    "choices[].use",
-    "choices[].separator",
+    *(f"{asked}[].{key}" for asked in ("choices", "answers") for key in ("format", "use", "separator")),
 )
 REFUSED += ("text[].separator", "long[].separator")
 

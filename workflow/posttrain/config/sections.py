@@ -247,6 +247,9 @@ class Prepare(Section):
     """Prompts with a completion and a label: `true` for a completion that is wanted, `false` for one that is not."""
     choices: list[Source] = []
     """Questions with several answers, of which one is right; they become the benchmark task `choices`."""
+    answers: list[Source] = []
+    """Questions with their answer as text, such as GSM8K's; they become the benchmark task `answers`. Of a greedy reply
+    the last number, or the first line where answers are words, must be the answer, which is what follows `####`."""
     test_fraction: Fraction = 0.1
     """Share of each source's groups that is held out with `use: split`."""
     group_key: Text = "group"
@@ -284,7 +287,8 @@ class Prepare(Section):
 
 
 SOURCES = tuple(key for key, field in Prepare.model_fields.items() if section_class(field.annotation) is Source)
-TRAINED = tuple(key for key in SOURCES if key != "choices")  # each has a training and a held-out side
+ASKED = ("choices", "answers")  # sources that become benchmarks
+TRAINED = tuple(key for key in SOURCES if key not in ASKED)  # each has a training and a held-out side
 
 
 class Optimisation(Section):
@@ -684,8 +688,8 @@ class Task(Section):
     """One lm-eval task."""
 
     task: Text
-    """Name of a task that `prepare` makes (`world`, `heldout_text`, `heldout_sft`, `choices`; with `world.long`
-    `passkey_N` and `recall_N` for lengths of N tokens), or of a task or group of lm-eval."""
+    """Name of a task that `prepare` makes (`world`, `heldout_text`, `heldout_sft`, `choices`, `answers`; with
+    `world.long` `passkey_N` and `recall_N` for lengths of N tokens), or of a task or group of lm-eval."""
     revision: Revision | None = None
     """Full 40-digit commit of the task's data set on the hub, where it has one."""
     allow_floating: bool = False
@@ -703,7 +707,7 @@ class Evaluate(Section):
     seed: Seed = 0
     """Seed of the few-shot examples, the bootstrap and sampling, where a task has them."""
     tasks: list[Task] | None = None
-    """Default: every task that `prepare` made (`world`, `heldout_text`, `heldout_sft`, `choices`)."""
+    """Default: every task that `prepare` made (`world`, `heldout_text`, `heldout_sft`, `choices`, `answers`)."""
     batch_size: Count | Literal["auto"] = "auto"
     """Requests in one forward pass; does not change a result. `auto`: 64, or the largest power of two below that fits
     by `posttrain plan` into the memory of a GPU (`gpu_memory_gb` of the SLURM site, or this machine's) or, on a CPU,

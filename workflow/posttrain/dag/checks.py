@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from posttrain.config.sections import (
+    ASKED,
     SOURCES,
     TRAINED,
     Base,
@@ -95,7 +96,7 @@ def _source(where: str, task: str, source: Source) -> Iterator[tuple[str, str]]:
     if source.dataset:
         yield from _pinned(where, source)
     without_effect = ["revision", "subset", "rows", "allow_floating"] if source.path and not source.dataset else []
-    without_effect += {"choices": ["use", "separator"], "text": ["separator"], "long": ["separator"]}.get(task, [])
+    without_effect += ["use"] * (task in ASKED) + ["separator"] * (task in ("text", "long", *ASKED))
     for key in without_effect:
         if key in source.model_fields_set:
             yield f"{where}.{key}", "has no effect here"
@@ -151,7 +152,7 @@ def is_day(date: str) -> bool:
 def _tasks(experiment: Experiment) -> Iterator[tuple[str, str]]:
     prepare, tasks = experiment.prepare, experiment.evaluate.tasks
     sources = {"heldout_text": prepare.world or prepare.text, "heldout_sft": prepare.sft and not prepare.world}
-    sources |= {"choices": prepare.choices}
+    sources |= {key: getattr(prepare, key) for key in ASKED}
     prepared = world_tasks.names(prepare.world) if prepare.world else []
     prepared += [name for name, source in sources.items() if source]
     if tasks == []:

@@ -1,7 +1,9 @@
-"""Check judged answers, or a question with choices, and convert them to canonical form.
+"""Check judged answers, or a question with its choices or answer, and convert them to canonical form.
 
-A function for each format of the tasks `preference`, `kto` and `eval`.
+A function for each format of the tasks `preference`, `kto`, `eval` and `generation`.
 """
+
+import re
 
 from posttrain.data.formats import (
     check_conversation,
@@ -99,8 +101,11 @@ def kto(row: dict, allow_empty_user: bool) -> dict:
 
 def choices(row: dict, allow_empty_user: bool) -> dict:
     """A question, two or more different choices, and the index of the right one."""
-    question = visible_text(required(row, "question"), "question")
-    choices, answer = required(row, "choices"), row.get("answer")
+    question, answer = visible_text(required(row, "question"), "question"), row.get("answer")
+    if row.get("choices") is None and isinstance(answer, str):
+        hint = "prepare.answers reads questions whose answer is text"
+        raise RowError("missing_field", f"missing field choices; hint: {hint}")
+    choices = required(row, "choices")
     if not isinstance(choices, list):
         raise RowError("bad_choices", f"choices must be a list, found {json_kind(choices)}")
     choices = [visible_text(choice, f"choices[{i}]", "bad_choices") for i, choice in enumerate(choices)]
@@ -111,3 +116,15 @@ def choices(row: dict, allow_empty_user: bool) -> dict:
         allowed, shown = f"from 0 to {len(choices) - 1}", repr(answer)[:60]
         raise RowError("bad_answer", f"answer must be an index in range, {allowed}, found {shown}")
     return {"question": question, "choices": choices, "answer": answer}
+
+
+def answers(row: dict, allow_empty_user: bool) -> dict:
+    """A question, its answer as text and, where this is what follows `####`, the whole `solution` (as in GSM8K)."""
+    question = visible_text(required(row, "question"), "question")
+    whole = visible_text(required(row, "answer"), "answer", "bad_answer")
+    if row.get("choices") is not None:
+        raise RowError("bad_answer", "the row has choices: prepare.choices reads it")
+    answer = visible_text(whole.rpartition("####")[2], "answer after ####", "bad_answer").strip()
+    if re.fullmatch("[A-J]", answer):
+        raise RowError("bad_answer", f"answer {answer!r} is the letter of a choice: prepare.choices reads choices")
+    return {"question": question, "answer": answer} | ({"solution": whole} if "####" in whole else {})

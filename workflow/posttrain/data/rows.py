@@ -6,6 +6,7 @@ Canonical rows hold "id", "group", "source" (file:line) and, by task,
     preference  prompt, chosen, rejected: all strings or all lists of messages
     kto         prompt, completion: both strings or both lists of messages; label
     eval        question, choices and the answer's index
+    generation  question, answer; solution, where the answer is its end
 """
 
 from collections import Counter
@@ -17,6 +18,7 @@ from pathlib import Path
 from posttrain.config.sections import Prepare, Source
 from posttrain.data import formats, hub, judged, lines, texts, turns
 from posttrain.data.dropped import REPEAT, entry, repeated
+from posttrain.data.examples import has_examples
 from posttrain.data.lines import RowError, json_kind
 from posttrain.data.source import Report, Row, note
 from posttrain.ground.errors import UserError
@@ -39,6 +41,7 @@ FORMATS: dict[str, dict[str, Callable[[dict, bool], dict]]] = {
     "preference": {"transcript": judged.transcript_pair, "preference": judged.preference},
     "kto": {"kto": judged.kto},
     "eval": {"choices": judged.choices},
+    "generation": {"answers": judged.answers},
 }
 
 
@@ -56,6 +59,8 @@ def read_source(
     else:
         name = "/".join(filter(None, (source.dataset, source.subset, source.rows)))
         report = read_rows(hub.dataset_rows(source, fetched), name, task, source.format, **options)
+    for row in report.rows if source.use == "test" else ():
+        note_examples(report, row)
     for sentence in report.describe():
         say(sentence)
     counts = {reason: len(cases) for reason, cases in report.dropped.items()}
@@ -173,6 +178,7 @@ def _guess(row: dict, task: str) -> str | None:
         "preference": {"chosen", "rejected"} <= keys,
         "kto": {"completion", "label"} <= keys,
         "choices": "choices" in keys,
+        "answers": {"question", "answer"} <= keys,
     }
     return next((format for format in FORMATS[task] if fits[format]), None)
 
@@ -258,6 +264,8 @@ def _warn_whole(report: Report) -> None:
     if report.unread:
         named = ", ".join(f"{key!r} (first in line {line})" for key, line in sorted(report.unread.items()))
         note(report.warnings, "unread_keys", 0, f"keys that are not read: {named}")
+    for row in report.rows if report.task in ("eval", "generation") else ():
+        note_examples(report, row)
     for row, earlier in texts.contradictions(report.rows):
         note(report.warnings, "contradiction", _line(row), f"contradicts line {_line(earlier)}")
     for row, earlier in texts.near_duplicates(report.rows):
@@ -267,6 +275,15 @@ def _warn_whole(report: Report) -> None:
         note(report.warnings, "length_bias", 0, f"chosen longer in {longer}/{pairs} rows")
     if report.kept == 1:
         note(report.warnings, "too_few_rows", 0, "a single row: too few rows for a train/test split")
+
+
+def note_examples(report: Report, row: dict) -> None:
+    """Warn of a row for evaluation that holds worked examples."""
+    if has_examples(tokens.prompt_text(row)):
+        message = (
+            "worked examples before the question: `evaluate.tasks[].shots` would add more; overlap is searched for "
+        )
+        note(report.warnings, "few_shot", _line(row), message + "without them")
 
 
 def _line(row: dict) -> int:

@@ -8,6 +8,7 @@ import unicodedata
 from collections import defaultdict
 from typing import NamedTuple
 
+from posttrain.data.examples import question_asked
 from posttrain.models.tokens import prompt_text, spoken, turn_text
 
 DERIVED = re.compile(r"prompt:[0-9a-f]{32}")  # the group of a row that declares none
@@ -65,6 +66,8 @@ def reply_texts(row: dict) -> list[str]:
         return [turn_text(row["messages"][-1])]
     if "choices" in row:
         return [row["choices"][row["answer"]]]
+    if "question" in row:
+        return [row.get("solution", row["answer"])]
     if "chosen" in row:
         return [spoken(row["chosen"]), spoken(row["rejected"])]
     return [spoken(row[key]) for key in ("completion", "answer") if key in row][:1]
@@ -132,7 +135,9 @@ def _judgement(row: dict) -> tuple[str, str] | None:
         return digest([asked, sorted(replies)]), replies[0]
     if "label" in row:
         return digest([asked, replies]), str(row["label"])
-    return (digest([asked, sorted(row["choices"])]), replies[0]) if "choices" in row else None
+    if "choices" in row:
+        return digest([asked, sorted(row["choices"])]), replies[0]
+    return (digest(asked), row["answer"]) if "question" in row else None
 
 
 def chosen_longer(rows: list[dict]) -> tuple[int, int]:
@@ -172,7 +177,7 @@ def overlap(train: list[dict], test: list[dict]) -> list[Finding]:
     """
     train_texts = [words(full_text(row)) for row in train]
     train_prompts = [tuple(words(prompt_text(row))) for row in train]
-    test_prompts = [tuple(words(prompt_text(row))) for row in test]
+    test_prompts = [tuple(words(question_asked(prompt_text(row)))) for row in test]
     first: dict[tuple, int] = {}
     prompt_of = [first.setdefault(prompt, j) for j, prompt in enumerate(train_prompts)]  # equal prompts are one
     inside = _find({*train_prompts, *test_prompts}, train_texts, prompt_of)

@@ -4,6 +4,7 @@ A task is NAME.yaml beside its questions, NAME.jsonl. `home`: the folder in whic
 """
 
 import json
+import re
 from pathlib import Path
 
 from posttrain.ground.files import write_jsonl
@@ -61,6 +62,32 @@ def multiple_choice(name: str, home: str) -> dict:
         "metric_list": [
             {"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")
         ],
+    }
+
+
+NUMBER = r"-?\$?[\d,]*\.?\d+%?"
+
+
+def generated(name: str, home: str, answers: list[str]) -> dict:
+    """A task with greedy replies, of which the last number must equal the answer; the first line, or what follows
+    `####`, where the answers are not all numbers. Case, `$`, `%`, commas in numbers and a full stop do not count.
+
+    Where answers are numbers, prompt and metric are those of lm-eval's gsm8k (flexible-extract).
+    """
+    numbers = all(re.fullmatch(NUMBER, answer) for answer in answers)
+    pattern = r"(-?[$0-9.,]{2,})|(-?[0-9]+)" if numbers else r"(?s)^(?:.*####)?\s*([^\n]+)"
+    ignored = [",", r"\$", "%", r"\.$"] if numbers else [r"\.$"]
+    settings = {"until": ["Question:", "</s>", "<|im_end|>"], "max_gen_toks": 256, "do_sample": False}
+    taken = [{"function": "regex", "regex_pattern": pattern, "group_select": -1}, {"function": "take_first"}]
+    metric = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+    return {
+        **_source(name, home),
+        "output_type": "generate_until",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": settings,
+        "filter_list": [{"name": "answer", "filter": taken}],
+        "metric_list": [metric | {"ignore_case": True, "ignore_punctuation": False, "regexes_to_ignore": ignored}],
     }
 
 

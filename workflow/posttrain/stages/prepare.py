@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from posttrain.config.sections import TRAINED, Prepare, Source
+from posttrain.config.sections import ASKED, TRAINED, Prepare, Source
 from posttrain.config.sources import sides as sides_with_source
 from posttrain.data import texts
 from posttrain.data.conversations import suited
@@ -20,7 +20,7 @@ from posttrain.data.dropped import REPEAT, entry, first_of_each_kind, repeated
 from posttrain.data.rows import card, read_source
 from posttrain.data.tokenizer import load_tokenizer, make_tokenizer
 from posttrain.data.usable import TOO_LONG, usable
-from posttrain.evaluation.tasks import multiple_choice, rolling, write_task
+from posttrain.evaluation.tasks import generated, multiple_choice, rolling, write_task
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_jsonl
 from posttrain.ground.progress import say
@@ -50,21 +50,17 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
         for source in getattr(section, task):
             rows = read_source(section, source, task, cards, dropped, list(fetched))
             evaluation_rows += divide(section, source, rows, sides[task], cards)
-    choices = []
-    for source in section.choices:
-        choices += read_source(section, source, "eval", cards, dropped, list(fetched))
+    asked = {kind: read_asked(section, kind, cards, dropped, list(fetched)) for kind in ASKED}
     for task in TRAINED:
         sides[task] = {side: without_repeats(rows, task, cards, dropped) for side, rows in sides[task].items()}
         warn_contradictions([row for rows in sides[task].values() for row in rows], task, cards)
-    choices = without_repeats(choices, "choices", cards, dropped)
-    warn_contradictions(choices, "choices", cards)
-    separate(sides, cards, dropped, evaluation_rows + choices)
+    separate(sides, cards, dropped, evaluation_rows + asked["choices"] + asked["answers"])
     suited(section, sides, cards)
     tokenizer = make_tokenizer(section, sides, list(fetched))
     lengths = {task: usable(section, tokenizer, task, sides[task], dropped, cards) for task in TRAINED}
     refuse_empty(section, sides, dropped)
     warn_one_label(sides["kto"]["train"], cards)
-    names = write_data(section, work, sides, tokenizer, questions, choices, count)
+    names = write_data(section, work, sides, tokenizer, questions, asked, count)
     if dropped:
         write_jsonl(work / "data" / "dropped.jsonl", dropped)
         say(f"{len(dropped):,} rows are dropped: data/dropped.jsonl lists each with file, line and reason")
@@ -100,6 +96,16 @@ def add_world(section: Prepare, sides: dict, cards: list, count: Count) -> list[
             sides[task][side] += rows_of_side
             cards.append(card(f"world, {side}", task, {}, total=len(rows_of_side), kept=len(rows_of_side)))
     return list(filter(world_rows.is_of_world, sides["sft"]["test"]))
+
+
+def read_asked(section: Prepare, kind: str, cards: list, dropped: list, fetched: list[Path]) -> list[dict]:
+    """The questions of all sources of `choices` or `answers`, without repeats."""
+    task, rows = {"choices": "eval", "answers": "generation"}[kind], []
+    for source in getattr(section, kind):
+        rows += read_source(section, source, task, cards, dropped, fetched)
+    distinct = without_repeats(rows, kind, cards, dropped)
+    warn_contradictions(distinct, kind, cards)
+    return distinct
 
 
 def divide(section: Prepare, source: Source, rows: list[dict], sides: dict[str, list], cards: list) -> list[dict]:
@@ -166,11 +172,11 @@ def separate(sides: dict, cards: list, dropped: list, evaluation_rows: list[dict
     """Drop, count and list held-out rows that overlap with training rows (see texts.overlap).
 
     Raises UserError, naming both places, where one of `evaluation_rows` overlaps: rows of sources with `use: test`,
-    choices, and the world's questions.
+    questions with choices or answers, and the world's questions.
     """
     train = [row for task in TRAINED for row in sides[task]["train"]]
     tests = [row for task in TRAINED for row in sides[task]["test"]]
-    tests += [row for row in evaluation_rows if "choices" in row]
+    tests += [row for row in evaluation_rows if "question" in row]
     seen = {finding.test: finding for finding in texts.overlap(train, tests)} if tests else {}
     leaks = [seen[row["source"]] for row in evaluation_rows if row["source"] in seen]
     if leaks:
@@ -206,11 +212,11 @@ def warn_one_label(rows: list[dict], cards: list) -> None:
 
 
 def write_data(
-    section: Prepare, work: Path, sides: dict, tokenizer, questions: list, choices: list, count: Count
+    section: Prepare, work: Path, sides: dict, tokenizer, questions: list, asked: dict[str, list], count: Count
 ) -> list[str]:
     """Write rows, tokenizer and benchmark tasks below `work/data`; returns the names of the tasks.
 
-    questions: those of the built-in world.
+    questions: those of the built-in world; asked: those with `choices` and with `answers`.
     """
     folder, home = work / "data", f"{os.path.relpath(work.parent)}/data/tasks"  # home: of the tasks, once published
     for task in TRAINED:
@@ -223,9 +229,13 @@ def write_data(
         if documents:
             write_task(folder / "tasks", rolling(name, home), [{"text": text} for text in documents])
             names.append(name)
-    if choices:
-        write_task(folder / "tasks", multiple_choice("choices", home), choices)
+    if asked["choices"]:
+        write_task(folder / "tasks", multiple_choice("choices", home), asked["choices"])
         names.append("choices")
+    if asked["answers"]:
+        answers = [row["answer"] for row in asked["answers"]]
+        write_task(folder / "tasks", generated("answers", home, answers), asked["answers"])
+        names.append("answers")
     names += world_tasks.write_retrieval(folder / "tasks", home, sides["long"]["test"], count)
     if names:  # the tasks that evaluation runs by default
         (folder / "tasks" / "default.json").write_text(json.dumps(names) + "\n")
