@@ -77,7 +77,7 @@ def test_an_adapter_on_shared_embeddings_is_refused_before_it_trains(given, data
     with pytest.raises(UserError, match=refused % "lm_head"):
         tuned("llama", data, given("llama"), method="lora", target_modules=["q_proj", "lm_head"])
     apart = tuned("llama", data, given("llama"), **wanted)
-    model, _ = policy.load_merged(apart, given("llama"))
+    model, _ = policy.load_policy(apart, given("llama"))
     assert torch.allclose(logits(model), as_trained(apart, given("llama")), atol=1e-4)
 
 
@@ -87,7 +87,7 @@ def test_a_policy_that_cannot_be_merged_is_used_by_nothing(data, base, monkeypat
 
     monkeypatch.setattr(targets, "layers", lambda model, wanted, key: wanted)
     made = tuned("shared", data, base, method="lora", target_modules=["q_proj", "embed_tokens"])
-    for use in (lambda: policy.load_merged(made, base), lambda: export(made, tmp_path / "out")):
+    for use in (lambda: policy.load_policy(made, base), lambda: export(made, tmp_path / "out")):
         with pytest.raises(UserError, match=r"shared.*differs from the adapter on its weights.*tie_word_embeddings"):
             use()
     assert not (tmp_path / "out").exists()
@@ -183,7 +183,7 @@ def test_a_mixture_is_aligned_on_the_adapter_of_attention(given, data, home):
     reference = make("reference", Reference(), Path("results/mixtral/reference/manifest.json"), **policies)
     made = make("dpo", dpo(), Path("results/mixtral/dpo/manifest.json"), reference=reference, **policies)
     assert read_json(made.parent / "metrics.json")["summary"]["loss before"] == pytest.approx(math.log(2), abs=1e-5)
-    merged, _ = policy.load_merged(made, base)
+    merged, _ = policy.load_policy(made, base)
     assert torch.allclose(logits(merged), as_trained(made, base), atol=1e-4)
 
 

@@ -12,7 +12,7 @@ from posttrain.config.sections import Base
 from posttrain.data.packing import blocks
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import manifest_of, read_json, write_json
-from posttrain.models.policy import load_merged, read_contract
+from posttrain.models.policy import load_policy, read_contract
 from posttrain.stages.base import unigram_perplexity
 from posttrain.training.checkpoint import seal
 
@@ -98,7 +98,7 @@ def test_alibi_has_no_positions_to_run_out_of(data, home):
     manifest = make(
         "base", Base(scratch=scratch(positions="alibi")), Path("results/alibi/base/manifest.json"), data=data
     )
-    model, tokenizer = load_merged(manifest)
+    model, tokenizer = load_policy(manifest)
     assert model.config.model_type == "bloom"
     ids = tokenizer("one two three " * 120, return_tensors="pt").input_ids
     assert model(ids).logits.isfinite().all()

@@ -66,7 +66,7 @@ def test_another_policy_is_measured_beside_it(compared, beside):
 
 def test_kl_and_reward_from_the_raw_answers(compared, inputs, optimised, base, tuned_policy, rewarded):
     """With whole merged models and transformers alone: log-probability ratios of the replies' tokens."""
-    models = [policy.load_merged(manifest, base)[0] for manifest in (optimised, tuned_policy)]
+    models = [policy.load_policy(manifest, base)[0] for manifest in (optimised, tuned_policy)]
     tokenizer = policy.load_tokenizer(base)
     for row in said(compared)[:3]:
         prompt = tokenizer.apply_chat_template(

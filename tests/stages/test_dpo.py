@@ -52,7 +52,7 @@ def test_the_micro_batch_changes_no_gradient(inputs, micro):
 
 def test_the_reference_is_the_sft_policy_by_hand(inputs, data, base, tuned_policy, referenced):
     """log pi(answer | prompt) of the merged policy, one row at a time, without padding."""
-    model, tokenizer = policy.load_merged(tuned_policy, base)
+    model, tokenizer = policy.load_policy(tuned_policy, base)
     rows = read_jsonl(data.parent / "data/preference/test.jsonl")[:4]
     known = read_jsonl(referenced.parent / "data/test.jsonl")
     for row, expected in zip(rows, known, strict=False):
@@ -138,7 +138,7 @@ def test_the_artifact_is_one_adapter_that_loads(trained, base, tuned_policy):
     assert {file.name for file in (trained.parent / "model").iterdir()} >= {"adapter_config.json", "policy.json"}
     assert not (trained.parent / "model/ref").exists(), "the trainer's copy of the reference is no part of it"
     one, two = (
-        policy.load_merged(manifest, base)[0](torch.arange(20, 40)[None]).logits for manifest in (trained, tuned_policy)
+        policy.load_policy(manifest, base)[0](torch.arange(20, 40)[None]).logits for manifest in (trained, tuned_policy)
     )
     assert (one - two).abs().max() > 1e-4
 

@@ -14,7 +14,7 @@ from posttrain.config.sections import Base, Prepare, Source, Tokenizer
 from posttrain.config.sources import own_files
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json
-from posttrain.models.policy import load_merged
+from posttrain.models.policy import load_policy
 from posttrain.resources import architecture
 from posttrain.tools.export import export
 
@@ -76,7 +76,7 @@ def test_only_what_the_index_names_is_taken(data, tmp_path):
     shutil.copy(folder / shards[0], folder / "consolidated.safetensors")
     assert not torch.allclose(logits(AutoModelForCausalLM.from_pretrained(folder)), alone, atol=1e-3), "the control"
     manifest = taken(folder, data)
-    assert torch.equal(logits(load_merged(manifest)[0]), alone)
+    assert torch.equal(logits(load_policy(manifest)[0]), alone)
     there = {file.name for file in (manifest.parent / "model").iterdir()}
     assert {name for name in there if name.endswith(".safetensors")} == set(shards)
     assert "adapter_config.json" not in there
@@ -94,7 +94,7 @@ def test_a_file_that_config_names_is_taken_instead(data, tmp_path):
     changed(folder / "config.json", transformers_weights="chosen.safetensors")
     manifest = taken(folder, data)
     assert sorted(file.name for file in manifest.parent.glob("model/*.safetensors")) == ["chosen.safetensors"]
-    assert torch.equal(logits(load_merged(manifest)[0]), logits(AutoModelForCausalLM.from_pretrained(folder)))
+    assert torch.equal(logits(load_policy(manifest)[0]), logits(AutoModelForCausalLM.from_pretrained(folder)))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_transformers_chooses_the_attention(data, tmp_path, kind, implementation
         "gptj": dict(rotary_dim=8),
         "gemma2": dict(head_dim=16),
     }
-    model, _ = load_merged(taken(save(tmp_path / kind, kind, **other.get(kind, {})), data))
+    model, _ = load_policy(taken(save(tmp_path / kind, kind, **other.get(kind, {})), data))
     assert model.config._attn_implementation == implementation
     assert logits(model).isfinite().all()
 
@@ -129,7 +129,7 @@ def test_the_text_part_of_a_multimodal_model_is_taken(data, tmp_path, kind):
     """It computes what the whole model computes for text; control: other weights do not."""
     folder = save_multimodal(tmp_path / kind, kind)
     manifest = taken(folder, data)
-    whole, text = AutoModelForImageTextToText.from_pretrained(folder), load_merged(manifest)[0]
+    whole, text = AutoModelForImageTextToText.from_pretrained(folder), load_policy(manifest)[0]
     assert type(text).__name__.endswith("ForCausalLM")
     assert torch.allclose(logits(text), logits(whole), atol=1e-5)
     text.model.layers[0].self_attn.o_proj.weight.data *= 2

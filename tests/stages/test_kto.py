@@ -154,7 +154,7 @@ def test_labels_of_controls():
 def test_the_policy_is_one_adapter_that_is_judged(inputs, trained, data, base, tuned_policy):
     assert not (trained.parent / "model/ref").exists(), "the trainer's copy of the reference is no part of it"
     ids = torch.arange(20, 40)[None]
-    one, two = (policy.load_merged(manifest, base)[0](ids).logits for manifest in (trained, tuned_policy))
+    one, two = (policy.load_policy(manifest, base)[0](ids).logits for manifest in (trained, tuned_policy))
     assert (one - two).abs().max() > 1e-4
     judged = {"data": data, "base": base, "policy": trained}
     manifest = make("evaluate", Evaluate(limit=4), Path("results/tiny/evaluate/kto/manifest.json"), **judged)

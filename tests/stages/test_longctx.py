@@ -90,8 +90,8 @@ def test_the_contract_of_each_method(data, base):
 def test_an_untuned_model_has_the_bases_weights_and_reads_otherwise(data, base):
     """PI reads token 4 p as the base reads token p: the same logits at positions of a quarter, others at their own."""
     made = Path("results/linear/longctx/manifest.json")
-    model, _ = policy.load_merged(made)
-    own, _ = policy.load_merged(base)
+    model, _ = policy.load_policy(made)
+    own, _ = policy.load_policy(base)
     ids = long_ids(data, 32, 2)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}  # without it, gaps are read as packed rows
     places = torch.arange(32)[None]
@@ -103,7 +103,7 @@ def test_an_untuned_model_has_the_bases_weights_and_reads_otherwise(data, base):
 
 def test_dynamic_frequencies_are_those_of_each_request(data, base, tmp_path):
     """One number for every batch size, benchmarks and windows; it is that of transformers, one text at a time."""
-    model, tokenizer = policy.load_merged(base)
+    model, tokenizer = policy.load_policy(base)
     torch.manual_seed(0)
     for weight in model.parameters():
         weight.data += torch.randn_like(weight) * 0.3  # so that positions decide what is read
@@ -146,11 +146,11 @@ def test_a_model_that_would_be_read_otherwise_is_refused(interpolated, data, key
     shutil.copytree(interpolated.parent, tmp_path / "longctx")
     edited = tmp_path / "longctx/model/config.json"
     config = json.loads(edited.read_text())
-    policy.load_merged(tmp_path / "longctx/manifest.json")  # control: as it was made it loads
+    policy.load_policy(tmp_path / "longctx/manifest.json")  # control: as it was made it loads
     config["rope_parameters"][key] = {"factor": 2.0, "rope_theta": 500.0, "rope_type": "default"}[key]
     edited.write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"config\.json differ from those that it was trained with: .* is .*, not"):
-        policy.load_merged(tmp_path / "longctx/manifest.json")
+        policy.load_policy(tmp_path / "longctx/manifest.json")
 
 
 def test_positions_that_a_method_cannot_extend_are_refused(interpolated, data, base, alibi):
@@ -241,7 +241,7 @@ def test_virtual_tokens_take_positions(given, data):
     longest = max(len(tokens.encode(tokenizer, row)["input_ids"]) for row in rows)
     section = sft(method="prefix", virtual_tokens=80 - longest, max_length=64)
     made = make("sft", section, Path("results/virtual/sft/manifest.json"), data=data, base=own)
-    assert room(policy.load_merged(made, own)[0], 80) == longest
+    assert room(policy.load_policy(made, own)[0], 80) == longest
     with pytest.raises(UserError, match=f"a row has {longest} tokens, and the model has positions for {longest - 1}"):
         make("sft", section.model_copy(update={"virtual_tokens": 81 - longest}),
              Path("results/virtual/over/manifest.json"), data=data, base=own)  # fmt: skip
@@ -296,7 +296,7 @@ def test_merges_are_certified(data, base, tuned, tuning):
     assert 0 <= summary["merge_difference"] < 1e-4 and 0 <= summary["policy_merge_difference"] < 1e-4
     assert policy.read_contract(made)["method"] == "weights"
     assert not list(made.parent.glob("**/adapter_config.json"))
-    before, after = (policy.load_merged(manifest, base)[0].state_dict() for manifest in (tuned, made))
+    before, after = (policy.load_policy(manifest, base)[0].state_dict() for manifest in (tuned, made))
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert {"model.embed_tokens.weight", "model.norm.weight"} <= changed, "embeddings and norms are trained beside"
     assert torch.equal(after["model.embed_tokens.weight"], after["lm_head.weight"]), "tied as they were"
@@ -340,7 +340,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(data, base, interpolated, monkey
 
 def test_windows_slide_over_a_document_and_count_each_token_once(interpolated, base):
     """Against one forward pass for each token, which sees just the window before it."""
-    model, tokenizer = policy.load_merged(base)
+    model, tokenizer = policy.load_policy(base)
     ids = [tokenizer.bos_token_id, *range(20, 95)]
     section = Lengths(tokens=[32], stride=0.5)
     found = lengths_stage.window_losses(section, model, ids, 32)

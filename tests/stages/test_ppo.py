@@ -177,7 +177,7 @@ def test_rewards_and_kl_from_the_raw_answers(setting, inputs, base, tuned_policy
     """What an iteration records, recomputed with the merged policy, one answer at a time."""
     section, models, scorer, rows = setting(batch_size=3)
     made = stage.gather(section, models, scorer, rows[:3], 0, 0.5)
-    merged, _ = policy.load_merged(tuned_policy, base)
+    merged, _ = policy.load_policy(tuned_policy, base)
     for i in range(3):
         one, length = made.answers.rows([i]), int(made.answers.mask[i].sum())
         prompt = one.prompts[0][one.prompt_mask[0] == 1]
@@ -420,7 +420,7 @@ def test_on_plain_weights_and_after_full_fine_tuning(data, base, method, home):
     made = make("ppo", ppo(), Path(f"results/plain-{method}/ppo/manifest.json"), **inputs, reward=reward)
     history = read_json(made.parent / "metrics.json")["history"]
     assert history[0]["kl"] == 0 and history[0]["first_ratio_error"] == 0
-    model, _ = policy.load_merged(made, under)
+    model, _ = policy.load_policy(made, under)
     assert model(torch.arange(20, 40)[None]).logits.isfinite().all()
 
 

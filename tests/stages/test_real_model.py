@@ -63,9 +63,9 @@ def test_it_is_fine_tuned_and_evaluated(stories, base_bits, method):
 
 def test_the_base_writes_stories(stories):
     """Greedy continuation is English, as its author's tests have it: the conversion and the tokenizer are right."""
-    from posttrain.models.policy import load_merged
+    from posttrain.models.policy import load_policy
 
-    model, tokenizer = load_merged(stories["base"])
+    model, tokenizer = load_policy(stories["base"])
     ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
     text = tokenizer.decode(model.generate(ids, max_new_tokens=24, do_sample=False)[0], skip_special_tokens=True)
     assert text.startswith("Once upon a time, there was a little girl named Lily")

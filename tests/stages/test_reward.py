@@ -11,7 +11,7 @@ from tiny import first_gradient, make, reward, sft
 from posttrain.data import preferences
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
-from posttrain.models import adapters, completions, policy, reward_head, tokens
+from posttrain.models import adapters, completions, policy, quantization, reward_head, tokens
 from posttrain.rl import answers
 from posttrain.stages import reward as stage
 
@@ -175,10 +175,10 @@ def test_a_killed_run_resumes_to_the_same_bytes(data, base, tuned_policy, step, 
 def test_after_full_fine_tuning_that_model_is_quantised_once(data, base, home):
     full = make("sft", sft(method="full"), Path("results/full-sft/sft/manifest.json"), data=data, base=base)
     found = adapters.foundation_of(full, full)
-    assert found == (full, adapters.NF4, None)
+    assert found == (full, quantization.settings("float32"), None)
     output = Path("results/full-sft/reward/manifest.json")
     make("reward", reward(target_modules=None), output, data=data, base=full, sft=full)
-    assert read_json(output.parent / "model/policy.json")["quantization"] == adapters.NF4
+    assert read_json(output.parent / "model/policy.json")["quantization"] == quantization.settings("float32")
 
 
 def test_a_run_killed_after_its_last_step_is_not_trained_on(data, base, tuned_policy, monkeypatch):

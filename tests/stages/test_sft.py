@@ -28,7 +28,7 @@ def tuned(data, base) -> dict[str, Path]:
 
 
 def logits(manifest: Path, base: Path) -> torch.Tensor:
-    model, tokenizer = policy.load_merged(manifest, base)
+    model, tokenizer = policy.load_policy(manifest, base)
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "what is this ?"}], return_tensors="pt")
     with torch.no_grad():
         return model(ids["input_ids"]).logits[0, -1]
@@ -80,7 +80,7 @@ def test_an_adapter_is_refused_on_another_base(tuned, base, data, home):
 
     make("base", Base(scratch=scratch(seed=5)), other, data=data)
     with pytest.raises(UserError, match="another base"):
-        policy.load_merged(tuned["lora"], other)
+        policy.load_policy(tuned["lora"], other)
 
 
 def test_a_changed_chat_template_is_refused(tuned, base, tmp_path):
@@ -91,7 +91,7 @@ def test_a_changed_chat_template_is_refused(tuned, base, tmp_path):
     template = folder / "model/chat_template.jinja"
     template.write_text(template.read_text().replace("<|assistant|>", "<|user|>"))
     with pytest.raises(UserError, match=r"chat template.*not the one"):
-        policy.load_merged(folder / "manifest.json", base)
+        policy.load_policy(folder / "manifest.json", base)
 
 
 # Traps: each was measured to train or load wrong without an error ---------------------------------------------
@@ -142,7 +142,7 @@ def test_the_merged_model_is_the_trained_function(tuned, base):
     folder = tuned["qlora"].parent / "model"
     with torch.no_grad():
         trained = PeftModel.from_pretrained(quantised(base), folder).eval()(input_ids=ids).logits
-        merged = policy.load_merged(tuned["qlora"], base)[0](input_ids=ids).logits
+        merged = policy.load_policy(tuned["qlora"], base)[0](input_ids=ids).logits
         other = PeftModel.from_pretrained(policy.load_verified(base), folder).merge_and_unload().eval()
         wrong = other(input_ids=ids).logits
     assert (trained - merged).abs().max() < 1e-4

@@ -107,6 +107,43 @@ def test_a_7b_llama_by_hand():
     assert cache == 2 * 2 * 2048 * 4096 * 33
 
 
+def judged(plan, policy: str) -> dict[str, dict]:
+    """The terms of each moment of a policy's benchmarks on a GPU."""
+    settings = plan.experiments["one"]
+    return moments.moments(moments.Case(settings, from_config(LLAMA_7B), "evaluate", policy, {}, True))
+
+
+def test_frozen_weights_take_the_bytes_of_their_type(tmp_path, monkeypatch):
+    """A 7B whose `config.json` names 16 bits is judged in 2 bytes a number, and its adapter on NF4 without merging."""
+    half, few = LLAMA_7B | {"torch_dtype": "float16"}, {"evaluate": {"batch_size": 1}}
+    plan = plan_of(tmp_path, monkeypatch, half, sft={"method": "qlora"}, **few)
+    base, adapter = judged(plan, "base"), judged(plan, "sft")
+    assert base.keys() == adapter.keys() == {"scoring"} and base["scoring"]["weights"] == 2 * PARAMETERS_7B
+    nf4 = memory.weights(from_config(LLAMA_7B), True, size=2)
+    assert adapter["scoring"]["weights"] == nf4["weights"] < 3.8 * GIGA
+    assert adapter["scoring"]["adapters"] == 4 * 39_976_960
+    assert estimates.predicted(plan, SFT).terms["weights"] == nf4["weights"]
+    merged = plan_of(tmp_path, monkeypatch, half, sft={"method": "qlora"}, evaluate={"batch_size": 1, "merge": True})
+    assert judged(merged, "sft")["scoring"]["weights"] == 2 * PARAMETERS_7B
+    assert judged(merged, "sft")["loading"]["weights"] > 4 * PARAMETERS_7B, "it is merged in float32"
+    full = plan_of(tmp_path, monkeypatch, half, sft={"method": "full"}, evaluate={"quantize": True})
+    assert estimates.predicted(full, SFT).terms["weights"] == 4 * PARAMETERS_7B, "what is trained is float32"
+    assert judged(full, "base")["scoring"]["weights"] == judged(full, "sft")["scoring"]["weights"] == nf4["weights"]
+    # Controls: float32 by the key, and by a `config.json` that names no type.
+    for model, base in ((half, {"path": "model", "dtype": "float32"}), (LLAMA_7B, {"path": "model"})):
+        whole = plan_of(tmp_path, monkeypatch, model, base=base, sft={"method": "qlora"}, **few)
+        assert judged(whole, "base")["scoring"]["weights"] == 4 * PARAMETERS_7B
+        assert judged(whole, "sft")["loading"]["weights"] > 4 * PARAMETERS_7B
+
+
+def test_types_that_help_are_named(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, monkeypatch, sft={"method": "qlora"}, evaluate={"batch_size": 1})
+    assert set(budget.remedies(plan, Artifact("one", "evaluate", "base"), 16)) == {
+        "base.dtype: bfloat16", "evaluate.quantize: true"
+    }  # fmt: skip
+    assert "evaluate.merge: false" in set(budget.remedies(plan, Artifact("one", "evaluate", "sft"), 16))
+
+
 def test_the_experts_of_a_mixture_stay_out_of_nf4(tmp_path, monkeypatch):
     """Mixtral 8x7B, of which 45.1 of 46.7 billion parameters are experts; they are in memory once while merging too."""
     mixtral = LLAMA_7B | dict(model_type="mixtral", intermediate_size=14336, num_key_value_heads=8,
@@ -228,7 +265,7 @@ def test_a_stage_is_planned_by_the_kind_of_its_settings(tmp_path, monkeypatch, m
     numbers = [learned(settings, shape, stage).numbers for stage in ("pretend", known)]
     assert numbers[0] == numbers[1] > 0
     assert [way[0][1] for way in budget.changes(settings, "pretend")] == [
-        "micro_batch_size", "gradient_checkpointing", "precision",
+        "micro_batch_size", "gradient_checkpointing", "precision", "dtype",
     ]  # fmt: skip
 
 

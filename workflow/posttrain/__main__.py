@@ -190,6 +190,8 @@ def campaign_commands(subparsers) -> None:
     )
     export.add_argument("policy", type=Path, help="manifest of the policy")
     export.add_argument("folder", type=Path, help="the model directory to write")
+    types = ("float32", "bfloat16")
+    export.add_argument("--dtype", choices=types, help="type of the weights; default: that of its frozen weights")
     schema = command(subparsers, "schema", "write config/schema.json and the key reference", "tools.schema:write")
     schema.add_argument("--folder", type=Path, default=Path("config"))
     command(subparsers, "wandb-sync", "upload the stages' runs to Weights & Biases", "training.tracking:sync")

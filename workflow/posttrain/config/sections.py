@@ -380,6 +380,9 @@ class Base(Section):
     """Model on the hub at a pinned commit."""
     scratch: Scratch | None = None
     """Train a model from scratch."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of frozen weights in every later stage, in which whole models are written too; what is trained is float32.
+    Default: `bfloat16` where the `config.json` of a given model names a type of 16 bits, else `float32`."""
 
 
 ADAPTERS = only_with(method=("lora", "qlora"))
@@ -404,8 +407,8 @@ class Sft(Training):
     """Layers that get an adapter. In a mixture whose experts are one tensor, `all-linear` leaves them out."""
     double_quantization: bool = Field(True, json_schema_extra=only_with(method=("qlora",)))
     """Quantise the quantisation constants too."""
-    compute: Literal["float32", "bfloat16"] = Field("float32", json_schema_extra=only_with(method=("qlora",)))
-    """Arithmetic on the dequantised weights."""
+    compute: Literal["float32", "bfloat16"] | None = Field(None, json_schema_extra=only_with(method=("qlora",)))
+    """Arithmetic on the dequantised weights. Default: the type of the base's frozen weights (`base.dtype`)."""
     virtual_tokens: Count = Field(16, json_schema_extra=VIRTUAL)
     """Number of trained virtual tokens."""
     packing: bool = Field(False, json_schema_extra=only_with(method=("full", "lora", "qlora")))
@@ -604,7 +607,24 @@ class Ppo(Optimisation, Adapter):
         return self.prompts
 
 
-class Compare(Section):
+class Judgement(Section):
+    """How a judged policy is in memory."""
+
+    quantize: bool | None = None
+    """Quantise a whole model, as the base is one, to NF4 before it is judged: for a model that fits into memory in no
+    other way. Its results change. Default: no."""
+
+
+class Measured(Judgement):
+    """A judgement of the policy alone, whose adapter can be merged."""
+
+    merge: bool | None = None
+    """Merge an adapter into its weights, dequantised, before it is judged, which makes it faster; `false` judges it on
+    the weights that it was trained on, those in NF4 after QLoRA, in less memory. The results differ by rounding.
+    Default: yes on frozen weights in float32, no on others, to which a merged model is rounded."""
+
+
+class Compare(Judgement):
     """Answers of every policy to held-out prompts: rewards, win rate against the SFT policy, KL."""
 
     seed: Seed = 0
@@ -667,7 +687,7 @@ class Longctx(Training):
     """Rows of the new context's length in one optimiser step, over all devices."""
 
 
-class Lengths(Section):
+class Lengths(Measured):
     """Perplexity of every policy by length and by position, on held-out long documents."""
 
     tokens: Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=1)]
@@ -701,7 +721,7 @@ class Task(Section):
 LARGEST_BATCH = 64  # of `batch_size: auto`
 
 
-class Evaluate(Section):
+class Evaluate(Measured):
     """Benchmarks of every policy with lm-eval."""
 
     seed: Seed = 0

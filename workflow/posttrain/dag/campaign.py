@@ -6,9 +6,10 @@ posttrain check config/config.yaml
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from posttrain.config import grid
-from posttrain.config.sections import NAME, Campaign, Optimisation, Section, Tokenizer, conditional
+from posttrain.config.sections import NAME, Campaign, Optimisation, Section, Sft, Tokenizer, conditional
 from posttrain.config.settings import Settings, model_at, nearest, place_of, read_settings, validated, without_mistakes
 from posttrain.config.sources import own_files
 from posttrain.config.stages import STAGES, Experiment
@@ -177,8 +178,12 @@ def resolve(experiment: Experiment) -> Experiment:
 
 
 def _trained(section: Optimisation, experiment: Experiment) -> Section:
-    """The section of a stage that trains, with its seed and its longest row."""
-    update = {"seed": experiment.seed if section.seed is None else section.seed}
+    """The section of a stage that trains, with its seed, its longest row, and the arithmetic on weights in NF4; that on
+    a given model without `base.dtype` follows when the model is here."""
+    update: dict[str, Any] = {"seed": experiment.seed if section.seed is None else section.seed}
+    base = experiment.base
+    if isinstance(section, Sft) and section.method == "qlora":
+        update["compute"] = section.compute or base.dtype or ("float32" if base.scratch else None)
     if "max_length" in type(section).model_fields:
         update["max_length"] = getattr(section, "max_length") or experiment.longest_row  # noqa: B009  # in some only
     return section.model_copy(update=update)

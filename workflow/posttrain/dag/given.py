@@ -94,7 +94,7 @@ def of_values(config: dict, shapes: dict[str, list[int]]) -> Given:
     if not isinstance(text, dict):
         return Given(config, shapes)
     own = {name: shape for name, shape in shapes.items() if weights.text_name(name)}
-    return Given(text, own)
+    return Given(text | {"dtype": weights.own_dtype(config)}, own)
 
 
 def given_mistakes(experiment: Experiment) -> Iterator[tuple[str, str]]:

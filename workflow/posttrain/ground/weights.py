@@ -13,6 +13,7 @@ from pathlib import Path
 from posttrain.ground.files import read_object
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SIXTEEN_BITS = ("bfloat16", "float16")
 TEXT = re.compile(r"^(?:model\.)?(?:language_model|text_model)\.(?:model\.)?")  # before a text weight's name
 
 
@@ -50,6 +51,18 @@ def _header(file: str) -> dict[str, list[int]]:
         return {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
     except (OSError, ValueError, MemoryError, AttributeError, TypeError, KeyError, OverflowError):
         return {}
+
+
+def own_dtype(config: dict) -> str:
+    """The type that a `config.json` names, of a multimodal model its text part; float32 where it names none."""
+    parts = [part for part in (config.get("text_config"), config) if isinstance(part, dict)]
+    return next((part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)), "float32")
+
+
+def frozen_dtype(wanted: str | None, config: dict) -> str:
+    """The type of a model's frozen weights: the wanted one, else bfloat16 where its `config.json` names a type of 16
+    bits, else float32."""
+    return wanted or ("bfloat16" if own_dtype(config) in SIXTEEN_BITS else "float32")
 
 
 def text_name(name: str) -> str | None:

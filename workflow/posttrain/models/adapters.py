@@ -5,6 +5,7 @@ copy of `sft`'s. After full fine-tuning, they are the fine-tuned model, quantise
 zero.
 """
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +13,6 @@ from posttrain.config.sections import Adapter
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256
 from posttrain.models import policy, quantization
-
-NF4 = {"type": "nf4", "double_quantization": True, "compute": "float32"}
 
 
 class Foundation(NamedTuple):
@@ -39,7 +38,7 @@ def foundation_of(base: Path, sft: Path) -> Foundation:
     """
     contract = policy.read_contract(sft)
     if contract["method"] == "weights":
-        return Foundation(sft, NF4, None)
+        return Foundation(sft, quantization.settings(policy.dtype_of(sft)), None)
     if contract["method"] not in policy.MERGEABLE:
         raise UserError(f"{sft}: {contract['method']} tuning cannot be aligned; set sft.method to lora, qlora or full")
     if sha256(base) != contract["base"]:
@@ -101,7 +100,33 @@ def load_as_sft(
     config.target_modules = targets.layers(model, config.target_modules)
     model = peft.get_peft_model(model, config, adapter_name=name)
     start_as_sft(model, foundation, name)
+    train_copies_in_float32(model)  # a classifier's head
     return model
+
+
+def train_copies_in_float32(model, cast_back: bool = False) -> None:
+    """Make the trained copies of layers, those of `modules_to_save`, compute in float32 between frozen layers of
+    another type. cast_back: whether their output gets the type of the frozen layers."""
+    import peft
+    import torch
+
+    wrappers = [module for module in model.modules() if isinstance(module, peft.utils.ModulesToSaveWrapper)]
+    for wrapper in wrappers:
+        frozen = wrapper.original_module
+        for copy in [] if frozen.weight.dtype == torch.float32 else wrapper.modules_to_save.values():
+            copy.float().register_forward_pre_hook(_in_float32)
+            if cast_back:
+                copy.register_forward_hook(functools.partial(_as_frozen, frozen))
+
+
+def _in_float32(_, states: tuple) -> tuple:
+    """The inputs of a layer: numbers of another type in float32, tokens as they are."""
+    return tuple(state.float() if state.is_floating_point() else state for state in states)
+
+
+def _as_frozen(frozen, _layer, _states, output):
+    """The output of a trained copy in the type of the frozen layer that it replaces."""
+    return output.to(frozen.weight.dtype)
 
 
 def start_as_sft(model, foundation: Foundation, name: str = "default") -> None:
@@ -159,7 +184,8 @@ def publish(
     method = method or ("qlora" if foundation.quantization else "lora")
     settings = quantization.described(foundation.quantization, model)
     form = policy.read_contract(foundation.adapter or foundation.weights).get("form")
-    policy.write_contract(folder, method, tokenizer, model.config, foundation.weights, settings, form)
+    dtype = policy.dtype_of(foundation.weights)
+    policy.write_contract(folder, method, tokenizer, model.config, foundation.weights, settings, form, dtype)
 
 
 def save(model, folder: Path, base: Path, name: str = "default", state: dict | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from posttrain.config.sections import Judgement
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256, write_json
 from posttrain.ground.progress import say
@@ -19,13 +20,21 @@ CHANCE = ("drop", "jitter", "aux_loss", "z_loss")  # parts of the names of setti
 
 
 def write_contract(
-    folder: Path, method: str, tokenizer, config, base: Path | None = None, quantization=None, form: str | None = None
+    folder: Path,
+    method: str,
+    tokenizer,
+    config,
+    base: Path | None = None,
+    quantization=None,
+    form: str | None = None,
+    dtype: str = "float32",
 ) -> None:
     """Write `policy.json`, the facts that every later load of this model is checked against.
 
     method: "weights" for a whole model, else the kind of adapter; base: manifest of the model under an adapter;
     quantization: that of this model when the adapter was trained; form: that of its training rows
-    (`tokens.form_of`), which is recorded where it is `plain`.
+    (`tokens.form_of`), which is recorded where it is `plain`; dtype: type of the frozen weights, which is recorded
+    where it is not float32.
     """
     contract = {
         "method": method,
@@ -36,7 +45,8 @@ def write_contract(
         "special_tokens": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
         "positions": positions.contract(config, tokenizer.model_max_length),
     }
-    write_json(folder / "policy.json", contract | ({"form": form} if form == "plain" else {}))
+    contract |= {"form": form} if form == "plain" else {}
+    write_json(folder / "policy.json", contract | ({"dtype": dtype} if dtype != "float32" else {}))
 
 
 def read_contract(manifest: Path) -> dict:
@@ -45,6 +55,11 @@ def read_contract(manifest: Path) -> dict:
     if not file.is_file():
         raise UserError(f"{manifest}: is not an artifact of a language model (there is no {file})")
     return read_json(file)
+
+
+def dtype_of(manifest: Path) -> str:
+    """The type of the frozen weights that an artifact is, or that its adapter is on."""
+    return read_contract(manifest).get("dtype", "float32")
 
 
 def load_tokenizer(manifest: Path):
@@ -62,15 +77,16 @@ def load_tokenizer(manifest: Path):
     return tokenizer
 
 
-def load_verified(manifest: Path, quantization: dict | None = None, head: bool = False):
-    """The whole model of an artifact, as by `load_model`. Raises UserError where its positions differ from the
-    contract's."""
+def load_verified(manifest: Path, quantization: dict | None = None, head: bool = False, dtype: str | None = None):
+    """The whole model of an artifact, as by `load_model`. dtype: None for the contract's. Raises UserError where its
+    positions differ from the contract's."""
     positions.refuse_other(manifest, manifest.parent / "model")
-    return load_model(manifest.parent / "model", quantization, head)
+    return load_model(manifest.parent / "model", quantization, head, dtype or dtype_of(manifest))
 
 
-def load_model(folder: Path, quantization: dict | None = None, head: bool = False):
-    """A whole model, on the GPU where there is one. quantization: settings for 4 bits; None for float32.
+def load_model(folder: Path, quantization: dict | None = None, head: bool = False, dtype: str = "float32"):
+    """A whole model, on the GPU where there is one. quantization: settings for 4 bits; None for none. dtype: type of
+    all weights, or of those that are not quantised.
 
     head: whether to load a classifier with one new output, `score`, instead of a language model.
     """
@@ -83,7 +99,7 @@ def load_model(folder: Path, quantization: dict | None = None, head: bool = Fals
     options = {"quantization_config": nf4.configuration(quantization, skipped)} if quantization else {}
     kind, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if head else (AutoModelForCausalLM, {})
     config = without_chance(AutoConfig.from_pretrained(folder, **labels))
-    model = kind.from_pretrained(folder, config=config, dtype=torch.float32, **options)
+    model = kind.from_pretrained(folder, config=config, dtype=getattr(torch, dtype), **options)
     if quantization:
         nf4.finish(model)
     positions.measure_each_row(model)
@@ -101,20 +117,33 @@ def without_chance(config):
     return config
 
 
-def load_merged(policy: Path, base: Path | None = None):
-    """A policy ready for use, `(model, tokenizer)`, with its adapter merged into the weights where possible.
+def load_policy(policy: Path, base: Path | None = None, merge: bool | None = None, quantize: bool = False):
+    """A policy ready for use, `(model, tokenizer)`. policy, base: manifests; base is needed for adapters.
 
-    policy, base: manifests; base is needed for adapters. Raises UserError where the adapter was trained on another
-    base, and where the merged model is another function.
+    merge: whether an adapter is merged, where that is possible, or stays on the weights that it was trained on,
+    quantised as in training; None to merge into weights in float32 only, since merging rounds others. quantize: whether
+    a whole model is quantised to NF4. Raises UserError where the adapter was trained on another base, and where the
+    merged model is another function.
     """
-    contract, tokenizer = read_contract(policy), load_tokenizer(policy)
+    contract, tokenizer, dtype = read_contract(policy), load_tokenizer(policy), dtype_of(policy)
     if contract["method"] == "weights":
-        return load_verified(policy).eval(), tokenizer
-    if contract["method"] in MERGEABLE:
-        return merged_policy(policy, base)[0], tokenizer
+        return load_verified(policy, nf4.settings(dtype) if quantize else None).eval(), tokenizer
+    if contract["method"] in MERGEABLE and (dtype == "float32" if merge is None else merge):
+        model, _ = merged_policy(policy, base)
+        round_weights(model, dtype)
+        return model, tokenizer
     from peft import PeftModel
 
     return PeftModel.from_pretrained(load_under(policy, base), policy.parent / "model").eval(), tokenizer
+
+
+def quantize_warnings(section: Judgement, policy: Path) -> list[str]:
+    """A warning, which is printed, of a whole model that is quantised to be judged; else no warning."""
+    if not section.quantize or read_contract(policy)["method"] != "weights":
+        return []
+    warning = "judged in NF4, as quantize asks, and not in its own weights"
+    say(f"warning: {policy.parent.name} is {warning}")
+    return [warning]
 
 
 def load_under(policy: Path, base: Path | None):
@@ -123,12 +152,15 @@ def load_under(policy: Path, base: Path | None):
     if base is None or sha256(base) != contract["base"]:
         raise UserError(f"{policy}: its adapter was trained on another base than {base}")
     positions.refuse_other(policy, base.parent / "model")
-    exact = contract["quantization"] and contract["quantization"] | {"compute": "float32"}  # the weights are the same
-    return load_verified(base, exact)
+    quantization = contract["quantization"]
+    if quantization and dtype_of(base) == "float32":
+        quantization = quantization | {"compute": "float32"}  # exact, and the weights are the same
+    return load_verified(base, quantization)
 
 
 def merged_policy(policy: Path, base: Path | None) -> tuple:
-    """(a policy with its LoRA merged into its base, `certified_difference`). Raises UserError as `load_merged`."""
+    """(a policy with its LoRA merged into its base, in float32; `certified_difference`). Raises UserError as
+    `load_policy`."""
     model, difference = merge(load_under(policy, base), policy.parent / "model", name=str(policy))
     say(f"merged: logits differ by {difference:.1g} of the largest")
     return model, difference
@@ -138,11 +170,12 @@ def merge(model, adapter: Path, name: str) -> tuple:
     """(a model with a LoRA merged into its weights, `certified_difference`). name: of the policy, for messages.
 
     A LoRA that was trained on quantised weights is merged into the same weights, dequantised, so that the merged model
-    computes the trained function.
+    computes the trained function. Weights of 16 bits become float32: arithmetic in bfloat16 changes logits by up to 1 %
+    of the largest, a mixture's by 20 % (a token takes another expert), which would hide another function.
     """
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(model, adapter).eval()
+    adapted = PeftModel.from_pretrained(nf4.in_float32(model), adapter).eval()
     expected = probed(adapted)
     if getattr(model, "is_loaded_in_4bit", False):
         adapted = PeftModel.from_pretrained(nf4.dequantized(adapted.unload()), adapter)
@@ -160,12 +193,44 @@ def probed(model, seed: int = 0, tokens: int = 64):
         return model.eval()(ids.to(model.device), use_cache=False).logits.float().cpu()
 
 
+def largest_difference(expected, logits) -> float:
+    """Largest difference between two models' logits, divided by the largest logit of the first."""
+    return ((expected - logits).abs().max() / expected.abs().max()).item()
+
+
 def certified_difference(expected, logits, problem: str) -> float:
-    """Largest difference between a model's logits and those `expected` of it, divided by the largest logit.
+    """`largest_difference` between a model's logits and those `expected` of it.
 
     Raises UserError over `MERGE_BOUND`: it is another function. problem: beginning of the message.
     """
-    difference = ((expected - logits).abs().max() / expected.abs().max()).item()
+    difference = largest_difference(expected, logits)
     if not difference <= MERGE_BOUND:
         raise UserError(f"{problem}: logits differ by {difference:.2g} of the largest, allowed {MERGE_BOUND}")
     return difference
+
+
+def round_weights(model, dtype: str) -> float | None:
+    """Round the weights of a model in float32 to a type, and store them in it; returns the `largest_difference` of its
+    logits, None where nothing is rounded.
+
+    The logits are computed in float32 before and after, so that they differ by the weights alone.
+    """
+    import torch
+
+    if dtype == "float32" or model.dtype != torch.float32:
+        return None
+    expected = probed(model)
+    for weight in model.parameters():
+        weight.data = weight.data.to(getattr(torch, dtype)).float()
+    difference = largest_difference(expected, probed(model))
+    say(f"rounded to {dtype}: logits differ by {difference:.1g} of the largest")
+    store_as(model, dtype)
+    return difference
+
+
+def store_as(model, dtype: str) -> None:
+    """Store the weights of a model in a type; buffers, such as the frequencies of positions, stay in float32."""
+    import torch
+
+    for weight in model.parameters():
+        weight.data = weight.data.to(getattr(torch, dtype))

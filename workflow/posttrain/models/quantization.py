@@ -12,8 +12,8 @@ LAYER = r"\.\d+\."  # in the name of a weight: the number of its layer
 SMALL = 0.01  # share of the linear weights that may stay as they are without a word: the routers of a mixture
 
 
-def configuration(settings: dict, skipped: list[str] | None = None):
-    """bitsandbytes' configuration for NF4. settings: those of a contract.
+def configuration(contract: dict, skipped: list[str] | None = None):
+    """bitsandbytes' configuration for NF4. contract: its `settings`.
 
     skipped: layers that are not quantised; None for transformers' own choice, the output embedding.
     """
@@ -25,12 +25,18 @@ def configuration(settings: dict, skipped: list[str] | None = None):
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=settings["double_quantization"],
-        bnb_4bit_compute_dtype=getattr(torch, settings["compute"]),
+        bnb_4bit_use_double_quant=contract["double_quantization"],
+        bnb_4bit_compute_dtype=getattr(torch, contract["compute"]),
         # The same bytes under another type: FSDP cannot shard integers.
         bnb_4bit_quant_storage=torch.float32 if parallel.sharded else torch.uint8,
         llm_int8_skip_modules=skipped,  # despite its name, for 4 bits too
     )
+
+
+def settings(compute: str, double: bool = True) -> dict:
+    """The quantisation to NF4 as in a contract. compute: type of the arithmetic on the dequantised weights; double:
+    whether the constants are quantised too."""
+    return {"type": "nf4", "double_quantization": double, "compute": compute}
 
 
 def finish(model) -> None:
@@ -52,20 +58,20 @@ def quantize_own_classes(model) -> None:
     import bitsandbytes
     import torch
 
-    settings = model.config.quantization_config
+    chosen = model.config.quantization_config
     for name, layer in list(model.named_modules()):
         if type(layer) in (torch.nn.Linear, bitsandbytes.nn.Linear4bit) or not computes_a_product(layer):
             continue
         if layer is model.get_output_embeddings():
             continue
         options = {
-            "compress_statistics": settings.bnb_4bit_use_double_quant,
-            "quant_type": settings.bnb_4bit_quant_type,
-            "quant_storage": settings.bnb_4bit_quant_storage,
+            "compress_statistics": chosen.bnb_4bit_use_double_quant,
+            "quant_type": chosen.bnb_4bit_quant_type,
+            "quant_storage": chosen.bnb_4bit_quant_storage,
         }
         shape = layer.in_features, layer.out_features, layer.bias is not None
         with torch.device("meta"):
-            of_four_bits = bitsandbytes.nn.Linear4bit(*shape, settings.bnb_4bit_compute_dtype, **options)
+            of_four_bits = bitsandbytes.nn.Linear4bit(*shape, chosen.bnb_4bit_compute_dtype, **options)
         weight: Any = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, module=of_four_bits, **options)
         of_four_bits.weight, of_four_bits.bias = weight.to(layer.weight.device), layer.bias
         model.set_submodule(name, of_four_bits)
@@ -83,7 +89,9 @@ def computes_a_product(layer) -> bool:
     expected = torch.nn.functional.linear(values, layer.weight, layer.bias)
     with torch.no_grad():
         output = layer(values)
-    return isinstance(output, torch.Tensor) and torch.allclose(output, expected, atol=1e-4)
+    rounding = 1e-4 if layer.weight.dtype == torch.float32 else 2e-2  # a bias may be added before or after rounding
+    near = rounding * max(1.0, expected.abs().max().item())
+    return isinstance(output, torch.Tensor) and torch.allclose(output, expected, atol=near)
 
 
 def keep_quantized_weights(model) -> None:
@@ -137,12 +145,12 @@ def count(model) -> Held:
     return Held(quantized, dict(others), size)
 
 
-def described(settings: dict | None, model) -> dict | None:
+def described(contract: dict | None, model) -> dict | None:
     """The settings for a contract, with the number of linear weights that are not in NF4 where these are many."""
-    held = count(model) if settings else None
-    if not settings or not held or not held.warning():
-        return settings
-    return settings | {"unquantized_parameters": sum(held.others.values())}
+    held = count(model) if contract else None
+    if not contract or not held or not held.warning():
+        return contract
+    return contract | {"unquantized_parameters": sum(held.others.values())}
 
 
 def dequantized(model):
@@ -155,9 +163,27 @@ def dequantized(model):
 
     with torch.device("meta"):
         loaded = type(model)(copy.deepcopy(model.config))
-    model = model.dequantize()
+    model = in_float32(model).dequantize(dtype=torch.float32)
     for name, layer in loaded.named_modules():
         if isinstance(layer, Conv1D) and not isinstance(linear := model.get_submodule(name), Conv1D):
             layer.weight, layer.bias = torch.nn.Parameter(linear.weight.T.contiguous()), linear.bias
             model.set_submodule(name, layer)
+    return model
+
+
+def in_float32(model):
+    """The model with the same weights, NF4 ones too, computing in float32; changed in place.
+
+    Buffers stay as they are. `Module.float` is refused for quantised models.
+    """
+    import torch
+
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):  # bitsandbytes' layers
+            module.compute_dtype = torch.float32
+        for weight in module.parameters(recurse=False):
+            if (state := getattr(weight, "quant_state", None)) is not None:
+                state.dtype = torch.float32  # in which it is dequantised
+            elif weight.is_floating_point():
+                weight.data = weight.data.float()
     return model

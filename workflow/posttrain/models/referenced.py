@@ -8,7 +8,7 @@ from posttrain.config.sections import Referenced
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_object
 from posttrain.ground.progress import say
-from posttrain.models import adapters, completions
+from posttrain.models import adapters, completions, policy
 from posttrain.training import trainers
 
 PROVED = 8  # rows whose log-probabilities are computed again before the first step
@@ -71,7 +71,7 @@ def prove_reference(section: Referenced, start: adapters.Start, rows: list[dict]
                     off += abs(completions.log_probs(model, batch).double().sum().item() - expected)
                     count += len(ids)
     computed = read_object(reference.parent / "config.yaml").get("precision", "float32")
-    allowed = max(NOISE[section.precision], NOISE[computed])
+    allowed = max(NOISE[kind] for kind in (section.precision, computed, policy.dtype_of(start.foundation.weights)))
     if not off / count <= allowed:
         raise UserError(
             f"{reference}: is not the policy that training starts from: log-probabilities of {len(rows)} rows differ "

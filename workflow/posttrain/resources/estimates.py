@@ -148,7 +148,8 @@ def disk(case: moments.Case, trained: int) -> float:
     """Bytes of an artifact and of two checkpoints, each with the trained weights and two moments."""
     weights, section = 4 * trained, case.section
     if isinstance(section, Base | Longctx):  # whole models; longctx also stores the rescaled one
-        weights = 4 * case.shape.parameters * (2 if isinstance(section, Longctx) else 1)
+        twice = isinstance(section, Longctx)
+        weights = (2 * case.size if twice else case.stored) * case.shape.parameters
     snapshots = section.steps // section.snapshot_steps * 4 * trained if isinstance(section, Ppo) else 0
     return TEXTS * MB + weights + snapshots + 2 * 12 * trained
 

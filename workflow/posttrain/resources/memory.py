@@ -1,8 +1,8 @@
 """The terms of a stage's memory, in bytes; docs/plan.md has their measured error.
 
-Weights are float32 (`policy.load_model`), or NF4 where they are quantised. Sources: AdamW's two moments, Loshchilov
-and Hutter, arXiv 1711.05101; NF4 and its constants, Dettmers et al., arXiv 2305.14314, section 3; activations kept for
-the backward pass, Korthikanti et al., arXiv 2205.05198, section 4, recounted for the code that runs here.
+Weights are float32, of the base's type where they are frozen, or NF4 (`policy.load_model`). Sources: AdamW's two
+moments, Loshchilov and Hutter, arXiv 1711.05101; NF4 and its constants, Dettmers et al., arXiv 2305.14314, section 3;
+activations kept for the backward pass, Korthikanti et al., arXiv 2205.05198, section 4, recounted for this code.
 """
 
 from posttrain.resources.architecture import UNFUSED, Architecture
@@ -13,18 +13,18 @@ TILE = 4096, 32768  # tokens and vocabulary in one tile of TRL's fused output em
 Terms = dict[str, float]
 
 
-def weights(shape: Architecture, quantised: bool, double: bool = True) -> Terms:
-    """4 bytes per parameter. NF4: half a byte per parameter in the layers' matrices, and a constant for each 64 of them
-    of 4 bytes, or (double) of 1 byte, with 4 bytes for each 256 constants. Embeddings, norms and biases stay
-    float32, and the experts of a mixture."""
+def weights(shape: Architecture, quantised: bool, double: bool = True, size: int = FULL) -> Terms:
+    """`size` bytes per parameter. NF4: half a byte per parameter in the layers' matrices, and a constant for each 64 of
+    them of 4 bytes, or (double) of 1 byte, with 4 bytes for each 256 constants. Embeddings, norms and biases keep their
+    size, and the experts of a mixture."""
     inside = linear(shape)
     if not quantised:
-        return {"weights": FULL * shape.parameters}
+        return {"weights": size * shape.parameters}
     blocks = inside / 64
     constants = blocks + FULL * blocks / 256 if double else FULL * blocks
-    experts = {"experts": FULL * shape.layers * shape.experts} if shape.experts else {}
+    experts = {"experts": size * shape.layers * shape.experts} if shape.experts else {}
     dense = shape.parameters - inside - shape.layers * shape.experts
-    return {"weights": FULL * dense + inside / 2, **experts, "quantisation constants": constants}
+    return {"weights": size * dense + inside / 2, **experts, "quantisation constants": constants}
 
 
 def linear(shape: Architecture) -> int:
@@ -58,14 +58,18 @@ def activations(
     half: bool,
     recomputed: bool,
     rank: int = 0,
+    cast: bool = False,
 ) -> Terms:
     """Activations that the forward pass keeps for the backward pass, of rows x length tokens.
 
     kept: matrices that are trained or have an adapter of `rank`, whose input is kept. norms: whether norms are trained.
-    half: bfloat16 by autocast. recomputed: gradient checkpointing, which keeps the input of each layer and recomputes
-    one layer's activations at a time.
+    half: bfloat16, by autocast or of frozen weights. recomputed: gradient checkpointing, which keeps the input of each
+    layer and recomputes one layer's activations at a time. cast: whether each adapter keeps a float32 copy of its
+    input, as on frozen weights in bfloat16 without autocast.
     """
-    tokens, one = rows * length, layer(shape, length, kept, norms, half) + rank * len(kept) * (HALF if half else FULL)
+    inputs = sum(shape.linear[name][1] for name in kept) * FULL if cast else 0
+    tokens, one = rows * length, layer(shape, length, [] if cast else kept, norms, half) + inputs
+    one += rank * len(kept) * (HALF if half and not cast else FULL)
     if recomputed:
         return {"activations": tokens * (FULL * shape.hidden * shape.layers + one)}
     return {"activations": tokens * one * shape.layers}
@@ -96,11 +100,15 @@ def padding_mask(shape: Architecture, rows: int, length: int, recomputed: bool) 
     return {"masks": FULL * rows * length * length * (1 if recomputed else shape.layers)}
 
 
-def workspace(shape: Architecture, tokens: int, quantised: bool, half: bool) -> Terms:
-    """Temporary tensors: gradients of one layer's activations, and its largest matrix dequantised."""
-    largest = max(out * into for out, into in shape.linear.values())
-    size = HALF if half else FULL
-    return {"work space": tokens * size * 2 * shape.intermediate + (FULL * largest if quantised else 0)}
+def workspace(shape: Architecture, tokens: int, quantised: bool, half: bool, size: int = FULL) -> Terms:
+    """Temporary tensors: gradients of one layer's activations, and its largest matrix dequantised (`dequantised`)."""
+    matrix = dequantised(shape, size) if quantised else 0
+    return {"work space": tokens * (HALF if half else FULL) * 2 * shape.intermediate + matrix}
+
+
+def dequantised(shape: Architecture, size: int) -> int:
+    """A layer's largest matrix in numbers of `size` bytes."""
+    return size * max(out * into for out, into in shape.linear.values())
 
 
 def logits(shape: Architecture, rows: int, length: int, copies: int) -> Terms:

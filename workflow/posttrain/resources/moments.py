@@ -5,7 +5,7 @@ posttrain plan EXPERIMENT/STAGE
 
 import os
 from functools import singledispatch
-from typing import Any, NamedTuple
+from typing import Any
 
 from posttrain.config.sections import (
     LARGEST_BATCH,
@@ -16,7 +16,7 @@ from posttrain.config.sections import (
     Evaluate,
     Lengths,
     Longctx,
-    Optimisation,
+    Measured,
     Pairs,
     Ppo,
     Reference,
@@ -24,10 +24,10 @@ from posttrain.config.sections import (
     Section,
     Sft,
 )
-from posttrain.config.stages import STAGES, Experiment
+from posttrain.config.stages import STAGES
 from posttrain.data.preferences import ANSWERS
 from posttrain.resources import memory
-from posttrain.resources.architecture import Architecture
+from posttrain.resources.case import Case
 from posttrain.resources.memory import FULL, MB, Terms
 from posttrain.resources.steps import Batch, learned, micro
 
@@ -39,58 +39,6 @@ COPY = 425  # MB of a process that copies a base
 CUDA = 3000  # MB of host memory for CUDA's libraries and its context
 HEAP = {"adapter": 1.5, "whole": 0.5}  # freed blocks that glibc keeps, as a multiple of the activations
 Moments = dict[str, Terms]  # moment -> term -> bytes on the device
-
-
-class Case(NamedTuple):
-    """A stage of an experiment, on a model and a device."""
-
-    settings: Experiment
-    shape: Architecture
-    stage: str
-    policy: str  # the judged policy; "" for other stages
-    longest: dict[str, int]  # kind of rows -> tokens of the longest, where the data is prepared
-    gpu: bool
-
-    @property
-    def section(self) -> Section:
-        """The stage's settings."""
-        return getattr(self.settings, self.stage)
-
-    @property
-    def on_quantised(self) -> bool:
-        """Whether alignment adapters are on weights in NF4: always, except after LoRA."""
-        return self.settings.sft.method != "lora"
-
-    @property
-    def foundation(self) -> Terms:
-        """The frozen weights of alignment: float32 after LoRA, else NF4 (`adapters.foundation_of`)."""
-        return memory.weights(self.shape, self.on_quantised, self.settings.sft.double_quantization)
-
-    def policy_is(self, *kinds: type[Section]) -> bool:
-        """Whether the section of the judged policy is of one of these classes."""
-        return isinstance(getattr(self.settings, self.policy, None), kinds)
-
-    def logits(self, batch: Batch, copies: int) -> Terms:
-        """The logits of a batch. copies: number of such tensors that a loss holds at once."""
-        return memory.logits(self.shape, batch.rows, batch.length, copies)
-
-    def step(self, section: Optimisation, batch: Batch, quantised: bool, loss: Terms) -> Terms:
-        """The memory of a training step in addition to the weights, in bytes. loss: the logits' terms.
-
-        Without accumulation, gradients are created while activations are freed, and need only what exceeds these.
-        """
-        shape, rows, length, padded = self.shape, *batch
-        half, recomputed = section.precision == "bfloat16", getattr(section, "gradient_checkpointing", False)
-        kept, numbers, norms, rank, muon = learned(self.settings, shape, self.stage)
-        terms: Terms = {"adapters": FULL * numbers} if numbers < shape.parameters else {}
-        terms |= memory.learning(numbers, muon)
-        terms |= memory.activations(shape, rows, length, kept, norms, half, recomputed, rank)
-        terms |= memory.padding_mask(shape, rows, length, recomputed) if padded else {}
-        terms |= loss | memory.workspace(shape, rows * length, quantised, half)
-        terms |= memory.half_copies(shape, quantised, half)
-        if micro(section) == section.batch_size:
-            terms["gradients"] = max(0.0, terms["gradients"] - terms["activations"] - terms.get("logits", 0))
-        return terms
 
 
 def moments(case: Case) -> Moments:
@@ -115,8 +63,8 @@ def host(case: Case, terms: Terms, trained: int) -> float:
     shape = case.shape
     libraries = next(LIBRARIES[kind] for kind in type(case.section).__mro__ if kind in LIBRARIES) * MB
     if case.gpu:
-        return libraries + CUDA * MB + max(FULL * shape.parameters, 2 * FULL * trained)
-    mapped = FULL * memory.linear(shape) if "quantisation constants" in terms else 0
+        return libraries + CUDA * MB + max(case.stored * shape.parameters, 2 * FULL * trained)
+    mapped = case.stored * memory.linear(shape) if "quantisation constants" in terms else 0
     kind = "whole" if trained >= shape.parameters else "adapter"
     heap = HEAP[kind] if trained and "MALLOC_MMAP_THRESHOLD_" not in os.environ else 0
     return libraries + sum(terms.values()) + mapped + heap * terms.get("activations", 0)
@@ -125,7 +73,7 @@ def host(case: Case, terms: Terms, trained: int) -> float:
 @singledispatch
 def _moments(section: Section, case: Case) -> Moments:
     """The moments by the class of the stage's section; for a class without a function, the weights only."""
-    return {"loading": memory.weights(case.shape, False)}
+    return {"loading": case.frozen(False)}
 
 
 @_moments.register
@@ -149,7 +97,9 @@ def _sft(section: Any, case: Case) -> Moments:
     quantised = section.method == "qlora"
     loss = memory.tiled_logits(case.shape, batch.rows, batch.length, case.gpu)
     held = case.step(section, batch, quantised, loss)
-    return {"training": memory.weights(case.shape, quantised, section.double_quantization) | held}
+    whole = memory.weights(case.shape, False)
+    frozen = whole if section.method == "full" else case.frozen(quantised, section.double_quantization)
+    return {"training": frozen | held}
 
 
 @_moments.register(Adapter)
@@ -165,7 +115,7 @@ def _aligned(section: Any, case: Case) -> Moments:
 @_moments.register
 def _ppo(section: Ppo, case: Case) -> Moments:
     """Adapters: policy, value function, reference and reward model; the last two are assumed to be as large."""
-    shape, half = case.shape, section.precision == "bfloat16"
+    shape, half = case.shape, case.half(section)
     numbers = learned(case.settings, shape, case.stage).numbers
     length = _answer_length(case, section.prompts, section.max_new_tokens)
     rows = min(micro(section), -(-section.batch_size // section.minibatches))
@@ -187,18 +137,21 @@ def _answer_length(case: Case, prompts: str, new_tokens: int) -> int:
 
 @_moments.register
 def _longctx(section: Longctx, case: Case) -> Moments:
+    """A policy's adapter and a tuned one are merged in float32, and the result is rounded to the base's type."""
     shape, quantised = case.shape, section.tuning == "qlora"
-    weights, whole = memory.weights(shape, quantised), memory.weights(shape, False)
+    whole = memory.weights(shape, False)
+    held = whole if section.tuning == "full" else case.frozen(quantised)
+    merged = isinstance(getattr(case.settings, section.policy), Sft | Adapter)
     batch = Batch(micro(section), round(shape.context * section.factor), padded=False)
     loss = case.logits(batch, 3)
-    by_moment = {"loading": both(weights, whole)}
+    by_moment = {"loading": both(held, whole if merged else case.frozen(False))}
     if section.tuning == "none":
-        half = section.precision == "bfloat16"
-        return by_moment | {"scoring": weights | loss | memory.passing(shape, batch.rows * batch.length, half)}
-    by_moment["training"] = weights | case.step(section, batch, quantised, loss)
+        half = case.half(section)
+        return by_moment | {"scoring": held | loss | memory.passing(shape, batch.rows * batch.length, half)}
+    by_moment["training"] = held | case.step(section, batch, quantised, loss)
     if section.tuning != "full":
         adapters = {"adapters": FULL * learned(case.settings, shape, case.stage).numbers}
-        by_moment["merging"] = both(weights, whole) | adapters
+        by_moment["merging"] = both(memory.weights(shape, quantised), whole) | adapters
     return by_moment
 
 
@@ -207,42 +160,58 @@ def _reference(section: Reference, case: Case) -> Moments:
     prepared = max((case.longest[task] for task in ANSWERS if task in case.longest), default=0)
     length = prepared or case.settings.prepare.max_tokens
     logits = memory.logits(case.shape, section.batch_size, length, 3)
-    passing = memory.passing(case.shape, section.batch_size * length, section.precision == "bfloat16")
+    passing = memory.passing(case.shape, section.batch_size * length, case.half(section))
     return {"scoring": case.foundation | logits | passing}
 
 
 @_moments.register
 def _compare(section: Compare, case: Case) -> Moments:
     """The measuring model and the policy, which is a whole model or an adapter on the same frozen weights."""
-    shape, rows, held = case.shape, section.batch_size, case.foundation
-    held = held if case.policy_is(Sft, Adapter) else both(held, memory.weights(shape, False))
+    shape, rows, held, half = case.shape, section.batch_size, case.foundation, case.half()
+    under = case.policy_is(Base) and section.quantize and case.settings.sft.method == "qlora"  # the measuring one
+    held = held if case.policy_is(Sft, Adapter) or under else both(held, case.frozen(bool(section.quantize)))
     length = _answer_length(case, "preference", section.max_new_tokens)
     part = -(-rows // 4)  # `compare.PARTS`
-    answered = memory.key_values(shape, rows, length, False) | memory.logits(shape, rows, 1, 5)
-    scored = memory.logits(shape, part, section.max_new_tokens, 4) | memory.passing(shape, part * length, False)
-    return {"answering": held | answered | memory.passing(shape, rows * length, False), "scoring": held | scored}
+    answered = memory.key_values(shape, rows, length, half) | memory.logits(shape, rows, 1, 5)
+    scored = memory.logits(shape, part, section.max_new_tokens, 4) | memory.passing(shape, part * length, half)
+    return {"answering": held | answered | memory.passing(shape, rows * length, half), "scoring": held | scored}
 
 
 @_moments.register
 def _evaluate(section: Evaluate, case: Case) -> Moments:
     stretched = case.settings.longctx.factor if case.policy_is(Longctx) else 1
     rows = LARGEST_BATCH if section.batch_size == "auto" else section.batch_size
-    return _judged(case, rows, section.max_length or round(case.shape.context * stretched), 2)
+    return _judged(section, case, rows, section.max_length or round(case.shape.context * stretched), 2)
 
 
 @_moments.register
 def _lengths(section: Lengths, case: Case) -> Moments:
-    return _judged(case, *_windows(section, case), 3)
+    return _judged(section, case, *_windows(section, case), 3)
 
 
-def _judged(case: Case, rows: int, length: int, copies: int) -> Moments:
-    """Scoring by a whole model. While it is dequantised, the quantised and the whole weights are in memory."""
-    shape, whole = case.shape, memory.weights(case.shape, False)
-    scored = memory.logits(shape, rows, length, copies) | memory.passing(shape, rows * length, False)
-    quantised = case.policy_is(Sft, Adapter) and case.settings.sft.method == "qlora"
-    held = {name: size for name, size in memory.weights(shape, True).items() if name != "experts"}  # experts: not twice
-    loading = both(held, whole) if quantised else whole
-    return {"loading": loading, "scoring": whole | scored}
+def _judged(section: Measured, case: Case, rows: int, length: int, copies: int) -> Moments:
+    """Scoring by a whole model, or by an adapter on frozen weights. Merging is in float32: while weights are
+    dequantised for it, the quantised and the whole ones are in memory."""
+    shape, sft = case.shape, case.settings.sft
+    scored = memory.logits(shape, rows, length, copies) | memory.passing(shape, rows * length, case.half())
+    if not case.policy_is(Sft, Adapter) or (case.policy_is(Sft) and sft.method == "full"):
+        held = case.frozen(bool(section.quantize))
+        return {"scoring": held | scored | _dequantised(case, held)}
+    quantised = sft.method == "qlora" or (case.policy_is(Adapter) and sft.method == "full")
+    mergeable = sft.method not in ("prefix", "prompt")
+    if mergeable and (case.size == FULL if section.merge is None else section.merge):
+        whole = memory.weights(shape, False)
+        held = {name: size for name, size in memory.weights(shape, True).items() if name != "experts"}  # not twice
+        return {"loading": both(held, whole) if quantised else whole, "scoring": case.frozen(False) | scored}
+    held = case.frozen(quantised, sft.double_quantization)
+    adapters = {"adapters": FULL * learned(case.settings, shape, case.policy).numbers}
+    return {"scoring": held | adapters | scored | _dequantised(case, held)}
+
+
+def _dequantised(case: Case, held: Terms) -> Terms:
+    """The matrix that is dequantised in a forward pass on weights in NF4; nothing on others."""
+    quantised = "quantisation constants" in held
+    return {"work space": memory.dequantised(case.shape, case.size)} if quantised else {}
 
 
 def _windows(section: Lengths, case: Case) -> tuple[int, int]:

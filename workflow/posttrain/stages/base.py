@@ -15,6 +15,7 @@ from posttrain.data.tokenizer import refuse_other_tokens
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.ground.progress import say
+from posttrain.ground.weights import frozen_dtype
 from posttrain.models.policy import write_contract
 from posttrain.training import parallel
 
@@ -40,7 +41,11 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequ
         return {}  # the first process publishes for all
     tokenizer.save_pretrained(model_folder)
     form = read_json(data.parent / "metrics.json").get("form")  # of the rows that it is compared on
-    write_contract(model_folder, "weights", tokenizer, AutoConfig.from_pretrained(model_folder), form=form)
+    dtype = frozen_dtype(section.dtype, read_json(model_folder / "config.json"))
+    if dtype != "float32":
+        say(f"frozen weights are {dtype} in every later stage")
+    config = AutoConfig.from_pretrained(model_folder)
+    write_contract(model_folder, "weights", tokenizer, config, form=form, dtype=dtype)
     return metrics
 
 

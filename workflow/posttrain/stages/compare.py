@@ -22,6 +22,7 @@ from posttrain.ground.progress import say
 from posttrain.maths import likelihood
 from posttrain.models import adapters, completions, reward_head
 from posttrain.models import policy as policies
+from posttrain.models import quantization as nf4
 from posttrain.rl import answers, handwritten
 from posttrain.rl.prompts import held_out_prompts
 
@@ -45,8 +46,9 @@ class Speaker(NamedTuple):
     adapter: str | None
 
     def active(self) -> contextlib.AbstractContextManager:
-        """A context in which the policy's adapter is active."""
-        return answers.adapter(self.model, self.adapter) if self.adapter else contextlib.nullcontext()
+        """A context in which the policy's adapter is active, or none."""
+        adapted = hasattr(self.model, "peft_config")
+        return answers.adapter(self.model, self.adapter) if adapted else contextlib.nullcontext()
 
 
 def compare(
@@ -68,7 +70,7 @@ def compare(
     foundation = adapters.foundation_of(base, sft)
     measures = load_measures(section, foundation, reward)
     rows = held_out_prompts(section, data, measures.tokenizer, measures.model)
-    speaker = load_speaker(measures, policy, foundation)
+    speaker = load_speaker(measures, policy, foundation, bool(section.quantize))
     stage = policy.parent.name
     answered = answer(section, measures, rows, speaker)
     write_jsonl(work / "data" / "answers.jsonl", answered)
@@ -86,7 +88,7 @@ def compare(
         of_snapshot = answer(section, measures, rows, Speaker(measures.model, folder.name))
         points.append(comparison.point(of_snapshot, stage, f"step {int(folder.name)}"))
         measures.model.delete_adapter(folder.name)
-    warnings = form_warnings(rows, policy)
+    warnings = form_warnings(rows, policy) + policies.quantize_warnings(section, policy)
     return {"policy": stage, "rows": table, "frontier": points, **({"warnings": warnings} if warnings else {})}
 
 
@@ -109,8 +111,9 @@ def load_measures(section: Compare, foundation: adapters.Foundation, reward: Pat
     return Measures(model, policies.load_tokenizer(foundation.weights), head, *judges)
 
 
-def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Foundation) -> Speaker:
-    """The speaker of a policy. manifest: the policy's.
+def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Foundation, quantize: bool) -> Speaker:
+    """The speaker of a policy. manifest: the policy's. quantize: whether a whole model is quantised to NF4; one under
+    the measuring adapters is so already.
 
     For the SFT policy it is the measuring model itself, which is quantised after full fine-tuning. Raises UserError for
     an adapter on other weights.
@@ -119,7 +122,10 @@ def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Founda
     if manifest.parent.name == "sft":
         return Speaker(measures.model, "sft")
     if contract["method"] == "weights":
-        return Speaker(policies.load_verified(manifest).eval(), None)
+        if quantize and foundation.quantization and sha256(manifest) == sha256(foundation.weights):
+            return Speaker(measures.model, None)
+        settings = nf4.settings(policies.dtype_of(manifest)) if quantize else None
+        return Speaker(policies.load_verified(manifest, settings).eval(), None)
     if contract["base"] != sha256(foundation.weights):
         raise UserError(f"{manifest}: its adapter was trained on other weights than {foundation.weights}")
     measures.model.load_adapter(manifest.parent / "model", "policy")

@@ -30,12 +30,12 @@ def evaluate(
 
     fetched: manifests of the lm-eval tasks with data on the hub.
     """
-    from posttrain.models.policy import load_merged
+    from posttrain.models.policy import load_policy, quantize_warnings
 
     manager, names = load_tasks(section, data, list(fetched), work / ".packs")
-    model, tokenizer = load_merged(policy, base)
+    model, tokenizer = load_policy(policy, base, section.merge, bool(section.quantize))
     say(f"{len(names)} tasks or groups: {', '.join(names)}")
-    warnings = form_warnings(section, tokenizer, policy)
+    warnings = form_warnings(section, tokenizer, policy) + quantize_warnings(section, policy)
     result, template = measure(section, model, tokenizer, manager, names, policy)
     for task, rows in result.pop("samples").items():
         write_jsonl(work / "data" / "samples" / f"{task}.jsonl", [as_json(row) for row in rows])

@@ -26,7 +26,8 @@ def lengths(
 ) -> dict:
     """Write `work/data/documents.jsonl`, a loss for each document and length, and return the table's rows and the loss
     by position."""
-    model, tokenizer = policies.load_merged(policy, base)
+    model, tokenizer = policies.load_policy(policy, base, section.merge, bool(section.quantize))
+    warnings = policies.quantize_warnings(section, policy)
     most = positions.room(model, max(section.tokens))
     if most < max(section.tokens):
         raise UserError(f"lengths.tokens: {max(section.tokens)} is over {most}, after which {policy} has no positions")
@@ -47,7 +48,8 @@ def lengths(
             if task == TASK:
                 curve = by_position(section, losses, length)  # the last one, of the longest window, is returned
     write_jsonl(work / "data" / "documents.jsonl", documents_losses)
-    return {"policy": policy.parent.name, "rows": rows, "positions": curve}
+    metrics = {"policy": policy.parent.name, "rows": rows, "positions": curve}
+    return metrics | ({"warnings": warnings} if warnings else {})
 
 
 def tasks(data: Path) -> dict[str, list[dict]]:

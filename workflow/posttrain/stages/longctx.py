@@ -17,7 +17,7 @@ from posttrain.ground.files import read_jsonl
 from posttrain.ground.progress import say
 from posttrain.models import control, positions, tokens
 from posttrain.models import policy as policies
-from posttrain.models.adapters import NF4
+from posttrain.models import quantization as nf4
 from posttrain.training import parallel
 
 
@@ -27,7 +27,8 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
 
     from posttrain.training import trainers
 
-    model, tokenizer, policy_difference = rescaled(section, base, policy, checkpoints / "rescaled")
+    dtype = policies.dtype_of(policy)
+    model, tokenizer, differences = rescaled(section, base, policy, checkpoints / "rescaled")
     context = positions.contract(model.config, tokenizer.model_max_length)["context"]
     tokenizer.model_max_length = context
     set_seed(section.seed)
@@ -40,26 +41,29 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
         trainable = trainers.trainable(adapted)
         say(f"{section.method} x{section.factor:g}: {trainable:,} trainable parameters, {len(rows['train']):,} rows")
         trainers.run(trainer, section, checkpoints)
+    if section.tuning == "full":
+        trainers.round_trained(adapted, dtype)  # it is published in this type
     after = trainer.evaluate()["eval_loss"]
     if not math.isfinite(after):
         raise Diverged(f"longctx: the held-out loss is {after} after tuning ({before} before): lower learning_rate")
     if not parallel.main():
         return {}  # the first process publishes for all
-    merged, difference = without_adapter(section, adapted, checkpoints / "rescaled", work / ".adapter")
+    merged, difference = without_adapter(section, adapted, checkpoints / "rescaled", work / ".adapter", dtype)
+    rounding = policies.round_weights(merged, dtype)
+    differences = {"merge_difference": difference, **differences, "rounding_difference": rounding}
     merged.save_pretrained(work / "model")
     tokenizer.save_pretrained(work / "model")
     form = policies.read_contract(policy).get("form")
-    policies.write_contract(work / "model", "weights", tokenizer, merged.config, form=form)
+    policies.write_contract(work / "model", "weights", tokenizer, merged.config, form=form, dtype=dtype)
     summary = {"context": context, "perplexity_before": math.exp(before), "perplexity": math.exp(after)}
-    certificates = {"merge_difference": difference, "policy_merge_difference": policy_difference}
     return {
-        "summary": summary | {key: value for key, value in certificates.items() if value is not None},
+        "summary": summary | {key: value for key, value in differences.items() if value is not None},
         "history": trainers.history(trainer),
     }
 
 
 def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
-    """The policy with the new positions: (model, tokenizer, `certified_difference` of its adapter or None).
+    """The policy with the new positions: (model, tokenizer, differences of its logits from merging and rounding).
 
     folder: for a copy of the policy with the new configuration, since positions are set when a model is loaded.
     Raises UserError where the policy's adapter cannot be merged, or where it has no RoPE.
@@ -67,22 +71,24 @@ def rescaled(section: Longctx, base: Path, policy: Path, folder: Path):
     contract = policies.read_contract(policy)
     if contract["method"] not in (*policies.MERGEABLE, "weights"):
         raise UserError(f"longctx: {policy}: {contract['method']} tuning cannot be merged")
-    tokenizer, difference = policies.load_tokenizer(policy), None
+    tokenizer, dtype, differences = policies.load_tokenizer(policy), policies.dtype_of(policy), {}
     if contract["method"] == "weights":
         model = policies.load_verified(policy)
     else:
-        model, difference = policies.merged_policy(policy, base)
+        model, differences["policy_merge_difference"] = policies.merged_policy(policy, base)
+        differences["policy_rounding_difference"] = policies.round_weights(model, dtype)
     # The tokenizer's limit is the context where a model has none of its own (ALiBi).
     context = positions.contract(model.config, tokenizer.model_max_length)["context"]
     tokenizer.model_max_length = round(context * section.factor)
     positions.rescale(model.config, section.method, section.factor)
     parallel.first(lambda: model.save_pretrained(folder))
-    return policies.load_model(folder, quantization(section)), tokenizer, difference
+    loaded = "float32" if section.tuning == "full" else dtype
+    return policies.load_model(folder, quantization(section, dtype), dtype=loaded), tokenizer, differences
 
 
-def quantization(section: Longctx) -> dict | None:
-    """The quantisation of the weights under the adapter; None for no quantisation."""
-    return NF4 if section.tuning == "qlora" else None
+def quantization(section: Longctx, dtype: str) -> dict | None:
+    """The quantisation of the weights under the adapter; None for none. dtype: of the frozen weights."""
+    return nf4.settings(dtype) if section.tuning == "qlora" else None
 
 
 def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) -> list[dict]:
@@ -111,6 +117,7 @@ def with_adapter(section: Longctx, model):
     import peft
 
     from posttrain.models import targets
+    from posttrain.models.adapters import train_copies_in_float32
     from posttrain.training import trainers
 
     beside = dense_modules(model) if section.embeddings_and_norms else None
@@ -121,6 +128,7 @@ def with_adapter(section: Longctx, model):
     )  # fmt: skip
     adapted = peft.get_peft_model(model, config)
     trainers.make_trained_float32(adapted)
+    train_copies_in_float32(adapted, cast_back=True)
     return adapted
 
 
@@ -157,17 +165,19 @@ def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
     return trainer
 
 
-def without_adapter(section: Longctx, adapted, rescaled: Path, folder: Path) -> tuple:
+def without_adapter(section: Longctx, adapted, rescaled: Path, folder: Path, dtype: str) -> tuple:
     """(the tuned model with its adapter merged, `certified_difference`; None without an adapter).
 
     A LoRA on quantised weights is merged into the same weights, dequantised. Raises UserError where the merged model
-    computes another function. rescaled: folder of the model that was tuned; folder: scratch for the adapter.
+    computes another function. rescaled: folder of the model that was tuned; folder: scratch for the adapter; dtype: of
+    the frozen weights.
     """
     if section.tuning not in ("lora", "qlora"):
         return adapted, None
     adapted.save_pretrained(folder)
-    merged, _ = policies.merge(policies.load_model(rescaled, quantization(section)), folder, "longctx")
-    expected, problem = policies.probed(adapted), f"longctx: {policies.OTHER_FUNCTION}"
+    under = policies.load_model(rescaled, quantization(section, dtype), dtype=dtype)
+    merged, _ = policies.merge(under, folder, "longctx")
+    expected, problem = policies.probed(nf4.in_float32(adapted)), f"longctx: {policies.OTHER_FUNCTION}"
     difference = policies.certified_difference(expected, policies.probed(merged), problem)
     say(f"merged: logits differ by {difference:.1g} of the largest")
     return merged, difference

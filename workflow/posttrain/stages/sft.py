@@ -14,6 +14,10 @@ from posttrain.ground.progress import say
 from posttrain.models import token_contract, tokens
 from posttrain.training import parallel
 
+# Share of the largest logit by which a packed row may differ, by the type of the weights. Rows that see each other do
+# so by more than half (OPT, Falcon), others by 1e-6 in float32 and 1e-2 in bfloat16.
+ISOLATED = {"float32": 1e-2, "bfloat16": 1e-1}
+
 
 def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> dict:
     """Write `work/model`, an adapter or (method `full`) a whole model, and return its metrics."""
@@ -26,12 +30,16 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     train, counts = tokenized(tokenizer, rows / "train.jsonl", section.max_length)
     held_out = (rows / "test.jsonl").is_file()
     test = tokenized(tokenizer, rows / "test.jsonl", section.max_length)[0] if held_out else []
-    quantization = quantization_of(section)
-    trainer = trainer_of(section, policy.load_verified(base, quantization), tokenizer, train, test, checkpoints)
+    dtype = policy.dtype_of(base)
+    quantization = quantization_of(section, dtype)
+    model = policy.load_verified(base, quantization, dtype="float32" if section.method == "full" else dtype)
+    trainer = trainer_of(section, model, tokenizer, train, test, checkpoints)
     trainable = trainers.trainable(trainer.model)
     say(f"{section.method}: {trainable:,} trainable parameters, {counts['trained_tokens']:,} tokens to learn")
     before = trainer.evaluate()["eval_loss"] if test else None
     trainers.run(trainer, section, checkpoints)
+    if section.method == "full":
+        trainers.round_trained(trainer.model, dtype)  # it is published in this type
     after = trainer.evaluate()["eval_loss"] if test else None
     if after is not None and not math.isfinite(after):
         raise Diverged(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
@@ -90,11 +98,13 @@ def tokenized(tokenizer, file: Path, longest: int | None) -> tuple[list[dict], d
     return encoded, counts
 
 
-def quantization_of(section: Sft) -> dict | None:
-    """The quantisation of the base, as in the artifact's contract; None for no quantisation."""
+def quantization_of(section: Sft, dtype: str) -> dict | None:
+    """The quantisation of the base, as in the artifact's contract; None for none. dtype: of the frozen weights."""
+    from posttrain.models import quantization
+
     if section.method != "qlora":
         return None
-    return {"type": "nf4", "double_quantization": section.double_quantization, "compute": section.compute}
+    return quantization.settings(section.compute or dtype, section.double_quantization)
 
 
 def refuse_beyond(model, rows: list[dict]) -> None:
@@ -163,7 +173,7 @@ def prove_isolation(model, rows: list[dict]) -> None:
         packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, len(first) :]
     model.train()
     difference = (alone - packed).abs().max().item() / alone.abs().max().item()
-    if not math.isfinite(difference) or difference > 1e-2:
+    if not math.isfinite(difference) or difference > ISOLATED[str(model.dtype).removeprefix("torch.")]:
         raise UserError(
             f"token contract: packed rows attend to each other (logits differ by {difference:.1%}); "
             "set sft.packing: false"
@@ -187,10 +197,12 @@ def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | Non
     from posttrain.models import adapters, policy
     from posttrain.models.quantization import described
 
-    state = parallel.gathered(model)
+    state, dtype = parallel.gathered(model), policy.dtype_of(base)
     if not parallel.main():
         return
     if section.method == "full":
+        if state is None:  # a shard stays in float32: its values are those of the type
+            policy.store_as(model, dtype)
         model.save_pretrained(folder, state_dict=state)
     else:
         adapters.save(model, folder, base, state=state)
@@ -198,4 +210,4 @@ def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | Non
     method = "weights" if section.method == "full" else section.method
     adapts = base if section.method != "full" else None
     quantization = described(quantization, model)
-    policy.write_contract(folder, method, tokenizer, model.config, adapts, quantization, form)
+    policy.write_contract(folder, method, tokenizer, model.config, adapts, quantization, form, dtype)

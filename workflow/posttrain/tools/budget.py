@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from posttrain.config.sections import Adapter, Base, Longctx, Ppo, Sft
+from posttrain.config.sections import Adapter, Base, Judgement, Longctx, Measured, Ppo, Sft
 from posttrain.config.stages import TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.campaign import load
@@ -172,10 +172,13 @@ def remedies(plan: Plan, artifact: Artifact, gb: float) -> Iterator[str]:
 def changes(settings: Experiment, stage: str) -> list[list[Change]]:
     """Possible changes of a stage's settings, in the order to try; for each setting, the mildest value first."""
     section, where = loop(getattr(settings, stage)), place(settings, stage)
-    if section.batch_size == "auto":
-        return []
+    dtype: list[Change] = [] if settings.base.dtype == "bfloat16" else [("base", "dtype", "bfloat16")]
     if not hasattr(section, "micro_batch_size"):
-        return [[(where, "batch_size", size) for size in divisors(section.batch_size, section.batch_size)]]
+        now = 1 if section.batch_size == "auto" else section.batch_size
+        sizes: list[Change] = [(where, "batch_size", size) for size in divisors(now, now)]
+        keys: list[Change] = [(where, "merge", False)] if isinstance(section, Measured) else []
+        keys += [(where, "quantize", True)] if isinstance(section, Judgement) else []
+        return [values for values in [sizes, dtype, *([key] for key in keys)] if values]
     now = section.micro_batch_size or section.batch_size
     ways: list[list[Change]] = [[(where, "micro_batch_size", size) for size in divisors(section.batch_size, now)]]
     if isinstance(section, Ppo):
@@ -189,6 +192,7 @@ def changes(settings: Experiment, stage: str) -> list[list[Change]]:
         ways.append([("sft", "method", "qlora")])
     if section.precision == "float32":
         ways.append([(where, "precision", "bfloat16")])
+    ways.append(dtype)
     return [values for values in ways if values]
 
 

@@ -9,12 +9,24 @@ from pathlib import Path
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import verify
 from posttrain.ground.progress import say
-from posttrain.models.policy import MERGEABLE, certified_difference, load_merged, probed, read_contract
+from posttrain.models.policy import (
+    MERGEABLE,
+    certified_difference,
+    load_tokenizer,
+    load_verified,
+    merged_policy,
+    probed,
+    read_contract,
+    round_weights,
+)
+from posttrain.models.quantization import in_float32
 from posttrain.reporting import card
 
 
-def export(policy: Path, folder: Path) -> None:
+def export(policy: Path, folder: Path, dtype: str | None = None) -> None:
     """Merge a LoRA into the (dequantised) base that it was trained on, and save weights and tokenizer.
+
+    dtype: type of the saved weights; None for that of the policy's frozen weights, to which a merge is rounded.
 
     Raises UserError for an adapter of virtual tokens, which cannot be merged, for a folder that exists, for bytes that
     differ from their manifest, and for a merged model that differs from the policy.
@@ -27,7 +39,8 @@ def export(policy: Path, folder: Path) -> None:
     base = Path(contract["base_path"]) if contract["base"] else None
     for manifest in filter(None, (policy, base)):
         verify(manifest)
-    model, tokenizer = load_merged(policy, base)
+    model, tokenizer = merged_or_whole(policy, base), load_tokenizer(policy)
+    round_weights(model, dtype or contract.get("dtype", "float32"))
     ends = model.generation_config.eos_token_id  # a number, several, or None
     if tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):  # it is `prepare.end_of_turn`
         model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -35,9 +48,16 @@ def export(policy: Path, folder: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    certify(part, probed(model))
+    certify(part, probed(in_float32(model)))
     card.write_exported(policy, part)
     part.rename(folder)
+
+
+def merged_or_whole(policy: Path, base: Path | None):
+    """A policy as a whole model, its adapter merged in float32. Raises UserError where the merge changes it."""
+    if read_contract(policy)["method"] == "weights":
+        return load_verified(policy).eval()
+    return merged_policy(policy, base)[0]
 
 
 def certify(folder: Path, logits) -> None:

@@ -168,6 +168,16 @@ def make_trained_float32(model) -> None:
             weight.data = weight.data.float()
 
 
+def round_trained(model, dtype: str) -> None:
+    """Round the trained weights, which are float32, to the values of another type; nothing for float32."""
+    if dtype == "float32":
+        return
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.copy_(weight.to(getattr(torch, dtype)))
+
+
 def trainable(model) -> int:
     """Number of trainable parameters."""
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

@@ -1,0 +1,91 @@
+"""A stage of an experiment on a model and a device: what it holds in memory, by its settings.
+
+posttrain plan EXPERIMENT/STAGE
+"""
+
+from typing import Any, NamedTuple
+
+from posttrain.config.sections import Optimisation, Section
+from posttrain.config.stages import Experiment
+from posttrain.dag import given
+from posttrain.ground import weights
+from posttrain.resources import memory
+from posttrain.resources.architecture import Architecture
+from posttrain.resources.memory import FULL, HALF, Terms
+from posttrain.resources.steps import Batch, learned, micro
+
+
+class Case(NamedTuple):
+    """A stage of an experiment, on a model and a device."""
+
+    settings: Experiment
+    shape: Architecture
+    stage: str
+    policy: str  # the judged policy; "" for other stages
+    longest: dict[str, int]  # kind of rows -> tokens of the longest, where the data is prepared
+    gpu: bool
+
+    @property
+    def section(self) -> Section:
+        """The stage's settings."""
+        return getattr(self.settings, self.stage)
+
+    @property
+    def size(self) -> int:
+        """Bytes of a frozen weight that is not quantised."""
+        base = self.settings.base
+        own = {} if base.scratch else given.given(base).config
+        return HALF if weights.frozen_dtype(base.dtype, own) == "bfloat16" else FULL
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a number in the file of the base's weights."""
+        base = self.settings.base
+        own = {} if base.scratch else given.given(base).config
+        return HALF if weights.own_dtype(own) in weights.SIXTEEN_BITS else FULL
+
+    def frozen(self, quantised: bool, double: bool = True) -> Terms:
+        """Frozen weights, of the base's type or in NF4."""
+        return memory.weights(self.shape, quantised, double, self.size)
+
+    def half(self, section: Any = None) -> bool:
+        """Whether a stage's arithmetic is in bfloat16: by its precision, or on frozen weights of that type."""
+        return self.size == HALF or getattr(section, "precision", "") == "bfloat16"
+
+    @property
+    def on_quantised(self) -> bool:
+        """Whether alignment adapters are on weights in NF4: always, except after LoRA."""
+        return self.settings.sft.method != "lora"
+
+    @property
+    def foundation(self) -> Terms:
+        """The frozen weights of alignment: of the base's type after LoRA, else NF4 (`adapters.foundation_of`)."""
+        return self.frozen(self.on_quantised, self.settings.sft.double_quantization)
+
+    def policy_is(self, *kinds: type[Section]) -> bool:
+        """Whether the section of the judged policy is of one of these classes."""
+        return isinstance(getattr(self.settings, self.policy, None), kinds)
+
+    def logits(self, batch: Batch, copies: int) -> Terms:
+        """The logits of a batch. copies: number of such tensors that a loss holds at once."""
+        return memory.logits(self.shape, batch.rows, batch.length, copies)
+
+    def step(self, section: Optimisation, batch: Batch, quantised: bool, loss: Terms) -> Terms:
+        """The memory of a training step in addition to the weights, in bytes. loss: the logits' terms.
+
+        Without accumulation, gradients are created while activations are freed, and need only what exceeds these.
+        """
+        shape, rows, length, padded = self.shape, *batch
+        kept, numbers, norms, rank, muon = learned(self.settings, shape, self.stage)
+        frozen, autocast = numbers < shape.parameters, section.precision == "bfloat16"
+        half, recomputed = self.half(section) if frozen else autocast, getattr(section, "gradient_checkpointing", False)
+        terms: Terms = {"adapters": FULL * numbers} if frozen else {}
+        terms |= memory.learning(numbers, muon)
+        cast = half and not autocast
+        terms |= memory.activations(shape, rows, length, kept, norms, half, recomputed, rank, cast)
+        terms |= memory.padding_mask(shape, rows, length, recomputed) if padded else {}
+        terms |= loss | memory.workspace(shape, rows * length, quantised, half, self.size)
+        terms |= memory.half_copies(shape, quantised, autocast) if self.size == FULL or not frozen else {}
+        if micro(section) == section.batch_size:
+            terms["gradients"] = max(0.0, terms["gradients"] - terms["activations"] - terms.get("logits", 0))
+        return terms
