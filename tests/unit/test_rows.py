@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.data import rows, texts
+from posttrain.data.overlap import overlap
 from posttrain.ground.errors import UserError
 from posttrain.models import tokens
 from posttrain.stages.prepare import split
@@ -143,10 +144,10 @@ def test_index_sharegpt_and_literal_text():
 def test_index_pair():
     train = rows.read_file(BAD / "70-leak-train.jsonl", "sft").rows
     test = rows.read_file(BAD / "71-leak-test.jsonl", "sft").rows
-    found = [(int(f.test.rsplit(":")[-1]), int(f.train.rsplit(":")[-1]), f.how) for f in texts.overlap(train, test)]
+    found = [(int(f.test.rsplit(":")[-1]), int(f.train.rsplit(":")[-1]), f.how) for f in overlap(train, test)]
     how = ["exact", "exact", "normalised", "contained", "group"]
     assert found == [(n, n, how[n - 1]) for n in range(1, 6)]
-    assert texts.overlap(train, test[5:]) == []
+    assert overlap(train, test[5:]) == []
 
 
 @needs_shared
@@ -550,7 +551,7 @@ def test_a_leak_behind_worked_examples_is_found():
     for asked, found in ((question, ["normalised"]), (" ".join(question.split()[::-1]), [])):
         row = {"question": f"{shots}\n\nQuestion: {asked}\nAnswer:", "answer": "x y"}
         test = rows.read_rows([row], "t", "generation").rows
-        assert [finding.how for finding in texts.overlap(train, test)] == found
+        assert [finding.how for finding in overlap(train, test)] == found
 
 
 def test_empty_user_only_where_allowed():
@@ -662,7 +663,7 @@ def test_split_of_few_rows():
 
 def test_a_planted_leak_is_found_and_removing_it_finds_none():
     train, test = made(300, 1), made(50, 2)
-    assert texts.overlap(train, test) == []
+    assert overlap(train, test) == []
     asked = tokens.prompt_text(train[7]).split()
     planted = {
         "exact": ask(" ".join(asked), "another reply"),
@@ -671,33 +672,111 @@ def test_a_planted_leak_is_found_and_removing_it_finds_none():
         "grams": ask("so " * 8 + " ".join(asked[3:18]) + " then", "another reply"),
     }
     for how, row in planted.items():
-        assert texts.overlap(train, [*test, row]) == [("test:1", train[7]["source"], how)]
+        assert overlap(train, [*test, row]) == [("test:1", train[7]["source"], how)]
     short = ask(" ".join(asked[2:12]), "reply")
-    assert texts.overlap(train, [short]) == [("test:1", train[7]["source"], "contained")]
+    assert overlap(train, [short]) == [("test:1", train[7]["source"], "contained")]
     document = rows.read_rows([{"text": "before " + " ".join(asked) + " after"}], "web", "text").rows
-    assert texts.overlap(document, train[:10]) == [(train[7]["source"], "web:1", "contained")]
+    assert overlap(document, train[:10]) == [(train[7]["source"], "web:1", "contained")]
 
 
 def test_a_long_prompt_that_only_begins_like_a_training_prompt_is_no_leak():
     asked = tokens.prompt_text(made(1)[0]).split()[:8]
     train = [ask(" ".join(asked), "reply", "train")]
-    assert texts.overlap(train, [ask(" ".join(asked) + " more" * 9, "reply 2")]) == []
-    assert texts.overlap(train, [ask(" ".join(asked) + " more" * 7, "reply 2")])[0].how == "contained"
+    assert overlap(train, [ask(" ".join(asked) + " more" * 9, "reply 2")]) == []
+    assert overlap(train, [ask(" ".join(asked) + " more" * 7, "reply 2")])[0].how == "contained"
+
+
+def test_every_text_of_training_is_searched():
+    """Also a system turn, an earlier reply, and both answers of a pair; control: another question."""
+    test = made(3, 5)
+    asked = " ".join(tokens.prompt_text(test[1]).split()[:15])
+    system, user, reply = (
+        {"role": role, "content": f"{role} says something of its own"} for role in ("system", "user", "assistant")
+    )
+    hides = [
+        {"messages": [system | {"content": f"Example. {asked}"}, user, reply]},
+        {"messages": [user, reply | {"content": f"You ask {asked}"}, user, reply]},
+        {"prompt": [user], "chosen": [reply | {"content": f"Well: {asked}"}], "rejected": [reply]},
+        {"prompt": "p", "chosen": "yes", "rejected": f"no {asked} no"},
+        {"prompt": "p", "completion": f"so {asked}", "label": False},
+        {"text": f"It is said that {asked} is so"},
+    ]
+    for row in hides:
+        assert [finding.test for finding in overlap([row | {"source": "t:1", "group": "g"}], test)] == [
+            test[1]["source"]
+        ]
+    question = rows.read_rows([{"question": asked, "choices": ["a", "b"], "answer": 1}], "q", "eval").rows
+    assert all(overlap([row | {"source": "t:1", "group": "g"}], question) for row in hides)
+    assert not any(overlap([row | {"source": "t:1", "group": "g"}], test[2:]) for row in hides)
+
+
+LONG_INSTRUCTION = (
+    "Rewrite the following sentence in the passive voice, keep its tense, and do not add any word of your own"
+)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        LONG_INSTRUCTION + ".\n\n{}",
+        LONG_INSTRUCTION + ": {}",
+        "{}\n\n" + LONG_INSTRUCTION + ".",
+        LONG_INSTRUCTION + ".\n\nInput: {}\nAnswer:",
+    ],
+)
+@pytest.mark.parametrize("count", [1, 4])
+def test_rows_that_share_an_instruction_alone_stay(form, count):
+    """Control: the same rows with the training row's own input too."""
+    inputs = [" ".join(tokens.prompt_text(row).split()[:9]) for row in made(12, 6)]
+    train = [ask(form.format(text), "a reply", f"train{n}") for n, text in enumerate(inputs[:count])]
+    test = [ask(form.format(text), "another reply", f"test{n}") for n, text in enumerate(inputs[6 : 6 + count])]
+    if form.startswith("{}") and count == 1:
+        return  # which of two parts is the instruction is told by other test rows alone
+    assert overlap(train, test) == []
+    leak = ask(form.format(inputs[0].upper()) + " ", "another reply", "leak")
+    assert [finding.test for finding in overlap(train, [*test, leak])] == ["leak:1"]
+    longer = ask("Kindly: " + form.format(inputs[0]), "another reply", "longer")
+    assert [finding.test for finding in overlap(train, [*test, longer])] == ["longer:1"]
+
+
+def test_a_long_reply_that_is_copied_is_found_and_a_short_or_common_one_is_not():
+    train, document = made(3, 7), {"source": "web:1", "group": "g"}
+    story = " ".join(tokens.prompt_text(row) for row in made(4, 9))
+    copied = ask("Tell me a story of some length", story + " The end.", "t")
+    assert [f.how for f in overlap([*train, document | {"text": f"once {story} and so on"}], [copied])] == ["reply"]
+    half = " ".join(story.split()[: len(story.split()) // 2])
+    assert overlap([document | {"text": f"once {half} and so on"}], [copied]) == []
+    short = ask("Tell me a story", " ".join(story.split()[:30]), "t")
+    assert overlap([document | {"text": story}], [short]) == []
+    common = [document | {"source": f"web:{n}", "text": f"{n} {n} {n} {story}"} for n in range(12)]
+    assert overlap(common, [copied]) == []
+
+
+def test_a_short_question_is_one_only_with_its_answer():
+    """Many have the words "Which of these statements is true?"."""
+
+    def question(right):
+        row = {"question": "Which of these statements is true?", "choices": [right, "Cats bark"], "answer": 0}
+        return rows.read_rows([row], "q", "eval").rows
+
+    train = [ask("Which of these statements is true?", "That dogs can bark.", "train")]
+    assert overlap(train, question("Water is dry")) == []
+    assert [finding.how for finding in overlap(train, question("Dogs can bark"))] == ["exact"]
 
 
 def test_a_shared_group_is_found_only_where_declared():
     test = [ask("what?", "that", group="g1")]
-    assert texts.overlap([ask("who?", "she", "train", group="g1")], test)[0].how == "group"
-    assert texts.overlap([ask("hi", "hello", "train")], [ask("hi", "good day")]) == []
+    assert overlap([ask("who?", "she", "train", group="g1")], test)[0].how == "group"
+    assert overlap([ask("hi", "hello", "train")], [ask("hi", "good day")]) == []
     test = [ask("what?", "that", group="prompt:1")]
-    assert texts.overlap([ask("who?", "she", "train", group="prompt:1")], test)[0].how == "group"
+    assert overlap([ask("who?", "she", "train", group="prompt:1")], test)[0].how == "group"
 
 
 def test_common_short_prompts_and_arithmetic_are_no_leaks():
     opening = "Once upon a time, there was a little girl"
     train = [ask(f"{opening} named {i}{i}.", f"story {i}", f"train{i}") for i in range(30)]
     common = [ask(opening, "x"), ask(f"{opening} called Max", "y")]
-    assert texts.overlap([*train, ask(opening, "end", "t")], common) == []
-    assert texts.overlap([ask("What is 3 + 4?", "7", "t")], [ask("What is 3 - 4?", "-1")]) == []
+    assert overlap([*train, ask(opening, "end", "t")], common) == []
+    assert overlap([ask("What is 3 + 4?", "7", "t")], [ask("What is 3 - 4?", "-1")]) == []
     samples = [ask("What is the capital of France?", f"{i} Paris", f"s{i}") for i in range(30)]
-    assert texts.overlap(samples, [ask("what is the capital of france", "?")])[0].how == "normalised"
+    assert overlap(samples, [ask("what is the capital of france", "?")])[0].how == "normalised"

@@ -33,9 +33,10 @@ def evaluate(
     from posttrain.models.policy import load_policy, quantize_warnings
 
     manager, names = load_tasks(section, data, list(fetched), work / ".packs")
+    leaks = contamination_warnings(manager, names, data, work) if fetched else []
     model, tokenizer = load_policy(policy, base, section.merge, bool(section.quantize))
     say(f"{len(names)} tasks or groups: {', '.join(names)}")
-    warnings = form_warnings(section, tokenizer, policy) + quantize_warnings(section, policy)
+    warnings = leaks + form_warnings(section, tokenizer, policy) + quantize_warnings(section, policy)
     result, template = measure(section, model, tokenizer, manager, names, policy)
     for task, rows in result.pop("samples").items():
         write_jsonl(work / "data" / "samples" / f"{task}.jsonl", [as_json(row) for row in rows])
@@ -45,6 +46,24 @@ def evaluate(
         say(f"{row['task']}  {row['metric']} {row['value']:.4f}")
     metrics = {"policy": policy.parent.name, "rows": rows, "limit": section.limit, "chat_template": template}
     return metrics | ({"warnings": warnings} if warnings else {})
+
+
+def contamination_warnings(manager, names: list, data: Path, work: Path) -> list[str]:
+    """Warnings, which are printed, of tasks of lm-eval with questions that training rows hold too; `data/overlap.jsonl`
+    lists these questions, each with the training row's place."""
+    from posttrain.evaluation.contamination import contaminated
+
+    warnings, listed = [], []
+    for task, (count, findings) in contaminated(manager, names, data).items():
+        say(f"{task}: {len(findings):,} of {count:,} questions are in the training rows too")
+        listed += [finding._asdict() for finding in findings]
+        if findings:
+            what = f"{len(findings):,} of {count:,} questions of {task} are in the training rows too"
+            warnings.append(f"{what}, the first {findings[0]}")
+            say(f"warning: {warnings[-1]}")
+    if listed:
+        write_jsonl(work / "data" / "overlap.jsonl", listed)
+    return warnings
 
 
 def form_warnings(section: Evaluate, tokenizer, policy: Path) -> list[str]:

@@ -17,6 +17,7 @@ from posttrain.config.sources import sides as sides_with_source
 from posttrain.data import texts
 from posttrain.data.conversations import suited
 from posttrain.data.dropped import REPEAT, entry, first_of_each_kind, repeated
+from posttrain.data.overlap import overlap
 from posttrain.data.rows import card, read_source
 from posttrain.data.tokenizer import load_tokenizer, make_tokenizer
 from posttrain.data.usable import TOO_LONG, usable
@@ -169,7 +170,7 @@ def warn_contradictions(rows: list[dict], task: str, cards: list) -> None:
 
 
 def separate(sides: dict, cards: list, dropped: list, evaluation_rows: list[dict]) -> None:
-    """Drop, count and list held-out rows that overlap with training rows (see texts.overlap).
+    """Drop, count and list held-out rows that overlap with training rows (see data/overlap.py).
 
     Raises UserError, naming both places, where one of `evaluation_rows` overlaps: rows of sources with `use: test`,
     questions with choices or answers, and the world's questions.
@@ -177,12 +178,12 @@ def separate(sides: dict, cards: list, dropped: list, evaluation_rows: list[dict
     train = [row for task in TRAINED for row in sides[task]["train"]]
     tests = [row for task in TRAINED for row in sides[task]["test"]]
     tests += [row for row in evaluation_rows if "question" in row]
-    seen = {finding.test: finding for finding in texts.overlap(train, tests)} if tests else {}
+    seen = {finding.test: finding for finding in overlap(train, tests)} if tests else {}
     leaks = [seen[row["source"]] for row in evaluation_rows if row["source"] in seen]
     if leaks:
         raise UserError(
             f"prepare: {len(leaks)} evaluation rows are in the training rows too; remove them from one of the two",
-            *map(str, leaks[:8]),
+            *map(str, leaks[:20]),
         )
     for task in TRAINED:
         leaked = [seen[row["source"]] for row in sides[task]["test"] if row["source"] in seen]

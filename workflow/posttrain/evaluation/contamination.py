@@ -1,0 +1,45 @@
+"""Questions of lm-eval's tasks that training rows hold too, by the rule of `data/overlap.py`.
+
+`prepare` searches its own tasks before anything is trained; those of lm-eval are named by `evaluate` alone.
+"""
+
+from pathlib import Path
+
+from posttrain.config.sections import TRAINED
+from posttrain.data.overlap import Finding, overlap
+from posttrain.ground.files import read_jsonl
+
+
+def contaminated(manager, names: list, data: Path) -> dict[str, tuple[int, list[Finding]]]:
+    """Task -> (number of its questions, those of which a training row holds one); no entry for tasks of `prepare`.
+
+    manager, names: of lm-eval; data: manifest of `prepare`.
+    """
+    own = (data.parent / "data" / "tasks").resolve()
+    tasks = manager.load([dict(name) if isinstance(name, dict) else name for name in names])["tasks"]
+    foreign = {name: questions(task) for name, task in tasks.items() if not (own / f"{name}.yaml").is_file()}
+    train = training_rows(data) if foreign else []
+    return {name: (len(rows), overlap(train, rows)) for name, rows in foreign.items()}
+
+
+def training_rows(data: Path) -> list[dict]:
+    """The training rows of all tasks."""
+    files = [data.parent / "data" / task / "train.jsonl" for task in TRAINED]
+    return [row for file in files if file.is_file() for row in read_jsonl(file)]
+
+
+def questions(task) -> list[dict]:
+    """The questions of a task of lm-eval as rows of `overlap`, each with its answer and its place, TASK:NUMBER."""
+    rows = []
+    for number, doc in enumerate(task.eval_docs):
+        asked, answer = task.doc_to_text(doc), task.doc_to_target(doc)
+        choices = task.doc_to_choice(doc) if task.config.doc_to_choice is not None else []
+        if isinstance(answer, int) and answer < len(choices):
+            answer = choices[answer]
+        if not isinstance(asked, str):  # the number of the context among the choices
+            asked = " ".join(choices)
+        answer = answer[0] if isinstance(answer, list) and answer else answer
+        row = {"question": asked, "answer": str(answer)} if asked.strip() else {"text": str(answer)}
+        rows.append(row | {"id": str(number), "group": f"{task.config.task}:{number}"})
+        rows[-1]["source"] = rows[-1]["group"]
+    return rows
