@@ -13,10 +13,10 @@ from posttrain.ground.files import read_jsonl
 def contaminated(manager, names: list, data: Path) -> dict[str, tuple[int, list[Finding]]]:
     """Task -> (number of its questions, those of which a training row holds one); no entry for tasks of `prepare`.
 
-    manager, names: of lm-eval; data: manifest of `prepare`.
+    manager, names: lm-eval's, of tasks and groups, which may be loaded; data: manifest of `prepare`.
     """
     own = (data.parent / "data" / "tasks").resolve()
-    tasks = manager.load([dict(name) if isinstance(name, dict) else name for name in names])["tasks"]
+    tasks = manager.load(names)["tasks"]
     foreign = {name: questions(task) for name, task in tasks.items() if not (own / f"{name}.yaml").is_file()}
     train = training_rows(data) if foreign else []
     return {name: (len(rows), overlap(train, rows)) for name, rows in foreign.items()}

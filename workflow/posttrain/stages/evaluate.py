@@ -35,7 +35,8 @@ def evaluate(
     manager, names = load_tasks(section, data, list(fetched), work / ".packs")
     leaks = contamination_warnings(manager, names, data, work) if fetched else []
     model, tokenizer = load_policy(policy, base, section.merge, bool(section.quantize))
-    say(f"{len(names)} tasks or groups: {', '.join(names)}")
+    shown = [name if isinstance(name, str) else getattr(name, "name", None) or name.task_name for name in names]
+    say(f"{len(names)} tasks or groups: {', '.join(shown)}")
     warnings = leaks + form_warnings(section, tokenizer, policy) + quantize_warnings(section, policy)
     result, template = measure(section, model, tokenizer, manager, names, policy)
     for task, rows in result.pop("samples").items():
@@ -162,14 +163,17 @@ def load_tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
     ]
     if problems:
         raise UserError(*problems)
-    return manager, [with_shots(task) for task in wanted]
+    return manager, [chosen for task in wanted for chosen in with_shots(manager, task["task"], task.get("shots"))]
 
 
-def with_shots(task: dict) -> str | dict:
-    """A task for lm-eval: its name, or its name and number of examples."""
-    if task.get("shots") is None:
-        return task["task"]
-    return {"task": task["task"], "num_fewshot": task["shots"]}
+def with_shots(manager, name: str, shots: int | None) -> list:
+    """A task, group or tag for lm-eval: its name, or the loaded task, group or tasks with their number of examples."""
+    if shots is None:
+        return [name]
+    loaded = manager.load([name])
+    for task in loaded["tasks"].values():
+        task.set_config(key="num_fewshot", value=shots)
+    return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
 
 
 def table_rows(result: dict) -> list[dict]:
