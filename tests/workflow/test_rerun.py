@@ -99,12 +99,32 @@ def of_stage(stage: str) -> set[str]:
     return RERUN[stage] | ({stage} if stage in ("prepare", "base") else set())
 
 
+LOADED = """
+import importlib, os, sys
+from posttrain.jobs import artifact
+artifact.import_libraries()
+print("compiler" if "torch._inductor.compile_fx" in sys.modules else "", flush=True)
+for stage in sys.argv[1:]:
+    if os.fork() == 0:
+        for module in [module for module in sys.modules if module.partition(".")[0] == "posttrain"]:
+            del sys.modules[module]
+        importlib.import_module(f"posttrain.stages.{stage}")
+        print(stage, *(module for module in sys.modules if module.startswith("posttrain.")), flush=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+"""
+
+
 def test_nothing_else_is_loaded():
-    """What a stage's module loads when it is imported is among what counts."""
-    for stage in RERUN.keys() - {"seed", "question"}:
-        script = f"import sys, posttrain.stages.{stage}; print(*(m for m in sys.modules if m.startswith('posttrain.')))"
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        loaded = {module.removeprefix("posttrain.") for module in done.stdout.split()}
+    """What a stage's module loads when it is imported is among what counts; and torch's compiler is not loaded."""
+    stages = sorted(RERUN.keys() - {"seed", "question"})
+    done = subprocess.run([sys.executable, "-c", LOADED, *stages], stdout=subprocess.PIPE, text=True, check=True)
+    compiler, *lines = done.stdout.splitlines()
+    assert compiler == ""
+    assert [line.split()[0] for line in lines] == stages
+    for stage, *modules in map(str.split, lines):
+        loaded = {module.removeprefix("posttrain.") for module in modules}
+        assert f"stages.{stage}" in loaded
         empty = {module for module in loaded if code.source(module).name == "__init__.py"}
         uncounted = {module for module in loaded if code.uncounted(module)}
         assert loaded <= code.code(stage).keys() | uncounted | empty, stage

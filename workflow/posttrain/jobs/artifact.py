@@ -46,9 +46,12 @@ def run_stage(arguments: Namespace) -> None:
     gc.disable()  # during imports, garbage collection would take a quarter of the start-up
 
     def run(section, **inputs) -> dict:
+        if stage != "prepare":  # it does not need torch, which takes seconds to import
+            import_libraries()
         function = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
+        gc.freeze()
         gc.enable()
-        if stage == "prepare":  # it does not need torch, which takes seconds to import
+        if stage == "prepare":
             return function(section, **inputs)
         return run_with_torch(arguments, function, section, inputs)
 
@@ -58,6 +61,18 @@ def run_stage(arguments: Namespace) -> None:
         make(stage, run, section, inputs_of(arguments), output, *planned)
     say("done")
     end_process()
+
+
+def import_libraries() -> None:
+    """Import what every stage that loads a model needs.
+
+    bitsandbytes marks its reference functions for compilation when it is imported, which would import torch's compiler
+    for a second. They replace kernels that a device lacks, and are run as they are.
+    """
+    import torch
+
+    torch.compiler.set_default_backend("eager")
+    importlib.import_module("peft")  # with transformers and bitsandbytes
 
 
 def run_with_torch(arguments: Namespace, function, section, inputs: dict) -> dict:
