@@ -72,6 +72,8 @@ def experiments(name: str, size: dict) -> dict[str, dict]:
         f"{name}-qlora-checkpointing": child | {"sft": {"method": "qlora", "gradient_checkpointing": True}},
         f"{name}-micro": child | {"sft": {"method": "full", "micro_batch_size": 2}},
         f"{name}-half": child | {"sft": {"method": "lora", "precision": "bfloat16"}},
+        f"{name}-16": {"extends": name, "base": {"dtype": "bfloat16"}},
+        f"{name}-16-lora": {"extends": f"{name}-16", **none, "sft": {"method": "lora"}},
         f"{name}-prompt": child | {"sft": {"method": "prompt"}},
         f"{name}-long-full": {
             "extends": name,
@@ -161,9 +163,9 @@ def measured(plan: Plan, folder: str) -> float | None:
 
 
 def wanted(folder: str) -> bool:
-    """Whether a stage is measured: every builder, and the judges of two policies."""
+    """Whether a stage is measured: every builder, and some models' judges of two policies."""
     experiment, stage, policy = at(folder)
-    return stage not in JUDGES or (experiment in SIZES and policy in ("base", "sft"))
+    return stage not in JUDGES or (experiment in (*SIZES, "deep-16") and policy in ("base", "sft"))
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors import safe_open
 from test_base import killed_at
 from tiny import dpo, first_gradient, longctx, make, ppo, reward, sft
@@ -15,7 +14,8 @@ from transformers.models.falcon.modeling_falcon import FalconLinear
 from posttrain.config.sections import Base, Compare, Evaluate, Lengths, Reference, Task
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json
-from posttrain.models import policy, quantization
+from posttrain.models import adapters, policy, quantization
+from posttrain.stages import ppo as ppo_stage
 from posttrain.tools.export import export
 from posttrain.training import trainers
 
@@ -165,30 +165,32 @@ def test_dpo_begins_at_log_2(method, data, half, tuned, trained):
     assert policy.dtype_of(made) == "bfloat16" and ("uint8" in trained[f"after-{method}"]) == (method == "full")
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(data, half, monkeypatch):
-    """NF4 under layers in bfloat16, accumulation, dropout."""
-    section, parts = sft(method="qlora", micro_batch_size=2, dropout=0.1), {"data": data, "base": half}
-    whole = make("sft", section, Path("results/half-whole/sft/manifest.json"), **parts)
-    killed = Path("results/half-killed/sft/manifest.json")
-    patch = killed_at(3, monkeypatch)
+def test_a_killed_run_resumes_to_the_same_bytes(data, half, tuned, monkeypatch):
+    section, output = sft(method="qlora", steps=3), Path("results/half-killed/sft/manifest.json")
+    patch = killed_at(2, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        make("sft", section, killed, **parts)
+        make("sft", section, output, data=data, base=half)
     patch.undo()
-    make("sft", section, killed, **parts)
-    assert read_json(killed)["files"] == read_json(whole)["files"]
+    make("sft", section, output, data=data, base=half)
+    assert read_json(output)["files"] == read_json(tuned["qlora"])["files"]
 
 
-def test_micro_batches_and_padding_change_rounding_only(data, half, base):
-    """In bfloat16 by 1 % of the gradient and of the largest logit; in float32 (control) by a thousandth of that."""
-    for model, allowed in ((half, 2e-2), (base, 2e-5)):
-        one, parts = (first_gradient("sft", sft(method="lora", micro_batch_size=size), data=data, base=model)
-                      for size in (None, 1))  # fmt: skip
-        assert 0 < ((one - parts).norm() / one.norm()).item() < allowed
-        network, ids = policy.load_policy(model)[0], torch.arange(40, 60)[None]
-        padded = torch.cat([torch.zeros(1, 9, dtype=torch.long), ids], dim=1)
-        mask = (torch.arange(29) >= 9).long()[None]
+def test_micro_batches_change_rounding_only(data, half):
+    """By 1 % of the gradient."""
+    one, parts = (
+        first_gradient("sft", sft(method="lora", micro_batch_size=size), data=data, base=half) for size in (None, 1)
+    )
+    assert 0 < ((one - parts).norm() / one.norm()).item() < 2e-2
+
+
+def test_padding_changes_rounding_only(half, base):
+    """In bfloat16 by 1 % of the largest logit. Control: in float32 by a thousandth of that."""
+    padded = torch.cat([torch.zeros(1, 9, dtype=torch.long), torch.arange(40, 60)[None]], dim=1)
+    mask = (torch.arange(29) >= 9).long()[None]
+    for model, allowed in ((half, 1e-2), (base, 1e-5)):
+        network = policy.load_policy(model)[0]
         with torch.no_grad():
-            alone = network(ids).logits.float()
+            alone = network(padded[:, 9:]).logits.float()
             after = network(padded, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, 9:]
         assert policy.largest_difference(alone, after.float()) < allowed
 
@@ -227,15 +229,11 @@ def test_a_policy_is_judged_on_the_weights_that_it_was_trained_on(data, base, tu
     assert sum(counted(under).values()) < 4 * whole
 
     assert counted(policy.load_policy(base, quantize=True)[0])["uint8"] == 7 * 64 * 64 // 2
-    told = {}
-    for quantize, judged in ((True, base), (True, tuned_policy), (None, base)):
-        output = Path(f"results/quantize-{quantize}/evaluate/{judged.parent.name}/manifest.json".lower())
-        section = Evaluate(limit=2, tasks=[Task(task="heldout_text")], merge=False, quantize=quantize)
-        made = make("evaluate", section, output, data=data, base=base, policy=judged)
-        told[judged.parent.name, quantize] = read_json(made.parent / "metrics.json")
-    assert "judged in NF4" in told["base", True]["warnings"][0]
-    assert "warnings" not in told["sft", True] and "warnings" not in told["base", None]
-    assert told["base", True]["rows"] != told["base", None]["rows"]
+    section = Evaluate(limit=2, tasks=[Task(task="heldout_text")], quantize=True)
+    output = Path("results/quantized/evaluate/base/manifest.json")
+    told = read_json(make("evaluate", section, output, data=data, base=base, policy=base).parent / "metrics.json")
+    assert "judged in NF4" in told["warnings"][0]
+    assert not policy.quantize_warnings(section, tuned_policy) and not policy.quantize_warnings(Evaluate(), base)
 
 
 def test_a_quantised_base_answers_as_the_measuring_model(data, base, tuned_policy, monkeypatch):
@@ -252,7 +250,7 @@ def test_a_quantised_base_answers_as_the_measuring_model(data, base, tuned_polic
         assert len(loaded) == models
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora", "qlora", "none"])
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
 def test_longer_context(tuning, long_data, long_base, trained):
     """Trained copies of embeddings and norms are float32 between frozen layers; the whole model is written in 2 bytes
     a number, and what rounding it changed is measured."""
@@ -261,10 +259,9 @@ def test_longer_context(tuning, long_data, long_base, trained):
     made = make("longctx", longctx(steps=2, tuning=tuning), Path(f"results/far-{tuning}/longctx/manifest.json"),
                 policy=half, **parts)  # fmt: skip
     assert stored(made) == {"BF16"} and policy.dtype_of(made) == "bfloat16"
-    if tuning != "none":
-        copied = set(trained[f"far-{tuning}"])
-        assert copied == {"full": {"float32"}, "lora": {"bfloat16", "float32"}}.get(tuning, copied | {"uint8"})
-    if tuning in ("lora", "qlora"):
+    types = {"full": {"float32"}, "lora": {"bfloat16", "float32"}, "qlora": {"bfloat16", "float32", "uint8"}}
+    assert set(trained[f"far-{tuning}"]) == types[tuning]
+    if tuning != "full":
         assert summary(made)["merge_difference"] < 1e-5 < summary(made)["rounding_difference"] < 1e-2
     windows = Lengths(tokens=[64], documents=2, packing=True)
     output = Path(f"results/far-{tuning}/lengths/longctx/manifest.json")
@@ -289,12 +286,16 @@ def test_a_linear_layer_with_a_bias_of_its_own_class_is_known_in_bfloat16():
     assert known == [True, False]
 
 
-def test_an_adapter_loads_as_it_was_trained(half, tuned):
-    """PEFT makes an adapter in the type of the layer under it; its numbers must not be rounded to that."""
-    model = PeftModel.from_pretrained(policy.load_under(tuned["lora"], half), tuned["lora"].parent / "model")
-    model.load_adapter(tuned["lora"].parent / "model", "again")
+def test_adapters_start_as_they_were_trained(half, tuned):
+    """PEFT makes an adapter in the type of the layer under it; the numbers of the SFT policy must not be rounded to
+    that, in none of the adapters of PPO and `compare`."""
+    foundation = adapters.foundation_of(half, tuned["lora"])
+    models = ppo_stage.load_models(ppo(), foundation)
+    models.peft.load_adapter(tuned["lora"].parent / "model", "judged")
     with safe_open(tuned["lora"].parent / "model/adapter_model.safetensors", "pt") as opened:
-        for name in opened.keys():  # noqa: SIM118
-            for adapter in ("default", "again"):
-                key = name.replace(".weight", f".{adapter}.weight")
-                assert torch.equal(model.get_parameter(key), opened.get_tensor(name)), key
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights.values()), "control"
+    for name, weight in weights.items():
+        for adapter in ("policy", "value", "reference", "judged"):
+            key = name.replace(".weight", f".{adapter}.weight")
+            assert torch.equal(models.peft.get_parameter(key), weight), key

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from posttrain.dag import campaign, given
+from posttrain.ground import weights
 from posttrain.ground.errors import UserError
 from posttrain.resources import architecture
 
@@ -147,3 +148,22 @@ def test_the_tables_of_families_are_true(kind):
     rows = [{"input_ids": [*range(5, 15)]}, {"input_ids": [*range(30, 50)]}]
     assert works(prove_isolation, model, rows) == (kind not in given.UNPACKED)
     assert works(tune) != given.without_prefix(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted", "expected"),
+    [
+        ({"dtype": "bfloat16"}, None, "bfloat16"),
+        ({"torch_dtype": "float16"}, None, "bfloat16"),
+        ({"torch_dtype": "float16"}, "float32", "float32"),
+        ({"dtype": "float32"}, None, "float32"),
+        ({"dtype": None}, None, "float32"),
+        ({}, None, "float32"),
+        ({"text_config": LLAMA | {"dtype": None}, "dtype": "bfloat16"}, None, "bfloat16"),
+        ({"text_config": LLAMA | {"dtype": "float32"}, "dtype": "bfloat16"}, None, "float32"),
+    ],
+)
+def test_the_type_of_frozen_weights(named, wanted, expected):
+    """The key, else what the configuration names, of a multimodal model the text part first."""
+    assert weights.frozen_dtype(wanted, named) == expected
+    assert weights.frozen_dtype(wanted, given.of_values(named, {}).config) == expected

@@ -316,7 +316,7 @@ class Optimisation(Section):
     """Most sequences in one forward pass on one device. A smaller number saves memory and does not change what is
     learned. Default: the whole batch."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward and backward pass (bfloat16 by autocast)."""
+    """Arithmetic of the forward and backward pass (bfloat16 by autocast). Frozen weights compute in their own type."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
     """Minutes between checkpoints, from which an interrupted run continues; does not change what is learned."""
     checkpoint_steps: Count | None = None

@@ -88,6 +88,7 @@ def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict,
         "revision of the base": hub.get("revision"),
         "licence": metadata["license"],
         "context, tokens": contract.get("positions", {}).get("context"),
+        **({"type of frozen weights": contract["dtype"]} if "dtype" in contract else {}),
         **{f"{role}, sha256 of its manifest": sha256(file) for role, file in inputs.items() if isinstance(file, Path)},
     }
     parts = [
