@@ -2,6 +2,7 @@
 and for the campaign of every stage (`workflow/whole`) what should."""
 
 import os
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -46,14 +47,15 @@ def fabricate(plan, folders=None, text: str = "") -> None:
         write_json(folder / "manifest.json", manifest_of(folder, parts))
 
 
-def rerun(**config) -> dict[str, str]:
-    """Artifact -> reasons, of every job that Snakemake would run; what a dry run finds. What planning sets in the
-    environment, and the secrets that it takes out of it, do not outlive it."""
+def rerun(looking: bool = False, **config) -> dict[str, str]:
+    """Artifact -> reasons, of every job that Snakemake would run. What planning sets in the environment, and the
+    secrets that it takes out of it, do not outlive it. looking: plan as `snakemake -n` does, not as a run."""
     from snakemake.api import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings, SnakemakeApi
     from snakemake.settings.types import Quietness
 
     quiet = OutputSettings(quiet={Quietness.ALL}, dryrun=True)
-    with mock.patch.dict(os.environ), SnakemakeApi(quiet) as api:
+    line = mock.patch.object(sys, "argv", ["snakemake", *(["-n"] if looking else [])])
+    with line, mock.patch.dict(os.environ), SnakemakeApi(quiet) as api:
         flow = api.workflow(
             resource_settings=ResourceSettings(cores=1),
             config_settings=ConfigSettings(config=config),

@@ -18,8 +18,9 @@ def copy_of(root: Path, folder: Path) -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of these tests, active."""
-    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | more
+    """The environment of these tests, active. A copy of the project uses its own package, as with one of its own."""
+    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": "workflow"}
+    return os.environ | own | more
 
 
 def snakemake(project: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:

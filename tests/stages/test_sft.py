@@ -328,3 +328,13 @@ def test_what_a_collator_may_not_make_is_found():
         stage.prove_batch(padded | {"labels": ids})
     with pytest.raises(UserError, match="predicted from the row before"):
         stage.prove_batch(packed | {"labels": torch.tensor([[-100, 6, 7, 8]])})
+
+
+def test_a_loss_that_is_not_that_of_the_logits_is_refused(data, base, monkeypatch):
+    """As where TRL does not know by which name a family scales its logits. Control: every other run of this file."""
+    from trl import SFTTrainer
+
+    loss = SFTTrainer.compute_loss
+    monkeypatch.setattr(SFTTrainer, "compute_loss", lambda *given, **named: loss(*given, **named) / 2)
+    with pytest.raises(UserError, match=r"sft: TRL's loss of a row is \d\.\d+, by the logits of llama it is \d\."):
+        make("sft", sft(method="lora", steps=2), Path("results/scaled/sft/manifest.json"), data=data, base=base)

@@ -76,7 +76,8 @@ def test_a_container_that_does_not_start_is_named(here, monkeypatch, site, todo)
 
 PROBE = """
 import json
-print(json.dumps({"versions": {"lm_eval": "0.4.9", "torch": "2.1+cpu"}, "gpus": 0, "python": "here"}))
+print(json.dumps({"versions": {"lm_eval": "0.4.9", "torch": "2.1+cpu"}, "gpus": 0, "python": "here",
+                  "other_package": None}))
 """
 
 
@@ -97,6 +98,8 @@ def test_the_probe_is_found_whatever_the_folder_is_called(here, monkeypatch, nam
     pins.write_text("torch==2.2\nlm-eval==0.4.8\n")
     found = doctor.environment(Site(cpu_only=True), None)[0]
     assert found.endswith("other versions than the pins: lm_eval 0.4.9 for 0.4.8, torch 2.1+cpu for 2.2"), "control"
+    monkeypatch.setattr(doctor, "PROBE", PROBE.replace("None", '("a.sif holds other code", "apptainer build a.sif")'))
+    assert doctor.environment(Site(cpu_only=True), None)[1].endswith("-> apptainer build a.sif")
     assert not list((here / name).glob(".doctor-*")), "nothing is left"
 
 

@@ -6,6 +6,7 @@ import math
 import pytest
 import rope as papers
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from test_campaign import load, problems
 from transformers import AutoConfig, LlamaConfig, LlamaModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
@@ -159,8 +160,35 @@ REFUSED = [
     ({"model_type": "opt", "max_position_embeddings": 256}, "linear", "opt has a learned position for each of 256"),
     ({"model_type": "bloom"}, "yarn", "bloom has ALiBi, no RoPE that can be rescaled: set method: none"),
     ({"model_type": "falcon", "alibi": True}, "linear", "falcon has ALiBi"),
+    ({"model_type": "xglm", "max_position_embeddings": 256}, "linear", "xglm has neither RoPE nor ALiBi"),
+    (values(rope_type="default") | {"model_type": "phimoe"}, "linear", "transformers knows no linear for phimoe"),
     ({"model_type": "gptj", "n_positions": 256}, "linear", "gptj has RoPE of its own, no RoPE that can be rescaled"),
 ]  # fmt: skip
+
+
+# Families with a causal model that are encoders, or decoders of translation and speech, in transformers 5.23.
+TRANSLATE = """
+    bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert data2vec-text electra ernie
+    git marian mbart megatron-bert musicgen musicgen_melody mvp pegasus plbart prophetnet reformer rembert roberta
+    roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta xlm-roberta-xl xmod
+"""
+
+
+def test_a_family_without_rope_is_known_by_its_name():
+    """Its `config.json` says as little of RoPE as one of Llama does. Control: families with RoPE are in no table."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    without, rotated = [], []
+    for family in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(TRANSLATE.split()):
+        try:
+            config = AutoConfig.for_model(family)
+        except (ValueError, StrictDataclassError):  # it has no default
+            continue
+        if not hasattr(config, "text_config"):
+            (rotated if getattr(config, "rope_parameters", None) else without).append(family)
+    of_names = {family: rope.kind({"model_type": family}) for family in [*without, *rotated]}
+    assert [family for family in without if of_names[family] == "default"] == []
+    assert [family for family in rotated if of_names[family] not in ("default", "turns")] == []
 
 
 @pytest.mark.parametrize(("given", "method", "reason"), REFUSED)

@@ -195,12 +195,31 @@ def test_another_artifact_in_the_place_of_one_counts(package):
     assert "whole/dpo" in found and "whole/sft" not in found
 
 
+def changes(folder: Path) -> dict[str, tuple]:
+    """When each file and folder below a folder was changed, and which it is."""
+    stats = {str(path): path.stat() for path in folder.rglob("*")}
+    return {name: (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats.items()}
+
+
 def test_a_file_cut_short_is_named_and_its_stage_made_anew(package, capsys):
+    """By a run; `snakemake -n` leaves it as it is, since a copy may be under way, and believes it once it is whole."""
     file = Path("results/whole/sft/model/bytes")
-    file.write_text("short")
-    os.utime("results/whole/sft/manifest.json")  # as after a pull, which writes them all
+    whole = file.read_bytes()
+    for looking in range(2):
+        file.write_text("short")
+        os.utime("results/whole/sft/manifest.json")  # as after a pull, which writes them all
+        before = changes(Path("results"))
+        rerun(looking=True)
+        told = capsys.readouterr().err
+        assert "results/whole/sft/model/bytes: has another size than in its manifest; a run would remake" in told
+        assert changes(Path("results")) == before
+        if not looking:
+            file.write_bytes(whole)
+            assert rerun(looking=True) == rerun() == {}
     found = rerun()
-    assert "results/whole/sft/model/bytes: has another size" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "has another size than in its manifest; results/whole/sft is remade" in told
+    assert changes(Path("results")) != before, "control"
     assert {"whole/sft", "whole/dpo", "report"} <= found.keys() and "whole/base" not in found
     assert rerun().keys() == found.keys(), "until it is made"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from posttrain.config.stages import ROLES, STAGES
 from posttrain.ground import credentials, progress
+from posttrain.ground.code import refuse_other_package
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, Interrupted, TooLarge, UserError
 
 CAMPAIGN = "config/config.yaml"
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     quiet_libraries(arguments.command)
     try:
+        refuse_other_package(Path("workflow"))
         return run(arguments)
     except Interrupted as interruption:
         return end(str(interruption), INTERRUPTED)

@@ -22,21 +22,30 @@ SEEN = Path(".snakemake/seen.json")  # size, dates and inode of every file that 
 FORMAT = 6  # of Snakemake's records: `RECORD_FORMAT_VERSION` of the pinned version (`versions`)
 
 
-def sync(folders: list[str]) -> None:
-    """Write Snakemake's records of the artifacts in `folders`, if an artifact or one of its inputs has changed."""
+def sync(folders: list[str], looking: bool = False) -> None:
+    """Write Snakemake's records of the artifacts in `folders`, if an artifact or one of its inputs has changed.
+
+    looking: for a call that runs nothing (`snakemake -n`), which leaves an artifact with a file of another size as it
+    is: someone may be copying it.
+    """
     before = read_object(SEEN)
     stats: dict = before["files"] if isinstance(before.get("files"), dict) else {}
     written_for = {"folders": folders, "code": _code()}
     if stats and before | written_for | {"records": _records()} == before and _stats(stats) == stats:
         return
     seen: dict[str, list[int] | None] = {}
+    short: dict[str, None] = {}
     digests: dict[str, str | None] = {}
     for folder in map(Path, folders):
         provenance, manifest = folder / "provenance.json", folder / "manifest.json"
         if not manifest.is_file():
             continue
-        if _stats([str(manifest)])[str(manifest)] != stats.get(str(manifest)):
-            set_aside_if_short(manifest)
+        if _stats([str(manifest)])[str(manifest)] != stats.get(str(manifest)) and (file := of_another_size(manifest)):
+            say(f"{file}: has another size than in its manifest; {_remade(manifest.parent, looking)}")
+            if looking:
+                short[str(manifest)] = None  # so that the next call looks at it again
+                continue
+            manifest.replace(manifest.with_name(DAMAGED))
         record = record_of(folder)
         inputs = [pair for files in record.get("inputs", {}).values() for pair in files.items()]
         seen |= _stats([str(provenance), str(manifest), *(file for file, _ in inputs)])
@@ -47,7 +56,7 @@ def sync(folders: list[str]) -> None:
         _write(folder, inputs, _params(folder, record, list(dict.fromkeys(other))))
     if seen:
         SEEN.parent.mkdir(exist_ok=True)
-        text = json.dumps(written_for | {"files": seen, "records": _records()})
+        text = json.dumps(written_for | {"files": seen | short, "records": _records()})
         SEEN.with_suffix(f".{os.getpid()}").write_text(text)
         SEEN.with_suffix(f".{os.getpid()}").replace(SEEN)
 
@@ -99,8 +108,8 @@ def _stats(files) -> dict[str, list[int] | None]:
     return stats
 
 
-def set_aside_if_short(manifest: Path) -> None:
-    """Rename the manifest of an artifact with a file of another size, so that Snakemake remakes the artifact.
+def of_another_size(manifest: Path) -> str | None:
+    """The first file of an artifact whose size is not that of its manifest; None where there is none.
 
     Absent files are accepted: an artifact may be pulled in part, where nothing needs the rest.
     """
@@ -109,11 +118,12 @@ def set_aside_if_short(manifest: Path) -> None:
     except UserError:
         sizes = {}
     stats = _stats(sizes)
-    short = [file for file, size in sizes.items() if (stat := stats[file]) and stat[0] != size]
-    for file in short:
-        say(f"{file}: has another size than in its manifest; {manifest.parent} is remade")
-    if short:
-        manifest.replace(manifest.with_name(DAMAGED))
+    return next((file for file, size in sizes.items() if (stat := stats[file]) and stat[0] != size), None)
+
+
+def _remade(folder: Path, looking: bool) -> str:
+    """What becomes of an artifact with a file of another size."""
+    return f"a run would remake {folder}, unless a copy is under way: wait for it" if looking else f"{folder} is remade"
 
 
 def _write(folder: Path, inputs: list[tuple[str, str]], params: list[str]) -> None:

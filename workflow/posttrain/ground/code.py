@@ -7,7 +7,9 @@ without its name, the whole module counts, or all modules that the stage reaches
 """
 
 import ast
+import filecmp
 import json
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,32 @@ class Part(NamedTuple):
     names: list[str]  # names that it mentions
     imports: list[str]  # modules of the package that it imports
     whole: list[str]  # modules of which it may use any definition; "*" for all modules
+
+
+def other_package(workflow: Path) -> tuple[str, str] | None:
+    """(what is wrong, the command that mends it) where the package that runs is not that of a clone; else None.
+
+    A second clone, or a worktree, in the environment of another one would run the other one's code. In a container the
+    package is a copy, which must be equal. workflow: the folder of the clone's Snakefile; one without a package, which
+    another Snakefile includes, has none to run.
+    """
+    own = Path(os.path.realpath(workflow), PACKAGE.name)
+    if not own.is_dir() or own.samefile(PACKAGE):
+        return None
+    if not (image := os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")):
+        return f"{PACKAGE} would run, not this folder's {own}", "make setup && source .venv/bin/activate"
+    sources = [path.relative_to(own) for path in (*own.rglob("*.py"), *own.glob("templates/*"))]
+    _, different, absent = filecmp.cmpfiles(own, PACKAGE, sources, shallow=False)
+    if not different and not absent:
+        return None
+    names = ", ".join(map(str, sorted([*different, *absent])[:3]))
+    return f"{image} holds other code than {own}: {names}", f"apptainer build --force {image} envs/posttrain.def"
+
+
+def refuse_other_package(workflow: Path) -> None:
+    """Raise UserError where the package that runs is not that of the clone (`other_package`)."""
+    if problem := other_package(workflow):
+        raise UserError("{}: {}".format(*problem))
 
 
 def code(stage: str) -> dict[str, str]:

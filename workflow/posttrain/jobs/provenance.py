@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from posttrain.config.sections import Evaluate, Ppo, Section, Training, slice_of, unread
+from posttrain.ground.code import PACKAGE
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "lm_eval", "accelerate")
 
@@ -86,12 +87,18 @@ def versions() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-    """The commit of the code, with `+changes` where the working tree differs from it."""
-    here = Path(__file__).parent
-    run = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes"], cwd=here, capture_output=True, text=True
-    )
-    return run.stdout.strip() if run.returncode == 0 else "unknown"
+    """The commit of the code, with `+changes` where the working tree differs from it; `unknown` outside a repository
+    of its own: a project that was unpacked inside another repository is not of that one's commits."""
+    project = PACKAGE.parents[1]
+    if git(project, "rev-parse", "--show-prefix") != "":
+        return "unknown"
+    return git(project, "describe", "--always", "--abbrev=40", "--dirty=+changes") or "unknown"
+
+
+def git(folder: Path, *arguments: str) -> str | None:
+    """What git answers in a folder; None where it fails."""
+    run = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    return run.stdout.strip() if run.returncode == 0 else None
 
 
 def disk_of(*folders: Path) -> float:

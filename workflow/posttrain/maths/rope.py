@@ -23,8 +23,12 @@ BY_LENGTH = ("dynamic", "longrope")  # kinds whose frequencies depend on the tex
 ON_TOP = {"linear": "linear", "proportional": "linear", "longrope": "linear", "yarn": "yarn", "llama3": "yarn",
           "dynamic": "dynamic"}  # kind of a rescaled RoPE -> the method that extends it  # fmt: skip
 WINDOWS = ("sliding_attention", "chunked_attention")  # types of layers that see a part of the text
-TABLES = ("gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "openai-gpt", "ctrl")  # families with a table of positions
+# Families with a table of positions.
+TABLES = ("gpt2", "gpt-sw3", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "openai-gpt", "ctrl")
 TURNS = ("gptj", "codegen")  # families with RoPE that transformers cannot rescale
+# Families with other positions, or without any: sinusoidal ones, and recurrent layers that read in order.
+OTHER = ("xglm", "cpmant", "xlnet", "mamba", "mamba2", "falcon_mamba", "jamba", "nemotron_h", "rwkv", "xlstm", "zamba",
+         "kimi_linear", "inkling_text", "inkling2_text", "cohere_compass_text")  # fmt: skip
 LONGROPE_ONLY = ("phi3", "phi4_multimodal")  # families that transformers gives no other kind
 # The longest text of a model with dynamic NTK that was tuned on longer ones as it is: `max_position_embeddings` is the
 # trained context in its formula, and must stay.
@@ -47,7 +51,7 @@ def kind(values: dict) -> str:
         return "alibi"
     if family in TABLES + TURNS:
         return "table" if family in TABLES else "turns"
-    if "rope_parameters" in values and not values["rope_parameters"]:
+    if family in OTHER or ("rope_parameters" in values and not values["rope_parameters"]):
         return "other"
     named = whole(values).get("rope_type") or whole(values).get("type") or "default"
     return "longrope" if family in LONGROPE_ONLY and named != "default" else named
@@ -91,6 +95,8 @@ def extended(values: dict, method: str, factor: float) -> dict[str, Any]:
     if old != "default" and ON_TOP.get(old) != method:
         ways = " or ".join(filter(None, [ON_TOP.get(old), "none"]))
         raise UserError(f"{family}'s positions are rescaled already ({old}), which {method} cannot extend: set {ways}")
+    if family == "phimoe":  # its configuration takes no other than its makers'
+        raise UserError(f"transformers knows no {method} for {family}: set none")
     if family in LONGROPE_ONLY and method != "linear":
         raise UserError(f"transformers knows no {method} for {family}, only longrope: set linear or none")
     if values.get("head_dim", 0) is None:  # transformers computes it for default frequencies only (5.23)

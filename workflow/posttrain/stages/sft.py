@@ -80,7 +80,9 @@ def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dic
     )
     refuse_beyond(trainer.model, [*train, *test])
     trainers.make_trained_float32(trainer.model)
-    prove_batch(trainer.data_collator(list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))))
+    rows = list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))
+    prove_batch(trainer.data_collator(rows))
+    prove_loss(trainer, trainer.data_collator(rows[:1]))
     trainers.share_rows(trainer, section)
     return trainer
 
@@ -187,6 +189,27 @@ def prove_batch(batch: dict) -> None:
         raise UserError("token contract: the collator labels padding")
     if positions is not None and (labels[positions == 0] != tokens.MASKED).any():
         raise UserError("token contract: the first token of a packed row is predicted from the row before it")
+
+
+def prove_loss(trainer, batch: dict) -> None:
+    """Raise UserError where TRL's loss of a batch is not the cross-entropy of the model's own logits.
+
+    TRL multiplies the last hidden state by the head itself, and scales the logits by the names of some families (1.16).
+    """
+    import torch
+
+    model = trainer.model.eval()
+    batch = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    labels = batch["labels"][:, 1:]
+    with torch.no_grad():
+        logits = model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False).logits
+        shifted = logits[:, -batch["labels"].shape[1] : -1]  # behind virtual tokens
+        own = torch.nn.functional.cross_entropy(shifted.flatten(0, 1).float(), labels.flatten()).item()
+        loss = trainer.compute_loss(model, dict(batch)).item()
+    model.train()
+    if math.isfinite(own) and not math.isclose(own, loss, rel_tol=0.02, abs_tol=0.02):
+        family = model.config.model_type
+        raise UserError(f"sft: TRL's loss of a row is {loss:.4f}, by the logits of {family} it is {own:.4f}")
 
 
 def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | None, form: str, folder: Path) -> None:

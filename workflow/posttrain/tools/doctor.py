@@ -20,10 +20,12 @@ from posttrain.tools import why
 
 PROBE = """
 import importlib.metadata, json, sys
-import torch, transformers, trl, peft, bitsandbytes, datasets, lm_eval, posttrain
+from pathlib import Path
+import torch, transformers, trl, peft, bitsandbytes, datasets, lm_eval, posttrain.ground.code
 names = ["torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "lm_eval"]
 print(json.dumps({"versions": {name: importlib.metadata.version(name) for name in names},
-                  "gpus": torch.cuda.device_count(), "python": sys.executable}))
+                  "gpus": torch.cuda.device_count(), "python": sys.executable,
+                  "other_package": posttrain.ground.code.other_package(Path("workflow"))}))
 """
 FAILED = "MISSING"
 
@@ -211,6 +213,8 @@ def environment(site: Site, plan: Plan) -> list[str]:
         todo += f"; {keys} in {FILE} must be what they have" if keys else ", or set container"
         return missing("compute node", finding, todo)
     probed = json.loads(lines[-1])
+    if other_package := probed["other_package"]:
+        return missing("compute node", *other_package)
     if other := other_versions(probed["versions"]):
         return missing("compute node", f"other versions than the pins: {', '.join(other)}", "make setup")
     if gpus and not probed["gpus"]:
