@@ -254,6 +254,16 @@ def test_a_good_campaign_loads(tmp_path):
         (GOOD.replace("{world: {}}", "{text: [{path: a, separator: x}]}"), ["prepare.text[0].separator", "no effect"]),
         (GOOD.replace("{world: {}}", "{text: [{path: a}], sft: [{path: a, use: test}]}"), ["sft: has no rows"]),
         (GOOD.replace("{world: {}}", "{text: [{path: a, use: test}]}"), ["base.scratch: has no text to train on"]),
+        (GOOD.replace("{world: {}}", "{text: [{path: a}], preference: [{path: a, use: test}]}") + "dpo: {}\n",
+         ["dpo: has no preference pairs to train on", "a source without `use: test` in prepare.preference"]),
+        (GOOD.replace("{world: {}}", "{text: [{path: a}], sft: [{path: a, use: train}]}")
+         + "evaluate: {tasks: [{task: heldout_sft}]}\n", ["tasks[0].task: 'heldout_sft' has no row: prepare.sft has"]),
+        (GOOD.replace("{world: {}}", "{text: [{path: a}], sft: [{path: a}], test_fraction: 0}")
+         + "evaluate: {tasks: [{task: heldout_sft}]}\n", ["'heldout_sft' has no row: prepare.test_fraction is 0"]),
+        (GOOD.replace("{world: {}}", "{sft: [{path: a, use: train}]}").replace("{scratch: {}}", "{path: a}"),
+         ["evaluate.tasks: prepare makes no benchmark task here", "prepare.answers"]),
+        (GOOD.replace("{world: {}}", "{sft: [{path: a, use: train}], kto: [{path: a, use: train}]}") + "kto: {}\n",
+         ["compare: has no held-out prompts"]),
         (GOOD.replace("{world: {}}", "{text: [{path: a, use: train}]}"), ["prepare.text: `use: train` alone"]),
         (GOOD.replace("{world: {}}", "{world: {}, group_key: x}"), ["prepare.group_key: has no effect on the"]),
         (GOOD.replace("{world: {}}", "{text: [{path: a}], test_fraction: 0}"), ["prepare.test_fraction: 0 leaves no"]),
@@ -349,6 +359,16 @@ def test_a_bad_item_or_a_missing_key_hides_no_contradiction(tmp_path, wrong, sil
 def test_a_wrong_type_does_not_hide_a_contradiction(tmp_path):
     said = problems(tmp_path, one=GOOD.replace("{method: qlora}", "{method: prefix, rank: 3, steps: x}"))
     assert "sft.steps" in said and "sft.rank: has no effect with method: prefix" in said
+
+
+@pytest.mark.parametrize("use", ["split", "test"])
+def test_data_with_held_out_rows_is_accepted(tmp_path, use):
+    """Control of the refusals of held-out sets that have no row."""
+    (file := tmp_path / "a.jsonl").touch()
+    sources = f"[{{path: {file}, use: train}}, {{path: {file}, use: {use}}}]"
+    text = f"prepare: {{text: [{{path: {file}}}], sft: {sources}, preference: {sources}}}\n"
+    text += "base: {scratch: {}}\nsft: {}\ndpo: {}\nevaluate: {tasks: [{task: heldout_sft}, {task: heldout_text}]}\n"
+    assert load(tmp_path, one=text).experiments["one"].dpo
 
 
 def test_held_out_text_may_come_from_a_file_of_its_own(tmp_path):

@@ -42,6 +42,7 @@ def contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
     if experiment.lengths and "test" not in sides(experiment.prepare, "long"):
         yield "lengths", "has no held-out long documents: set prepare.world.long or prepare.long"
     yield from _tasks(experiment)
+    yield from _compare(experiment)
 
 
 def _without_effect(where: str, section: Section) -> Iterator[tuple[str, str]]:
@@ -151,16 +152,22 @@ def is_day(date: str) -> bool:
 
 def _tasks(experiment: Experiment) -> Iterator[tuple[str, str]]:
     prepare, tasks = experiment.prepare, experiment.evaluate.tasks
-    sources = {"heldout_text": prepare.world or prepare.text, "heldout_sft": prepare.sft and not prepare.world}
-    sources |= {key: getattr(prepare, key) for key in ASKED}
+    held = {f"heldout_{task}": task for task in (["text"] if prepare.world else ["text", "sft"])}
+    held = {name: task for name, task in held.items() if prepare.world or getattr(prepare, task)}
+    empty = {name: task for name, task in held.items() if "test" not in sides(prepare, task)}
     prepared = world_tasks.names(prepare.world) if prepare.world else []
-    prepared += [name for name, source in sources.items() if source]
+    prepared += [name for name in held if name not in empty] + [key for key in ASKED if getattr(prepare, key)]
+    if tasks is None and not prepared:
+        ways = "hold out rows of prepare.text or prepare.sft, set prepare.choices or prepare.answers, or name tasks"
+        yield "evaluate.tasks", f"prepare makes no benchmark task here: {ways}"
     if tasks == []:
         yield "evaluate.tasks", "is empty: leave it out for the built-in tasks, or name one"
     for number, task in enumerate(tasks or []):
         where = f"evaluate.tasks[{number}]"
         if task.revision is not None or task.allow_floating:
             yield from _pinned(where, task)
+        elif task.task in empty:
+            yield f"{where}.task", f"{task.task!r} has no row: {_no_test_side(prepare, empty[task.task])}"
         elif task.task not in prepared:
             yield (
                 f"{where}.task",
@@ -169,3 +176,18 @@ def _tasks(experiment: Experiment) -> Iterator[tuple[str, str]]:
             )
         if task.task in [earlier.task for earlier in tasks[:number]]:
             yield f"{where}.task", f"{task.task!r} is named twice"
+
+
+def _no_test_side(prepare: Prepare, task: str) -> str:
+    """Why a kind of data has no held-out rows."""
+    split = any(source.use == "split" for source in getattr(prepare, task))
+    return "prepare.test_fraction is 0" if split else f"prepare.{task} has `use: train` alone"
+
+
+def _compare(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """The prompts that policies are compared by are held-out ones."""
+    aligned = [name for name, stage in STAGES.items() if stage.aligns and getattr(experiment, name)]
+    asked = ("preference", "kto", "sft")
+    if aligned and not any("test" in sides(experiment.prepare, task) for task in asked):
+        ways = " or ".join(f"prepare.{task}" for task in asked)
+        yield "compare", f"has no held-out prompts: give a source of {ways} without `use: train`, and a test_fraction"

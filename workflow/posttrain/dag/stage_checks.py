@@ -75,7 +75,8 @@ def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
     if "train" not in sides(prepare, section.task):
         rows = "preference pairs" if section.task == "preference" else f"{section.task} rows"
         world = "prepare.world or " if section.task in OF_WORLD else ""
-        yield where, f"has no {rows} to train on: set {world}prepare.{section.task}"
+        given = "a source without `use: test` in " if getattr(prepare, section.task) else ""
+        yield where, f"has no {rows} to train on: set {world}{given}prepare.{section.task}"
 
 
 def _ppo(where: str, ppo: Ppo, experiment: Experiment) -> Mistakes:

@@ -11,9 +11,9 @@ def refuse_control_text(tokenizer, row: dict) -> None:
     """Raise Breach for text that the tokenizer would read as a control token: an end of turn within an answer."""
     found = control_text(tokenizer, {key: row[key] for key in TEXTS if key in row})
     if found:
-        what = "end-of-turn token" if found == tokenizer.eos_token else "control token"
+        what = "the end-of-turn token" if found == tokenizer.eos_token else "a control token"
         way_out = "`prepare.control_text: plain` reads it as plain text"
-        raise breach("control_text", row, f"its text holds {found!r}, a {what} of the tokenizer; {way_out}")
+        raise breach("control_text", row, f"its text holds {found!r}, {what} of the tokenizer; {way_out}")
 
 
 def check(tokenizer, row: dict) -> int:
