@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import io
 import json
 import os
 import pkgutil
@@ -12,6 +13,7 @@ import pytest
 
 from posttrain import __main__
 from posttrain.config.stages import STAGES
+from posttrain.ground import progress
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import verify
 
@@ -143,3 +145,14 @@ def test_a_section_by_hand_lacks_what_the_workflow_fills_in(tmp_path, stage, sec
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for said in words:
         assert f"section.yaml: {said}" in done.stderr
+
+
+def test_a_terminal_of_another_encoding_ends_no_run(monkeypatch):
+    """As with `PYTHONIOENCODING=ascii`: the table at a run's end has a plus-minus sign."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(UnicodeEncodeError):
+        print("control: 0.4 ± 0.1")
+    progress.print_any_text()
+    print("0.4 ± 0.1", flush=True)
+    assert stream.buffer.getvalue().endswith(b"0.4 ? 0.1\n")

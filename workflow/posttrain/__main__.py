@@ -23,6 +23,7 @@ CAMPAIGN = "config/config.yaml"
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 2 after a user's mistake (printed without a traceback), 75 after an
     interruption that the next run continues, 77 where a GPU has too little memory."""
+    progress.print_any_text()
     arguments = parser().parse_args(argv)
     quiet_libraries(arguments.command)
     try:

@@ -15,12 +15,14 @@ from posttrain.ground import credentials
 from posttrain.ground.code import refuse_other_package, remember
 from posttrain.ground.errors import UserError
 from posttrain.ground.identity import canonical, named, write_named
+from posttrain.ground.progress import print_any_text
 from posttrain.jobs import slurm
 from posttrain.reporting.summary import last_lines, outdated
 from posttrain.tools import budget, status, why
 
 # Garbage collection would take a fifth of the time of a large plan and free almost nothing. `onstart` enables it again.
 gc.disable()
+print_any_text()
 
 # `configfile:` is not used: it would merge the default campaign into that of --configfile. Nor is `config`, which is
 # read as YAML 1.1 (`on`, dates).

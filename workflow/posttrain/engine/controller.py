@@ -59,7 +59,7 @@ def claim() -> int:
     claim: it may have started to plan before this one, and taken this one's lock for a dead one's.
     """
     HOLDER.parent.mkdir(exist_ok=True)
-    file = os.open(HOLDER, os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(HOLDER, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask
     if lock(file) is False:
         os.close(file)
         raise UserError(occupied(holder()))

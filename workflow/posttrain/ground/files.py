@@ -3,9 +3,14 @@
 import fcntl
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
 
 from posttrain.ground.errors import Unreadable, UserError
+
+UMASK = os.umask(0o077)  # it can only be read by being set
+os.umask(UMASK)
 
 
 def sha256(path: Path) -> str:
@@ -110,3 +115,15 @@ def listed(manifest: Path) -> dict[str, tuple[str, int]]:
     if not files:
         raise UserError(f"{manifest}: is not a manifest of an artifact")
     return files
+
+
+def permit(folder: Path) -> None:
+    """Give all files below a folder the permissions that the umask leaves; safetensors lets only their owner read them.
+
+    In a folder of a group (setgid), new files and folders belong to the group by themselves.
+    """
+    for path in folder.rglob("*"):
+        mode = path.stat().st_mode
+        whole = 0o777 if path.is_dir() or mode & stat.S_IXUSR else 0o666
+        if (wanted := whole & ~UMASK | mode & stat.S_ISGID) != stat.S_IMODE(mode):
+            path.chmod(wanted)

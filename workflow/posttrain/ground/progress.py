@@ -1,5 +1,6 @@
-"""Progress lines on standard error, each with the stage's name."""
+"""What is printed: progress lines on standard error, each with the stage's name."""
 
+import io
 import sys
 from pathlib import Path
 
@@ -12,6 +13,13 @@ name = "posttrain"  # the command line sets it to experiment/stage
 def say(message: str) -> None:
     """Print a line to standard error."""
     print(f"[{name}] {message}", file=sys.stderr, flush=True)
+
+
+def print_any_text() -> None:
+    """Print `?` for what a terminal's encoding lacks, such as ± in ASCII; Python would end with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def spent(checkpoints: Path) -> float:

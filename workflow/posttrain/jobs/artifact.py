@@ -28,6 +28,7 @@ from posttrain.ground.files import manifest_of, read_json, sha256, verify, write
 from posttrain.ground.identity import DAMAGED, canonical, identity
 from posttrain.ground.progress import say, spent
 from posttrain.jobs import failure, kept, provenance
+from posttrain.jobs.publishing import publish, refuse_foreign_folders
 from posttrain.reporting import card
 from posttrain.training import interruption, tracking
 
@@ -278,32 +279,6 @@ def local_files(stage: str, section) -> list[Path]:
     """The user's own existing files that a stage reads. The stage itself reports missing ones."""
     files = [file for _, file in own_files(stage, section)] if stage in ("prepare", "base") else []
     return [file for file in files if file.is_file()]
-
-
-def refuse_foreign_folders(output: Path) -> None:
-    """Raise UserError unless `output` is a manifest.json and publishing replaces no folder of the user's."""
-    if output.name != "manifest.json":
-        raise UserError(f"--output {output}: must be called manifest.json, in the folder for the artifact")
-    ours = any(any(output.parent.glob(sign)) for sign in ("manifest.json", "provenance.json", ".making-*"))
-    for folder in (output.parent / part for part in ("data", "model", "snapshots")):
-        if folder.exists() and not ours:
-            raise UserError(f"--output {output}: {folder} is no artifact and would be replaced; name another folder")
-
-
-def publish(work: Path, home: Path) -> list[str]:
-    """Move the contents of `work` to `home`, the manifest last, readable by the group. Returns the names."""
-    for file in work.rglob("*"):
-        if file.stat().st_mode & 0o044 != 0o044:  # safetensors writes files that only their owner can read
-            file.chmod(0o755 if file.is_dir() else 0o644)
-    parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
-    for part in sorted(parts, key="manifest.json".__eq__):
-        target = home / part
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(work / part, target)
-    shutil.rmtree(work)
-    (home / DAMAGED).unlink(missing_ok=True)
-    return parts
 
 
 def end_process() -> None:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import verify
+from posttrain.ground.files import permit, verify
 from posttrain.ground.progress import say
 from posttrain.models.policy import (
     MERGEABLE,
@@ -50,6 +50,7 @@ def export(policy: Path, folder: Path, dtype: str | None = None) -> None:
     tokenizer.save_pretrained(part)
     certify(part, probed(in_float32(model)))
     card.write_exported(policy, part)
+    permit(part)
     part.rename(folder)
 
 

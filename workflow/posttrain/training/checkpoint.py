@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from posttrain.ground.errors import Unreadable, UserError
-from posttrain.ground.files import manifest_of, verify, write_json
+from posttrain.ground.files import manifest_of, permit, verify, write_json
 from posttrain.ground.progress import say
 from posttrain.training import parallel
 
@@ -32,6 +32,7 @@ def seal(folder: Path) -> None:
     parallel.barrier()  # each process writes a part of the checkpoint
     if parallel.main():
         parts = [part.name for part in folder.iterdir() if part.name != "manifest.json"]
+        permit(folder)  # another user of the group may continue the run
         write_json(folder / "manifest.json", manifest_of(folder, parts))
         for old in all_in(folder.parent)[:-KEPT]:
             shutil.rmtree(old)

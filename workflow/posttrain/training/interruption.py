@@ -131,7 +131,7 @@ def alone(lock: Path) -> Iterator[bool]:
 
 def locked(lock: Path) -> int | None:
     """The descriptor of the opened and locked file; None where another process holds the lock."""
-    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask
     with contextlib.suppress(FileNotFoundError):  # the last holder may have deleted it meanwhile
         if files.lock(file) is not False and os.fstat(file).st_ino == lock.stat().st_ino:
             os.ftruncate(file, 0)
