@@ -163,11 +163,11 @@ def test_a_wrong_split_is_seen(made, wrong):
 @pytest.fixture(scope="module")
 def sharded(made, runs) -> Path:
     """FSDP on CPUs: each process holds half of every weight, 4-bit ones too; a run that is stopped continues."""
-    shared = {name: (*runs[name], "") for name in ("qlora", "full", "dpo", "kto")}
+    shared = {name: (*runs[name], "") for name in ("qlora", "full", "reward", "dpo", "kto", "longctx")}
     return together(shared | {"stopped": (*runs["qlora"], "stopped")}, 2, Path("results/sharded"), sharded=True)
 
 
-@pytest.mark.parametrize("name", ["qlora", "full", "dpo", "kto", "stopped"])
+@pytest.mark.parametrize("name", ["qlora", "full", "reward", "dpo", "kto", "longctx", "stopped"])
 def test_shared_out_weights_learn_the_same(made, sharded, name):
     from safetensors.torch import load_file
 

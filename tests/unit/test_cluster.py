@@ -154,7 +154,9 @@ def test_every_mistake_in_the_sites_file_is_told_with_its_line(here):
 def test_weights_are_shared_out_where_the_site_says_so(here, stage, monkeypatch):
     (here / "slurm").mkdir()
     (here / "slurm/site.yaml").write_text("stages: {sft: {gpu: 2, shard: true}, ppo: {shard: true}}\n")
-    with pytest.raises(UserError, match=r"^slurm/site.yaml:1: stages.ppo.shard: only sft, dpo, kto can$"):
+    with pytest.raises(
+        UserError, match=r"^slurm/site.yaml:1: stages.ppo.shard: only sft, reward, dpo, kto, longctx can$"
+    ):
         sites.read()
     (here / "slurm/site.yaml").write_text("stages: {sft: {gpu: 2, shard: true}}\n")
     monkeypatch.setenv(slurm.SITE, sites.read().model_dump_json(exclude_none=True))

@@ -570,6 +570,22 @@ def test_a_past_run_had_the_number_that_its_batch_size_auto_became(tmp_path, mon
         assert estimates.ratio(plan, JUDGED) == pytest.approx(ratio) and half < 0.9 * whole
 
 
+def test_position_interpolation_of_7b_fits_as_qlora_or_with_shared_weights(tmp_path, monkeypatch):
+    """Full tuning at 8192 tokens takes 131 GB at least; PPO, which cannot share its weights, is not told to."""
+    kinds = {kind: [{"path": f"{kind}.jsonl"}] for kind in ("sft", "preference", "text")}
+    prepare = kinds | {"long": kinds["text"], "max_tokens": 2048}
+    thrifty = {"gradient_checkpointing": True, "micro_batch_size": 1, "precision": "bfloat16"}
+    plan = plan_of(tmp_path, monkeypatch, prepare=prepare, sft={}, reward={}, ppo={}, longctx=thrifty)
+    long = Artifact("one", "longctx")
+    assert budget.size(estimates.predicted(plan, long, gpu=True)) == pytest.approx(131, abs=1)
+    assert list(budget.remedies(plan, long, 80)) == ["longctx.tuning: qlora"]
+    with pytest.raises(UserError) as refused:
+        budget.refuse_too_large(plan, 3.0, True)
+    told = {problem.partition(":")[0]: problem for problem in refused.value.problems}
+    assert "stages: {longctx: {gpu: 4, shard: true}} in slurm/site.yaml" in told["one/longctx"]
+    assert "none of its settings" in told["one/ppo"] and "shard" not in told["one/ppo"]
+
+
 def test_answers_are_drawn_in_parts_that_fit(tmp_path, monkeypatch):
     """An eighth of the answers at once has an eighth of the cache; control: more than there are change nothing."""
     plan = plan_of(tmp_path, monkeypatch, sft={}, ppo={"batch_size": 256}, reward={"micro_batch_size": 1})

@@ -64,7 +64,9 @@ STAGES: dict[str, Stage] = {
     "prepare": Stage(sections.Prepare, "data", "read, check and split the data", runs="always"),
     "base": Stage(sections.Base, "policy", "the untouched model", ("data",), runs="always", threads=2),
     "sft": Stage(sections.Sft, "policy", "supervised fine-tuning", ("data", "base"), shards=True),
-    "reward": Stage(sections.Reward, "reward", "a reward model from preference pairs", ("data", "base", "sft")),
+    "reward": Stage(
+        sections.Reward, "reward", "a reward model from preference pairs", ("data", "base", "sft"), shards=True
+    ),
     "reference": Stage(
         sections.Reference, "data", "log-probabilities of the judged answers under the SFT policy",
         ("data", "base", "sft"), runs="where read",
@@ -81,7 +83,7 @@ STAGES: dict[str, Stage] = {
     ),
     "longctx": Stage(
         sections.Longctx, "policy", "a longer context by rescaled positions",
-        ("data", "base", "policy"), optional=("base",),
+        ("data", "base", "policy"), optional=("base",), shards=True,
     ),
     "evaluate": Stage(
         sections.Evaluate, "judgement", "benchmark a policy with lm-eval",

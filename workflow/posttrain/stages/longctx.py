@@ -27,6 +27,8 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
 
     from posttrain.training import trainers
 
+    if parallel.sharded and section.tuning == "full" and section.optimizer == "muon":
+        raise UserError("longctx.optimizer: muon needs whole matrices, and --shard leaves parts: take adamw")
     dtype = policies.dtype_of(policy)
     model, tokenizer, differences = rescaled(section, base, policy, checkpoints / "rescaled")
     context = positions.contract(model.config, tokenizer.model_max_length)["context"]
@@ -46,15 +48,10 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
     after = trainer.evaluate()["eval_loss"]
     if not math.isfinite(after):
         raise Diverged(f"longctx: the held-out loss is {after} after tuning ({before} before): lower learning_rate")
+    published = publish(section, trainer.model, tokenizer, checkpoints / "rescaled", policy, work)
     if not parallel.main():
-        return {}  # the first process publishes for all
-    merged, difference = without_adapter(section, adapted, checkpoints / "rescaled", work / ".adapter", dtype)
-    rounding = policies.round_weights(merged, dtype)
-    differences = {"merge_difference": difference, **differences, "rounding_difference": rounding}
-    merged.save_pretrained(work / "model")
-    tokenizer.save_pretrained(work / "model")
-    form = policies.read_contract(policy).get("form")
-    policies.write_contract(work / "model", "weights", tokenizer, merged.config, form=form, dtype=dtype)
+        return {}
+    differences = published | differences
     summary = {"context": context, "perplexity_before": math.exp(before), "perplexity": math.exp(after)}
     return {
         "summary": summary | {key: value for key, value in differences.items() if value is not None},
@@ -165,19 +162,39 @@ def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
     return trainer
 
 
-def without_adapter(section: Longctx, adapted, rescaled: Path, folder: Path, dtype: str) -> tuple:
-    """(the tuned model with its adapter merged, `certified_difference`; None without an adapter).
+def publish(section: Longctx, tuned, tokenizer, rescaled: Path, policy: Path, work: Path) -> dict:
+    """Write `work/model`, the tuned model, whole; returns the differences of its logits from merging and rounding, None
+    where it was not merged or rounded. Every process must call it; the first writes.
 
-    A LoRA on quantised weights is merged into the same weights, dequantised. Raises UserError where the merged model
-    computes another function. rescaled: folder of the model that was tuned; folder: scratch for the adapter; dtype: of
-    the frozen weights.
+    rescaled: folder of the model that was tuned. policy: manifest of the policy whose context was extended.
     """
-    if section.tuning not in ("lora", "qlora"):
-        return adapted, None
-    adapted.save_pretrained(folder)
+    has_adapter, dtype, difference = section.tuning in ("lora", "qlora"), policies.dtype_of(policy), None
+    state = parallel.gathered(tuned, every_name=has_adapter)  # PEFT saves a tied copy under each name
+    if has_adapter and parallel.main():
+        tuned.save_pretrained(work / ".adapter", state_dict=state)
+    expected = policies.probed(nf4.in_float32(tuned)) if has_adapter else None  # where weights are shared out, by all
+    if not parallel.main():
+        return {}
+    if has_adapter:
+        tuned, difference = merged(section, expected, rescaled, work / ".adapter", dtype)
+        state = None
+    rounding = policies.round_weights(tuned, dtype) if state is None else None  # shards have the type's values already
+    tuned.save_pretrained(work / "model", state_dict=state)
+    tokenizer.save_pretrained(work / "model")
+    form = policies.read_contract(policy).get("form")
+    policies.write_contract(work / "model", "weights", tokenizer, tuned.config, form=form, dtype=dtype)
+    return {"merge_difference": difference, "rounding_difference": rounding}
+
+
+def merged(section: Longctx, expected, rescaled: Path, adapter: Path, dtype: str) -> tuple:
+    """(the model of the folder `rescaled` with an adapter merged, `certified_difference`).
+
+    expected: the tuned model's logits (`policies.probed`); dtype: of the frozen weights. A LoRA on quantised weights is
+    merged into the same weights, dequantised. Raises UserError where the merged model computes another function.
+    """
     under = policies.load_model(rescaled, quantization(section, dtype), dtype=dtype)
-    merged, _ = policies.merge(under, folder, "longctx")
-    expected, problem = policies.probed(nf4.in_float32(adapted)), f"longctx: {policies.OTHER_FUNCTION}"
-    difference = policies.certified_difference(expected, policies.probed(merged), problem)
+    model, _ = policies.merge(under, adapter, "longctx")
+    problem = f"longctx: {policies.OTHER_FUNCTION}"
+    difference = policies.certified_difference(expected, policies.probed(model), problem)
     say(f"merged: logits differ by {difference:.1g} of the largest")
-    return merged, difference
+    return model, difference

@@ -46,8 +46,8 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     trainers.share_rows(trainer, section)
     trainers.run(trainer, section, checkpoints)
     adapters.publish(trainer.model, tokenizer, foundation, work / "model", method="reward")
-    if not parallel.main():
-        return {}  # the first process measures
+    if not (parallel.main() or parallel.sharded):
+        return {}  # the first process measures; where weights are shared out, a forward pass needs every process
     return {
         "summary": {"trainable_parameters": trainable, "pairs": len(train)},
         "history": trainers.history(trainer, ("accuracy", "margin")),
@@ -83,7 +83,7 @@ def held_out(model, tokenizer, rows: list[dict]) -> dict:
     for kind in sorted(kinds | {kind.partition("/")[0] for kind in kinds}):  # correct, correct/fact, correct/order
         inside = [f"{row['kind']}/".startswith(f"{kind}/") for row in rows]
         figures[kind] = measured([margin for margin, one in zip(margins, inside, strict=True) if one])
-    for kind, numbers in figures.items():
+    for kind, numbers in figures.items() if parallel.main() else ():
         error = f" ± {numbers['stderr']:.3f}" if numbers["stderr"] is not None else ""
         say(f"held-out pairs, {kind}: accuracy {numbers['accuracy']:.3f}{error} (n {numbers['n']})")
     return {"pairs": figures, "calibration": calibration(margins)}

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from posttrain.config.sections import Adapter, Base, Judgement, Longctx, Measured, Ppo, Sft
-from posttrain.config.stages import TRAINERS, Experiment
+from posttrain.config.stages import SHARDED, TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.campaign import load
 from posttrain.dag.checks import contradictions
@@ -136,12 +136,18 @@ def refuse_too_large(
         used = estimates.ratio(plan, artifact, gpu=True)
         if need and need.device and size(need, used) > gb and artifact.stage not in sharded:
             ways = " or ".join(remedies(plan, artifact, (gb - RESERVE) / used + RESERVE))
-            advice = "it fits with none of its settings: shorten rows or take a smaller model"
-            advice = f"fits with {ways}" if ways else advice
+            advice = f"fits with {ways}" if ways else without_remedy(artifact.stage)
             needed = f"needs {size(need, used):.1f} GB of GPU memory, there are {gb:g}"
             problems.append(f"{artifact.name}: {needed}; {advice}")
     if problems:
         raise UserError(*problems)
+
+
+def without_remedy(stage: str) -> str:
+    """What to do about a stage that fits with none of its settings."""
+    share = f"stages: {{{stage}: {{gpu: 4, shard: true}}}} in slurm/site.yaml"
+    several = f", or let several GPUs share its weights ({share})" if stage in SHARDED else ""
+    return f"it fits with none of its settings: shorten rows or take a smaller model{several}"
 
 
 def with_part_of_batch(settings: Experiment, stage: str, gpus: Mapping[str, int]) -> Experiment:

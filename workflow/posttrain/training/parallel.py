@@ -95,18 +95,19 @@ def refuse_shards() -> None:
         raise UserError("--shard needs GPUs; without it every process holds all weights")
 
 
-def gathered(model) -> dict | None:
+def gathered(model, every_name: bool = False) -> dict | None:
     """The trained weights of a sharded model, gathered in the first process; None where the model is not sharded.
 
-    A collective call: every process must make it.
+    A collective call: every process must make it. every_name: tied weights under each of their names, not once.
     """
     if not sharded or world() == 1:
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    state, named = get_model_state_dict(model, options=options), dict(model.named_parameters())
-    return {name: weight for name, weight in state.items() if name in named}  # tied weights once
+    state = get_model_state_dict(model, options=options)
+    named = dict(model.named_parameters(remove_duplicate=not every_name))
+    return {name: weight for name, weight in state.items() if name in named}
 
 
 def summed(value: Tensor) -> Tensor:
