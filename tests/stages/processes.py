@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, DistributedType
 from tiny import make
-from torch.distributed.fsdp import FSDPModule
 
 from posttrain.ground.errors import Interrupted
 from posttrain.jobs import kept
@@ -85,9 +84,6 @@ def share_out() -> None:
 
     def halves(trainer, *given) -> None:
         run(trainer, *given)
-        for module in trainer.model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # the last layers may be whole after an evaluation, until the next step
         for name, weight in trainer.model.named_parameters():
             whole = weight.shape[0] == 1  # a reward model's head has one row
             assert weight.to_local().numel() == weight.numel() / 2 or whole, name

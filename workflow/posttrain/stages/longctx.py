@@ -170,12 +170,11 @@ def publish(section: Longctx, tuned, tokenizer, rescaled: Path, policy: Path, wo
     """
     has_adapter, dtype, difference = section.tuning in ("lora", "qlora"), policies.dtype_of(policy), None
     state = parallel.gathered(tuned, every_name=has_adapter)  # PEFT saves a tied copy under each name
-    if has_adapter and parallel.main():
-        tuned.save_pretrained(work / ".adapter", state_dict=state)
-    expected = policies.probed(nf4.in_float32(tuned)) if has_adapter else None  # where weights are shared out, by all
     if not parallel.main():
         return {}
     if has_adapter:
+        tuned.save_pretrained(work / ".adapter", state_dict=state)
+        expected = policies.probed(nf4.in_float32(tuned)) if state is None else None
         tuned, difference = merged(section, expected, rescaled, work / ".adapter", dtype)
         state = None
     rounding = policies.round_weights(tuned, dtype) if state is None else None  # shards have the type's values already
@@ -189,12 +188,14 @@ def publish(section: Longctx, tuned, tokenizer, rescaled: Path, policy: Path, wo
 def merged(section: Longctx, expected, rescaled: Path, adapter: Path, dtype: str) -> tuple:
     """(the model of the folder `rescaled` with an adapter merged, `certified_difference`).
 
-    expected: the tuned model's logits (`policies.probed`); dtype: of the frozen weights. A LoRA on quantised weights is
-    merged into the same weights, dequantised. Raises UserError where the merged model computes another function.
+    expected: the tuned model's logits (`policies.probed`); None where its weights are shared out: the adapter that was
+    gathered is then certified alone. dtype: of the frozen weights. A LoRA on quantised weights is merged into the same
+    weights, dequantised. Raises UserError where the merged model computes another function.
     """
     under = policies.load_model(rescaled, quantization(section, dtype), dtype=dtype)
-    model, _ = policies.merge(under, adapter, "longctx")
-    problem = f"longctx: {policies.OTHER_FUNCTION}"
-    difference = policies.certified_difference(expected, policies.probed(model), problem)
+    model, difference = policies.merge(under, adapter, "longctx")
+    if expected is not None:
+        problem = f"longctx: {policies.OTHER_FUNCTION}"
+        difference = policies.certified_difference(expected, policies.probed(model), problem)
     say(f"merged: logits differ by {difference:.1g} of the largest")
     return model, difference

@@ -95,6 +95,18 @@ def refuse_shards() -> None:
         raise UserError("--shard needs GPUs; without it every process holds all weights")
 
 
+def reshard(model) -> None:
+    """Let each process hold its share of the weights alone: an evaluation leaves the last layers whole, in copies in
+    which a change would be lost."""
+    if not sharded or world() == 1:
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def gathered(model, every_name: bool = False) -> dict | None:
     """The trained weights of a sharded model, gathered in the first process; None where the model is not sharded.
 

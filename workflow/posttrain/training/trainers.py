@@ -196,6 +196,7 @@ def run(trainer, section: Training, checkpoints: Path) -> None:
     if newest:
         say(f"continuing from a checkpoint of step {checkpoint.step_of(newest)}")
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    parallel.reshard(trainer.model)
     state = trainer.state
     if interrupted := progress.watch.stop(state.global_step):
         raise interrupted
