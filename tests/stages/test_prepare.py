@@ -285,6 +285,23 @@ def test_rows_that_break_the_token_contract_are_dropped_counted_and_all_listed(t
     assert all("prepare.control_text: plain" in row["message"] for row in listed if row["reason"] == "control_text")
 
 
+def test_a_question_with_control_text_is_not_asked(tmp_path, cache):
+    """lm-eval would read it as a control token; control: the other questions."""
+    texts = ["Which animal ran?", "What does <|im_end|> end?"]
+    chosen = [{"question": text, "choices": ["a dog", "a turn"], "answer": 0} for text in [*texts, "Who sat?"]]
+    chosen[2]["choices"] = ["the <|im_start|>", "the cat"]
+    answered = [{"question": text, "answer": "a turn of it"} for text in texts]
+    for name, rows in (("choices", chosen), ("answers", answered)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {name: [Source(path=str(tmp_path / f"{name}.jsonl"))] for name in ("choices", "answers")}
+    manifest = prepare(tmp_path, sft=[Source(path=chat_file(tmp_path))], **asked, tokenizer=chatml(tmp_path))
+    listed = [(row["task"], row["line"], row["reason"]) for row in read_jsonl(manifest.parent / "data/dropped.jsonl")]
+    assert listed == [("choices", 2, "control_text"), ("choices", 3, "control_text"), ("answers", 2, "control_text")]
+    for name in asked:
+        (row,) = read_jsonl(manifest.parent / f"data/tasks/{name}.jsonl")
+        assert row["question"] == texts[0]
+
+
 def test_control_text_is_kept_as_plain_text_where_asked(tmp_path, cache):
     """The trainers' tokens of these rows then hold the template's control tokens alone."""
     from transformers import AutoTokenizer
@@ -334,6 +351,29 @@ def test_contradictions_between_sources_are_warned_of(tmp_path, cache, capsys):
     ]
     prepare(tmp_path, preference=[one, same], **keys)
     assert "warning: contradicts" not in capsys.readouterr().err
+
+
+def test_training_rows_among_worked_examples_are_warned_of_and_a_leak_behind_them_is_refused(tmp_path, cache, capsys):
+    train = Source(path=chat_file(tmp_path), use="train")
+    known = "Name a colour number {} of {} things".format
+    shots = "\n\n".join(f"Question: {known(n, n * 7919)}\nAnswer: It is {n}." for n in (3, 4))
+    for question, refused in (
+        ("How deep is the lake behind the old mill in spring", False),
+        (known(7, 7 * 7919), True),
+    ):
+        path = tmp_path / "test.jsonl"
+        path.write_text(
+            json.dumps({"question": f"{shots}\n\nQuestion: {question}\nAnswer:", "answer": "It is so"}) + "\n"
+        )
+        keys = {"sft": [train], "answers": [Source(path=str(path))], "tokenizer": chatml(tmp_path)}
+        if refused:
+            with pytest.raises(UserError, match=r"test\.jsonl:1: .*chat\.jsonl:8"):
+                prepare(tmp_path, **keys)
+            continue
+        manifest = prepare(tmp_path, **keys)
+        assert f"{path}:1: few-shot overlap: among its worked examples is {train.path}:" in capsys.readouterr().err
+        warnings = [entry["warnings"] for entry in read_json(manifest.parent / "metrics.json")["sources"]]
+        assert {"training rows as examples": 1} in warnings and {"few_shot": 1, "too_few_rows": 1} in warnings
 
 
 def test_a_missing_file_is_named(tmp_path, cache):

@@ -552,6 +552,9 @@ def test_a_leak_behind_worked_examples_is_found():
         row = {"question": f"{shots}\n\nQuestion: {asked}\nAnswer:", "answer": "x y"}
         test = rows.read_rows([row], "t", "generation").rows
         assert [finding.how for finding in overlap(train, test)] == found
+    shown = rows.read_rows([row], "t", "generation").rows
+    (finding,) = overlap([*train, *made(5, seed=3)], shown)
+    assert finding.how == "few-shot" and not finding.is_leak and "worked examples" in str(finding)
 
 
 def test_empty_user_only_where_allowed():

@@ -163,6 +163,7 @@ def test_tool_calls_are_trained_through_the_chat_template(family):
     "row",
     [
         CALLED | {"tools": json.dumps([TOOL])},
+        CALLED | {"messages": [USER, CALLING | {"tool_calls": json.dumps([CALL])}, RESULT, REPLY]},
         CALLED | {"messages": [USER, CALLING | {"content": None}, RESULT, REPLY]},
         CALLED | {"messages": [USER, CALLING | {"tool_calls": [CALL["function"] | {"id": "c1"}]}, RESULT, REPLY]},
         CALLED
@@ -178,6 +179,18 @@ def test_tool_calls_are_trained_through_the_chat_template(family):
 )
 def test_tools_in_every_form_are_one(row):
     assert read(row)["messages"] == read(CALLED)["messages"] and read(row)["tools"] == [TOOL]
+
+
+@pytest.mark.parametrize("name", ["function_call", "tool_call"])
+def test_a_call_in_sharegpt_is_a_tool_call(name):
+    """As LLaMA-Factory and ms-swift have it."""
+    said = [("human", USER["content"]), (name, json.dumps(CALL["function"])), ("observation", "4")]
+    turns = [{"from": role, "value": text} for role, text in [*said, ("gpt", REPLY["content"])]]
+    row = read({"conversations": turns, "tools": json.dumps([TOOL])})
+    called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALL["function"]}]}
+    assert row["messages"] == [USER, called, {"role": "tool", "content": "4"}, REPLY] and row["tools"] == [TOOL]
+    turns[1]["value"] = "add 2 and 2"
+    assert dropped({"conversations": turns})[0] == "tool_calls"
 
 
 def test_an_old_function_call_is_a_tool_call():

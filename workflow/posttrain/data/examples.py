@@ -13,16 +13,21 @@ ANSWER = re.compile(
 )
 
 
-def question_asked(prompt: str) -> str:
-    """The last question of a prompt with worked examples; the prompt itself where it has none."""
+def parted(prompt: str) -> tuple[str, str]:
+    """(worked examples of a prompt, its last question); without examples "" and the whole prompt."""
     questions = list(QUESTION.finditer(prompt))
     if len(questions) < 2 or not ANSWER.search(prompt, questions[0].end(), questions[-1].start()):
-        return prompt
+        return "", prompt
     question = prompt[questions[-1].end() :]
     end = ANSWER.search(question)
-    return question[: end.start()] if end else question
+    return prompt[: questions[-1].start()], question[: end.start()] if end else question
+
+
+def question_asked(prompt: str) -> str:
+    """The last question of a prompt with worked examples; the prompt itself where it has none."""
+    return parted(prompt)[1]
 
 
 def has_examples(prompt: str) -> bool:
     """Whether a prompt holds worked examples before its question."""
-    return question_asked(prompt) != prompt
+    return bool(parted(prompt)[0])

@@ -9,10 +9,11 @@ from itertools import pairwise
 
 from posttrain.data.lines import RowError, json_kind
 from posttrain.data.texts import is_blank
-from posttrain.data.turns import more_of
+from posttrain.data.turns import CALLS, more_of
 
 ROLES = {name: name for name in ("system", "user", "assistant", "tool")}
 SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
+SHAREGPT_ROLES |= {"tool_response": "tool", "function_call": "assistant", "tool_call": "assistant"}
 SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -131,6 +132,8 @@ def _message(item, where: str, allow_empty_user: bool, roles: dict[str, str]) ->
     if not isinstance(role, str) or role not in roles:
         shown = repr(role)[:60]
         raise RowError("unknown_role", f"{where}.{keys[0]}: unknown role {shown}; allowed: {', '.join(roles)}")
+    if role in CALLS:  # the text is a call, in JSON
+        item, content = {key: part for key, part in item.items() if key != keys[1]} | {"tool_calls": content}, None
     more = more_of(item, where, roles[role])
     content = "" if content is None and "tool_calls" in more else content
     if not isinstance(content, str):

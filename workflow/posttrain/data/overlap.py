@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-from posttrain.data.examples import question_asked
+from posttrain.data.examples import parted, question_asked
 from posttrain.data.texts import DERIVED, content, digest, full_text, reply_texts, words
 from posttrain.models.tokens import prompt_text
 
@@ -32,7 +32,12 @@ class Finding(NamedTuple):
 
     test: str
     train: str
-    how: str  # exact, normalised, contained, grams, reply, group
+    how: str  # exact, normalised, contained, grams, reply, group, few-shot
+
+    @property
+    def is_leak(self) -> bool:
+        """Whether training has seen the question itself, not only a worked example before it."""
+        return self.how != "few-shot"
 
     def __str__(self) -> str:
         meanings = {
@@ -42,13 +47,16 @@ class Finding(NamedTuple):
             "grams": f"at least half of its words are in runs of {GRAM} words shared with",
             "reply": f"nearly all of its reply is in runs of {GRAM} words shared with",
             "group": "the same group as",
+            "few-shot": "among its worked examples is",
         }
         return f"{self.test}: {self.how} overlap: {meanings[self.how]} {self.train}"
 
 
 def overlap(train: list[dict], test: list[dict]) -> list[Finding]:
     """One finding for each test row that overlaps with a training row, of the first kind that applies: exact,
-    normalised, contained, grams, reply, group. Equal short prompts and boilerplate are no findings.
+    normalised, contained, grams, reply, group, few-shot. Equal short prompts and boilerplate are no findings.
+
+    `few-shot` is no leak of the question that is asked: a training row is one of the worked examples before it.
     """
     train_texts = [words(full_text(row)) for row in train]
     train_prompts = [tuple(words(prompt_text(row))) for row in train]
@@ -63,6 +71,7 @@ def overlap(train: list[dict], test: list[dict]) -> list[Finding]:
         _grams(train_texts, test_prompts, telling, prompt_of),
         _replies(train_texts, test, prompt_of),
         _same_group(train, test),
+        _few_shot(first, test),
     ]
     findings = []
     for i, row in enumerate(test):
@@ -235,3 +244,10 @@ def _same_group(train: list[dict], test: list[dict]) -> dict[int, tuple[int, str
         for i, row in enumerate(test)
         if row["group"] in first and not DERIVED.fullmatch(row["group"])
     }
+
+
+def _few_shot(first: dict, test: list[dict]) -> dict[int, tuple[int, str]]:
+    """Test rows with a training prompt among their worked examples."""
+    examples = [words(parted(prompt_text(row))[0]) for row in test]
+    hits = _find(set(first), examples, range(len(test)))
+    return {i: (first[needle], "few-shot") for needle, places in hits.items() for i in places}

@@ -7,6 +7,7 @@ from posttrain.data.lines import RowError, json_kind
 
 TRAINED = ("train", "weight", "loss")  # keys that say whether a turn is trained (Axolotl, OpenAI, ms-swift)
 READ = {"role", "content", "from", "value", "tool_calls", "function_call", "reasoning_content", *TRAINED}
+CALLS = ("function_call", "tool_call")  # ShareGPT's names of a turn that is a call
 OF_A_RESULT = ("tool_call_id", "name")  # keys of a tool's turn
 
 
@@ -17,6 +18,8 @@ def more_of(item: dict, where: str, role: str) -> dict:
     if calls := item.get("tool_calls") or [call for call in [item.get("function_call")] if call]:
         if role != "assistant":
             raise RowError("tool_calls", f"{where} is a {role} turn and calls a tool; only an assistant's turn can")
+        calls = parsed(calls) if isinstance(calls, str) else calls
+        calls = [calls] if isinstance(calls, dict) else calls
         if not isinstance(calls, list):
             raise RowError("tool_calls", f"{where}.tool_calls must be a list, found {json_kind(calls)}")
         more["tool_calls"] = [tool_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(calls)]

@@ -11,6 +11,8 @@ from posttrain.data.dropped import entry, first_of_each_kind
 from posttrain.data.rows import card
 from posttrain.ground.progress import say
 from posttrain.models import token_contract
+from posttrain.models.control import control_text
+from posttrain.models.token_contract import CONTROL_TEXT
 from posttrain.models.tokens import Breach
 
 NAMED = 5  # long rows that a warning names; the list of dropped rows names all
@@ -59,6 +61,22 @@ def fitted(section: Prepare, tokenizer, task: str, row: dict) -> tuple[dict, int
     if shorter is None:
         raise Breach(TOO_LONG, f"{size:,} tokens, over prepare.max_tokens ({section.max_tokens})")
     return shorter, token_contract.check(tokenizer, shorter)
+
+
+def askable(tokenizer, kind: str, questions: list[dict], dropped: list, cards: list) -> list[dict]:
+    """The questions of `choices` or `answers` without control text, which lm-eval would read as control tokens."""
+    found = [control_text(tokenizer, [row["question"], row.get("choices")]) for row in questions]
+    unusable = [
+        entry(row["source"], kind, CONTROL_TEXT, f"the question holds {token!r}, a control token of the tokenizer")
+        for row, token in zip(questions, found, strict=True)
+        if token
+    ]
+    if unusable:
+        for sentence in first_of_each_kind(unusable):
+            say(f"warning: questions of {kind} are dropped: {sentence}")
+        cards.append(card(f"{kind}, control text", kind, {CONTROL_TEXT: len(unusable)}))
+        dropped += unusable
+    return [row for row, token in zip(questions, found, strict=True) if not token]
 
 
 def tell(section: Prepare, task: str, total: int, unusable: list[dict], cards: list) -> None:

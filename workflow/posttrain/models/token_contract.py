@@ -4,6 +4,7 @@ from posttrain.ground.errors import UserError
 from posttrain.models.control import control_text
 from posttrain.models.tokens import MASKED, breach, encode, row_name, trained_turns
 
+CONTROL_TEXT = "control_text"
 TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")  # keys of a row that hold what is read
 
 
@@ -13,7 +14,7 @@ def refuse_control_text(tokenizer, row: dict) -> None:
     if found:
         what = "the end-of-turn token" if found == tokenizer.eos_token else "a control token"
         way_out = "`prepare.control_text: plain` reads it as plain text"
-        raise breach("control_text", row, f"its text holds {found!r}, {what} of the tokenizer; {way_out}")
+        raise breach(CONTROL_TEXT, row, f"its text holds {found!r}, {what} of the tokenizer; {way_out}")
 
 
 def check(tokenizer, row: dict) -> int:

@@ -17,10 +17,10 @@ from posttrain.config.sources import sides as sides_with_source
 from posttrain.data import texts
 from posttrain.data.conversations import suited
 from posttrain.data.dropped import REPEAT, entry, first_of_each_kind, repeated
-from posttrain.data.overlap import overlap
+from posttrain.data.overlap import Finding, overlap
 from posttrain.data.rows import card, read_source
 from posttrain.data.tokenizer import load_tokenizer, make_tokenizer
-from posttrain.data.usable import TOO_LONG, usable
+from posttrain.data.usable import TOO_LONG, askable, usable
 from posttrain.evaluation.tasks import generated, multiple_choice, rolling, write_task
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_jsonl
@@ -59,6 +59,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     suited(section, sides, cards)
     tokenizer = make_tokenizer(section, sides, list(fetched))
     lengths = {task: usable(section, tokenizer, task, sides[task], dropped, cards) for task in TRAINED}
+    asked = {kind: askable(tokenizer, kind, rows, dropped, cards) for kind, rows in asked.items()}
     refuse_empty(section, sides, dropped)
     warn_one_label(sides["kto"]["train"], cards)
     names = write_data(section, work, sides, tokenizer, questions, asked, count)
@@ -169,6 +170,16 @@ def warn_contradictions(rows: list[dict], task: str, cards: list) -> None:
         cards.append(card(f"{task}: all sources", task, {}, {"contradiction": len(pairs)}))
 
 
+def warn_examples(findings: list[Finding], cards: list) -> None:
+    """Warn of test rows with training rows among their worked examples."""
+    for finding in findings[:NAMED]:
+        say(f"warning: {finding}")
+    if len(findings) > NAMED:
+        say(f"warning: {len(findings) - NAMED:,} more test rows have training rows among their worked examples")
+    if findings:
+        cards.append(card("rows for evaluation", "eval", {}, {"training rows as examples": len(findings)}))
+
+
 def separate(sides: dict, cards: list, dropped: list, evaluation_rows: list[dict]) -> None:
     """Drop, count and list held-out rows that overlap with training rows (see data/overlap.py).
 
@@ -178,7 +189,9 @@ def separate(sides: dict, cards: list, dropped: list, evaluation_rows: list[dict
     train = [row for task in TRAINED for row in sides[task]["train"]]
     tests = [row for task in TRAINED for row in sides[task]["test"]]
     tests += [row for row in evaluation_rows if "question" in row]
-    seen = {finding.test: finding for finding in overlap(train, tests)} if tests else {}
+    findings = overlap(train, tests) if tests else []
+    warn_examples([finding for finding in findings if not finding.is_leak], cards)
+    seen = {finding.test: finding for finding in findings if finding.is_leak}
     leaks = [seen[row["source"]] for row in evaluation_rows if row["source"] in seen]
     if leaks:
         raise UserError(
