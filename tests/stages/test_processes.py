@@ -160,14 +160,25 @@ def test_a_wrong_split_is_seen(made, wrong):
         assert furthest(made[1] / name, made[2] / f"{wrong}-{name}")[key] > 1e-5
 
 
+def rounded(runs: dict) -> tuple:
+    """Full tuning on a bfloat16 base, to whose type the trained weights are rounded after the last evaluation."""
+    stage, section, inputs = runs["longctx"]
+    model = Base(path=str(inputs["base"].parent / "model"), dtype="bfloat16")
+    half = make("base", model, Path("results/processes-half/base/manifest.json"), data=inputs["data"])
+    return stage, section.model_copy(update={"tuning": "full"}), inputs | {"base": half, "policy": half}
+
+
 @pytest.fixture(scope="module")
 def sharded(made, runs) -> Path:
     """FSDP on CPUs: each process holds half of every weight, 4-bit ones too; a run that is stopped continues."""
+    stage, section, inputs = rounded(runs)
+    make(stage, section, made[1] / "rounded" / "manifest.json", **inputs)
     shared = {name: (*runs[name], "") for name in ("qlora", "full", "reward", "dpo", "kto", "longctx")}
-    return together(shared | {"stopped": (*runs["qlora"], "stopped")}, 2, Path("results/sharded"), sharded=True)
+    shared |= {"stopped": (*runs["qlora"], "stopped"), "rounded": (stage, section, inputs, "")}
+    return together(shared, 2, Path("results/sharded"), sharded=True)
 
 
-@pytest.mark.parametrize("name", ["qlora", "full", "reward", "dpo", "kto", "longctx", "stopped"])
+@pytest.mark.parametrize("name", ["qlora", "full", "reward", "dpo", "kto", "longctx", "rounded", "stopped"])
 def test_shared_out_weights_learn_the_same(made, sharded, name):
     from safetensors.torch import load_file
 
