@@ -136,8 +136,9 @@ def test_frozen_weights_take_the_bytes_of_their_type(tmp_path, monkeypatch):
         assert judged(whole, "sft")["loading"]["weights"] > 4 * PARAMETERS_7B
 
 
-def test_types_that_help_are_named(tmp_path, monkeypatch):
-    plan = plan_of(tmp_path, monkeypatch, sft={"method": "qlora"}, evaluate={"batch_size": 1})
+@pytest.mark.parametrize("size", [1, "auto"])
+def test_types_that_help_are_named(tmp_path, monkeypatch, size):
+    plan = plan_of(tmp_path, monkeypatch, sft={"method": "qlora"}, evaluate={"batch_size": size})
     assert set(budget.remedies(plan, Artifact("one", "evaluate", "base"), 16)) == {
         "base.dtype: bfloat16", "evaluate.quantize: true"
     }  # fmt: skip

@@ -213,7 +213,7 @@ def fitting(plan: Plan, artifact: Artifact, gb: float, ways: tuple[list[Change],
     problems = set(contradictions(settings))
     for chosen in itertools.product(*ways):
         other = changed(settings, chosen)
-        need = estimates.predicted(plan, artifact, other, gpu=True)
+        need = estimates.predicted(plan, artifact, other, gpu=True, memory_gb=gb)
         if need and size(need) <= gb and set(contradictions(other)) <= problems:
             return ", ".join(f"{where}.{key}: {str(value).lower()}" for where, key, value in chosen)
     return ""
