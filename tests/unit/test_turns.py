@@ -11,7 +11,9 @@ from families import TEMPLATES, tokenizer_of
 
 from posttrain.config.sections import Prepare
 from posttrain.data import conversations, rows
+from posttrain.ground.files import write_jsonl
 from posttrain.models import token_contract, tokens
+from posttrain.rl.prompts import demonstrations
 
 USER, REPLY = {"role": "user", "content": "what is two and two ?"}, {"role": "assistant", "content": "it is four."}
 MORE, YES = {"role": "user", "content": "sure ?"}, {"role": "assistant", "content": "yes."}
@@ -129,6 +131,17 @@ def test_a_conversation_is_split_at_its_trained_replies():
         assert [len(part["messages"]) for part in sides["sft"]["train"]] == expected
         for part in sides["sft"]["train"]:
             token_contract.check(tokenizer_of("qwen3"), part)
+
+
+def test_ppo_learns_no_masked_turn(tmp_path):
+    """PPO-ptx takes a row's last reply that is trained; control: the same row without a mask."""
+    tokenizer = tokenizer_of("qwen2.5")
+    for mask, expected in (({"train": False}, "it is four."), ({}, "yes.")):
+        row = read({"messages": [USER, REPLY, MORE, YES | mask]})
+        write_jsonl(tmp_path / "data/sft/train.jsonl", [row])
+        ((prompt, reply_ids),) = demonstrations(tmp_path / "manifest.json", tokenizer)
+        assert tokenizer.decode(reply_ids) == expected + "<|im_end|>"
+        assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
 
 
 # Tools
@@ -279,7 +292,8 @@ def test_a_pair_whose_scores_are_reversed_is_dropped(names):
     ):
         reason, message = dropped(pair | dict(zip(names, (2, 8.5), strict=True)), "preference")
         assert reason == "reversed" and f"{names[0]} 2 is lower than {names[1]} 8.5" in message
-        for scores in ((8.5, 2), (2, 2), (2, None), ("2", "8")):
+        assert dropped(pair | dict(zip(names, ("2", "8.5"), strict=True)), "preference")[0] == "reversed"
+        for scores in ((8.5, 2), (2, 2), (2, None), ("2", "high"), (False, True)):
             assert rows.read_rows([pair | dict(zip(names, scores, strict=True))], "made", "preference").kept == 1
     texts = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
     assert dropped(texts | dict(zip(names, (2, 8.5), strict=True)), "preference")[0] == "reversed"
@@ -293,7 +307,7 @@ def test_a_pair_whose_scores_are_reversed_is_dropped(names):
         ("preference", {"prompt": [USER], "chosen": [REPLY], "rejected": [YES]},
          {"prompt": [USER], "chosen": [YES], "rejected": [REPLY]},
          {"prompt": [{"role": "system", "content": "x"}, USER], "chosen": [YES], "rejected": [REPLY]}),
-        ("kto", {"prompt": "p", "completion": "c", "label": True}, {"prompt": "p", "completion": "c ", "label": False},
+        ("kto", {"prompt": "p", "completion": "c", "label": True}, {"prompt": "P!", "completion": " C", "label": False},
          {"prompt": "q", "completion": "c", "label": False}),
         ("eval", {"question": "q", "choices": ["a", "b"], "answer": 0},
          {"question": "q", "choices": ["b", "a"], "answer": 0},

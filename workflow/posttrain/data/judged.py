@@ -46,10 +46,17 @@ def refuse_reversed(row: dict) -> None:
     for name in SCORES:
         better, worse = name.format("chosen"), name.format("rejected")
         if better in row and worse in row:
-            high, low = row[better], row[worse]
-            numbers = all(isinstance(score, int | float) and not isinstance(score, bool) for score in (high, low))
-            if numbers and high < low:
-                raise RowError("reversed", f"{better} {high} is lower than {worse} {low}: the pair is reversed")
+            high, low = _number(row[better]), _number(row[worse])
+            if high is not None and low is not None and high < low:
+                lower = f"{better} {row[better]} is lower than {worse} {row[worse]}"
+                raise RowError("reversed", f"{lower}: the pair is reversed")
+
+
+def _number(value) -> float | None:
+    """A number, which may be written as text; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value.strip()):
+        return float(value)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def preference(row: dict, allow_empty_user: bool) -> dict:

@@ -122,18 +122,21 @@ def contradictions(rows: list[dict]) -> list[tuple[dict, dict]]:
 
 
 def _judgement(row: dict) -> tuple[str, str] | None:
-    """(fingerprint of what a row judges, its verdict); None for a row without a verdict."""
-    asked, replies = (
-        [row.get("prompt", row.get("question")), row.get("tools")],
-        [text.strip() for text in reply_texts(row)],
-    )
+    """(fingerprint of what a row judges, its verdict), but for case, space and punctuation; None without a verdict."""
+    asked = [_bare(all_text(row.get("prompt", row.get("question")))), row.get("tools")]
+    replies = [_bare(reply) for reply in reply_texts(row)]
     if "chosen" in row:
         return digest([asked, sorted(replies)]), replies[0]
     if "label" in row:
         return digest([asked, replies]), str(row["label"])
     if "choices" in row:
-        return digest([asked, sorted(row["choices"])]), replies[0]
-    return (digest(asked), row["answer"]) if "question" in row else None
+        return digest([asked, sorted(map(_bare, row["choices"]))]), replies[0]
+    return (digest(asked), _bare(row["answer"])) if "question" in row else None
+
+
+def _bare(text: str) -> str:
+    """The text's words; the text itself where it has none."""
+    return " ".join(words(text)) or text.strip()
 
 
 def chosen_longer(rows: list[dict]) -> tuple[int, int]:
