@@ -20,6 +20,10 @@ def make(stage: str, section, output: Path, keep_gb: float = 0.0, **inputs) -> P
     from posttrain.jobs import artifact
 
     torch.set_num_threads(1)
+    if stage == "evaluate":
+        import lm_eval.evaluator
+
+        lm_eval.evaluator.add_env_info = lambda storage: None  # it starts many processes, which take a second
     run = getattr(importlib.import_module(f"posttrain.stages.{stage}"), stage)
     artifact.make(stage, run, section, inputs, output, keep_gb=keep_gb)
     return output

@@ -151,9 +151,9 @@ TRIED: dict[str, tuple[str, str]] = {
     **{method: ("base", f"sft: {{{{method: {method}, {SHORT}}}}}") for method in ("full", "lora", "qlora")},
     **{method: ("base", f"sft: {{{{method: {method}, virtual_tokens: 4, {SHORT}}}}}")
        for method in ("prefix", "prompt")},
-    "reward": ("qlora", f"reward: {{{{{SHORT}}}}}"),
+    "reward": ("qlora", f"reward: {{{{{SHORT}}}}}\n{JUDGED}"),
     "ppo": ("reward", "ppo: {{steps: 2, value_warmup: 1, batch_size: 4, epochs: 1, max_new_tokens: 8, warmup_steps: 0, "
-                      f"rails: {{{{min_eos_rate: 0.0}}}}}}}}\n{JUDGED}"),
+                      "rails: {{min_eos_rate: 0.0}}}}"),
     "dpo": ("qlora", f"dpo: {{{{{SHORT}}}}}\n{JUDGED}"),
     "kto": ("qlora", f"kto: {{{{rows: preference, {SHORT}}}}}\n{JUDGED}"),
     "linear": ("base", f"longctx: {{{{method: linear, factor: 2.0, {SHORT}}}}}"),
@@ -221,12 +221,8 @@ def outcomes(name: str, folder: Path) -> tuple[dict[str, str], object]:
 
     folder: where models, rows and configs are written.
     """
-    import lm_eval.evaluator
-
     from posttrain.dag.artifacts import REPORT
     from posttrain.tools.export import export
-
-    lm_eval.evaluator.add_env_info = lambda storage: None  # it starts many processes for each call: half of the time
 
     plan, refused = allowed(write_model(name, folder / "models" / name), write_rows(folder), folder / "config" / name)
     broken: dict[str, str] = {}
