@@ -1,5 +1,6 @@
 """DVC stores and shows what Snakemake made: push, pull on another machine, interruptions, links, experiments."""
 
+import json
 import os
 import shutil
 import signal
@@ -345,9 +346,10 @@ def test_neither_checkpoints_nor_logs_nor_fetched_bytes_are_stored(project):
 
 
 def test_repro_and_experiments_for_real(repository):
-    """A small chain, trained: what a user of DVC types, and what it says."""
+    """A small base, trained and judged: what a user of DVC types, and what it says."""
     Path("config/experiments").mkdir(parents=True)
-    shutil.copy(HERE / "mini/experiments/mini.yaml", "config/experiments/mini.yaml")
+    settings = yaml.safe_load((HERE / "mini/experiments/mini.yaml").read_text()) | {"sft": None}
+    Path("config/experiments/mini.yaml").write_text(yaml.safe_dump(settings))
     Path("config/config.yaml").write_text("experiments: [mini]\n")
     Path("dvc.yaml").write_text(ledger.ledger(campaign.load("config/config.yaml")))
     run("git", "add", "-A")
@@ -357,14 +359,15 @@ def test_repro_and_experiments_for_real(repository):
     run("git", "commit", "-qm", "done")
     assert "up to date" in run("dvc", "status")
     assert "didn't change, skipping" in run("dvc", "repro")
-    assert "mini.sft.world.exact_match" in run("dvc", "metrics", "show", "--md")
+    assert "mini.base.world.exact_match" in run("dvc", "metrics", "show", "--md")
     base = Path("results/mini/base/provenance.json").read_text()
-    run("dvc", "exp", "run", "-n", "longer", "-S", "config/experiments/mini.yaml:sft.steps=9")
+    run("dvc", "exp", "run", "-n", "more", "-S", "config/experiments/mini.yaml:evaluate.limit=5")
     assert Path("results/mini/base/provenance.json").read_text() == base, "the base was not trained again"
-    assert "step 9/9" in Path("results/logs/mini/sft.log").read_text()
+    assert json.loads(Path("results/mini/evaluate/base/metrics.json").read_text())["limit"] == 5
     shown = run("dvc", "exp", "show", "--csv")
-    assert "longer" in shown and "sft.steps" in shown and "exact_match" in shown
-    assert "sft.steps" in run("dvc", "params", "diff") and "9" in run("dvc", "params", "diff")
+    assert "more" in shown and "evaluate.limit" in shown and "exact_match" in shown
+    changed = run("dvc", "params", "diff")
+    assert "evaluate.limit" in changed and "5" in changed
     run("dvc", "metrics", "diff")
     assert "index.html" in run("dvc", "plots", "show") and "index.html" in run("dvc", "plots", "diff")
     assert rerun() == {}
