@@ -172,7 +172,7 @@ def merge(model, adapter: Path, name: str) -> tuple:
     """(a model with a LoRA merged into its weights, `certified_difference`). name: of the policy, for messages.
 
     A LoRA that was trained on quantised weights is merged into the same weights, dequantised, so that the merged model
-    computes the trained function. Weights of 16 bits become float32: arithmetic in bfloat16 changes logits by up to 1 %
+    computes the trained function. Weights of 16 bits become float32: arithmetic in bfloat16 changes logits by up to 2 %
     of the largest, a mixture's by 20 % (a token takes another expert), which would hide another function.
     """
     from peft import PeftModel
