@@ -135,10 +135,13 @@ def _refuse_lost(tokenizer, row: dict, text: str) -> None:
 def _refuse_other_reply(tokenizer, row: dict, message: dict, written: str) -> None:
     """Raise Breach where the chat template changes the assistant's text, white space aside, or ends it with another
     token than the end-of-turn token."""
-    for said in said_in(message):
-        if all(_without_spaces(form) not in _without_spaces(written) for form in said):
-            changed = f"changes the assistant's {said[0][:60]!r} to {written[:60]!r}"
-            raise breach("other_reply", row, f"the chat template {changed}")
+    if _without_spaces(message["content"]) not in _without_spaces(written):
+        changed = f"changes the assistant's {message['content'][:60]!r} to {written[:60]!r}"
+        raise breach("other_reply", row, f"the chat template {changed}")
+    for part in said_beside(message):
+        if all(_without_spaces(form) not in _without_spaces(written) for form in part):
+            lost = f"leaves out {part[0][:60]!r} of the assistant's reasoning or tool calls, in {written[:60]!r}"
+            raise breach("lost_part", row, f"the chat template {lost}")
     text = message["content"].strip()
     last_line = text.splitlines()[-1].strip() if text and "tool_calls" not in message else ""
     end = written[written.rfind(last_line) + len(last_line) :].lstrip() if last_line else _end_of(tokenizer, written)
@@ -150,10 +153,10 @@ def _refuse_other_reply(tokenizer, row: dict, message: dict, written: str) -> No
         raise breach("other_end", row, f"the chat template {ends}; {way_out}")
 
 
-def said_in(message: dict) -> list[list[str]]:
-    """What a chat template must write of an assistant's turn: text, reasoning, and the names, words and numbers of its
-    tool calls, each in the forms that it may have, as it is or as in JSON."""
-    texts = [message["content"], message.get("reasoning_content", "")]
+def said_beside(message: dict) -> list[list[str]]:
+    """What a chat template must write of an assistant's turn beside its text: its reasoning, and the names, words and
+    numbers of its tool calls, each in the forms that it may have, as it is or as in JSON."""
+    texts = [message.get("reasoning_content", "")]
     for call in message.get("tool_calls", []):
         texts += [call["function"]["name"], *_words_of(call["function"]["arguments"])]
     return [[text, json.dumps(text, ensure_ascii=False)[1:-1]] for text in texts]
