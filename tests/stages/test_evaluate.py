@@ -157,14 +157,14 @@ def test_policies_that_are_no_lora_are_evaluated_too(data, base, home, method):
 
 
 def test_examples_are_put_before_each_question(data, base):
-    """`shots` ended in a TypeError. Of a group and of one task; control: without, there is one question."""
-    for shots, task in ((2, "world"), (1, "world_biggest"), (None, "world_biggest")):
+    """`shots` ended in a TypeError. Of a group and of one task; control: another number puts another number there."""
+    for shots, task in ((2, "world"), (0, "world_biggest")):
         name = f"shots-{task}-{shots}"
         evaluate(data, base, base, name, tasks=[Task(task=task, shots=shots)], limit=2)
         (sample, _) = read_jsonl(Path(f"results/{name}/evaluate/base/data/samples/world_biggest.jsonl"))
         prompt = str(sample["arguments"])
         asked = sum(prompt.count(row["prompt"]) for row in read_jsonl(data.parent / "data/tasks/world_biggest.jsonl"))
-        assert asked == 1 + (shots or 0)
+        assert asked == 1 + shots
 
 
 def test_an_unknown_task_is_named(data, base, tuned):
