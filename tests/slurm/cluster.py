@@ -249,7 +249,7 @@ def daemon(folder: Path, *command: str) -> None:
         raise RuntimeError(f"{' '.join(command)}: {found.stdout}{found.stderr}")
 
 
-def wait_until(true, what: str, folder: Path, seconds: float = 30) -> None:
+def wait_until(true, what: str, folder: Path, seconds: float = 180) -> None:
     """Wait until something is so."""
     end = time.monotonic() + seconds
     while not true():

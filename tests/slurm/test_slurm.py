@@ -183,7 +183,7 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     first = Controller(project, nodes, *TARGETS, **watched)
     until(lambda: of(nodes, "base", "calm") and of(nodes, "base", "calm")[0]["JobState"] == "RUNNING", "base")
     second = Controller(project, nodes, *TARGETS)
-    seen["second"] = (second.end(60), second.said())
+    seen["second"] = (second.end(), second.said())
     seen["dry"] = subprocess.run(
         ["snakemake", "-n", *TARGETS], cwd=project, env=environment(), capture_output=True, text=True
     )
@@ -199,7 +199,7 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     until(lambda: of(nodes, "sft", "preempted")[0]["Restarts"] == "1", "preemption")
     until(lambda: any("results/limited/ppo/" in found for found in environments(project)), "PPO")
     cluster.stop(nodes, "slurmctld")  # SLURM's controller is restarted too, after PPO has asked it for its limit
-    until(lambda: not (nodes / "slurmctld.pid").exists(), "end of slurmctld", 30)
+    until(lambda: not (nodes / "slurmctld.pid").exists(), "end of slurmctld")
     time.sleep(AWAY)
     cluster.controller(nodes)
     until(lambda: any(job["Restarts"] != "0" for job in of(nodes, "ppo", "limited")), "time limit", 400)
@@ -425,7 +425,7 @@ def test_a_job_that_is_preempted_with_a_grace_time_is_run_again(spread, nodes):
     until(lambda: saved(spread, "grace"), "checkpoint")
     (job,) = of(nodes, "sft", "grace")
     preempt(nodes, job)
-    until(lambda: of(nodes, "sft", "grace")[0]["Restarts"] == "1", "second start", 60)
+    until(lambda: of(nodes, "sft", "grace")[0]["Restarts"] == "1", "second start")
     assert "told to stop (SIGTERM): saved at step" in (spread / "results/logs/grace/sft.log").read_text()
     cancel(nodes, job)  # it would wait for two minutes
     run.process.kill()
@@ -444,7 +444,7 @@ def test_gpus_are_not_taken_from_several_nodes_unasked(spread, nodes):
 def test_a_failed_submission_is_told_and_leaves_nothing(small, nodes):
     (small / "slurm/site.yaml").write_text("partition: nowhere\n")
     run = Controller(small, nodes, "results/calm/sft/manifest.json")
-    assert run.end(120) != 0
+    assert run.end() != 0
     assert "nowhere" in run.said() and "Traceback" not in run.said(), run.said()[-3000:]
     assert "calm/sft: SLURM refused the job (sbatch: error: invalid partition specified: nowhere)" in run.said()
     assert not (small / "results/calm/sft/manifest.json").exists()

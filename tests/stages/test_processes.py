@@ -82,7 +82,7 @@ def together(runs: dict, count: int, folder: Path, sharded: bool = False) -> Pat
     for process in started:
         process.start()
     running = {process.sentinel: process for process in started}
-    while running and (ended := wait(running, timeout=300)):
+    while running and (ended := wait(running, timeout=600)):
         if any(running.pop(sentinel).exitcode for sentinel in ended):
             break  # the others would wait for it
     for process in started:

@@ -415,7 +415,7 @@ def test_a_browser_runs_nothing(made, tmp_path):
     def opened(page: Path) -> str:
         options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'home'}"]
         command = [browser, *options, "--dump-dom", page.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
 
     own = "document.title = 'owned'"
     hostile = f'<script>{own}</script></svg><img src=x onerror="{own}">'

@@ -205,7 +205,7 @@ def test_a_preempted_job_that_ends_in_its_grace_time_is_run_again(stage, monkeyp
     asked = []
     known = {"requeue": lambda *job: asked.append(job), "field": lambda job, key: {"PreemptTime": when}.get(key, "")}
     heard = f"lambda *_: sys.exit({ends})" if ends > 0 else "signal.SIG_DFL"
-    script = f"import os, signal, sys, time; signal.signal(15, {heard}); os.kill(os.getppid(), 15); time.sleep(9)"
+    script = f"import os, signal, sys, time; signal.signal(15, {heard}); os.kill(os.getppid(), 15); time.sleep(99)"
     assert stage(script, **known) == (ends if ends > 0 else 143) and asked == [("7",)] * count
 
 
@@ -218,12 +218,12 @@ def test_a_job_that_is_preempted_for_good_is_run_again_before_it_is_killed(stage
     known = {"requeue": lambda *job: asked.append((*job, Path("over").exists()))}
     known["field"] = lambda job, key: fields.get(key, "")
     script = "import os, signal, time; signal.signal(15, lambda *_: time.sleep(3) or open('over', 'w') and "
-    script += "os.kill(os.getpid(), 9)); os.kill(os.getppid(), 15); time.sleep(9)"
+    script += "os.kill(os.getpid(), 9)); os.kill(os.getppid(), 15); time.sleep(99)"
     assert stage(script, **known) == 137 and asked == [("7", over)]
     known["requeue"] = lambda *job: asked.append(job)
     asked.clear()
     saved = "import os, signal, sys, time; signal.signal(15, lambda *_: time.sleep(3) or sys.exit(75)); "
-    assert stage(saved + "os.kill(os.getppid(), 15); time.sleep(9)", **known) == 75
+    assert stage(saved + "os.kill(os.getppid(), 15); time.sleep(99)", **known) == 75
     assert asked == [("7",)], "once: while its stage saved, or, in a grace time, when it had"
 
 

@@ -118,7 +118,7 @@ def bucket():
     url = f"http://127.0.0.1:{port}"
     server = subprocess.Popen([Path(sys.executable).parent / "moto_server", "-p", str(port)], stderr=subprocess.DEVNULL,
                               stdout=subprocess.DEVNULL)  # fmt: skip
-    for _ in range(100):
+    for _ in range(1800):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
