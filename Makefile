@@ -15,8 +15,8 @@ run: setup
 test:
 	$(MAKE) --no-print-directory --jobs 2 lint .tested
 
-# Files run in the order of `testpaths`, the longest first, so that no core is idle at the end. Three processes for two
-# cores: the tests on a cluster wait most of their time.
+# Files run in the order of collection, the longest first (tests/conftest.py), so that no core is idle at the end. Three
+# processes for two cores: the tests on a cluster wait most of their time.
 .tested: .venv/tests .slurm
 	pytest -n 3 --dist loadfile --no-loadscope-reorder
 

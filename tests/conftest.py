@@ -19,6 +19,13 @@ os.environ.update(
 )
 os.environ["OMP_NUM_THREADS"] = "1"  # xdist's processes share the cores; a stage sets its own number of threads
 
+# Begun first, so that no core is idle at the end: each takes minutes, and is run by one process of xdist.
+LONGEST = ("test_slurm.py", "test_workflow.py", "test_zoo.py", "test_dvc.py", "test_interruption.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(autouse=True)
 def progress_name(monkeypatch):
