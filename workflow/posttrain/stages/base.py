@@ -43,7 +43,7 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequ
     form = read_json(data.parent / "metrics.json").get("form")  # of the rows that it is compared on
     dtype = frozen_dtype(section.dtype, read_json(model_folder / "config.json"))
     if dtype != "float32":
-        say(f"frozen weights are {dtype} in every later stage")
+        say(f"frozen weights are {dtype} in every later stage; base.dtype: float32 takes twice the memory")
     config = AutoConfig.from_pretrained(model_folder)
     write_contract(model_folder, "weights", tokenizer, config, form=form, dtype=dtype)
     return metrics
