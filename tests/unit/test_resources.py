@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from posttrain.__main__ import main
 from posttrain.cluster import sites
 from posttrain.config.sections import Adapter, Pairs, Scratch, Training
 from posttrain.config.stages import STAGES
@@ -663,25 +664,26 @@ def test_the_sum_is_told_term_by_term(tmp_path, monkeypatch):
     )
 
 
-def test_the_command(tmp_path, monkeypatch):
+def test_the_command(tmp_path, monkeypatch, capsys):
     plan_of(tmp_path, monkeypatch, sft={"method": "full"})
 
-    def said(*arguments):
-        return subprocess.run([sys.executable, "-m", "posttrain", "plan", *arguments], capture_output=True, text=True)
+    def said(*arguments) -> tuple[int, str, str]:
+        """The exit code, and what is printed as output and as errors."""
+        return main(["plan", *arguments]), *capsys.readouterr()
 
-    done = said()
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    code, output, errors = said()
+    assert code == 0, errors
+    lines = output.splitlines()
     assert max(map(len, lines)) <= 120 and lines[0].split()[:2] == ["stage", "trained"]
     assert any(line.startswith("one/sft") and "6.7 B" in line and "unknown" in line for line in lines)
-    assert "one/evaluate/sft" in done.stdout and "GPU-hours" in lines[-2]
-    one = said("one/sft")
-    assert one.returncode == 0 and "optimiser" in one.stdout and "total" in one.stdout
-    assert said("one/nothing").returncode == 2
-    large = said("--gpu-memory-gb", "24")
-    assert large.returncode == 2 and "one/sft: needs" in large.stderr and "Traceback" not in large.stderr
-    roomy = said("--gpu-memory-gb", "100000")
-    assert roomy.returncode == 0 and "peak: on the GPU" in roomy.stdout, "control"
+    assert "one/evaluate/sft" in output and "GPU-hours" in lines[-2]
+    code, output, _ = said("one/sft")
+    assert code == 0 and "optimiser" in output and "total" in output
+    assert said("one/nothing")[0] == 2
+    code, _, errors = said("--gpu-memory-gb", "24")
+    assert code == 2 and "one/sft: needs" in errors
+    code, output, _ = said("--gpu-memory-gb", "100000")
+    assert code == 0 and "peak: on the GPU" in output, "control"
 
 
 def test_planning_needs_no_torch():
