@@ -198,6 +198,14 @@ def test_good_rows_of_every_task_are_counted_and_bad_ones_refused(tokenizer):
             assert reason(tokenizer, row | {key: changed}) == "control_text"
 
 
+def test_a_chat_that_is_written_out_in_plain_text_is_told_to_be_given_as_messages(tokenizer):
+    for row, told in ((PLAIN | {"prompt": "<|user|>two and two is"}, True), (PAIR, False)):
+        changed = row if told else row | {"chosen": [{"role": "assistant", "content": "<|user|>"}]}
+        with pytest.raises(tokens.Breach, match=r"'<\|user\|>', a control token") as caught:
+            token_contract.refuse_control_text(tokenizer, changed)
+        assert ("give a chat as messages" in str(caught.value)) == told
+
+
 def test_a_pair_of_equal_tokens_is_refused(tokenizer):
     """A tokenizer that lowers capitals; control: with the ordinary one the answers differ."""
     from tokenizers import normalizers

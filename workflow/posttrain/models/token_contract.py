@@ -13,7 +13,8 @@ def refuse_control_text(tokenizer, row: dict) -> None:
     found = control_text(tokenizer, {key: row[key] for key in TEXTS if key in row})
     if found:
         what = "the end-of-turn token" if found == tokenizer.eos_token else "a control token"
-        way_out = "`prepare.control_text: plain` reads it as plain text"
+        chat = "; give a chat as messages" if isinstance(row.get("prompt"), str) else ""
+        way_out = f"`prepare.control_text: plain` reads it as plain text{chat}"
         raise breach(CONTROL_TEXT, row, f"its text holds {found!r}, {what} of the tokenizer; {way_out}")
 
 
