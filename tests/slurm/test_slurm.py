@@ -181,7 +181,11 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     seen = {"project": project}
 
     first = Controller(project, nodes, *TARGETS, **watched)
-    until(lambda: of(nodes, "base", "calm") and of(nodes, "base", "calm")[0]["JobState"] == "RUNNING", "base")
+    until(
+        lambda: of(nodes, "base", "calm") and of(nodes, "base", "calm")[0]["JobState"] == "RUNNING",
+        "base",
+        said=first.said,
+    )
     second = Controller(project, nodes, *TARGETS)
     seen["second"] = (second.end(), second.said())
     seen["dry"] = subprocess.run(

@@ -43,6 +43,18 @@ def test_permissions_are_those_of_the_umask_and_the_group_that_of_the_folder(
     assert {path.stat().st_gid for path in home.rglob("*")} == {group}
 
 
+def test_a_file_with_another_name_keeps_its_permissions(tmp_path):
+    """It is the same file as in DVC's cache, which protects it."""
+    cached = tmp_path / "cached"
+    cached.write_text("bytes")
+    cached.chmod(0o444)
+    work = written(tmp_path / "home")
+    os.link(cached, work / "model/shared")
+    publish(work, tmp_path / "home")
+    assert permissions(cached) == permissions(tmp_path / "home/model/shared") == "0o444"
+    assert permissions(tmp_path / "home/model/model.safetensors") != "0o600", "control"
+
+
 def test_a_link_in_the_place_of_a_folder_is_replaced(tmp_path):
     """Someone moved `model/` to scratch and linked it back."""
     home, scratch = tmp_path / "home", tmp_path / "scratch"

@@ -120,9 +120,12 @@ def listed(manifest: Path) -> dict[str, tuple[str, int]]:
 def permit(folder: Path) -> None:
     """Give all files below a folder the permissions that the umask leaves; safetensors lets only their owner read them.
 
-    In a folder of a group (setgid), new files and folders belong to the group by themselves.
+    In a folder of a group (setgid), new files and folders belong to the group by themselves. A file with several names
+    stays as it is: it is also a kept artifact's or lies in DVC's cache.
     """
     for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_nlink > 1:
+            continue
         mode = path.stat().st_mode
         whole = 0o777 if path.is_dir() or mode & stat.S_IXUSR else 0o666
         if (wanted := whole & ~UMASK | mode & stat.S_ISGID) != stat.S_IMODE(mode):
