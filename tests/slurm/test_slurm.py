@@ -26,7 +26,7 @@ TARGETS = [
     "results/calm/dpo/manifest.json",
     "results/limited/ppo/manifest.json",
 ]
-SITE = "jobs: 20\nstages: {sft: {mem_mb: 1100, runtime: 9}, ppo: {mem_mb: 1100, runtime: 1}}\n"
+SITE = "jobs: 20\nstages: {sft: {mem_mb: 1100, runtime: 9}, ppo: {mem_mb: 1100, runtime: 2}}\n"
 # Planned, and nothing submitted, until a file is gone: a submission is a fraction of a second later.
 HELD = 'onstart:\n    shell("touch planned; while [ -e held ]; do sleep 0.1; done")\n'
 WATCH = """
@@ -209,7 +209,7 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     until(lambda: any(job["Restarts"] != "0" for job in of(nodes, "ppo", "limited")), "time limit", 400)
     local = mini(root, tmp_path_factory.mktemp("local"))  # while little else is done: it is slow to start
     seen["local"] = local, here(local, *TARGETS)
-    seen["code"], seen["said"] = third.end(), third.said()
+    seen["code"], seen["said"] = third.end(900), third.said()
     seen["jobs"] = {name: of(nodes, "sft", name) for name in POLICIES}
     seen["limited"], seen["logs"] = of(nodes, "ppo", "limited"), {"limited": log_of(project, nodes, "ppo", "limited")}
     seen["stopped"] = (project / "results/logs/cancelled/sft.log").read_text()
@@ -278,8 +278,8 @@ def test_the_job_of_a_dead_node_goes_on_elsewhere(story):
 
 def test_a_job_at_its_time_limit_goes_on(story):
     (job,) = story["limited"]
-    assert int(job["Restarts"]) >= 1 and job["TimeLimit"] == "00:01:00"
-    assert re.search(r"the time limit of [\d.]+ min is near: saved at step \d+ of 14", story["logs"]["limited"])
+    assert int(job["Restarts"]) >= 1 and job["TimeLimit"] == "00:02:00"
+    assert re.search(r"the time limit of [\d.]+ min is near: saved at step \d+ of 40", story["logs"]["limited"])
 
 
 def test_a_job_out_of_memory_gets_more(story):
