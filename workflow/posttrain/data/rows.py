@@ -280,10 +280,8 @@ def _warn_whole(report: Report) -> None:
 def note_examples(report: Report, row: dict) -> None:
     """Warn of a row for evaluation that holds worked examples."""
     if has_examples(tokens.prompt_text(row)):
-        message = (
-            "worked examples before the question: `evaluate.tasks[].shots` would add more; overlap is searched for "
-        )
-        note(report.warnings, "few_shot", _line(row), message + "without them")
+        advice = "`evaluate.tasks[].shots` would add more; overlap is searched for without them"
+        note(report.warnings, "few_shot", _line(row), f"worked examples before the question: {advice}")
 
 
 def _line(row: dict) -> int:

@@ -26,8 +26,8 @@ def more_of(item: dict, where: str, role: str) -> dict:
     reasoning = item.get("reasoning_content")
     if reasoning and role == "assistant":
         if not isinstance(reasoning, str):
-            found = json_kind(reasoning)
-            raise RowError("not_a_string", f"{where}.reasoning_content must be a string, found {found}")
+            kind = json_kind(reasoning)
+            raise RowError("not_a_string", f"{where}.reasoning_content must be a string, found {kind}")
         more["reasoning_content"] = reasoning
     if role == "tool":
         more |= {key: item[key] for key in OF_A_RESULT if isinstance(item.get(key), str)}
@@ -55,8 +55,8 @@ def tool_call(call, where: str) -> dict:
     arguments = function.get("arguments")
     arguments = parsed(arguments) if isinstance(arguments, str) else arguments
     if not isinstance(arguments, dict):
-        found = json_kind(arguments) if arguments is not None else "none, or text that is not JSON"
-        raise RowError("tool_calls", f"{where}.arguments must be an object, found {found}")
+        kind = json_kind(arguments) if arguments is not None else "none, or text that is not JSON"
+        raise RowError("tool_calls", f"{where}.arguments must be an object, found {kind}")
     kept = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {"type": "function", **kept, "function": {"name": function["name"], "arguments": arguments}}
 

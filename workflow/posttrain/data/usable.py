@@ -65,10 +65,10 @@ def fitted(section: Prepare, tokenizer, task: str, row: dict) -> tuple[dict, int
 
 def askable(tokenizer, kind: str, questions: list[dict], dropped: list, cards: list) -> list[dict]:
     """The questions of `choices` or `answers` without control text, which lm-eval would read as control tokens."""
-    found = [control_text(tokenizer, [row["question"], row.get("choices")]) for row in questions]
+    first_tokens = [control_text(tokenizer, [row["question"], row.get("choices")]) for row in questions]
     unusable = [
         entry(row["source"], kind, CONTROL_TEXT, f"the question holds {token!r}, a control token of the tokenizer")
-        for row, token in zip(questions, found, strict=True)
+        for row, token in zip(questions, first_tokens, strict=True)
         if token
     ]
     if unusable:
@@ -76,7 +76,7 @@ def askable(tokenizer, kind: str, questions: list[dict], dropped: list, cards: l
             say(f"warning: questions of {kind} are dropped: {sentence}")
         cards.append(card(f"{kind}, control text", kind, {CONTROL_TEXT: len(unusable)}))
         dropped += unusable
-    return [row for row, token in zip(questions, found, strict=True) if not token]
+    return [row for row, token in zip(questions, first_tokens, strict=True) if not token]
 
 
 def tell(section: Prepare, task: str, total: int, unusable: list[dict], cards: list) -> None:

@@ -19,8 +19,8 @@ def contaminated(manager, names: list, data: Path) -> dict[str, tuple[int, list[
     tasks = manager.load(names)["tasks"]
     foreign = {name: questions(task) for name, task in tasks.items() if not (own / f"{name}.yaml").is_file()}
     train = training_rows(data) if foreign else []
-    found = {name: [finding for finding in overlap(train, rows) if finding.is_leak] for name, rows in foreign.items()}
-    return {name: (len(rows), found[name]) for name, rows in foreign.items()}
+    leaks = {name: [finding for finding in overlap(train, rows) if finding.is_leak] for name, rows in foreign.items()}
+    return {name: (len(rows), leaks[name]) for name, rows in foreign.items()}
 
 
 def training_rows(data: Path) -> list[dict]:

@@ -124,9 +124,10 @@ def permit(folder: Path) -> None:
     stays as it is: it is also a kept artifact's or lies in DVC's cache.
     """
     for path in folder.rglob("*"):
-        if path.is_file() and path.stat().st_nlink > 1:
+        status = path.stat()
+        mode, is_folder = status.st_mode, stat.S_ISDIR(status.st_mode)
+        if status.st_nlink > 1 and not is_folder:
             continue
-        mode = path.stat().st_mode
-        whole = 0o777 if path.is_dir() or mode & stat.S_IXUSR else 0o666
+        whole = 0o777 if is_folder or mode & stat.S_IXUSR else 0o666
         if (wanted := whole & ~UMASK | mode & stat.S_ISGID) != stat.S_IMODE(mode):
             path.chmod(wanted)

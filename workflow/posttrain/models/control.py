@@ -9,9 +9,9 @@ import functools
 import re
 
 # A control token's number between noncharacters of Unicode, which no text holds (U+FDD0 to U+FDEF): in place of the
-# token in a row's text (SAID), and where the chat template writes it (WRITTEN).
-SAID, WRITTEN = "\ufdd0{}\ufdd1", "\ufdd2{}\ufdd3"
-SAID_PATTERN = re.compile("\ufdd0(\\d+)\ufdd1")
+# token in a row's text (IN_ROW), and where the chat template writes it (IN_TEMPLATE).
+IN_ROW, IN_TEMPLATE = "\ufdd0{}\ufdd1", "\ufdd2{}\ufdd3"
+IN_ROW_PATTERN = re.compile("\ufdd0(\\d+)\ufdd1")
 
 
 def control_tokens(tokenizer) -> list[str]:
@@ -42,8 +42,8 @@ def control_text(tokenizer, value) -> str | None:
 
 
 def shielded(tokenizer, value):
-    """The value with the control text in its strings replaced by SAID: what a chat template is given."""
-    return _renamed(tokenizer, value, SAID) if control_text(tokenizer, value) else value
+    """The value with the control text in its strings replaced by IN_ROW: what a chat template is given."""
+    return _renamed(tokenizer, value, IN_ROW) if control_text(tokenizer, value) else value
 
 
 def _renamed(tokenizer, value, name: str):
@@ -58,36 +58,35 @@ def _renamed(tokenizer, value, name: str):
 
 
 def unshielded(tokenizer, text: str) -> str:
-    """The text with the control text that SAID stands for."""
+    """The text with the control text that IN_ROW stands for."""
     tokens = control_tokens(tokenizer)
-    return SAID_PATTERN.sub(lambda match: tokens[int(match.group(1))], text)
+    return IN_ROW_PATTERN.sub(lambda match: tokens[int(match.group(1))], text)
 
 
 def tokenize(tokenizer, text: str) -> list[int]:
     """Tokens of a text from a chat template, with its control tokens; what was shielded is plain text."""
-    if not SAID_PATTERN.search(text):
+    if not IN_ROW_PATTERN.search(text):
         return tokenizer(text, add_special_tokens=False).input_ids
     renaming, ids = _renaming(tokenizer, tokenizer.eos_token)
-    written = unshielded(tokenizer, _renamed(tokenizer, text, WRITTEN))
+    written = unshielded(tokenizer, _renamed(tokenizer, text, IN_TEMPLATE))
     return [ids.get(token, token) for token in plain(renaming, written)]
 
 
 @functools.lru_cache(maxsize=8)
 def _renaming(tokenizer, end: str) -> tuple:
-    """(a copy of the tokenizer that also reads control tokens by the names WRITTEN, {id of a name: its token's id}).
+    """(a copy of the tokenizer that also reads control tokens by their names IN_TEMPLATE, {id of a name: id of its
+    token}).
 
     The names are added tokens that are not special, so that `split_special_tokens` does not split them.
     """
     from tokenizers import AddedToken
 
-    copied, added = (
-        copy.deepcopy(tokenizer),
-        {token.content: token for token in tokenizer.added_tokens_decoder.values()},
-    )
+    copied = copy.deepcopy(tokenizer)
+    added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
     ids = {}
     for number, token in enumerate(_control_tokens(tokenizer, end)):
         strips = {side: token in added and getattr(added[token], side) for side in ("lstrip", "rstrip")}
-        name = WRITTEN.format(number)
+        name = IN_TEMPLATE.format(number)
         copied.add_tokens([AddedToken(name, normalized=False, special=False, **strips)])
         ids[copied.convert_tokens_to_ids(name)] = tokenizer.convert_tokens_to_ids(token)
     return copied, ids

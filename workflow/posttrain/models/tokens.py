@@ -138,7 +138,7 @@ def _refuse_other_reply(tokenizer, row: dict, message: dict, written: str) -> No
     if _without_spaces(message["content"]) not in _without_spaces(written):
         changed = f"changes the assistant's {message['content'][:60]!r} to {written[:60]!r}"
         raise breach("other_reply", row, f"the chat template {changed}")
-    for part in said_beside(message):
+    for part in parts_beside_text(message):
         if all(_without_spaces(form) not in _without_spaces(written) for form in part):
             lost = f"leaves out {part[0][:60]!r} of the assistant's reasoning or tool calls, in {written[:60]!r}"
             raise breach("lost_part", row, f"the chat template {lost}")
@@ -153,7 +153,7 @@ def _refuse_other_reply(tokenizer, row: dict, message: dict, written: str) -> No
         raise breach("other_end", row, f"the chat template {ends}; {way_out}")
 
 
-def said_beside(message: dict) -> list[list[str]]:
+def parts_beside_text(message: dict) -> list[list[str]]:
     """What a chat template must write of an assistant's turn beside its text: its reasoning, and the names, words and
     numbers of its tool calls, each in the forms that it may have, as it is or as in JSON."""
     texts = [message.get("reasoning_content", "")]

@@ -31,18 +31,20 @@ class Case(NamedTuple):
         return getattr(self.settings, self.stage)
 
     @property
+    def given(self) -> dict:
+        """The values of a given base's `config.json`; {} for one that is trained from scratch."""
+        base = self.settings.base
+        return {} if base.scratch else given.given(base).config
+
+    @property
     def size(self) -> int:
         """Bytes of a frozen weight that is not quantised."""
-        base = self.settings.base
-        own = {} if base.scratch else given.given(base).config
-        return HALF if weights.frozen_dtype(base.dtype, own) == "bfloat16" else FULL
+        return HALF if weights.frozen_dtype(self.settings.base.dtype, self.given) == "bfloat16" else FULL
 
     @property
     def stored(self) -> int:
         """Bytes of a number in the file of the base's weights."""
-        base = self.settings.base
-        own = {} if base.scratch else given.given(base).config
-        return HALF if weights.own_dtype(own) in weights.SIXTEEN_BITS else FULL
+        return HALF if weights.own_dtype(self.given) in weights.SIXTEEN_BITS else FULL
 
     def frozen(self, quantised: bool, double: bool = True) -> Terms:
         """Frozen weights, of the base's type or in NF4."""
