@@ -12,7 +12,7 @@ from posttrain.dag.artifacts import flat
 from posttrain.dag.frozen import freeze, summary, thaw
 from posttrain.engine import controller, records, versions
 from posttrain.ground import credentials
-from posttrain.ground.code import refuse_other_package, remember
+from posttrain.ground.code import let_jobs_import, refuse_other_package, remember
 from posttrain.ground.errors import UserError
 from posttrain.ground.identity import canonical, named, write_named
 from posttrain.ground.progress import print_any_text
@@ -28,12 +28,8 @@ print_any_text()
 # read as YAML 1.1 (`on`, dates).
 FILES = [*workflow.overwrite_configfiles] or [campaign.DEFAULT]
 FROZEN = "POSTTRAIN_CAMPAIGN"  # environment variable with the file that holds the plan of a job's run
-# Snakemake imports the package beside the Snakefile; jobs run in the environment that is active, which another clone
-# may have made.
 HERE = Path(workflow.current_basedir).parent
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [str(HERE.resolve()), os.environ.get("PYTHONPATH")])
-)
+let_jobs_import(HERE)
 try:
     refuse_other_package(HERE)
     SITE = sites.enter(workflow)

@@ -63,6 +63,12 @@ def refuse_other_package(workflow: Path) -> None:
         raise UserError("{}: {}".format(*problem))
 
 
+def let_jobs_import(workflow: Path) -> None:
+    """Let this process's jobs import the package of a clone, whichever clone made the environment that is active."""
+    earlier = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(workflow.resolve()), *([earlier] if earlier else [])])
+
+
 def code(stage: str) -> dict[str, str]:
     """Module -> digest of the definitions that a stage could use, with the templates that the module reads."""
     lines: dict[str, list[str]] = {}
