@@ -783,3 +783,19 @@ def test_common_short_prompts_and_arithmetic_are_no_leaks():
     assert overlap([ask("What is 3 + 4?", "7", "t")], [ask("What is 3 - 4?", "-1")]) == []
     samples = [ask("What is the capital of France?", f"{i} Paris", f"s{i}") for i in range(30)]
     assert overlap(samples, [ask("what is the capital of france", "?")])[0].how == "normalised"
+
+
+@pytest.mark.parametrize("size", (1, 7))
+def test_the_size_of_a_batch_changes_no_finding(size, monkeypatch):
+    """Training rows are read in batches, of which none knows the others: not even what is boilerplate."""
+    from posttrain.data import overlap as module
+
+    train = made(30)
+    leaks = [row | {"source": f"leak:{n}", "group": "x"} for n, row in enumerate(train[3:9])]
+    greeting = [ask(f"{n} please tell me a very short story now", "so", f"t{n}") for n in range(12)]
+    test = [*made(5, seed=1), *leaks, ask("please tell me a very short story now", "the end", "greeting")]
+    expected = overlap([*train, *greeting], test)
+    assert [finding.test for finding in expected] == [leak["source"] for leak in leaks]
+    assert overlap([*train, *greeting[:10]], test) != expected, "control: ten prompts are not boilerplate"
+    monkeypatch.setattr(module, "BATCH", size)
+    assert overlap([*train, *greeting], test) == expected

@@ -7,23 +7,32 @@ Every training text is searched, those of all tasks, of all turns and of rejecte
 - 80 % of a reply of 50 or more words in such runs (Touvron et al. 2023, Llama 2, appendix A.6: "dirty").
 Runs and prompts that more than 10 training prompts have are boilerplate (appendix C drops such n-grams as well). Rows
 that share an instruction are no overlap: the last part of the prompt that no other test row has must be shared.
+
+Training rows are read in batches, from any sequence; memory grows with the test rows.
 """
 
 import re
 from collections import Counter, defaultdict
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from sys import intern
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from posttrain.data.examples import parted, question_asked
-from posttrain.data.texts import DERIVED, content, digest, full_text, reply_texts, words
+from posttrain.data.runs import Needles, Runs
+from posttrain.data.texts import DERIVED, content, digest, reply_texts, word_parts, words
 from posttrain.models.tokens import prompt_text
 
 FEWEST_ASKED = 5  # words of a prompt from which an equal prompt is a finding: "Tell me a joke" is not
 FEWEST_CONTAINED = 8  # words of a prompt from which it is searched in other texts
 GRAM = 13  # consecutive words that two texts share by copying, hardly by chance (Brown et al. 2020, appendix C)
-COMMON = 10  # training prompts beyond which a short prompt or a gram is boilerplate (ibid.)
+COMMON = 10  # different training prompts beyond which a short prompt or a gram is boilerplate (ibid.)
 COVERED = 0.5  # share of a test prompt's words in shared grams from which it is a finding
 LONG_REPLY = 50  # words of a reply from which it is searched by itself
 COPIED = 0.8  # share of such a reply's words in shared grams from which it is a finding
+BATCH = 1000  # training rows that are read at once
 PARTS = re.compile(r"\n+|:\s+")
 
 
@@ -52,26 +61,22 @@ class Finding(NamedTuple):
         return f"{self.test}: {self.how} overlap: {meanings[self.how]} {self.train}"
 
 
-def overlap(train: list[dict], test: list[dict]) -> list[Finding]:
+def overlap(train: Sequence[dict], test: Sequence[dict]) -> list[Finding]:
     """One finding for each test row that overlaps with a training row, of the first kind that applies: exact,
     normalised, contained, grams, reply, group, few-shot. Equal short prompts and boilerplate are no findings.
 
     `few-shot` is no leak of the question that is asked: a training row is one of the worked examples before it.
     """
-    train_texts = [words(full_text(row)) for row in train]
-    train_prompts = [tuple(words(prompt_text(row))) for row in train]
-    test_prompts, telling = _parted(test)
-    first: dict[tuple, int] = {}
-    prompt_of = [first.setdefault(prompt, j) for j, prompt in enumerate(train_prompts)]  # equal prompts are one
-    inside = _find({*train_prompts, *test_prompts}, train_texts, prompt_of)
-    boilerplate = {needle for needle, rows in inside.items() if len(needle) < GRAM and len(rows) > COMMON}
+    search = Search(test)
+    for start, rows in _batches(train):
+        search.read(start, rows)
+    boilerplate = search.boilerplate(train)
     kinds = [
-        _same(train, train_texts, train_prompts, test, test_prompts, boilerplate),
-        _contained(inside, first, test_prompts, telling, boilerplate),
-        _grams(train_texts, test_prompts, telling, prompt_of),
-        _replies(train_texts, test, prompt_of),
-        _same_group(train, test),
-        _few_shot(first, test),
+        search.same_rows(boilerplate),
+        search.contained(boilerplate),
+        search.in_runs(),
+        {i: (j, "group") for i, row in enumerate(test) if (j := search.groups.get(row["group"], -1)) >= 0},
+        search.few_shot(),
     ]
     findings = []
     for i, row in enumerate(test):
@@ -81,7 +86,15 @@ def overlap(train: list[dict], test: list[dict]) -> list[Finding]:
     return findings
 
 
-def _parted(test: list[dict]) -> tuple[list[tuple], list[set[int]]]:
+def _batches(rows: Iterable[dict]) -> Iterator[tuple[int, list[dict]]]:
+    """(number of the first row, rows) of each batch."""
+    start, waiting = 0, iter(rows)
+    while batch := list(islice(waiting, BATCH)):
+        yield start, batch
+        start += len(batch)
+
+
+def _parted(test: Sequence[dict]) -> tuple[list[tuple], list[set[int]]]:
     """(the words of each test row's prompt, the places of those that tell it from other test rows).
 
     These are the words of its last part (line, or what follows a colon) that no other test row has; all words of a
@@ -91,7 +104,7 @@ def _parted(test: list[dict]) -> tuple[list[tuple], list[set[int]]]:
     counts = Counter(part for parts in split for part in {part for part, _ in parts})
     prompts, telling = [], []
     for row, parts in zip(test, split, strict=True):
-        prompts.append(tuple(word for part, _ in parts for word in part))
+        prompts.append(tuple(intern(word) for part, _ in parts for word in part))
         own = [n for n, (part, label) in enumerate(parts) if part and not label and counts[part] == 1]
         start, length = 0, len(prompts[-1])
         if own and _is_one_question(row):
@@ -113,141 +126,175 @@ def _parts(row: dict) -> list[tuple[tuple, bool]]:
     return [(tuple(words(part)), part.rstrip().endswith(":")) for part in parts]
 
 
-# Each of these returns {index of a test row: (index of a training row, kind of overlap)}.
-
-
-def _same(train, train_texts, train_prompts, test, test_prompts, boilerplate: set) -> dict[int, tuple[int, str]]:
-    """Test rows whose content or prompt equals a training row's, exactly or normalised. Short questions, such as "Which
-    of these is true?", are one only with their answer."""
-    index: dict[str, list[int]] = defaultdict(list)
-    for j, (row, prompt) in enumerate(zip(train, train_prompts, strict=True)):
-        for key, _ in _keys(row, prompt, boilerplate):
-            index[key].append(j)
-    hits = {}
-    for i, (row, prompt) in enumerate(zip(test, test_prompts, strict=True)):
-        equal = [
-            (j, how)
-            for key, how in _keys(row, prompt, boilerplate)
-            for j in index.get(key, ())
-            if "question" not in row or len(prompt) >= FEWEST_CONTAINED or _holds(train_texts[j], reply_texts(row)[0])
-        ]
-        if equal:
-            hits[i] = equal[0]
-    return hits
-
-
-def _holds(text: list[str], answer: str) -> bool:
+def _holds(text: Sequence[str], answer: str) -> bool:
     """Whether the words of an answer follow each other in a text."""
     return f" {' '.join(words(answer))} " in f" {' '.join(text)} "
 
 
-def _keys(row: dict, prompt: tuple, boilerplate: set) -> list[tuple[str, str]]:
-    """(key, kind of overlap) for a row's content and, unless it is short or boilerplate, its prompt."""
+def _keys(row: dict, prompt: tuple) -> dict[str, str]:
+    """Kind of equality -> key, which rows that are equal have in common; without a prompt's where that is short."""
     replies = [words(text) for text in reply_texts(row)]
-    exact = ("row" + digest(content(row)), "exact")
-    normalised = ("words" + digest([prompt or prompt_text(row), replies]), "normalised")
-    if len(prompt) < FEWEST_ASKED or prompt in boilerplate:
-        return [exact, normalised]
-    same_prompt = ("prompt" + digest(prompt_text(row)), "exact")
-    return [exact, same_prompt, normalised, ("prompt words" + digest(prompt), "normalised")]
+    keys = {"row": digest(content(row)), "row words": digest([prompt or prompt_text(row), replies])}
+    if len(prompt) >= FEWEST_ASKED:
+        keys |= {"prompt": digest(prompt_text(row)), "prompt words": digest(prompt)}
+    return {kind: f"{kind} {key}" for kind, key in keys.items()}
 
 
-def _contained(
-    inside, first: dict, test_prompts: list[tuple], telling: list[set], boilerplate: set
-) -> dict[int, tuple[int, str]]:
-    """Test prompts that occur word for word in a training text, or consist mostly of a training prompt."""
-    hits = {}
-    for needle, places in _find(set(first), test_prompts, range(len(test_prompts))).items():
-        for i in places.values():
-            prompt = test_prompts[i]
-            if needle not in boilerplate and len(needle) >= COVERED * len(prompt):
-                at = next(n for n in range(len(prompt)) if prompt[n : n + len(needle)] == needle)
-                if len(telling[i].intersection(range(at, at + len(needle)))) >= COVERED * len(telling[i]):
-                    hits[i] = (first[needle], "contained")
-    for i, prompt in enumerate(test_prompts):
-        if prompt in inside and prompt not in boilerplate:
-            hits[i] = (min(inside[prompt].values()), "contained")
-    return hits
+class Holders:
+    """The training rows that hold the same words, the first of each prompt; no more than tell whether they are common.
 
-
-def _find(needles: set[tuple], haystack: list, prompt_of) -> dict[tuple, dict[int, int]]:
-    """{needle: {prompt of a text that contains it: that text}}, in one pass over the texts.
-
-    Needles are indexed by their first words and then by length, so that many prompts from one template cost no more
-    than their distinct lengths.
+    rows: words, or the number of a run -> {hash of a prompt: the first row with it}.
     """
-    lengths = defaultdict(set)
-    for needle in needles:
-        if len(needle) >= FEWEST_CONTAINED:
-            lengths[needle[:FEWEST_CONTAINED]].add(len(needle))
-    places: dict[tuple, dict[int, int]] = defaultdict(dict)
-    for t, text in enumerate(haystack):
-        for at, gram in enumerate(_windows(text, FEWEST_CONTAINED)):
-            for length in lengths.get(gram, ()):
-                needle = tuple(text[at : at + length])
-                if len(needle) == length and needle in needles:
-                    places[needle].setdefault(prompt_of[t], t)
-    return places
+
+    def __init__(self):
+        self.rows: dict[Any, dict[int, int]] = defaultdict(dict)
+
+    def add(self, held, prompt: int, row: int) -> bool:
+        """Note a row; returns whether more than COMMON different prompts have the words."""
+        rows = self.rows[held]
+        if len(rows) <= COMMON:
+            rows.setdefault(prompt, row)
+        return len(rows) > COMMON
 
 
-def _grams(train_texts, test_prompts: list[tuple], telling: list[set], prompt_of) -> dict[int, tuple[int, str]]:
-    """Test prompts with half of their words, also of those that tell them apart, in runs of GRAM words of one training
-    row."""
-    shared = _shared_places(train_texts, test_prompts, prompt_of)
-    pairs = sorted(
-        (i, j)
-        for (i, j), at in shared.items()
-        if len(at) >= COVERED * len(test_prompts[i]) and len(at & telling[i]) >= COVERED * len(telling[i])
-    )
-    return {i: (j, "grams") for i, j in reversed(pairs)}
+class Search:
+    """What training rows, which are read once in batches, have in common with test rows."""
+
+    def __init__(self, test: Sequence[dict]):
+        self.test = test
+        self.prompts, self.telling = _parted(test)
+        self.groups = {row["group"]: -1 for row in test if not DERIVED.fullmatch(row["group"])}  # -> training row
+        self.asked = set(self.prompts)
+        self.waiting: dict[str, list[int]] = defaultdict(list)  # key -> test rows for which no training row has it yet
+        self.same: dict[tuple[int, str], int] = {}  # (test row, kind of equality) -> training row
+        for i, (row, prompt) in enumerate(zip(test, self.prompts, strict=True)):
+            for key in _keys(row, prompt).values():
+                self.waiting[key].append(i)
+        self.needles, self.inside = Needles(FEWEST_CONTAINED, self.prompts), Holders()  # test prompts in training texts
+        examples = [_interned(parted(prompt_text(row))[0]) for row in test]
+        self.around = [*self.prompts, *examples]  # texts in which training prompts are searched for
+        self.heads = Runs(FEWEST_CONTAINED, self.around)
+        self.parts: dict[tuple[int, int], dict[tuple, list[tuple[int, int]]]] = {}  # see _parts_of
+        self.within: dict[tuple, tuple[int, list[tuple[int, int]]]] = {}  # training prompt -> (row, its places)
+        replies = [(i, _interned(reply)) for i, row in enumerate(test) for reply in reply_texts(row)]
+        self.replies = [(i, reply) for i, reply in replies if len(reply) >= LONG_REPLY]
+        self.grams = Runs(GRAM, [*self.prompts, *(reply for _, reply in self.replies)])
+        self.is_common = np.zeros(len(self.grams.numbers), bool)
+        self.sharing = Holders()
+
+    def read(self, start: int, rows: Sequence[dict]) -> None:
+        """Search a batch of training rows. start: the number of its first."""
+        texts, prompts = _words_of(rows)
+        hashes = list(map(hash, prompts))
+        for at, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            if self.groups.get(row["group"]) == -1:
+                self.groups[row["group"]] = start + at
+            if prompt in self.asked:
+                self._note_same(start + at, row, prompt, texts[at])
+        for at, needle in self.needles.search(texts):
+            self.inside.add(needle, hashes[at], start + at)
+        owners, _, runs = self.heads.search([prompt[:FEWEST_CONTAINED] for prompt in prompts])
+        for at, run in zip(owners.tolist(), runs.tolist(), strict=True):
+            prompt = prompts[at]
+            if prompt not in self.within and (places := self._parts_of(run, len(prompt)).get(prompt)):
+                self.within[prompt] = (start + at, places)
+        owners, _, runs = self.grams.search(texts)
+        rare = ~self.is_common[runs]
+        for at, run in sorted(set(zip(owners[rare].tolist(), runs[rare].tolist(), strict=True))):
+            self.is_common[run] = self.sharing.add(run, hashes[at], start + at)
+
+    def _note_same(self, j: int, row: dict, prompt: tuple, text: list[str]) -> None:
+        """Note a training row for the test rows with the same content or prompt, exactly or normalised. Short
+        questions, such as "Which of these is true?", are the same only where the row holds their answer."""
+        for kind, key in _keys(row, prompt).items():
+            others = []
+            for i in self.waiting.get(key, ()):
+                is_short = "question" in self.test[i] and len(prompt) < FEWEST_CONTAINED
+                if is_short and not _holds(text, reply_texts(self.test[i])[0]):
+                    others.append(i)
+                else:
+                    self.same[i, kind] = j
+            if key in self.waiting:
+                self.waiting[key] = others
+
+    def _parts_of(self, run: int, length: int) -> dict[tuple, list[tuple[int, int]]]:
+        """The parts of `around` with a length that begin with a run, each with its places: (number of a text, word)."""
+        if (run, length) not in self.parts:
+            self.parts[run, length] = defaultdict(list)
+            for text, at in self.heads.of(run):
+                self.parts[run, length][self.around[text][at : at + length]].append((text, at))
+        return self.parts[run, length]
+
+    def boilerplate(self, train: Sequence[dict]) -> set[tuple]:
+        """Short prompts that the texts of more than COMMON training prompts hold. Training prompts within test rows are
+        searched for in a second reading."""
+        short = {prompt for prompt in self.within if len(prompt) < GRAM and prompt not in self.asked}
+        if short:
+            needles = Needles(FEWEST_CONTAINED, short)
+            for start, rows in _batches(train):
+                texts, prompts = _words_of(rows)
+                for at, needle in needles.search(texts):
+                    self.inside.add(needle, hash(prompts[at]), start + at)
+        return {needle for needle, rows in self.inside.rows.items() if len(needle) < GRAM and len(rows) > COMMON}
+
+    # Each of these returns {number of a test row: (number of a training row, kind of overlap)}.
+
+    def same_rows(self, boilerplate: set[tuple]) -> dict[int, tuple[int, str]]:
+        """Test rows whose content or prompt equals a training row's. Boilerplate is no prompt of its own."""
+        hits = {}
+        for i, prompt in enumerate(self.prompts):
+            kinds = ["row", "row words"] if prompt in boilerplate else ["row", "prompt", "row words", "prompt words"]
+            if kind := next((kind for kind in kinds if (i, kind) in self.same), None):
+                hits[i] = (self.same[i, kind], "normalised" if "words" in kind else "exact")
+        return hits
+
+    def contained(self, boilerplate: set[tuple]) -> dict[int, tuple[int, str]]:
+        """Test prompts that occur word for word in a training text, or consist mostly of a training prompt."""
+        hits: dict[int, tuple[int, str]] = {}
+        for needle, (j, places) in self.within.items():
+            for i, at in places if needle not in boilerplate else ():
+                if i < len(self.prompts) and i not in hits and len(needle) >= COVERED * len(self.prompts[i]):
+                    telling = self.telling[i]
+                    if len(telling.intersection(range(at, at + len(needle)))) >= COVERED * len(telling):
+                        hits[i] = (j, "contained")
+        for i, prompt in enumerate(self.prompts):
+            if prompt in self.inside.rows and prompt not in boilerplate:
+                hits[i] = (min(self.inside.rows[prompt].values()), "contained")
+        return hits
+
+    def in_runs(self) -> dict[int, tuple[int, str]]:
+        """Test prompts with half of their words, also of those that tell them apart, in runs of GRAM words of one
+        training row; then test rows with a long reply that is nearly all in such runs."""
+        shared: dict[tuple[int, int], set[int]] = defaultdict(set)  # (number of a sequence, training row) -> its words
+        for run, rows in self.sharing.rows.items():
+            for sequence, at in self.grams.of(run) if len(rows) <= COMMON else ():
+                for j in rows.values():
+                    shared[sequence, j].update(range(at, at + GRAM))
+        grams, replies = {}, {}
+        of = [*range(len(self.prompts)), *(i for i, _ in self.replies)]  # sequence -> test row
+        for sequence, j in sorted(shared, key=lambda pair: (of[pair[0]], pair[1]), reverse=True):  # the first counts
+            held, i = shared[sequence, j], of[sequence]
+            if sequence >= len(self.prompts):
+                if len(held) >= COPIED * len(self.replies[sequence - len(self.prompts)][1]):
+                    replies[i] = (j, "reply")
+            elif all(
+                len(held.intersection(p)) >= COVERED * len(p) for p in (range(len(self.prompts[i])), self.telling[i])
+            ):
+                grams[i] = (j, "grams")
+        return replies | grams
+
+    def few_shot(self) -> dict[int, tuple[int, str]]:
+        """Test rows with a training prompt among their worked examples."""
+        examples = ((text - len(self.prompts), j) for j, places in self.within.values() for text, _ in places)
+        return {i: (j, "few-shot") for i, j in sorted(examples, reverse=True) if i >= 0}
 
 
-def _replies(train_texts, test: list[dict], prompt_of) -> dict[int, tuple[int, str]]:
-    """Test rows with a long reply that is nearly all in runs of GRAM words of one training row."""
-    replies = [(i, tuple(words(reply))) for i, row in enumerate(test) for reply in reply_texts(row)]
-    replies = [(i, reply) for i, reply in replies if len(reply) >= LONG_REPLY]
-    shared = _shared_places(train_texts, [reply for _, reply in replies], prompt_of)
-    pairs = sorted((replies[n][0], j) for (n, j), at in shared.items() if len(at) >= COPIED * len(replies[n][1]))
-    return {i: (j, "reply") for i, j in reversed(pairs)}
+def _words_of(rows: Sequence[dict]) -> tuple[list[list[str]], list[tuple]]:
+    """(the words of each row, those of its prompt)."""
+    parts = list(map(word_parts, rows))
+    return [text for text, _ in parts], [tuple(prompt) for _, prompt in parts]
 
 
-def _shared_places(train_texts, sequences: list[tuple], prompt_of) -> dict[tuple[int, int], set[int]]:
-    """{(index of a sequence, index of a training row): places of the words in runs of GRAM words that both have}."""
-    where = defaultdict(list)
-    for i, sequence in enumerate(sequences):
-        for at, gram in enumerate(_windows(sequence, GRAM)):
-            where[gram].append((i, at))
-    rows_with: dict[tuple, dict[int, int]] = defaultdict(dict)
-    for j, text in enumerate(train_texts):
-        for gram in where.keys() & set(_windows(text, GRAM)):
-            rows_with[gram].setdefault(prompt_of[j], j)
-    shared: dict[tuple[int, int], set[int]] = defaultdict(set)
-    for gram, rows in rows_with.items():
-        for j in rows.values() if len(rows) <= COMMON else ():
-            for i, at in where[gram]:
-                shared[i, j].update(range(at, at + GRAM))
-    return shared
-
-
-def _windows(text, size: int):
-    """All runs of `size` words of a text, as tuples."""
-    return zip(*(text[start:] for start in range(size)), strict=False)
-
-
-def _same_group(train: list[dict], test: list[dict]) -> dict[int, tuple[int, str]]:
-    """Test rows whose declared group is also a training row's; derived groups are prompts, compared above."""
-    first: dict[str, int] = {}
-    for j, row in enumerate(train):
-        first.setdefault(row["group"], j)
-    return {
-        i: (first[row["group"]], "group")
-        for i, row in enumerate(test)
-        if row["group"] in first and not DERIVED.fullmatch(row["group"])
-    }
-
-
-def _few_shot(first: dict, test: list[dict]) -> dict[int, tuple[int, str]]:
-    """Test rows with a training prompt among their worked examples."""
-    examples = [words(parted(prompt_text(row))[0]) for row in test]
-    hits = _find(set(first), examples, range(len(test)))
-    return {i: (first[needle], "few-shot") for needle, places in hits.items() for i in places}
+def _interned(text: str) -> tuple:
+    """The words of a text; equal ones are one object."""
+    return tuple(map(intern, words(text)))

@@ -46,7 +46,9 @@ def is_blank(text: str) -> bool:
 
 def words(text: str) -> list[str]:
     """The text's words and operators, without case, spaces and sentence punctuation."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return _WORD.findall(text.casefold())
 
 
 def odd(text: str) -> list[str]:
@@ -72,6 +74,15 @@ def full_text(row: dict) -> str:
     turns = row["messages"] if "messages" in row else row.get("prompt")
     prompt = [turn_text(turn) for turn in turns] if isinstance(turns, list) else [prompt_text(row)]
     return "\n".join(prompt if "messages" in row else [*prompt, *reply_texts(row)])
+
+
+def word_parts(row: dict) -> tuple[list[str], list[str]]:
+    """(the words of `full_text`, those of `prompt_text`)."""
+    prompt = words(prompt_text(row))
+    turns = row["messages"] if "messages" in row else row.get("prompt")
+    if isinstance(turns, list) and any(turn["role"] == "system" for turn in turns):
+        return words(full_text(row)), prompt
+    return prompt + [word for reply in reply_texts(row) for word in words(reply)], prompt
 
 
 def all_text(value) -> str:
