@@ -273,7 +273,7 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
     assert "cannot be opened" in refusal(tmp_path / "loop.jsonl")
     assert "is a directory" in refusal(tmp_path)
-    assert "unknown kind of file" in refusal(tmp_path / "a.parquet")
+    assert "unknown kind of file" in refusal(tmp_path / "a.xlsx")
     assert "plain text is read for text and long only" in refusal(write(tmp_path / "a.txt", []))
     write(tmp_path / "real.jsonl", [chat("a", "b")])
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")

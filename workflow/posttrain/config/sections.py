@@ -130,6 +130,8 @@ class Watched:
             return Watched(value, read, f"{prefix}{key}.")
         if isinstance(value, list) and value and isinstance(value[0], Section):
             return [Watched(item, read, f"{prefix}{key}.") for item in value]
+        if isinstance(value, dict):
+            read.update(f"{prefix}{key}.{name}" for name in value)
         return value
 
     def __eq__(self, other):
@@ -164,10 +166,12 @@ class HubModel(Section):
 
 
 class Source(Section):
-    """Rows for one kind of training: a local file or a data set on the hub."""
+    """Rows for one kind of training: local files or a data set on the hub."""
 
     path: Text | None = None
-    """JSON Lines (`.jsonl`, `.jsonl.gz`) or plain text (`.txt`), relative to the working directory."""
+    """A file, a folder of files, or a pattern such as `shards/*.jsonl`, relative to the working directory. Files are
+    `.jsonl`, `.json` (an array too), `.csv` or `.tsv` with a header line, also with `.gz` or `.zst`, or `.parquet`; for
+    `text` and `long` also `.txt`. Several are read in the order of their names."""
     dataset: HubId | None = None
     """Data set on the hub, `organisation/name`; give `revision` too."""
     revision: Revision | None = None
@@ -181,7 +185,17 @@ class Source(Section):
     format: Literal[
         "auto", "messages", "sharegpt", "prompt_completion", "instruction", "preference", "transcript", "kto", "text"
     ] = "auto"
-    """Layout of a row; `auto` recognises it by its keys."""
+    """Layout of a row; `auto` recognises it by its keys. `preference` in `sft` trains on the chosen answers, `text` on
+    whole texts."""
+    columns: Annotated[dict[str, Text], Field(min_length=1)] | None = None
+    """Columns under other names, as `{prompt: question, completion: answers.text.0}`: key -> column, or a dotted path
+    to a value within one."""
+    template: Annotated[dict[str, Text], Field(min_length=1)] | None = None
+    """Texts made of columns, as `{prompt: "Question: {question} Answer:", completion: " {answer}"}`: key -> text with
+    columns in braces; `{{` and `}}` are braces. `prompt` and `completion` are plain text, `instruction` and `output`
+    the turns of a conversation."""
+    system: Text | None = None
+    """System turn of every conversation that has none of its own."""
     separator: str = ""
     """Text put between a plain-text prompt and its completion or answers (often one space)."""
     use: Literal["split", "train", "test"] = "split"

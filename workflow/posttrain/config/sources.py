@@ -11,6 +11,9 @@ SENTENCEPIECE = (
     "has a tokenizer.model and no tokenizer.json; transformers converts it to other tokens than its own library "
     "(sentencepiece) makes. Give another folder or model with a tokenizer.json of the same tokens as prepare.tokenizer"
 )
+DATA_ENDS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")  # how names of files with rows end
+TEXT_ENDS = (".txt", ".text")  # of plain text, which holds documents only
+PACKING = (".gz", ".zst")
 OF_WORLD = ("text", "long", "sft", "preference")  # kinds of data that the built-in world has rows for
 
 
@@ -22,13 +25,32 @@ def sides(prepare: Prepare, task: str) -> set[str]:
     return uses - {"split"} | (split if "split" in uses else set())
 
 
+def without_packing(path) -> str:
+    """A file's path without .gz or .zst."""
+    end = Path(path).suffix.lower()
+    return str(path)[: -len(end)] if end in PACKING else str(path)
+
+
+def data_files(path: str, task: str) -> list[Path]:
+    """The files that a source's `path` names, in the order of their names: itself; of a folder those directly in it
+    that can be read for the task; or those that match a pattern. The path itself where there is none."""
+    if os.path.isdir(path):
+        ends = (*DATA_ENDS, *TEXT_ENDS) if task in ("text", "long") else DATA_ENDS
+        named = [os.path.join(path, name) for name in os.listdir(path) if not name.startswith((".", "_"))]
+        listed = [file for file in named if os.path.splitext(without_packing(file))[1].lower() in ends]
+    else:
+        listed = [path] if os.path.lexists(path) else glob.glob(path, recursive=True)
+    return [Path(file) for file in sorted(listed) if not os.path.isdir(file)] or [Path(path)]
+
+
 def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
     """(dotted key, file) of every local file that a section names; for a model's folder, the files read from it."""
     files = []
     if isinstance(section, Prepare):
         for task in SOURCES:
             for number, source in enumerate(getattr(section, task)):
-                files += [(f"{stage}.{task}[{number}].path", Path(source.path))] if source.path else []
+                listed = data_files(source.path, task) if source.path else []
+                files += [(f"{stage}.{task}[{number}].path", file) for file in listed]
         if section.chat_template not in (None, "default", "tokenizer"):
             files.append((f"{stage}.chat_template", Path(section.chat_template)))
         if section.tokenizer and section.tokenizer.path:

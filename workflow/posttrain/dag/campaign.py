@@ -194,7 +194,9 @@ def _files(experiment: Experiment) -> list[tuple[str, str]]:
     mistakes = []
     for stage in STAGES:
         for key, file in own_files(stage, getattr(experiment, stage)):
-            if not os.path.exists(file):
+            if os.path.isdir(file):
+                mistakes.append((key, f"{file} is a directory, and no file in it can be read here"))
+            elif not os.path.exists(file):
                 mistakes.append((key, f"there is no {file} (looked for in {Path.cwd()})"))
             elif set(str(file)) & set("{}<>"):
                 mistakes.append((key, f"{file}: {{ }} < > have a special meaning in Snakemake's paths; rename it"))

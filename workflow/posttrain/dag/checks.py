@@ -10,11 +10,8 @@ from posttrain.config.sections import (
     SOURCES,
     TRAINED,
     Base,
-    HubModel,
     Prepare,
     Section,
-    Source,
-    Task,
     inapplicable,
     subsections,
 )
@@ -23,8 +20,8 @@ from posttrain.config.sources import SENTENCEPIECE, sides
 from posttrain.config.stages import JUDGES, STAGES, Experiment
 from posttrain.dag.given import given_mistakes
 from posttrain.dag.position_checks import position_mistakes
+from posttrain.dag.source_checks import pinned, source_mistakes
 from posttrain.dag.stage_checks import stage_mistakes, training_mistakes
-from posttrain.data.rows import FORMATS
 from posttrain.world import tasks as world_tasks
 
 OF_SOURCES = {"test_fraction", "group_key", "allow_empty_user", "max_line_mb"}  # keys of `prepare`
@@ -66,19 +63,10 @@ def unused(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield name, f"has no effect without {', '.join(aligned[:-1])} or {aligned[-1]}"
 
 
-def _pinned(where: str, section: HubModel | Source | Task) -> Iterator[tuple[str, str]]:
-    """A hub item needs a full commit, unless `allow_floating` is set."""
-    revision = section.revision
-    commit = revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
-    if not commit and not section.allow_floating:
-        problem = "is missing" if revision is None else f"{revision!r} can move"
-        yield f"{where}.revision", f"{problem}; give the full 40-digit commit, or set allow_floating: true"
-
-
 def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
     for task in SOURCES:
         for number, source in enumerate(getattr(prepare, task)):
-            yield from _source(f"prepare.{task}[{number}]", task, source)
+            yield from source_mistakes(f"prepare.{task}[{number}]", task, source, prepare.group_key)
     if not (prepare.world or any(getattr(prepare, task) for task in TRAINED)):
         yield "prepare", f"has no data: set world, or give sources under {', '.join(TRAINED[:-1])} or {TRAINED[-1]}"
     if not any(getattr(prepare, task) for task in SOURCES):
@@ -87,29 +75,15 @@ def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
     if prepare.tokenizer:
         yield from one_of("prepare.tokenizer", prepare.tokenizer, "vocab_size", "path", "hub")
         if prepare.tokenizer.hub:
-            yield from _pinned("prepare.tokenizer.hub", prepare.tokenizer.hub)
+            yield from pinned("prepare.tokenizer.hub", prepare.tokenizer.hub)
         if prepare.tokenizer.vocab_size and "train" not in sides(prepare, "text"):
             yield "prepare.tokenizer.vocab_size", "needs text to train on: set prepare.world or prepare.text"
-
-
-def _source(where: str, task: str, source: Source) -> Iterator[tuple[str, str]]:
-    yield from one_of(where, source, "path", "dataset")
-    if source.dataset:
-        yield from _pinned(where, source)
-    without_effect = ["revision", "subset", "rows", "allow_floating"] if source.path and not source.dataset else []
-    without_effect += ["use"] * (task in ASKED) + ["separator"] * (task in ("text", "long", *ASKED))
-    for key in without_effect:
-        if key in source.model_fields_set:
-            yield f"{where}.{key}", "has no effect here"
-    allowed = ("auto", *FORMATS.get(task, ()))
-    if source.format not in allowed:
-        yield f"{where}.format", f"{source.format} does not hold rows for {task}; allowed: {', '.join(allowed)}"
 
 
 def _base(base: Base) -> Iterator[tuple[str, str]]:
     yield from one_of("base", base, "path", "hub", "scratch")
     if base.hub:
-        yield from _pinned("base.hub", base.hub)
+        yield from pinned("base.hub", base.hub)
     if scratch := base.scratch:
         width, uneven = divmod(scratch.hidden_size, scratch.heads)
         if uneven or width % 2:
@@ -165,7 +139,7 @@ def _tasks(experiment: Experiment) -> Iterator[tuple[str, str]]:
     for number, task in enumerate(tasks or []):
         where = f"evaluate.tasks[{number}]"
         if task.revision is not None or task.allow_floating:
-            yield from _pinned(where, task)
+            yield from pinned(where, task)
         elif task.task in empty:
             yield f"{where}.task", f"{task.task!r} has no row: {_no_test_side(prepare, empty[task.task])}"
         elif task.task not in prepared:

@@ -13,8 +13,8 @@ from posttrain.data.turns import CALLS, more_of
 
 ROLES = {name: name for name in ("system", "user", "assistant", "tool")}
 SHAREGPT_ROLES = ROLES | {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
+MEDIUM = re.compile("image|video|audio")
 SHAREGPT_ROLES |= {"tool_response": "tool", "function_call": "assistant", "tool_call": "assistant"}
-SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
 def text(row: dict, allow_empty_user: bool) -> dict:
@@ -73,10 +73,9 @@ def prompt_and(row: dict, key: str, allow_empty_user: bool) -> dict:
     return {"prompt": prompt, key: check_one_reply(read_messages(reply, key, allow_empty_user), key)}
 
 
-def transcript(row: dict, allow_empty_user: bool) -> dict:
-    """A conversation as one text."""
-    text = row.get("transcript") or required(row, "text")
-    return {"messages": check_conversation(read_transcript(text, "text", allow_empty_user), "text")}
+def whole_text(row: dict, allow_empty_user: bool) -> dict:
+    """A text without a prompt, for `sft`: all of it is trained on."""
+    return {"prompt": "", "completion": visible_text(required(row, "text"), "text")}
 
 
 def required(row: dict, name: str):
@@ -136,6 +135,8 @@ def _message(item, where: str, allow_empty_user: bool, roles: dict[str, str]) ->
         item, content = {key: part for key, part in item.items() if key != keys[1]} | {"tool_calls": content}, None
     more = more_of(item, where, roles[role])
     content = "" if content is None and "tool_calls" in more else content
+    if isinstance(content, list):
+        refuse_media(content, f"{where}.{keys[1]}")
     if not isinstance(content, str):
         raise RowError("not_a_string", f"{where}.{keys[1]} must be a string, found {json_kind(content)}")
     if roles[role] == "assistant" and is_blank(content) and "tool_calls" not in more:
@@ -143,6 +144,14 @@ def _message(item, where: str, allow_empty_user: bool, roles: dict[str, str]) ->
     if roles[role] == "user":
         user_text(content, where, allow_empty_user)
     return {"role": roles[role], "content": content} | more
+
+
+def refuse_media(parts: list, where: str) -> None:
+    """Raise RowError where a part of a turn is an image, a video or sound, as in OpenAI's format."""
+    for number, part in enumerate(parts):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and (medium := MEDIUM.search(kind)):
+            raise RowError("media", f"{where}[{number}] is of type {kind}: rows with {medium[0]} are not trained on")
 
 
 def check_order(turns: list[dict], where: str) -> list[dict]:
@@ -187,21 +196,3 @@ def check_one_reply(turns: list[dict], where: str) -> list[dict]:
     if turns[0].get("train") is False:
         raise RowError("turn_weight", f"{where}: the answer is not to be trained: nothing is left to train on")
     return turns
-
-
-def is_transcript(value) -> bool:
-    """Whether the value is text that begins with `Human:`."""
-    return isinstance(value, str) and re.match(r"\s*Human:", value) is not None
-
-
-def read_transcript(text, where: str, allow_empty_user: bool) -> list[dict]:
-    """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ...", without outer white space. Raises RowError."""
-    if not isinstance(text, str):
-        raise RowError("mixed_types", f"{where} is {json_kind(text)} while the file holds transcripts")
-    lead, *parts = SPEAKER.split(text)
-    if lead.strip() or not parts:
-        raise RowError("not_a_transcript", f"{where} must begin with Human: or Assistant:")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    speeches = zip(parts[::2], parts[1::2], strict=True)
-    turns = [{"role": roles[speaker], "content": content.strip()} for speaker, content in speeches]
-    return read_messages(turns, where, allow_empty_user)

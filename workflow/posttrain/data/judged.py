@@ -9,15 +9,14 @@ from posttrain.data.formats import (
     check_conversation,
     check_one_reply,
     check_prompt,
-    is_transcript,
     prompt_and,
     read_messages,
-    read_transcript,
     refuse_mixed,
     required,
     visible_text,
 )
 from posttrain.data.lines import RowError, json_kind
+from posttrain.data.transcripts import form_of, read_transcript
 from posttrain.models.tokens import spoken
 
 # Names of the two scores of a pair.
@@ -32,7 +31,7 @@ def transcript_pair(row: dict, allow_empty_user: bool) -> dict:
     refuse_mixed("chosen", sides["chosen"], "rejected", sides["rejected"])
     if isinstance(sides["chosen"], list):
         raise RowError("mixed_types", "chosen and rejected are lists while the file holds transcripts")
-    if isinstance(row.get("prompt"), str) and not is_transcript(sides["chosen"]):
+    if isinstance(row.get("prompt"), str) and not form_of(sides["chosen"]):
         sides = {key: row["prompt"] + side for key, side in sides.items()}
     if sides["chosen"].strip() == sides["rejected"].strip():
         raise RowError("no_signal", "chosen equals rejected: no signal")
@@ -72,6 +71,22 @@ def preference(row: dict, allow_empty_user: bool) -> dict:
     check_prompt(prompt, "prompt")
     replies = [check_one_reply(side, key) for side, key in zip(sides, ("chosen", "rejected"), strict=True)]
     return _check_signal({"prompt": prompt, "chosen": replies[0], "rejected": replies[1]})
+
+
+def chosen(row: dict, allow_empty_user: bool) -> dict:
+    """The chosen answer of a pair, after its prompt, for `sft`: a conversation, or prompt and completion."""
+    answer, prompt = required(row, "chosen"), row.get("prompt")
+    row.get("rejected")  # of no use here, and known
+    refuse_reversed(row)
+    if isinstance(answer, list):
+        turns = read_messages(answer, "chosen", allow_empty_user)
+        before = read_messages(prompt, "prompt", allow_empty_user) if isinstance(prompt, list) else []
+        turns = turns if turns[: len(before)] == before else before + turns
+        return {"messages": check_conversation(turns, "chosen")}
+    if form_of(whole := prompt + answer if isinstance(prompt, str) and not form_of(answer) else answer):
+        return {"messages": check_conversation(read_transcript(whole, "chosen", allow_empty_user), "chosen")}
+    pair = prompt_and(row, "chosen", allow_empty_user)
+    return {"prompt": pair["prompt"], "completion": pair["chosen"]}
 
 
 def _shared_prompt(prompt, sides: list[list[dict]], allow_empty_user: bool) -> tuple[list, list]:

@@ -1,6 +1,7 @@
 """Read a local file as numbered objects or paragraphs, in bounded memory; a file that is not text is an error."""
 
 import gzip
+import io
 import json
 import math
 import os
@@ -13,8 +14,7 @@ from pathlib import Path
 
 from posttrain.ground.errors import UserError
 
-JSON_NAMES = (".jsonl", ".ndjson", ".json")
-TEXT_NAMES = (".txt", ".text")
+PACKED = {".gz": ("gzip", b"\x1f\x8b"), ".zst": ("zstd", b"\x28\xb5\x2f\xfd")}  # with the first bytes of each
 MAX_LINE_BYTES = 16 * 2**20
 MAX_PROBLEMS = 20
 BOM = "\ufeff"
@@ -24,7 +24,7 @@ MAGIC = {
     b"PAR1": "a Parquet file",
     b"PK\x03\x04": "a zip archive",
     b"BZh": "bzip2 data",
-    b"\x28\xb5\x2f\xfd": "zstd data",
+    b"\x28\xb5\x2f\xfd": "zstd data: name it .zst",
     b"\xfd7zXZ": "xz data",
     b"ARROW1": "an Arrow file",
     b"SQLite format 3": "an SQLite database",
@@ -51,35 +51,20 @@ def json_kind(value) -> str:
     return "null" if value is None else names.get(type(value), "an object")
 
 
-def is_text(path) -> bool:
-    """Whether the file is plain text (True) or JSON Lines (False), by its name.
-
-    Raises UserError for any other name.
-    """
-    name = Path(path).name.lower().removesuffix(".gz")
-    if name.endswith(TEXT_NAMES):
-        return True
-    if name.endswith(JSON_NAMES):
-        return False
-    if Path(path).is_dir():
-        raise UserError(f"{path}: is a directory; name the files in it")
-    raise UserError(f"{path}: unknown kind of file; allowed: .jsonl or .txt, either also with .gz")
-
-
 def read_lines(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (line number, byte offset, line without its end) of a plain or gzip file; LF and CRLF end lines.
+    """Yield (line number, byte offset, line with its end) of a plain, gzip or zstd file; LF ends a line.
 
     Raises UserError where the file cannot be opened, is not text, is damaged, or has a line over the limit.
     """
     number = offset = 0
     try:
-        with _open(path) as stream:
-            _check_head(path, stream.peek(4096)[:4096])
+        with opened(path) as stream:
+            check_head(path, stream.peek(4096)[:4096])
             while line := stream.readline(max_line_bytes + 1):
                 number += 1
                 if len(line) > max_line_bytes:
                     raise UserError(f"{path}:{number}: line over the size limit of {max_line_bytes:,} bytes")
-                yield number, offset, line.removesuffix(b"\n").removesuffix(b"\r")
+                yield number, offset, line
                 offset += len(line)
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path}:{number + 1}: cannot be read on, the file is damaged: {error}") from None
@@ -96,18 +81,18 @@ def read_objects(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[i
         if not data.strip():
             continue
         try:
-            text = data.decode("utf-8")
+            text = without_end(data.decode("utf-8"))
             if empty and text.lstrip(BOM).lstrip().startswith("["):
                 raise UserError(
                     f"{path}:{number}: top level is an array; hint: this is JSON, not JSON Lines "
-                    "(one object on each line)"
+                    "(one object on each line): name it .json"
                 )
-            yield number, _parse(text.removeprefix(BOM)), text.startswith(BOM)
+            yield number, parsed(text.removeprefix(BOM)), text.startswith(BOM)
         except UnicodeDecodeError as error:
             where = offset + error.start
             problems.append(f"{path}:{number}: not UTF-8 at line {number}, byte offset {where}")
         except json.JSONDecodeError as error:
-            problems.append(f"{path}:{number}: invalid JSON at line {number}, {_explain(error)}")
+            problems.append(f"{path}:{number}: invalid JSON at line {number}, {explain(error)}")
         empty = False
         if len(problems) == MAX_PROBLEMS:
             problems.append(f"{path}: reading stopped after {MAX_PROBLEMS} such lines")
@@ -127,7 +112,8 @@ def read_paragraphs(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tupl
     """
     block: list[str] = []
     first, size, empty = 0, 0, True
-    for number, line in chain(_text_lines(path, max_line_bytes), [(0, "")]):
+    for number, line in chain(text_lines(path, max_line_bytes), [(0, "")]):
+        line = without_end(line)
         if line.strip():
             first = first if block else number
             block.append(line)
@@ -142,8 +128,13 @@ def read_paragraphs(path, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tupl
         raise UserError(f"{path}: file has no rows")
 
 
-def _text_lines(path, max_line_bytes: int) -> Iterator[tuple[int, str]]:
-    """Yield (line number, text). Raises UserError for NUL bytes and for text that is not UTF-8."""
+def without_end(line: str) -> str:
+    """The line without LF or CRLF."""
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def text_lines(path, max_line_bytes: int) -> Iterator[tuple[int, str]]:
+    """Yield (line number, line with its end). Raises UserError for NUL bytes and for text that is not UTF-8."""
     for number, offset, data in read_lines(path, max_line_bytes):
         if b"\0" in data:
             raise UserError(f"{path}:{number}: not text (NUL bytes)")
@@ -154,11 +145,13 @@ def _text_lines(path, max_line_bytes: int) -> Iterator[tuple[int, str]]:
             raise UserError(f"{path}:{number}: not UTF-8 at line {number}, byte offset {where}") from None
 
 
-def _open(path):
+def opened(path):
     """A buffered binary stream of the file's (decompressed) bytes.
 
-    Raises UserError for a missing file, a directory, a pipe or device, no permission, wrong or empty data.
+    Raises UserError for a missing file, a directory, a pipe or device, no permission, and for a file that is not what
+    .gz or .zst says.
     """
+    method, magic = next((PACKED[end] for end in PACKED if str(path).lower().endswith(end)), ("", b""))
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -166,17 +159,19 @@ def _open(path):
         if not stat.S_ISREG(mode):  # a pipe would block and a device would never end
             raise UserError(f"{path}: is not a regular file")
         with open(path, "rb") as stream:
-            zipped = stream.read(2) == b"\x1f\x8b"
-        if not str(path).lower().endswith(".gz"):
-            return open(path, "rb")
+            matches = stream.read(len(magic)) == magic
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
-    if not zipped:
-        raise UserError(f"{path}: not gzip data, although its name ends in .gz")
-    return gzip.open(path, "rb")
+    if not matches:
+        raise UserError(f"{path}: not {method} data, although its name ends in {Path(path).suffix}")
+    if method == "zstd":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd"))
+    return gzip.open(path, "rb") if method else open(path, "rb")
 
 
-def _check_head(path, head: bytes) -> None:
+def check_head(path, head: bytes) -> None:
     """Raise UserError where the first bytes are not those of a UTF-8 text file."""
     if not head:
         raise UserError(f"{path}: file has no rows (it is empty)")
@@ -187,23 +182,21 @@ def _check_head(path, head: bytes) -> None:
         raise UserError(f"{path}:1: not text (NUL bytes): binary data, or UTF-16 without its mark")
 
 
-def _parse(text: str):
+def parsed(text: str):
     """The value of one line of JSON, or the RowError that drops the row. Raises json.JSONDecodeError."""
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+        return DECODER.decode(text)
     except RecursionError:
         return RowError("too_deep", "brackets are nested too deeply")
-    except RowError as error:
-        return error
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object. Raises RowError where a key occurs twice (json would silently keep the last)."""
+def _object(pairs: list[tuple[str, object]]) -> dict | RowError:
+    """A JSON object; a RowError in its place where a key occurs twice (json would silently keep the last)."""
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise RowError("duplicate_key", f"key {twice!r} appears twice in one object")
+        return RowError("duplicate_key", f"key {twice!r} appears twice in one object")
     return value
 
 
@@ -212,7 +205,10 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < 4300 else math.inf
 
 
-def _explain(error: json.JSONDecodeError) -> str:
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
+
+
+def explain(error: json.JSONDecodeError) -> str:
     """The JSON parser's message, with the likely cause where the line shows one."""
     text, message = error.doc, f"column {error.colno}: {error.msg[0].lower()}{error.msg[1:]}"
     if error.msg.startswith("Invalid control"):
@@ -251,6 +247,8 @@ def checked(value) -> dict:
             pending += [(f"{path}[{i}]", part) for i, part in enumerate(item)]
         elif isinstance(item, str) and not item.isascii():
             _check_unicode(path, item)
+        elif isinstance(item, RowError):
+            raise item
         elif isinstance(item, float) and not math.isfinite(item):
             raise RowError("not_finite", f"non-finite number in field {path} (NaN, Infinity or too large)")
     return value

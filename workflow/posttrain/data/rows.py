@@ -1,4 +1,4 @@
-"""Read the sources of `prepare`: each line that is valid becomes a canonical row, every other is dropped and counted.
+"""Check rows: each that is valid becomes a canonical row, every other is dropped and counted.
 
 Canonical rows hold "id", "group", "source" (file:line) and, by task,
     text        text
@@ -15,17 +15,18 @@ from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
-from posttrain.config.sections import Prepare, Source
-from posttrain.data import formats, hub, judged, lines, texts, turns
-from posttrain.data.dropped import REPEAT, entry, repeated
+from posttrain.config.sections import Source
+from posttrain.config.sources import without_packing
+from posttrain.data import files, formats, judged, lines, texts, transcripts, turns
 from posttrain.data.examples import has_examples
 from posttrain.data.lines import RowError, json_kind
+from posttrain.data.shape import shaped, with_system
 from posttrain.data.source import Report, Row, note
 from posttrain.ground.errors import UserError
-from posttrain.ground.progress import say
 from posttrain.models import tokens
 
 MAX_ROW_CHARACTERS = 1_000_000
+PLAIN = Source()  # rows that need no other shape
 # Task -> its formats, each with the function that checks a row and returns its content in canonical form, or raises
 # RowError. A row that fits several formats has the first of them.
 FORMATS: dict[str, dict[str, Callable[[dict, bool], dict]]] = {
@@ -36,51 +37,15 @@ FORMATS: dict[str, dict[str, Callable[[dict, bool], dict]]] = {
         "sharegpt": formats.sharegpt,
         "instruction": formats.instruction,
         "prompt_completion": formats.prompt_completion,
-        "transcript": formats.transcript,
+        "transcript": transcripts.transcript,
+        "preference": judged.chosen,
+        "text": formats.whole_text,
     },
     "preference": {"transcript": judged.transcript_pair, "preference": judged.preference},
     "kto": {"kto": judged.kto},
     "eval": {"choices": judged.choices},
     "generation": {"answers": judged.answers},
 }
-
-
-def read_source(
-    section: Prepare, source: Source, task: str, cards: list, dropped: list, fetched: list[Path]
-) -> list[dict]:
-    """The canonical rows of a source without repeats. What is dropped is printed, listed and counted in the data card.
-
-    `fetched`: manifests of `fetch`, one of which lists the data set. Raises UserError where no row can be used.
-    """
-    options = {"group_key": section.group_key, "allow_empty_user": section.allow_empty_user}
-    if source.path:
-        limit = int(section.max_line_mb * 2**20)
-        report = read_file(source.path, task, source.format, max_line_bytes=limit, **options)
-    else:
-        name = "/".join(filter(None, (source.dataset, source.subset, source.rows)))
-        report = read_rows(hub.dataset_rows(source, fetched), name, task, source.format, **options)
-    for row in report.rows if source.use == "test" else ():
-        note_examples(report, row)
-    for sentence in report.describe():
-        say(sentence)
-    counts = {reason: len(cases) for reason, cases in report.dropped.items()}
-    warnings = {reason: len(cases) for reason, cases in report.warnings.items()}
-    distinct, repeats = texts.deduplicate(report.rows)
-    counts[REPEAT] = len(repeats)
-    cards.append(card(report.name, task, counts, warnings, report.total, len(distinct)))
-    dropped += [
-        entry(f"{report.name}:{line}", task, reason, message)
-        for reason, cases in report.dropped.items()
-        for line, message in cases
-    ]
-    dropped += repeated(repeats, task)
-    if not report.rows:
-        raise UserError(f"{report.name}: no row of {report.total} can be used", *report.describe()[:5])
-    for row in distinct if source.separator else ():
-        for key in ("completion", "chosen", "rejected"):
-            if isinstance(row.get(key), str):
-                row[key] = source.separator + row[key]
-    return distinct
 
 
 def card(name: str, task: str, dropped: dict, warnings: dict | None = None, total: int = 0, kept: int = 0) -> dict:
@@ -96,17 +61,12 @@ def card(name: str, task: str, dropped: dict, warnings: dict | None = None, tota
 
 
 def read_file(path, task: str, format: str = "auto", max_line_bytes: int = lines.MAX_LINE_BYTES, **options) -> Report:
-    """Read a local .jsonl, .ndjson or .txt file, also with .gz; `options` are those of _check_rows.
+    """Read a local file; `options` are those of _check_rows.
 
     Raises UserError, naming file:line, where the file as a whole cannot be used.
     """
-    if not lines.is_text(path):
-        numbered = lines.read_objects(path, max_line_bytes)
-    elif task in ("text", "long"):
-        numbered = lines.read_paragraphs(path, max_line_bytes)
-    else:
-        raise UserError(f"{path}: plain text is read for text and long only; for {task} allowed: .jsonl")
-    return _check_rows(numbered, str(path), task, format, **options)
+    of_text = without_packing(path).lower().endswith((".csv", ".tsv"))
+    return _check_rows(files.read(path, task, max_line_bytes), str(path), task, format, of_text=of_text, **options)
 
 
 def read_rows(objects: Iterable[dict], source_name: str, task: str, format: str = "auto", **options) -> Report:
@@ -116,23 +76,31 @@ def read_rows(objects: Iterable[dict], source_name: str, task: str, format: str 
 
 
 def _check_rows(
-    numbered: Iterator[tuple], name: str, task: str, format: str, group_key: str = "group", allow_empty_user=False
+    numbered: Iterator[tuple],
+    name: str,
+    task: str,
+    format: str,
+    group_key: str = "group",
+    allow_empty_user: bool = False,
+    source: Source = PLAIN,
+    of_text: bool = False,
 ) -> Report:
-    """Check rows: (line, object, whether a BOM was stripped). group_key: the key of a row's group.
+    """Check rows: (line, object, whether a BOM was stripped). group_key: the key of a row's group. source: says how the
+    rows are shaped, and how many are read at most. of_text: every cell of the file is text.
 
     Raises UserError for an unknown task or format, for an id of two different rows, and for a group key that no row
     has.
     """
     head = list(islice(numbered, 100))
-    objects = [value for _, value, _ in head if isinstance(value, dict)]
+    objects = [row for _, value, _ in head if (row := _shaped(value, source, of_text))]
     report = Report(name, task, _choose(objects, task, format))
     for line, value, marked in chain(head, numbered):
         report.total += 1
         if marked:
             note(report.warnings, "byte_order_mark", line, "byte order mark stripped")
         try:
-            row = Row(lines.checked(value))
-            content = _content(row, task, report.format, allow_empty_user)
+            row = Row(shaped(lines.checked(value), source, of_text))
+            content = with_system(_content(row, task, report.format, allow_empty_user), source.system)
             names = _names(row, content, name, line, group_key)
             _check_size(content, task)
         except RowError as error:
@@ -147,6 +115,14 @@ def _check_rows(
     _check_ids(report)
     _warn_whole(report)
     return report
+
+
+def _shaped(value, source: Source, of_text: bool) -> dict:
+    """A row in its shape, empty where it has none."""
+    try:
+        return shaped(value, source, of_text) if isinstance(value, dict) else {}
+    except RowError:
+        return {}
 
 
 def _choose(objects: list[dict], task: str, format: str) -> str:
@@ -169,12 +145,15 @@ def _guess(row: dict, task: str) -> str | None:
     """The task's format that fits the row's keys, or None."""
     keys = {key for key, value in row.items() if value is not None}
     fits = {
-        "text": "text" in keys,
+        "text": "text" in keys and task != "sft",  # whole texts are trained on only where `format` says so
         "messages": "messages" in keys,
         "sharegpt": bool(keys & {"conversations", "conversation"}),
         "instruction": {"instruction", "output"} <= keys,
         "prompt_completion": {"prompt", "completion"} <= keys,
-        "transcript": any(formats.is_transcript(row.get(key)) for key in ("transcript", "text", "chosen", "prompt")),
+        "transcript": any(
+            transcripts.form_of(row.get(key))
+            for key in (("transcript", "text") if task == "sft" else ("chosen", "prompt"))
+        ),
         "preference": {"chosen", "rejected"} <= keys,
         "kto": {"completion", "label"} <= keys,
         "choices": "choices" in keys,
@@ -198,6 +177,8 @@ def _content(row: dict, task: str, format: str, allow_empty_user: bool = False) 
         if error.reason in ("missing_field", "not_a_transcript") and other not in (None, format):
             hint = f"hint: this row looks like {other}, not {format}"
             raise RowError(error.reason, f"{error}; {hint}") from None
+        if task == "sft" and isinstance(row.get("text"), str):
+            raise RowError(error.reason, f"{error}; hint: `format: text` trains on whole texts") from None
         raise
     answer = row.get("answer")
     if task in ("sft", "preference") and isinstance(answer, str) and answer not in ("", content.get("completion")):
@@ -214,9 +195,9 @@ def _names(row: dict, content: dict, name: str, line: int, group_key: str) -> di
     """
     id, group = _label(row, "id"), _label(row, group_key)
     if group is None:
-        prompt = tokens.prompt_text(content)
+        prompt = tokens.prompt_text(content) or texts.full_text(content)
         group = f"prompt:{texts.digest(texts.words(prompt) or prompt)}"
-    stem = Path(name).name.removesuffix(".gz").rsplit(".", 1)[0]
+    stem = Path(without_packing(name)).name.rsplit(".", 1)[0]
     return {"id": f"{stem}-{line}" if id is None else id, "group": group, "source": f"{name}:{line}"}
 
 

@@ -18,7 +18,8 @@ from posttrain.data import texts
 from posttrain.data.conversations import suited
 from posttrain.data.dropped import REPEAT, entry, first_of_each_kind, repeated
 from posttrain.data.overlap import Finding, overlap
-from posttrain.data.rows import card, read_source
+from posttrain.data.reading import read_source
+from posttrain.data.rows import card
 from posttrain.data.tokenizer import load_tokenizer, make_tokenizer
 from posttrain.data.usable import TOO_LONG, askable, usable
 from posttrain.evaluation.tasks import generated, multiple_choice, rolling, write_task

@@ -17,7 +17,7 @@ MARK = "<!-- Below: written by `posttrain schema` from workflow/posttrain/config
 # Of a JSON schema: a bound's sign, and a type's name in the reference.
 SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<", "multipleOf": "multiple of"}
 TYPES = {"boolean": "true / false", "integer": "integer", "number": "number", "string": "text", "null": "",
-         "object": "`key: [values]` lines"}  # fmt: skip
+         "array": "[values]"}  # fmt: skip
 
 
 def write(folder: Path) -> None:
@@ -122,6 +122,8 @@ def kind(field: dict) -> str:
         return "section"
     if values := field.get("enum", [field["const"]] if "const" in field else []):
         return " / ".join(f"`{value}`" for value in values)
+    if field["type"] == "object":
+        return f"`key: {TYPES[field['additionalProperties']['type']]}` lines"
     if field["type"] == "array":
         return f"list of {kind(field['items'])}" + ("s" if "$ref" in field["items"] else "")
     bounds = [f"{sign} {field[rule]:g}" for rule, sign in SIGNS.items() if rule in field]

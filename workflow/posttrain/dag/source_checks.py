@@ -1,0 +1,92 @@
+"""Rules for a source of `prepare`: contradictions between its keys, and what the first rows of its files lack."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from posttrain.config.sections import ASKED, HubModel, Source, Task
+from posttrain.config.settings import one_of
+from posttrain.config.sources import data_files
+from posttrain.data import files, lines, shape
+from posttrain.data.lines import RowError
+from posttrain.data.rows import FORMATS
+from posttrain.ground.errors import UserError
+
+FIRST = 20  # rows of a source's first file in which its columns are searched for
+
+
+def pinned(where: str, section: HubModel | Source | Task) -> Iterator[tuple[str, str]]:
+    """A hub item needs a full commit, unless `allow_floating` is set."""
+    revision = section.revision
+    commit = revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+    if not commit and not section.allow_floating:
+        problem = "is missing" if revision is None else f"{revision!r} can move"
+        yield f"{where}.revision", f"{problem}; give the full 40-digit commit, or set allow_floating: true"
+
+
+def source_mistakes(where: str, task: str, source: Source, group_key: str) -> Iterator[tuple[str, str]]:
+    """Mistakes in a source: (dotted key, what is wrong). task: its kind of data, a key of `prepare`."""
+    yield from one_of(where, source, "path", "dataset")
+    if source.dataset:
+        yield from pinned(where, source)
+    for key in without_effect(task, source):
+        if key in source.model_fields_set:
+            yield f"{where}.{key}", "has no effect here"
+    allowed = ("auto", *FORMATS.get(task, ()))
+    if source.format not in allowed:
+        yield f"{where}.format", f"{source.format} does not hold rows for {task}; allowed: {', '.join(allowed)}"
+    mistakes = [*unknown_keys(where, task, source, group_key), *broken_templates(where, source)]
+    yield from mistakes or absent_columns(where, task, source)
+
+
+def without_effect(task: str, source: Source) -> list[str]:
+    """The keys that mean nothing for a source of its kind."""
+    keys = ["revision", "subset", "rows", "allow_floating"] if source.path and not source.dataset else []
+    if task in ASKED:
+        keys.append("use")
+    return keys + ["separator", "system"] * (task in ("text", "long", *ASKED))
+
+
+def unknown_keys(where: str, task: str, source: Source, group_key: str) -> Iterator[tuple[str, str]]:
+    """Keys of `columns` and `template` that rows of this kind are not read by."""
+    known = shape.KEYS[task] | {"id", group_key}
+    for name in ("columns", "template"):
+        for key in getattr(source, name) or ():
+            if key not in known:
+                shown = ", ".join(sorted(key for key in known if "_" not in key))
+                yield f"{where}.{name}.{key}", f"is not read in rows of {task}; allowed: {shown}"
+
+
+def broken_templates(where: str, source: Source) -> Iterator[tuple[str, str]]:
+    """Templates that cannot be read, or that name no column."""
+    for key, text in (source.template or {}).items():
+        try:
+            if not shape.placeholders(text):
+                yield f"{where}.template.{key}", "names no column, so that every row would have the same text"
+        except ValueError as error:
+            yield f"{where}.template.{key}", f"{text!r} cannot be read: {error}"
+
+
+def absent_columns(where: str, task: str, source: Source) -> Iterator[tuple[str, str]]:
+    """Columns that none of the first rows of the first local file has. A file that cannot be read is left to
+    `prepare`, which names its lines."""
+    named = [(f"columns.{key}", column) for key, column in (source.columns or {}).items()]
+    named += [(f"template.{key}", name) for key, text in (source.template or {}).items()
+              for name in shape.placeholders(text)]  # fmt: skip
+    rows = first_rows(source, task) if named else []
+    for key, column in named if rows else ():
+        renamed = source.columns or {}
+        lacking = [row for row in rows if shape.value_at(row, column) is shape.ABSENT]
+        if len(lacking) == len(rows) and not (key.startswith("template.") and column.partition(".")[0] in renamed):
+            place = f"none of the first {len(rows)} rows of {data_files(source.path or '', task)[0]}"
+            yield f"{where}.{key}", f"{place} has {column!r}; {shape.near(column, rows[0])}"
+
+
+def first_rows(source: Source, task: str) -> list[dict]:
+    """The first rows of a source's first local file that are objects."""
+    if not source.path:
+        return []
+    try:
+        numbered = files.read(data_files(source.path, task)[0], task, lines.MAX_LINE_BYTES)
+        return [value for _, value, _ in islice(numbered, FIRST) if isinstance(value, dict)]
+    except (UserError, RowError):
+        return []
