@@ -185,6 +185,27 @@ def test_fetch_then_offline(hub, tmp_path):
     assert hub.log == []
 
 
+READ = """import os
+    from posttrain.config.sections import Prepare, Source
+    from posttrain.data.reading import read_source
+    for keys in ({"subset": "main", "rows": "train[2:4]"}, {"files": ["*/test-*"]}, {"files": ["gone-*"]}):
+        source, cards, dropped = Source(dataset="openai/gsm8k", revision="e" * 40, **keys), [], []
+        for row in read_source(Prepare(), source, "generation", cards, dropped, [Path(sys.argv[1])]):
+            print(row["source"], row["question"])
+"""
+
+
+def test_slices_and_data_files_of_a_data_set(hub, tmp_path):
+    """A slice is numbered from 1; data files are read as local ones are, and named without their place in the cache."""
+    section = {"datasets": [{"id": "openai/gsm8k", "revision": GSM8K, "allow_patterns": ["*/t*-0.parquet"]}]}
+    assert run_fetch(hub, tmp_path, section).returncode == 0
+    done = python(READ, tmp_path / "home", hub.url, tmp_path / "manifest.json", HF_HUB_OFFLINE="1")
+    expected = [f"openai/gsm8k/main/train[2:4]:{n} train: {n + 1}+1?" for n in (1, 2)]
+    expected += [f"openai/gsm8k/main/test-0.parquet:{n + 1} test: {n}+1?" for n in range(3)]
+    assert [line for line in done.stdout.splitlines() if line.endswith("?")] == expected, done.stderr
+    assert "data set openai/gsm8k: no file matches ['gone-*']; there are README.md, main/test-0.parquet" in done.stderr
+
+
 def test_offline_negative_control(hub, tmp_path):
     """The request log does see a stage that goes to the hub by id."""
     load = "from huggingface_hub import snapshot_download; snapshot_download('org/tiny', revision=sys.argv[1])"

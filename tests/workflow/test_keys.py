@@ -12,6 +12,7 @@ from fabricated import RERUN, fabricate, put, rerun
 from posttrain.config.sections import section_class
 from posttrain.config.stages import Experiment
 from posttrain.dag import campaign
+from posttrain.data.shape import KEYS
 from posttrain.ground.errors import UserError
 from posttrain.tools import why
 
@@ -32,6 +33,7 @@ def keys(model=Experiment, prefix=""):
 COMMIT, LATER = "86f7e437faa5a7fce15d1ddcb9eaeaea377667b8", "e9d71f5ee7c92d6dc9e92ffdad17b8bd49418f98"
 HUB = {"id": "some/model", "revision": COMMIT}
 SOURCES = ("text", "long", "sft", "preference", "kto", "choices", "answers")
+CONVERSATIONS = ("sft", "preference", "kto")
 FORMAT = {
     "text": "text",
     "long": "text",
@@ -137,7 +139,10 @@ for source in SOURCES:
     fields = {"path": ({"path": "a.jsonl"}, "b.jsonl"), "dataset": (rows, "other/rows"), "revision": (rows, LATER)}
     fields |= {"allow_floating": (rows, True), "subset": (rows, "part"), "rows": (rows, "test")}
     fields |= {"format": ({"path": "a.jsonl"}, FORMAT[source]), "separator": ({"path": "a.jsonl"}, " ")}
-    fields |= {"use": ({"path": "a.jsonl"}, "train")}
+    key = next(iter(sorted(KEYS[source])))
+    fields |= {"use": ({"path": "a.jsonl"}, "train"), "files": (rows, ["part-*.jsonl"])}
+    fields |= {"columns": ({"path": "a.jsonl"}, {key: "column"}), "template": ({"path": "a.jsonl"}, {key: "{column}"})}
+    fields |= {"system": ({"path": "a.jsonl"}, "be brief")}
     SPECIAL[f"prepare.{source}"] = ({f"prepare.{source}": [{"path": "a.jsonl"}]}, [{"path": "b.jsonl"}])
     for key, (before, value) in fields.items():
         SPECIAL[f"prepare.{source}[].{key}"] = ({f"prepare.{source}": [before]}, value)
@@ -159,6 +164,7 @@ REFUSED = (
     *(f"{asked}[].{key}" for asked in ("choices", "answers") for key in ("format", "use", "separator")),
 )
 REFUSED += ("text[].separator", "long[].separator")
+REFUSED += tuple(f"{source}[].system" for source in SOURCES if source not in CONVERSATIONS)
 
 
 def next_value(key: str, field, value):

@@ -181,7 +181,10 @@ class Source(Section):
     subset: str | None = None
     """Configuration of `dataset`, where it has several."""
     rows: str = "train"
-    """Split of `dataset` to read."""
+    """Split of `dataset` to read, or a slice of one, as `train[:1000]` or `train[10%:20%]`."""
+    files: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Patterns of data files of `dataset`, as `data/train-*.parquet`, instead of `subset` and `rows`: these alone are
+    fetched, and read as local files are."""
     format: Literal[
         "auto", "messages", "sharegpt", "prompt_completion", "instruction", "preference", "transcript", "kto", "text"
     ] = "auto"

@@ -1,10 +1,12 @@
 """The user's own files and the hub items that a section names, and the sides (train, test) that data has."""
 
 import glob
+import hashlib
 import os
 from pathlib import Path
 
 from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task, Tokenizer
+from posttrain.ground.identity import canonical
 
 TOKENIZER = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt"]
 SENTENCEPIECE = (
@@ -78,7 +80,8 @@ def hub_items(section: Section) -> dict[str, dict]:
 
 
 def _hub_item(part: Section, tokenizer: bool) -> dict[str, dict]:
-    """The item of a section that names one; of a model whose tokenizer alone is used, the tokenizer's files."""
+    """The item of a section that names one; of a model whose tokenizer alone is used, the tokenizer's files; of a data
+    set the source's `files`, if any, by which the item is named too."""
     kinds = {HubModel: ("models", "id", "id"), Source: ("datasets", "dataset", "id"), Task: ("tasks", "task", "task")}
     kind, key, fetch_key = kinds.get(type(part), ("", "", ""))
     if not isinstance(part, HubModel | Source | Task):
@@ -87,4 +90,7 @@ def _hub_item(part: Section, tokenizer: bool) -> dict[str, dict]:
         return {}
     name = f"{kind}--{getattr(part, key).replace('/', '--')}@{(part.revision or 'floating').replace('/', '--')}"
     entry = {fetch_key: getattr(part, key), "revision": part.revision, "allow_floating": part.allow_floating}
-    return {name: {kind: [entry | ({"allow_patterns": [*TOKENIZER, "config.json"]} if tokenizer else {})]}}
+    patterns = [*TOKENIZER, "config.json"] if tokenizer else getattr(part, "files", None)
+    if patterns and not tokenizer:
+        name += f"--{hashlib.sha256(canonical(patterns).encode()).hexdigest()[:8]}"
+    return {name: {kind: [entry | ({"allow_patterns": patterns} if patterns else {})]}}

@@ -40,7 +40,8 @@ def source_mistakes(where: str, task: str, source: Source, group_key: str) -> It
 
 def without_effect(task: str, source: Source) -> list[str]:
     """The keys that mean nothing for a source of its kind."""
-    keys = ["revision", "subset", "rows", "allow_floating"] if source.path and not source.dataset else []
+    keys = ["revision", "subset", "rows", "files", "allow_floating"] if source.path and not source.dataset else []
+    keys += ["subset", "rows"] if source.files else []
     if task in ASKED:
         keys.append("use")
     return keys + ["separator", "system"] * (task in ("text", "long", *ASKED))

@@ -19,13 +19,22 @@ SHOWN = 10  # files named in one message; a model has dozens of shards
 
 
 def fetched_repo(kind: str, id: str, revision: str | None, manifests: list[Path]) -> Path:
-    """`local_repo`, by the manifest that lists the repository. Raises UserError where none does."""
-    for manifest in manifests:
-        for repo in read_manifest(manifest)["repos"]:
-            same_revision = revision is None or revision in (repo["revision"], *repo["requested"])
-            if repo["kind"] == kind and repo["id"] == id and same_revision:
-                return local_repo(kind, id, revision or "main", manifest)
-    raise UserError(f"{kind} {id} at {revision} was not fetched: run snakemake, whose rule `fetch` brings it")
+    """`local_repo`, by the first manifest that lists the repository. Raises UserError where none does."""
+    manifest, _ = listings(kind, id, revision, manifests)[0]
+    return local_repo(kind, id, revision or "main", manifest)
+
+
+def listings(kind: str, id: str, revision: str | None, manifests: list[Path]) -> list[tuple[Path, dict]]:
+    """The manifests that list a repository, each with its entry. Raises UserError where none does."""
+    entries = [
+        (manifest, repo)
+        for manifest in manifests
+        for repo in read_manifest(manifest)["repos"]
+        if (repo["kind"], repo["id"]) == (kind, id) and revision in (None, repo["revision"], *repo["requested"])
+    ]
+    if not entries:
+        raise UserError(f"{kind} {id} at {revision} was not fetched: run snakemake, whose rule `fetch` brings it")
+    return entries
 
 
 def local_repo(kind: str, id: str, revision: str, manifest: Path) -> Path:
@@ -120,6 +129,21 @@ def dataset_rows(source: Source, fetched: list[Path]):
         return datasets.load_dataset(str(folder), source.subset, split=source.rows)
     except ValueError as error:
         raise UserError(f"prepare: data set {source.dataset}: {str(error).splitlines()[0]}") from None
+
+
+def dataset_files(source: Source, fetched: list[Path]) -> dict[str, Path]:
+    """The fetched data files that match a source's `files`: name in the data set -> path. Raises UserError for none."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    assert source.dataset, "the source is a data set on the hub"
+    listed: list[str] = []
+    for manifest, repo in listings("dataset", source.dataset, source.revision, fetched):
+        listed += [file["path"] for file in repo["files"]]
+        if names := sorted(filter_repo_objects(listed, allow_patterns=source.files)):
+            folder = local_repo("dataset", source.dataset, source.revision or "main", manifest)
+            return {name: folder / name for name in names}
+    shown = ", ".join(listed[:SHOWN])
+    raise UserError(f"prepare: data set {source.dataset}: no file matches {source.files}; there are {shown}")
 
 
 @contextmanager

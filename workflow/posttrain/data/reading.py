@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from posttrain.config.sections import Prepare, Source
 from posttrain.config.sources import data_files
@@ -53,15 +54,25 @@ def read_source(
 
 def name_of(source: Source) -> str:
     """A source as messages and the data card name it."""
+    if source.files:
+        return f"{source.dataset}/{' '.join(source.files)}"
     return source.path or "/".join(filter(None, (source.dataset, source.subset, source.rows)))
 
 
 def reports(section: Prepare, source: Source, task: str, fetched: list[Path]) -> Iterator[Report]:
     """What was read from each file of a source, or from a data set as a whole."""
-    options = {"group_key": section.group_key, "allow_empty_user": section.allow_empty_user, "source": source}
+    options: dict[str, Any] = {
+        "group_key": section.group_key,
+        "allow_empty_user": section.allow_empty_user,
+        "source": source,
+    }
+    limit = int(section.max_line_mb * 2**20)
     if source.path:
-        limit = int(section.max_line_mb * 2**20)
         for file in data_files(source.path, task):
             yield read_file(str(file), task, source.format, max_line_bytes=limit, **options)
+    elif source.files:
+        for name, file in hub.dataset_files(source, fetched).items():
+            named = f"{source.dataset}/{name}"  # not by its place in the cache, which differs between machines
+            yield read_file(file, task, source.format, max_line_bytes=limit, name=named, **options)
     else:
         yield read_rows(hub.dataset_rows(source, fetched), name_of(source), task, source.format, **options)

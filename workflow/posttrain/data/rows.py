@@ -60,13 +60,17 @@ def card(name: str, task: str, dropped: dict, warnings: dict | None = None, tota
     }
 
 
-def read_file(path, task: str, format: str = "auto", max_line_bytes: int = lines.MAX_LINE_BYTES, **options) -> Report:
-    """Read a local file; `options` are those of _check_rows.
+def read_file(
+    path, task: str, format: str = "auto", max_line_bytes: int = lines.MAX_LINE_BYTES, name: str = "", **options
+) -> Report:
+    """Read a local file; `options` are those of _check_rows. name: of the file in rows, by default its path.
 
     Raises UserError, naming file:line, where the file as a whole cannot be used.
     """
     of_text = without_packing(path).lower().endswith((".csv", ".tsv"))
-    return _check_rows(files.read(path, task, max_line_bytes), str(path), task, format, of_text=of_text, **options)
+    return _check_rows(
+        files.read(path, task, max_line_bytes), name or str(path), task, format, of_text=of_text, **options
+    )
 
 
 def read_rows(objects: Iterable[dict], source_name: str, task: str, format: str = "auto", **options) -> Report:
