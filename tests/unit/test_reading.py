@@ -6,6 +6,7 @@ pytest tests/unit/test_reading.py
 import csv
 import gzip
 import json
+import tempfile
 import tracemalloc
 import unicodedata
 from pathlib import Path
@@ -18,6 +19,7 @@ from test_campaign import GOOD, problems
 from posttrain.config.sections import Prepare, Source
 from posttrain.config.sources import data_files
 from posttrain.data import lines, rows, texts
+from posttrain.data.dropped import Dropped
 from posttrain.data.reading import read_source
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, write_jsonl
@@ -176,9 +178,11 @@ def test_a_file_is_read_in_bounded_memory(tmp_path, end):
 
 
 def source_rows(source: Source, task="sft", **section) -> tuple[list[dict], list, list]:
-    cards, dropped = [], []
-    found = read_source(Prepare(**section), source, task, cards, dropped, [])
-    return found, cards, dropped
+    cards = []
+    with tempfile.TemporaryDirectory() as folder:
+        dropped = Dropped(Path(folder) / "dropped.jsonl")
+        found = read_source(Prepare(**section), source, task, cards, dropped, [])
+        return found, cards, read_jsonl(dropped.file) if dropped else []
 
 
 def test_the_shards_of_a_folder_and_of_a_pattern_are_one_source(tmp_path):

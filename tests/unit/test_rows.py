@@ -10,10 +10,12 @@ import random
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from posttrain.data import rows, texts
+from posttrain.data import repeats, rows, texts
 from posttrain.data.overlap import overlap
+from posttrain.data.stored import store
 from posttrain.ground.errors import UserError
 from posttrain.models import tokens
 from posttrain.stages.prepare import split
@@ -353,7 +355,7 @@ def test_ids(tmp_path):
     assert "id 1 on lines 1 and 2" in refusal(write(tmp_path / "a.jsonl", clash), "text")
     twice = rows.read_file(write(tmp_path / "a.jsonl", [clash[0], clash[0], {"id": None, "text": "c"}]), "text")
     assert twice.kept == 3 and twice.rows[2]["id"] == "a-3"
-    assert [repeat["source"] for repeat, _ in texts.deduplicate(twice.rows)[1]] == [f"{tmp_path}/a.jsonl:2"]
+    assert [repeat["source"] for repeat, _ in repeats.without_repeats(twice.rows)[1]] == [f"{tmp_path}/a.jsonl:2"]
 
 
 def test_groups(tmp_path):
@@ -635,30 +637,30 @@ def ask(question: str, answer: str, name: str = "test", **more) -> dict:
 def test_deduplicate_counts_and_keeps_the_first():
     first = made(3)
     again = [row | {"id": "other", "source": "b:1", "group": "x"} for row in first[:2]]
-    kept, repeats = texts.deduplicate(first + again)
-    assert kept == first and repeats == list(zip(again, first[:2], strict=True))
+    kept, others = repeats.without_repeats(store([*first, *again]))
+    assert kept == first and list(others) == list(zip(again, first[:2], strict=True))
 
 
 def test_split_is_stable_and_keeps_groups_whole():
-    data = [row | {"group": f"g{i % 100}"} for i, row in enumerate(made(1000))]
+    data = store(row | {"group": f"g{i % 100}"} for i, row in enumerate(made(1000)))
     train, test, warning = split(data, 0.2, seed=1)
     assert warning is None and len(train) + len(test) == 1000
     assert 0.1 < len(test) / 1000 < 0.3
     assert not {row["group"] for row in train} & {row["group"] for row in test}
-    shuffled = random.Random(0).sample(data, 500)
+    shuffled = data.take(np.random.default_rng(0).permutation(1000)[:500])
     assert {row["id"] for row in split(shuffled, 0.2, 1)[1]} <= {row["id"] for row in test}
     assert split(data, 0.2, 2)[1] != test
 
 
 def test_split_of_few_rows():
-    one = made(1)
+    one = store(made(1))
     train, test, warning = split(one, 0.1, 0)
     assert (train, test) == (one, []) and "too few rows for a train/test split" in warning
-    assert split([], 0.1, 0)[2]
+    assert split(store([]), 0.1, 0)[2]
     assert split(one, 0, 0) == (one, [], None)
     for seed in range(20):
         for fraction in (0.01, 0.99):
-            train, test, warning = split(made(2), fraction, seed)
+            train, test, warning = split(store(made(2)), fraction, seed)
             assert len(train) == len(test) == 1 and warning is None
     with pytest.raises(ValueError):
         split(one, 1.0, 0)

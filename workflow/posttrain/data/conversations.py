@@ -3,22 +3,31 @@
 `sides` is task -> side ("train", "test") -> rows.
 """
 
+from pathlib import Path
+
 from posttrain.config.sections import Prepare
 from posttrain.data.rows import card
+from posttrain.data.stored import Rows, store
 from posttrain.ground.progress import say
 
 
-def suited(section: Prepare, sides: dict, cards: list) -> None:
-    """Change the conversations of all rows as `prepare.system_turns` and `prepare.conversations` say; tell how many."""
+def suited(section: Prepare, sides: dict[str, dict[str, Rows]], cards: list, scratch: Path | None = None) -> None:
+    """Change the conversations of all rows as `prepare.system_turns` and `prepare.conversations` say; tell how many.
+
+    scratch: folder for stored rows.
+    """
     for task, of_sides in sides.items():
-        rows = [row for of_side in of_sides.values() for row in of_side]
         if section.system_turns == "user":
-            of_sides |= {side: list(map(without_system_turn, of_side)) for side, of_side in of_sides.items()}
-            changed = sum(without_system_turn(row) is not row for row in rows)
+            changed = 0
+            for side, rows in of_sides.items():
+                changed += sum(without_system_turn(row) is not row for row in rows)
+                of_sides[side] = store(map(without_system_turn, rows), scratch, numbered=False)
             tell(cards, task, "system turns put into the first user turn", changed)
         if section.conversations == "split" and task == "sft":
-            of_sides |= {side: [part for row in of_side for part in split(row)] for side, of_side in of_sides.items()}
-            more = sum(map(len, of_sides.values())) - len(rows)
+            total = sum(map(len, of_sides.values()))
+            for side, rows in of_sides.items():
+                of_sides[side] = store((part for row in rows for part in split(row)), scratch, numbered=False)
+            more = sum(map(len, of_sides.values())) - total
             tell(cards, task, "rows more, one for each reply of a conversation", more)
 
 

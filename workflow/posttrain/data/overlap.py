@@ -14,7 +14,6 @@ Training rows are read in batches, from any sequence; memory grows with the test
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from sys import intern
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from posttrain.data.examples import parted, question_asked
 from posttrain.data.runs import Needles, Runs
+from posttrain.data.stored import batches
 from posttrain.data.texts import DERIVED, content, digest, reply_texts, word_parts, words
 from posttrain.models.tokens import prompt_text
 
@@ -88,8 +88,8 @@ def overlap(train: Sequence[dict], test: Sequence[dict]) -> list[Finding]:
 
 def _batches(rows: Iterable[dict]) -> Iterator[tuple[int, list[dict]]]:
     """(number of the first row, rows) of each batch."""
-    start, waiting = 0, iter(rows)
-    while batch := list(islice(waiting, BATCH)):
+    start = 0
+    for batch in batches(rows, BATCH):
         yield start, batch
         start += len(batch)
 

@@ -11,17 +11,15 @@ Canonical rows hold "id", "group", "source" (file:line) and, by task,
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
 from posttrain.config.sections import Source
 from posttrain.config.sources import without_packing
-from posttrain.data import files, formats, judged, lines, texts, transcripts, turns
-from posttrain.data.examples import has_examples
+from posttrain.data import consistency, files, formats, judged, lines, stored, texts, transcripts, turns
 from posttrain.data.lines import RowError, json_kind
 from posttrain.data.shape import shaped, with_system
-from posttrain.data.source import Report, Row, note
+from posttrain.data.source import Report, Row
 from posttrain.ground.errors import UserError
 from posttrain.models import tokens
 
@@ -88,9 +86,11 @@ def _check_rows(
     allow_empty_user: bool = False,
     source: Source = PLAIN,
     of_text: bool = False,
+    scratch: Path | None = None,
 ) -> Report:
     """Check rows: (line, object, whether a BOM was stripped). group_key: the key of a row's group. source: says how the
-    rows are shaped, and how many are read at most. of_text: every cell of the file is text.
+    rows are shaped, and how many are read at most. of_text: every cell of the file is text. scratch: folder for stored
+    rows.
 
     Raises UserError for an unknown task or format, for an id of two different rows, and for a group key that no row
     has.
@@ -98,27 +98,42 @@ def _check_rows(
     head = list(islice(numbered, 100))
     objects = [row for _, value, _ in head if (row := _shaped(value, source, of_text))]
     report = Report(name, task, _choose(objects, task, format))
-    for line, value, marked in chain(head, numbered):
+    numbered = chain(head, numbered)
+    report.rows = stored.store(_valid(report, numbered, group_key, allow_empty_user, source, of_text), scratch)
+    consistency.refuse_no_group(report, group_key, objects)
+    consistency.refuse_clashes(report)
+    consistency.warn(report)
+    return report
+
+
+def _valid(
+    report: Report, numbered: Iterable[tuple], group_key: str, allow_empty_user: bool, source: Source, of_text: bool
+) -> Iterator[dict]:
+    """The canonical rows of the valid lines, with the source's separator before each reply; the others are noted in the
+    report."""
+    for line, value, marked in numbered:
         report.total += 1
         if marked:
-            note(report.warnings, "byte_order_mark", line, "byte order mark stripped")
+            report.warn("byte_order_mark", line, "byte order mark stripped")
         try:
             row = Row(shaped(lines.checked(value), source, of_text))
-            content = with_system(_content(row, task, report.format, allow_empty_user), source.system)
-            names = _names(row, content, name, line, group_key)
-            _check_size(content, task)
+            content = with_system(_content(row, report.task, report.format, allow_empty_user), source.system)
+            names = _names(row, content, report.name, line, group_key)
+            _check_size(content, report.task)
         except RowError as error:
-            note(report.dropped, error.reason, line, str(error))
-        else:
-            report.rows.append(names | content)
-            for key in row.unread():
-                report.unread.setdefault(key, line)
-            for kind in texts.odd(texts.all_text(content)):
-                note(report.warnings, kind, line, texts.ODD_MEANING[kind])
-    _check_groups(report, group_key, objects)
-    _check_ids(report)
-    _warn_whole(report)
-    return report
+            report.drop(error.reason, line, str(error))
+            continue
+        for key in row.unread():
+            report.unread.setdefault(key, line)
+        for kind in texts.odd(texts.all_text(content)):
+            report.warn(kind, line, texts.ODD_MEANING[kind])
+        if "chosen" in content:
+            chosen, rejected = map(len, texts.reply_texts(content))
+            report.longer[chosen > rejected] += 1
+        for key in ("completion", "chosen", "rejected") if source.separator else ():
+            if isinstance(content.get(key), str):
+                content[key] = source.separator + content[key]
+        yield names | content
 
 
 def _shaped(value, source: Source, of_text: bool) -> dict:
@@ -220,62 +235,3 @@ def _check_size(content: dict, task: str) -> None:
     size = len(texts.full_text(content))
     if task not in ("text", "long") and size > MAX_ROW_CHARACTERS:
         raise RowError("too_long", f"row is over the max length: {size:,} characters, allowed {MAX_ROW_CHARACTERS:,}")
-
-
-def _check_groups(report: Report, group_key: str, objects: list[dict]) -> None:
-    """Raise UserError where no row has the configured group key: a typo would undo the split by group."""
-    if group_key != "group" and report.rows and all(texts.DERIVED.fullmatch(row["group"]) for row in report.rows):
-        near = _nearest(group_key, objects)
-        raise UserError(f"{report.name}: no row has the group key {group_key!r}{near}")
-
-
-def _check_ids(report: Report) -> None:
-    """Raise UserError where different rows have one id; equal rows are removed by deduplication."""
-    first: dict[str, dict] = {}
-    clashes = []
-    for row in report.rows:
-        earlier = first.setdefault(row["id"], row)
-        if earlier is not row and texts.content(earlier) != texts.content(row):
-            line, first_line = _line(row), _line(earlier)
-            what = f"id {row['id']} on lines {first_line} and {line} names different rows"
-            clashes.append(f"{report.name}:{line}: {what}")
-    if clashes:
-        more = len(clashes) - lines.MAX_PROBLEMS
-        raise UserError(*clashes[: lines.MAX_PROBLEMS], *[f"{report.name}: {more} more"] * (more > 0))
-
-
-def _warn_whole(report: Report) -> None:
-    """Warn of unread keys, near-duplicates, contradictions, length bias and too few rows to split."""
-    if report.unread:
-        named = ", ".join(f"{key!r} (first in line {line})" for key, line in sorted(report.unread.items()))
-        note(report.warnings, "unread_keys", 0, f"keys that are not read: {named}")
-    for row in report.rows if report.task in ("eval", "generation") else ():
-        note_examples(report, row)
-    for row, earlier in texts.contradictions(report.rows):
-        note(report.warnings, "contradiction", _line(row), f"contradicts line {_line(earlier)}")
-    for row, earlier in texts.near_duplicates(report.rows):
-        note(report.warnings, "near_duplicate", _line(row), f"near-duplicate of line {_line(earlier)}")
-    longer, pairs = texts.chosen_longer(report.rows)
-    if pairs >= 10 and max(longer, pairs - longer) >= 0.8 * pairs:
-        note(report.warnings, "length_bias", 0, f"chosen longer in {longer}/{pairs} rows")
-    if report.kept == 1:
-        note(report.warnings, "too_few_rows", 0, "a single row: too few rows for a train/test split")
-
-
-def note_examples(report: Report, row: dict) -> None:
-    """Warn of a row for evaluation that holds worked examples."""
-    if has_examples(tokens.prompt_text(row)):
-        advice = "`evaluate.tasks[].shots` would add more; overlap is searched for without them"
-        note(report.warnings, "few_shot", _line(row), f"worked examples before the question: {advice}")
-
-
-def _line(row: dict) -> int:
-    """The line number of a row in its source."""
-    return int(row["source"].rsplit(":", 1)[1])
-
-
-def _nearest(key: str, objects: list[dict]) -> str:
-    """A hint at the nearest key that the rows have."""
-    keys = sorted({name for row in objects for name in row if isinstance(name, str)})
-    near = get_close_matches(key, keys, 1)
-    return f"; hint: did you mean {near[0]!r}" if near else f"; keys found: {', '.join(keys[:20])}"

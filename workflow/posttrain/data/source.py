@@ -1,13 +1,12 @@
 """What was read from a source: its rows, the lines that were dropped, and the warnings."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from posttrain.data import turns
+from posttrain.data.stored import Rows, store
 
-
-def note(cases_by_reason: dict, reason: str, line: int, message: str) -> None:
-    """Add a dropped line or a warning."""
-    cases_by_reason.setdefault(reason, []).append((line, message))
+SHOWN = 5  # lines with the same warning that are named; all are counted
 
 
 class Row(dict):
@@ -33,27 +32,43 @@ class Row(dict):
 
 @dataclass
 class Report:
-    """The rows of a source, and its dropped lines and warnings by reason: (line, message)."""
+    """The rows of a source, and its dropped lines and warnings by reason: (line, message).
+
+    dropped: all lines. warnings: the first SHOWN; `warned` counts all.
+    """
 
     name: str
     task: str
     format: str
-    rows: list[dict] = field(default_factory=list)
+    rows: Rows = field(default_factory=lambda: store([]))
     total: int = 0
     dropped: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     warnings: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    warned: Counter[str] = field(default_factory=Counter)
+    longer: Counter[bool] = field(default_factory=Counter)  # pairs whose chosen side is the longer one, and others
     unread: dict[str, int] = field(default_factory=dict)  # keys that nothing reads, each with the first line
 
     @property
     def kept(self) -> int:
         return len(self.rows)
 
-    def describe(self, limit: int = 5) -> list[str]:
+    def drop(self, reason: str, line: int, message: str) -> None:
+        """Note a dropped line."""
+        self.dropped.setdefault(reason, []).append((line, message))
+
+    def warn(self, reason: str, line: int, message: str) -> None:
+        """Note a warning; line 0 is the file as a whole."""
+        self.warned[reason] += 1
+        if self.warned[reason] <= SHOWN:
+            self.warnings.setdefault(reason, []).append((line, message))
+
+    def describe(self, limit: int = SHOWN) -> list[str]:
         """Messages to print, at most `limit` for each reason; line 0 is the file as a whole."""
         sentences = []
         for verb, cases_by_reason in (("dropped", self.dropped), ("warning", self.warnings)):
             for reason, cases in cases_by_reason.items():
                 sentences += [f"{self.name}{f':{n}' if n else ''}: {verb}: {text}" for n, text in cases[:limit]]
-                if len(cases) > limit:
-                    sentences.append(f"{self.name}: {verb}: {reason}: {len(cases) - limit} more lines")
+                more = (self.warned[reason] if verb == "warning" else len(cases)) - limit
+                if more > 0:
+                    sentences.append(f"{self.name}: {verb}: {reason}: {more:,} more lines")
         return sentences

@@ -104,60 +104,50 @@ def content(row: dict) -> dict:
     return {key: value for key, value in row.items() if key not in ("id", "group", "source")}
 
 
-def near_duplicates(rows: list[dict]) -> list[tuple[dict, dict]]:
-    """(row, earlier row) pairs that differ only in case, space and sentence punctuation."""
-    first: dict[str, tuple[dict, str]] = {}
-    pairs = []
-    for row in rows:
-        exact = digest(content(row))
-        replies = [words(text) for text in reply_texts(row)]
-        normalised = digest([words(prompt_text(row)), replies, row.get("choices")])
-        earlier, earlier_exact = first.setdefault(normalised, (row, exact))
-        if earlier_exact != exact:
-            pairs.append((row, earlier))
-    return pairs
+def fingerprints(row: dict) -> dict[str, int]:
+    """64-bit numbers of a row, which are equal for two others with a chance of 2^-64:
+
+    exact    its content
+    near     its content but for case, space and sentence punctuation
+    judged   what it judges: two answers, a completion, or a question; 0 for rows without a verdict
+    verdict  its judgement of that
+    id       its id
+    """
+    replies = [words(text) for text in reply_texts(row)]
+    judged, verdict = _judgement(row) or (None, None)
+    return {
+        "exact": number(content(row)),
+        "near": number([words(prompt_text(row)), replies, row.get("choices")]),
+        "judged": number(judged) if judged else 0,
+        "verdict": number(verdict) if judged else 0,
+        "id": number(row["id"]),
+    }
 
 
-def contradictions(rows: list[dict]) -> list[tuple[dict, dict]]:
-    """(row, earlier row) with another verdict on the same: the opposite choice between two answers, the other label of
-    a completion, or another answer to a question with the same choices."""
-    first: dict[str, tuple[dict, str]] = {}
-    pairs = []
-    for row in rows:
-        if judgement := _judgement(row):
-            judged, verdict = judgement
-            earlier, earlier_verdict = first.setdefault(judged, (row, verdict))
-            if earlier_verdict != verdict:
-                pairs.append((row, earlier))
-    return pairs
+def number(value) -> int:
+    """A 64-bit fingerprint of a JSON value."""
+    return int.from_bytes(hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).digest(), "big")
 
 
-def _judgement(row: dict) -> tuple[str, str] | None:
-    """(fingerprint of what a row judges, its verdict), but for case, space and punctuation; None without a verdict."""
+def _judgement(row: dict) -> tuple[list, str] | None:
+    """(what a row judges, its verdict), but for case, space and punctuation; None without a verdict.
+
+    Two rows contradict each other that judge the same otherwise: the opposite choice between two answers, the other
+    label of a completion, another answer to a question with the same choices.
+    """
+    if not row.keys() & {"chosen", "label", "question"}:
+        return None
     asked = [_bare(all_text(row.get("prompt", row.get("question")))), row.get("tools")]
     replies = [_bare(reply) for reply in reply_texts(row)]
     if "chosen" in row:
-        return digest([asked, sorted(replies)]), replies[0]
+        return [asked, sorted(replies)], replies[0]
     if "label" in row:
-        return digest([asked, replies]), str(row["label"])
+        return [asked, replies], str(row["label"])
     if "choices" in row:
-        return digest([asked, sorted(map(_bare, row["choices"]))]), replies[0]
-    return (digest(asked), _bare(row["answer"])) if "question" in row else None
+        return [asked, sorted(map(_bare, row["choices"]))], replies[0]
+    return asked, _bare(row["answer"])
 
 
 def _bare(text: str) -> str:
     """The text's words; the text itself where it has none."""
     return " ".join(words(text)) or text.strip()
-
-
-def chosen_longer(rows: list[dict]) -> tuple[int, int]:
-    """(number of rows whose chosen side is longer than the rejected one, number of preference rows)."""
-    sides = [reply_texts(row) for row in rows if "chosen" in row]
-    return sum(len(chosen) > len(rejected) for chosen, rejected in sides), len(sides)
-
-
-def deduplicate(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]]]:
-    """(rows without exact repeats of earlier content, the repeats, each with the earlier row)."""
-    first: dict[str, dict] = {}
-    repeats = [(row, earlier) for row in rows if (earlier := first.setdefault(digest(content(row)), row)) is not row]
-    return list(first.values()), repeats

@@ -3,6 +3,7 @@
 import datetime
 import random
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from posttrain.config.sections import HubModel, Prepare
@@ -26,19 +27,25 @@ def make_tokenizer(section: Prepare, sides: dict, fetched: list[Path]):
     """
     chosen = section.tokenizer
     assert chosen and section.max_tokens, "filled in when the campaign was read"
-    rows = [row for task in ("sft", "preference", "kto") for side in sides[task].values() for row in side]
-    conversations = [(row, messages) for row in rows if (messages := conversation_of(row))]
+    has_conversations = next(conversations(sides), None) is not None
     if chosen.vocab_size:
         texts = (row["text"] for row in sides["text"]["train"])
         tokenizer = train_tokenizer(texts, chosen.vocab_size, section.max_tokens)
     else:
         tokenizer = load_tokenizer(chosen.hub, chosen.path, fetched)
-    set_chat_template(tokenizer, section.chat_template, bool(conversations))
+    set_chat_template(tokenizer, section.chat_template, has_conversations)
     set_end_of_turn(tokenizer, section.end_of_turn)
-    if conversations:
+    if has_conversations:
         set_date(tokenizer, section.date)
-        refuse_unsteady(tokenizer, conversations)
+        refuse_unsteady(tokenizer, conversations(sides))
     return tokenizer
+
+
+def conversations(sides: dict) -> Iterator[tuple[dict, list[dict]]]:
+    """The rows that are conversations, each with its messages."""
+    for task in ("sft", "preference", "kto"):
+        for side in sides[task].values():
+            yield from ((row, messages) for row in side if (messages := conversation_of(row)))
 
 
 def conversation_of(row: dict) -> list[dict] | None:
@@ -207,7 +214,7 @@ def dated(template: str, day: datetime.datetime) -> str:
     return f"{{%- macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{%- endmacro %}}\n{template}"
 
 
-def refuse_unsteady(tokenizer, conversations: list[tuple[dict, list[dict]]]) -> None:
+def refuse_unsteady(tokenizer, conversations: Iterable[tuple[dict, list[dict]]]) -> None:
     """Raise UserError where the chat template writes a conversation differently on another day or at random.
 
     conversations: rows, each with its messages. The first is taken that the template can write; Breach if it can none.
@@ -223,7 +230,7 @@ def refuse_unsteady(tokenizer, conversations: list[tuple[dict, list[dict]]]) -> 
         raise UserError("prepare.chat_template: writes another text on another day, or at random: give another one")
 
 
-def writable(tokenizer, conversations: list[tuple[dict, list[dict]]]) -> tuple[dict, list[dict]]:
+def writable(tokenizer, conversations: Iterable[tuple[dict, list[dict]]]) -> tuple[dict, list[dict]]:
     """The first conversation that the chat template writes without an error. Raises Breach, the first, for none."""
     first = None
     for row, messages in conversations:

@@ -4,44 +4,61 @@
 """
 
 import statistics
-from collections import Counter
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
 
 from posttrain.config.sections import Prepare
-from posttrain.data.dropped import entry, first_of_each_kind
+from posttrain.data.dropped import Dropped, Kinds, entry
 from posttrain.data.rows import card
+from posttrain.data.stored import Rows, store
 from posttrain.ground.progress import say
 from posttrain.models import token_contract
 from posttrain.models.control import control_text
 from posttrain.models.token_contract import CONTROL_TEXT
 from posttrain.models.tokens import Breach
 
-NAMED = 5  # long rows that a warning names; the list of dropped rows names all
 FEWEST_LEFT = 8  # characters that a cut text keeps at least
 TOO_LONG = "too long"
 
 
-def usable(section: Prepare, tokenizer, task: str, sides: dict[str, list], dropped: list, cards: list) -> dict:
-    """Drop or cut rows, on both sides; returns the lengths of the others for the data card. Prints warnings."""
-    lengths: list[int] = []
-    unusable: list[dict] = []
-    total, truncated = sum(map(len, sides.values())), 0
-    for side, rows in sides.items():
-        kept = []
+class Fitting:
+    """Keeps the rows of a task that can be trained on, and counts them."""
+
+    def __init__(self, section: Prepare, tokenizer, task: str, dropped: Dropped):
+        self.section, self.tokenizer, self.task, self.dropped = section, tokenizer, task, dropped
+        self.lengths = array("q")
+        self.truncated = 0
+        self.kinds = Kinds()
+
+    def rows(self, rows: Iterable[dict]) -> Iterator[dict]:
+        """The rows that can be trained on, cut where `prepare.long_rows` says so; the others are listed."""
         for row in rows:
             try:
-                fitting, size = fitted(section, tokenizer, task, row)
+                fitting, size = fitted(self.section, self.tokenizer, self.task, row)
             except Breach as fault:
-                unusable.append(entry(row["source"], task, fault.reason, str(fault)))
+                one = entry(row["source"], self.task, fault.reason, str(fault))
+                self.kinds.note(one)
+                self.dropped.add([one])
                 continue
-            kept.append(fitting)
-            lengths.append(size)
-            truncated += fitting is not row
-        sides[side] = kept
-        if rows and not kept:
+            self.lengths.append(size)
+            self.truncated += fitting is not row
+            yield fitting
+
+
+def usable(
+    section: Prepare, tokenizer, task: str, sides: dict[str, Rows], dropped: Dropped, cards: list, scratch: Path
+) -> dict:
+    """Drop or cut rows, on both sides; returns the lengths of the others for the data card. Prints warnings."""
+    fitting, total = Fitting(section, tokenizer, task, dropped), sum(map(len, sides.values()))
+    for side, rows in sides.items():
+        sides[side] = store(fitting.rows(rows), scratch, numbered=False)
+        if rows and not sides[side]:
             say(f"warning: no {side} row of {task} is left")
-    tell(section, task, total, unusable, cards)
-    dropped += unusable
-    return summary(lengths) | {"truncated": truncated} if any(lengths) else {}
+    tell(section, task, total, fitting.kinds, cards)
+    return summary(fitting.lengths) | {"truncated": fitting.truncated} if any(fitting.lengths) else {}
 
 
 def fitted(section: Prepare, tokenizer, task: str, row: dict) -> tuple[dict, int]:
@@ -63,41 +80,43 @@ def fitted(section: Prepare, tokenizer, task: str, row: dict) -> tuple[dict, int
     return shorter, token_contract.check(tokenizer, shorter)
 
 
-def askable(tokenizer, kind: str, questions: list[dict], dropped: list, cards: list) -> list[dict]:
+def askable(tokenizer, kind: str, questions: Rows, dropped: Dropped, cards: list) -> Rows:
     """The questions of `choices` or `answers` without control text, which lm-eval would read as control tokens."""
-    first_tokens = [control_text(tokenizer, [row["question"], row.get("choices")]) for row in questions]
-    unusable = [
-        entry(row["source"], kind, CONTROL_TEXT, f"the question holds {token!r}, a control token of the tokenizer")
-        for row, token in zip(questions, first_tokens, strict=True)
-        if token
-    ]
-    if unusable:
-        for sentence in first_of_each_kind(unusable):
-            say(f"warning: questions of {kind} are dropped: {sentence}")
-        cards.append(card(f"{kind}, control text", kind, {CONTROL_TEXT: len(unusable)}))
-        dropped += unusable
-    return [row for row, token in zip(questions, first_tokens, strict=True) if not token]
+    kept, kinds = [], Kinds()
+    for place, row in enumerate(questions):
+        token = control_text(tokenizer, [row["question"], row.get("choices")])
+        if token:
+            what = f"the question holds {token!r}, a control token of the tokenizer"
+            one = entry(row["source"], kind, CONTROL_TEXT, what)
+            kinds.note(one)
+            dropped.add([one])
+        else:
+            kept.append(place)
+    for sentence in kinds.sentences():
+        say(f"warning: questions of {kind} are dropped: {sentence}")
+    if kinds.counts:
+        cards.append(card(f"{kind}, control text", kind, kinds.counts))
+    return questions.take(np.array(kept, int))
 
 
-def tell(section: Prepare, task: str, total: int, unusable: list[dict], cards: list) -> None:
+def tell(section: Prepare, task: str, total: int, kinds: Kinds, cards: list) -> None:
     """Print warnings of rows that are dropped, and enter their numbers in the data card."""
-    long = [one for one in unusable if one["reason"] == TOO_LONG]
-    if long:
-        named = [f"{one['file']}:{one['line']} ({one['message'].partition(',')[0]})" for one in long[:NAMED]]
-        named += ["..."] if len(long) > NAMED else []
+    if long := kinds.counts.pop(TOO_LONG, 0):
+        first = kinds.first.pop(TOO_LONG)
+        named = [f"{one['file']}:{one['line']} ({one['message'].partition(',')[0]})" for one in first]
+        named += ["..."] if long > len(first) else []
         limit = f"longer than prepare.max_tokens ({section.max_tokens})"
-        say(f"warning: {len(long):,} of {total:,} {task} rows are {limit} and dropped: {', '.join(named)}")
-        cards.append(card(f"{task}, longer than max_tokens", task, {TOO_LONG: len(long)}))
-    broken = [one for one in unusable if one["reason"] != TOO_LONG]
-    if broken:
+        say(f"warning: {long:,} of {total:,} {task} rows are {limit} and dropped: {', '.join(named)}")
+        cards.append(card(f"{task}, longer than max_tokens", task, {TOO_LONG: long}))
+    if kinds.counts:
         what = "break the token contract and are dropped (all in data/dropped.jsonl)"
-        say(f"warning: {len(broken):,} of {total:,} {task} rows {what}")
-        for sentence in first_of_each_kind(broken):
+        say(f"warning: {kinds.counts.total():,} of {total:,} {task} rows {what}")
+        for sentence in kinds.sentences():
             say(f"warning: {task}: {sentence}")
-        cards.append(card(f"{task}, token contract", task, Counter(one["reason"] for one in broken)))
+        cards.append(card(f"{task}, token contract", task, kinds.counts))
 
 
-def summary(lengths: list[int]) -> dict[str, int]:
+def summary(lengths: Iterable[int]) -> dict[str, int]:
     """Minimum, median, 95th percentile and maximum of lengths."""
     lengths = sorted(lengths)
     return {

@@ -5,12 +5,13 @@ A task is NAME.yaml beside its questions, NAME.jsonl. `home`: the folder in whic
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from posttrain.ground.files import write_jsonl
 
 
-def write_task(folder: Path, task: dict, questions: list[dict]) -> None:
+def write_task(folder: Path, task: dict, questions: Iterable[dict]) -> None:
     """Write a task and its questions."""
     write_jsonl(folder / f"{task['task']}.jsonl", questions)
     write_yaml(folder / f"{task['task']}.yaml", task)

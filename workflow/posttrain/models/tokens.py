@@ -6,6 +6,7 @@ A row that the chat template would change, or whose reply has no tokens of its o
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 from posttrain.ground.errors import UserError
 from posttrain.models.control import plain, shielded, tokenize
@@ -39,7 +40,7 @@ def row_name(row: dict) -> str:
     return f"{row['id']} ({row['source']})" if "source" in row else row["id"]
 
 
-def form_of(rows: list[dict]) -> str:
+def form_of(rows: Iterable[dict]) -> str:
     """`chat` where a row is a conversation, which the chat template writes; `plain` where all are plain text."""
     return "chat" if any("messages" in row or isinstance(row.get("prompt"), list) for row in rows) else "plain"
 

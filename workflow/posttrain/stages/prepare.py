@@ -9,17 +9,21 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from posttrain.config.sections import ASKED, TRAINED, Prepare, Source
 from posttrain.config.sources import sides as sides_with_source
-from posttrain.data import texts
+from posttrain.data import repeats
 from posttrain.data.conversations import suited
-from posttrain.data.dropped import REPEAT, entry, first_of_each_kind, repeated
+from posttrain.data.dropped import REPEAT, Dropped, entry, repeated
 from posttrain.data.overlap import Finding, overlap
 from posttrain.data.reading import read_source
 from posttrain.data.rows import card
+from posttrain.data.stored import Rows, join, store
 from posttrain.data.tokenizer import load_tokenizer, make_tokenizer
 from posttrain.data.usable import TOO_LONG, askable, usable
 from posttrain.evaluation.tasks import generated, multiple_choice, rolling, write_task
@@ -40,38 +44,42 @@ WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
 def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[Path] = ()) -> dict:
     """Write `work/data` (a folder for each of TRAINED, tasks, tokenizer) and return the data card.
 
-    Raises UserError, naming file:line, for data that cannot be used and for rows in both training and evaluation.
+    Rows pass through files in `checkpoints`, so that memory holds a few numbers of each. Raises UserError, naming
+    file:line, for data that cannot be used and for rows in both training and evaluation.
     """
-    sides: dict[str, dict[str, list]] = {task: {"train": [], "test": []} for task in TRAINED}
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    parts: dict[str, dict[str, list[Rows]]] = {task: {"train": [], "test": []} for task in TRAINED}
     cards: list[dict] = []
-    dropped: list[dict] = []
+    dropped = Dropped(work / "data" / "dropped.jsonl")
+    read = partial(read_source, section, cards=cards, dropped=dropped, fetched=list(fetched), scratch=checkpoints)
     count = counter(section, list(fetched))
-    questions = add_world(section, sides, cards, count) if section.world else []
-    evaluation_rows = [*questions]  # rows of benchmarks: an overlap with training rows is an error
+    questions = add_world(section, parts, cards, count, checkpoints) if section.world else []
+    evaluation_rows = [store(questions, checkpoints)]  # rows of benchmarks: an overlap with training rows is an error
     for task in TRAINED:
         for source in getattr(section, task):
-            rows = read_source(section, source, task, cards, dropped, list(fetched))
-            evaluation_rows += divide(section, source, rows, sides[task], cards)
-    asked = {kind: read_asked(section, kind, cards, dropped, list(fetched)) for kind in ASKED}
+            evaluation_rows += divide(section, source, read(source, task), parts[task], cards)
+    asked = {kind: read_asked(section, kind, read, cards, dropped) for kind in ASKED}
+    sides = {
+        task: {side: without_repeats(join(rows), task, cards, dropped) for side, rows in of_task.items()}
+        for task, of_task in parts.items()
+    }
     for task in TRAINED:
-        sides[task] = {side: without_repeats(rows, task, cards, dropped) for side, rows in sides[task].items()}
-        warn_contradictions([row for rows in sides[task].values() for row in rows], task, cards)
-    separate(sides, cards, dropped, evaluation_rows + asked["choices"] + asked["answers"])
-    suited(section, sides, cards)
+        warn_contradictions(join(list(sides[task].values())), task, cards)
+    separate(sides, cards, dropped, join([*evaluation_rows, *asked.values()]))
+    suited(section, sides, cards, checkpoints)
     tokenizer = make_tokenizer(section, sides, list(fetched))
-    lengths = {task: usable(section, tokenizer, task, sides[task], dropped, cards) for task in TRAINED}
+    lengths = {task: usable(section, tokenizer, task, sides[task], dropped, cards, checkpoints) for task in TRAINED}
     asked = {kind: askable(tokenizer, kind, rows, dropped, cards) for kind, rows in asked.items()}
     refuse_empty(section, sides, dropped)
     warn_one_label(sides["kto"]["train"], cards)
     names = write_data(section, work, sides, tokenizer, questions, asked, count)
     if dropped:
-        write_jsonl(work / "data" / "dropped.jsonl", dropped)
         say(f"{len(dropped):,} rows are dropped: data/dropped.jsonl lists each with file, line and reason")
     splits = {
         task: {side: len(rows) for side, rows in sides[task].items()} for task in TRAINED if any(sides[task].values())
     }
     say(", ".join(f"{n['train']}+{n['test']} {task} rows" for task, n in splits.items()) + f"; tasks {names}")
-    rows = [row for task in ("sft", "preference", "kto") for side in sides[task].values() for row in side]
+    rows = join([sides[task][side] for task in ("sft", "preference", "kto") for side in sides[task]])
     return {
         "sources": [entry for entry in cards if entry["total"] or entry["dropped"] or entry["warnings"]],
         "splits": splits,
@@ -91,41 +99,41 @@ def counter(section: Prepare, fetched: list[Path]) -> Count:
     return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def add_world(section: Prepare, sides: dict, cards: list, count: Count) -> list[dict]:
+def add_world(section: Prepare, parts: dict, cards: list, count: Count, scratch: Path) -> list[dict]:
     """Add the built-in world's rows to both sides; returns its held-out questions."""
     assert section.world
-    for task, split in world_rows.generate(section.seed, section.world, count).items():
-        for side, rows_of_side in split.items():
-            sides[task][side] += rows_of_side
-            cards.append(card(f"world, {side}", task, {}, total=len(rows_of_side), kept=len(rows_of_side)))
-    return list(filter(world_rows.is_of_world, sides["sft"]["test"]))
+    world = world_rows.generate(section.seed, section.world, count)
+    for task, of_sides in world.items():
+        for side, rows in of_sides.items():
+            parts[task][side].append(store(rows, scratch))
+            cards.append(card(f"world, {side}", task, {}, total=len(rows), kept=len(rows)))
+    return list(filter(world_rows.is_of_world, world["sft"]["test"]))
 
 
-def read_asked(section: Prepare, kind: str, cards: list, dropped: list, fetched: list[Path]) -> list[dict]:
+def read_asked(section: Prepare, kind: str, read: Callable[..., Rows], cards: list, dropped: Dropped) -> Rows:
     """The questions of all sources of `choices` or `answers`, without repeats."""
-    task, rows = {"choices": "eval", "answers": "generation"}[kind], []
-    for source in getattr(section, kind):
-        rows += read_source(section, source, task, cards, dropped, fetched)
+    task = {"choices": "eval", "answers": "generation"}[kind]
+    rows = join([read(source, task) for source in getattr(section, kind)])
     distinct = without_repeats(rows, kind, cards, dropped)
     warn_contradictions(distinct, kind, cards)
     return distinct
 
 
-def divide(section: Prepare, source: Source, rows: list[dict], sides: dict[str, list], cards: list) -> list[dict]:
+def divide(section: Prepare, source: Source, rows: Rows, sides: dict[str, list[Rows]], cards: list) -> list[Rows]:
     """Add a source's rows to the sides of its task, by `use`; returns the rows of a source with `use: test`."""
     if source.use == "split":
         train, test, warning = split(rows, section.test_fraction, section.seed)
         if warning:
             say(f"{cards[-1]['name']}: warning: {warning}")
             cards[-1]["warnings"][warning] = 1
-        sides["train"] += train
-        sides["test"] += test
+        sides["train"].append(train)
+        sides["test"].append(test)
         return []
-    sides[source.use] += rows
-    return rows if source.use == "test" else []
+    sides[source.use].append(rows)
+    return [rows] if source.use == "test" else []
 
 
-def split(rows: list[dict], test_fraction: float, seed: int) -> tuple[list[dict], list[dict], str | None]:
+def split(rows: Rows, test_fraction: float, seed: int) -> tuple[Rows, Rows, str | None]:
     """(train, test, warning). A group's side depends on seed and group only, so that new rows move no others.
 
     With two or more groups, neither side is empty. With fewer there is no test set but a warning.
@@ -133,17 +141,15 @@ def split(rows: list[dict], test_fraction: float, seed: int) -> tuple[list[dict]
     """
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction must be at least 0 and under 1, found {test_fraction}")
-    place = {row["group"]: _place(seed, row["group"]) for row in rows}
+    places = np.fromiter((_place(seed, group) for group in rows.column("group")), np.float64, len(rows))
+    none, groups = rows.take(np.arange(0)), np.unique(places)
     if test_fraction == 0:
-        return rows, [], None
-    if len(place) < 2:
-        count = f"{len(rows)} rows in {len(place)} groups"
-        return rows, [], f"{count}: too few rows for a train/test split, no test set is made"
-    order = sorted(place, key=lambda group: (place[group], group))
-    held_out = {group for group in place if place[group] < test_fraction} or {order[0]}
-    held_out -= {order[-1]} if len(held_out) == len(order) else set()
-    train = [row for row in rows if row["group"] not in held_out]
-    return train, [row for row in rows if row["group"] in held_out], None
+        return rows, none, None
+    if len(groups) < 2:
+        count = f"{len(rows)} rows in {len(groups)} groups"
+        return rows, none, f"{count}: too few rows for a train/test split, no test set is made"
+    held_out = (places < min(test_fraction, groups[-1])) | (places == groups[0])
+    return rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out)), None
 
 
 def _place(seed: int, group: str) -> float:
@@ -151,24 +157,26 @@ def _place(seed: int, group: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:6], "big") / 2**48
 
 
-def without_repeats(rows: list[dict], task: str, cards: list, dropped: list) -> list[dict]:
+def without_repeats(rows: Rows, task: str, cards: list, dropped: Dropped) -> Rows:
     """The rows of all sources of a task without exact repeats, which are counted and listed."""
-    distinct, repeats = texts.deduplicate(rows)
-    cards.append(card(f"{task}: all sources", task, {REPEAT: len(repeats)}))
-    dropped += repeated(repeats, task)
+    distinct, again = repeats.without_repeats(rows)
+    cards.append(card(f"{task}: all sources", task, {REPEAT: len(rows) - len(distinct)}))
+    dropped.add(repeated(again, task))
     return distinct
 
 
-def warn_contradictions(rows: list[dict], task: str, cards: list) -> None:
+def warn_contradictions(rows: Rows, task: str, cards: list) -> None:
     """Warn of rows of one source that contradict those of another; each source was searched when it was read."""
-    pairs = [(row["source"], earlier["source"]) for row, earlier in texts.contradictions(rows)]
-    pairs = [(place, other) for place, other in pairs if place.rpartition(":")[0] != other.rpartition(":")[0]]
-    for place, other in pairs[:NAMED]:
-        say(f"{place}: warning: contradicts {other}")
-    if len(pairs) > NAMED:
-        say(f"prepare.{task}: warning: {len(pairs) - NAMED:,} more rows contradict those of another source")
-    if pairs:
-        cards.append(card(f"{task}: all sources", task, {}, {"contradiction": len(pairs)}))
+    count = 0
+    for row, earlier in repeats.pairs(rows, *repeats.contradictions(rows)):
+        if row["source"].rpartition(":")[0] != earlier["source"].rpartition(":")[0]:
+            count += 1
+            if count <= NAMED:
+                say(f"{row['source']}: warning: contradicts {earlier['source']}")
+    if count > NAMED:
+        say(f"prepare.{task}: warning: {count - NAMED:,} more rows contradict those of another source")
+    if count:
+        cards.append(card(f"{task}: all sources", task, {}, {"contradiction": count}))
 
 
 def warn_examples(findings: list[Finding], cards: list) -> None:
@@ -181,43 +189,43 @@ def warn_examples(findings: list[Finding], cards: list) -> None:
         cards.append(card("rows for evaluation", "eval", {}, {"training rows as examples": len(findings)}))
 
 
-def separate(sides: dict, cards: list, dropped: list, evaluation_rows: list[dict]) -> None:
+def separate(sides: dict[str, dict[str, Rows]], cards: list, dropped: Dropped, evaluation_rows: Rows) -> None:
     """Drop, count and list held-out rows that overlap with training rows (see data/overlap.py).
 
     Raises UserError, naming both places, where one of `evaluation_rows` overlaps: rows of sources with `use: test`,
     questions with choices or answers, and the world's questions.
     """
-    train = [row for task in TRAINED for row in sides[task]["train"]]
-    tests = [row for task in TRAINED for row in sides[task]["test"]]
-    tests += [row for row in evaluation_rows if "question" in row]
+    train = join([sides[task]["train"] for task in TRAINED])
+    questions = [place for place, row in enumerate(evaluation_rows) if "question" in row]
+    tests = join([*(sides[task]["test"] for task in TRAINED), evaluation_rows.take(np.array(questions, int))])
     findings = overlap(train, tests) if tests else []
     warn_examples([finding for finding in findings if not finding.is_leak], cards)
     seen = {finding.test: finding for finding in findings if finding.is_leak}
-    leaks = [seen[row["source"]] for row in evaluation_rows if row["source"] in seen]
+    leaks = [seen[row["source"]] for row in evaluation_rows if row["source"] in seen] if seen else []
     if leaks:
         raise UserError(
             f"prepare: {len(leaks)} evaluation rows are in the training rows too; remove them from one of the two",
             *map(str, leaks[:20]),
         )
-    for task in TRAINED:
-        leaked = [seen[row["source"]] for row in sides[task]["test"] if row["source"] in seen]
+    for task in TRAINED if seen else ():
+        is_leaked = np.array([row["source"] in seen for row in sides[task]["test"]], bool)
+        leaked = [seen[row["source"]] for row in sides[task]["test"].take(np.flatnonzero(is_leaked))]
         cards.append(card("held out by the split", task, {LEAKED: len(leaked)}))
-        dropped += [entry(finding.test, task, LEAKED, str(finding)) for finding in leaked]
-        sides[task]["test"] = [row for row in sides[task]["test"] if row["source"] not in seen]
+        dropped.add(entry(finding.test, task, LEAKED, str(finding)) for finding in leaked)
+        sides[task]["test"] = sides[task]["test"].take(np.flatnonzero(~is_leaked))
 
 
-def refuse_empty(section: Prepare, sides: dict, dropped: list[dict]) -> None:
+def refuse_empty(section: Prepare, sides: dict, dropped: Dropped) -> None:
     """Raise UserError, with the first row of each reason, for a kind of data with sources of which no training row is
     left."""
     for task in TRAINED:
         if "train" in sides_with_source(section, task) and not sides[task]["train"]:
-            lost = [one for one in dropped if one["task"] == task]
-            long = sum(one["reason"] == TOO_LONG for one in lost)
-            what = f"no training row is left ({long} longer than max_tokens {section.max_tokens})"
-            raise UserError(*(f"prepare.{task}: {sentence}" for sentence in [what, *first_of_each_kind(lost)]))
+            lost = dropped.kinds[task]
+            what = f"no training row is left ({lost.counts[TOO_LONG]} longer than max_tokens {section.max_tokens})"
+            raise UserError(*(f"prepare.{task}: {sentence}" for sentence in [what, *lost.sentences()]))
 
 
-def warn_one_label(rows: list[dict], cards: list) -> None:
+def warn_one_label(rows: Rows, cards: list) -> None:
     """Warn where all KTO training rows have the same label: KTO then has nothing to contrast."""
     labels = Counter(str(row["label"]).lower() for row in rows)
     if len(labels) == 1:
@@ -227,7 +235,7 @@ def warn_one_label(rows: list[dict], cards: list) -> None:
 
 
 def write_data(
-    section: Prepare, work: Path, sides: dict, tokenizer, questions: list, asked: dict[str, list], count: Count
+    section: Prepare, work: Path, sides: dict, tokenizer, questions: list, asked: dict[str, Rows], count: Count
 ) -> list[str]:
     """Write rows, tokenizer and benchmark tasks below `work/data`; returns the names of the tasks.
 
@@ -257,7 +265,7 @@ def write_data(
     return names
 
 
-def held_out(section: Prepare, sides: dict, tokenizer) -> dict[str, list[str]]:
+def held_out(section: Prepare, sides: dict[str, dict[str, Rows]], tokenizer) -> dict[str, list[str]]:
     """Documents whose likelihood evaluation measures: held-out text, and held-out rows of local sft data without roles
     and template, of a conversation that was split the whole. Rows with control text are left out, which lm-eval would
     read as control tokens."""

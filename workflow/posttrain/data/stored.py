@@ -1,0 +1,90 @@
+"""Rows in a file that is mapped into memory: of each row, memory holds a few numbers by which equal rows are told."""
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from posttrain.data.texts import fingerprints
+
+BATCH = 1000  # rows that are written or read at once
+COLUMNS = ("exact", "near", "judged", "verdict", "id")  # see `texts.fingerprints`
+
+
+class Rows(Sequence[dict]):
+    """Canonical rows in an order. table: a datasets.Dataset with a row as JSON and, of numbered rows, its group and
+    COLUMNS."""
+
+    def __init__(self, table):
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return self.take(np.arange(len(self))[place])
+        return json.loads(self._table[place]["row"])
+
+    def __iter__(self) -> Iterator[dict]:
+        return map(json.loads, self.column("row"))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def column(self, name: str) -> Iterator:
+        """The values of a column, in batches that are read when they are needed."""
+        for batch in self._table.select_columns(name).with_format("arrow").iter(BATCH):
+            yield from batch.column(name).to_pylist()
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column of COLUMNS, 8 bytes a row."""
+        return np.fromiter(self.column(name), np.uint64, len(self))
+
+    def take(self, places: np.ndarray) -> "Rows":
+        """The rows at places, in their order."""
+        return Rows(self._table.select(places))
+
+
+def store(rows: Iterable[dict], scratch: Path | None = None, numbered: bool = True) -> Rows:
+    """Write rows into a file of a folder, by default that for temporary files, which nothing else sees: the file is
+    gone when the process ends or is killed. numbered: with the columns by which rows are told and divided."""
+    import datasets
+    import pyarrow as pa
+
+    numbers = [("group", pa.large_string()), *((name, pa.uint64()) for name in COLUMNS)] if numbered else []
+    schema = pa.schema([("row", pa.large_string()), *numbers])
+    with tempfile.NamedTemporaryFile(dir=scratch, suffix=".arrow") as file:
+        with pa.ipc.new_stream(file, schema) as writer:
+            for batch in batches(rows, BATCH):
+                columns: list[list] = [[json.dumps(row, ensure_ascii=False) for row in batch]]
+                if numbered:
+                    prints = list(map(fingerprints, batch))
+                    columns += [[row["group"] for row in batch], *([one[name] for one in prints] for name in COLUMNS)]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+        file.flush()
+        return Rows(datasets.Dataset.from_file(file.name))
+
+
+def join(parts: Sequence[Rows]) -> Rows:
+    """The rows of all parts, one part after the other."""
+    import datasets
+
+    parts = [part for part in parts if len(part)] or list(parts[:1])
+    return Rows(datasets.concatenate_datasets([part._table for part in parts])) if parts else store([])
+
+
+def batches(items: Iterable, size: int) -> Iterator[list]:
+    """The items in lists of a size, the last of which may be shorter."""
+    waiting = iter(items)
+    while batch := list(islice(waiting, size)):
+        yield batch
+
+
+def first_with(numbers: np.ndarray) -> np.ndarray:
+    """For each number, the place of the first one that is equal."""
+    _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    return first[inverse]
