@@ -44,7 +44,7 @@ def fabricate(plan, folders=None, text: str = "") -> None:
             file.touch()
         record = {"stage": stage, "params": params, "inputs": digests(inputs)}
         write_json(folder / "provenance.json", record | {"seconds": 60.0, "code": code.definitions(stage)})
-        write_json(folder / "manifest.json", manifest_of(folder, parts))
+        write_json(folder / "manifest.json", manifest_of(folder, [*parts, "metrics.json"]))
 
 
 def rerun(looking: bool = False, **config) -> dict[str, str]:

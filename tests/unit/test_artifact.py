@@ -1,6 +1,7 @@
 """Artifacts: what they are, that one is never made twice, and that a damaged one is never built on."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from posttrain.config.sections import Reference, Sft
 from posttrain.ground import accepted, code
 from posttrain.ground.errors import Interrupted, UserError
 from posttrain.ground.files import read_json, write_json
-from posttrain.jobs import artifact, kept, provenance
+from posttrain.jobs import artifact, kept, provenance, report
 from posttrain.training import parallel, trainers
 
 
@@ -177,6 +178,92 @@ def test_a_damaged_input_is_named_and_loses_its_manifest(folder):
     with pytest.raises(UserError, match=r"data/text: its bytes differ.*\n.*run snakemake again, which remakes it"):
         make(inputs={"policy": policy})
     assert not policy.exists() and (policy.parent / "damaged-manifest.json").exists()
+
+
+def test_a_reader_learns_which_file_is_damaged(folder, monkeypatch):
+    manifest, _ = make()
+    (manifest.parent / "data/text").write_text("mAde")
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError) as told:
+        patch.setattr(Path, "replace", denied)
+        artifact.verify_input(manifest)
+    assert "data/text: its bytes differ" in told.value.problems[0]
+    assert "its manifest cannot be renamed: Permission denied; who may write there runs" in told.value.problems[1]
+    assert manifest.is_file()
+
+
+def test_a_damaged_judgement_is_not_reported_and_is_made_anew(folder):
+    """Of lm-eval's own record, which no manifest lists, as long as it can be read."""
+    manifest, _ = make()
+    record = manifest.with_name("lm_eval.json")
+    record.write_text("{}")
+    report.verify_judgement(manifest)
+    for file, content, message in (
+        (record, "{", "is not valid JSON"),
+        (manifest.parent / "data/text", "mAde", "bytes"),
+    ):
+        before = file.read_text()
+        file.write_text(content)
+        with pytest.raises(UserError, match=f"(?s){file.name}: .*{message}.*run snakemake again, which remakes it"):
+            report.verify_judgement(manifest)
+        assert not manifest.exists()
+        file.write_text(before)
+        manifest.with_name("damaged-manifest.json").replace(manifest)
+
+
+def pulled(manifest: Path, folder: Path) -> None:
+    """An artifact as it was pulled into another folder, which becomes the working directory."""
+    shutil.copytree(manifest.parent, folder / manifest.parent)
+    os.chdir(folder)
+
+
+def test_a_pulled_artifact_that_a_run_replaces_is_taken_again(folder):
+    manifest, _ = make()
+    pulled(manifest, folder / "clone")
+    kept.keep_pulled([str(manifest.parent), "results/none/sft"], 1.0)
+    manifest.unlink()
+    _, calls = make("other", section=Reference(batch_size=2))
+    assert calls, "control: other settings"
+    manifest.unlink()
+    again, calls = make("would be other bytes")
+    assert calls == [] and (again.parent / "data/text").read_text() == "made"
+
+
+@pytest.mark.parametrize("how", ["file", "provenance", "identity"])
+def test_what_was_pulled_in_part_is_not_kept(folder, how):
+    manifest, _ = make()
+    pulled(manifest, folder / "clone")
+    if how == "file":
+        (manifest.parent / "data/text").unlink()
+    elif how == "provenance":
+        (manifest.parent / "provenance.json").unlink()
+    else:
+        record = read_json(manifest.parent / "provenance.json")
+        write_json(manifest.parent / "provenance.json", record | {"identity": "../../elsewhere"})
+    kept.keep_pulled([str(manifest.parent)], 1.0)
+    assert not Path("results/.kept").exists()
+
+
+def test_links_into_dvcs_cache_stay_what_they_are(folder):
+    """With DVC's `cache.type symlink`: what is kept and taken again is the link, and the cache stays protected."""
+    manifest, _ = make()
+    cached = folder / "cached"
+    (manifest.parent / "data/text").replace(cached)
+    cached.chmod(0o444)
+    (manifest.parent / "data/text").symlink_to(cached)
+    pulled(manifest, folder / "clone")
+    text = manifest.parent / "data/text"
+    text.unlink()
+    text.symlink_to(cached)
+    kept.keep_pulled([str(manifest.parent)], 1e-9)
+    assert kept.sizes() == {}, "a link takes no room"
+    shutil.rmtree(manifest.parent)
+    _, calls = make("would be other bytes")
+    assert calls == [] and text.is_symlink() and text.read_text() == "made"
+    assert cached.stat().st_mode & 0o777 == 0o444
 
 
 def test_identity_is_what_goes_in_and_not_where_it_lies(folder):

@@ -116,3 +116,14 @@ def test_only_the_report_of_the_plan_is_shown(report):
     assert summary.outdated(report, "c.json", "l")
     (report / "summary.txt").unlink()
     assert "there is no report" in summary.outdated(report, "c.json", "l")
+
+
+def test_a_run_that_made_no_report_ends_with_what_it_made(report):
+    def lines(made, campaign="c.json"):
+        return summary.last_lines_of_run(made, report, campaign, "l").splitlines()
+
+    assert lines(["a/sft", "report"]) == [f"report: {report}/index.html"], "control: its own report"
+    assert lines(["a/sft"]) == ["made: a/sft", f"{report}: is older than this run; run snakemake without a target"]
+    assert lines([])[0] == "nothing was made", "snakemake --touch"
+    first, second = lines([f"a/{number}" for number in range(7)], campaign="other.json")
+    assert first == "made: a/0, a/1, a/2, a/3, a/4 and 2 more" and "is another campaign's" in second

@@ -14,6 +14,7 @@ from fabricated import RERUN, edit, fabricate, forget, rerun
 from posttrain.__main__ import main
 from posttrain.dag import campaign
 from posttrain.dag.frozen import freeze, summary
+from posttrain.engine import records
 from posttrain.ground import code
 from posttrain.ground.errors import UserError
 from posttrain.ground.identity import canonical, write_named
@@ -222,6 +223,33 @@ def test_a_file_cut_short_is_named_and_its_stage_made_anew(package, capsys):
     assert changes(Path("results")) != before, "control"
     assert {"whole/sft", "whole/dpo", "report"} <= found.keys() and "whole/base" not in found
     assert rerun().keys() == found.keys(), "until it is made"
+
+
+def test_an_altered_judgement_is_named_and_made_anew(package, capsys):
+    """Otherwise its report would fail for ever, and DVC enter the altered file; `snakemake -n` leaves it as it is."""
+    file = Path("results/whole/evaluate/dpo/metrics.json")
+    assert rerun() == {} and "bytes differ" not in capsys.readouterr().err, "control"
+    file.write_text("[]")  # as long as before
+    before = changes(Path("results"))
+    rerun(looking=True)
+    assert f"{file}: its bytes differ from its manifest; a run would remake" in capsys.readouterr().err
+    assert changes(Path("results")) == before
+    found = rerun()
+    assert f"{file}: its bytes differ from its manifest; {file.parent} is remade" in capsys.readouterr().err
+    assert found.keys() == {"whole/evaluate/dpo", "report"} == told()
+
+
+def test_what_dvc_would_enter_is_compared_with_its_manifest(package, monkeypatch):
+    """All files of every artifact, also those that nothing reads again, and each once while it stays as it is."""
+    file = Path("results/whole/sft/model/bytes")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert rerun() == {}, "control: a plan reads no weights"
+    monkeypatch.setenv("DVC_STAGE", "campaign")
+    assert "whole/sft" in rerun() and not Path("results/whole/sft/manifest.json").exists()
+    fabricate(campaign.load("config/config.yaml"))
+    assert rerun() == {}
+    monkeypatch.setattr("posttrain.engine.records.sha256", None)  # called, it raises
+    records.verify(campaign.load("config/config.yaml").folders())
 
 
 def told() -> set[str]:

@@ -10,15 +10,15 @@ from posttrain.dag import campaign
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.artifacts import flat
 from posttrain.dag.frozen import freeze, summary, thaw
-from posttrain.engine import controller, records, versions
+from posttrain.engine import controller, hooks, records, versions
 from posttrain.ground import credentials
 from posttrain.ground.code import let_jobs_import, refuse_other_package, remember
 from posttrain.ground.errors import UserError
 from posttrain.ground.identity import canonical, named, write_named
 from posttrain.ground.progress import print_any_text
-from posttrain.jobs import slurm
-from posttrain.reporting.summary import last_lines, outdated
-from posttrain.tools import budget, status, why
+from posttrain.jobs import kept, slurm
+from posttrain.reporting.summary import last_lines, last_lines_of_run, outdated
+from posttrain.tools import budget, ledger, status, why
 
 # Garbage collection would take a fifth of the time of a large plan and free almost nothing. `onstart` enables it again.
 gc.disable()
@@ -30,24 +30,32 @@ FILES = [*workflow.overwrite_configfiles] or [campaign.DEFAULT]
 FROZEN = "POSTTRAIN_CAMPAIGN"  # environment variable with the file that holds the plan of a job's run
 HERE = Path(workflow.current_basedir).parent
 let_jobs_import(HERE)
+hooks.run_in_modules(workflow)
 try:
     refuse_other_package(HERE)
     SITE = sites.enter(workflow)
     if workflow.is_main_process:
         versions.check(on_slurm=SITE is not None)
+        controller.refuse_reader()
         controller.take_over(SITE is not None, sys.argv)
     if len(FILES) > 1:
         raise UserError(
             f"--configfile: found {' and '.join(map(str, FILES))}; name one campaign"
         )
     if workflow.is_main_process:
-        PLAN = campaign.load(FILES[0], dict(workflow.config_settings.config))
+        OVERRIDES = dict(workflow.config_settings.config)
+        PLAN = campaign.load(FILES[0], OVERRIDES)
+        LOOKING = controller.is_read_only(sys.argv)
+        LACKS = "" if LOOKING else ledger.keep_up(PLAN, overridden=bool(OVERRIDES))
         if SITE and SITE.gpu_memory_gb:
             gpus = {name: request.gpu or 1 for name, request in SITE.stages.items()}
             sharded = {name for name, request in SITE.stages.items() if request.shard}
             budget.refuse_too_large(
                 PLAN, SITE.gpu_memory_gb, gpus=gpus, sharded=sharded
             )
+        if "DVC_STAGE" in os.environ and not LOOKING:
+            records.verify(PLAN.folders())
+        records.sync(PLAN.folders(), LOOKING)
     elif (
         FROZEN in os.environ
     ):  # a job on a cluster, which may start long after the config was edited
@@ -71,7 +79,6 @@ LINEAGE = PLAN.lineage("", "report")
 if workflow.is_main_process:
     credentials.hide()
     remember()
-    records.sync(PLAN.folders(), looking=controller.is_read_only(sys.argv))
 elif SITE:
     shell.prefix(sites.shell_prefix(SITE))
     slurm.pass_on_sigterm()

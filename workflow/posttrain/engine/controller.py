@@ -52,6 +52,16 @@ def is_read_only(command: list[str]) -> bool:
     return any(READ_ONLY.fullmatch(part) for part in command)
 
 
+def refuse_reader() -> None:
+    """Raise UserError where this user may not write into Snakemake's folder; it cannot plan then, by `-n` either."""
+    folder = HOLDER.parent if HOLDER.parent.exists() else Path()
+    if not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{folder.absolute()}: no permission to write, which Snakemake needs, for -n too: use a clone of your own, "
+            "or ask its owner to let your group write. posttrain check, why, status and verify need none"
+        )
+
+
 def claim() -> int:
     """Claim this folder for this process; returns the file descriptor that holds the claim.
 

@@ -13,52 +13,106 @@ from pathlib import Path
 from posttrain.dag import artifacts
 from posttrain.dag.plan import arguments
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import listed, read_object, sha256
+from posttrain.ground.files import listed, of_another_size, read_object, sha256, stats_of
 from posttrain.ground.identity import DAMAGED, canonical, record_of
 from posttrain.ground.progress import say
+from posttrain.jobs.publishing import set_aside
 
 METADATA = Path(".snakemake/metadata")
 SEEN = Path(".snakemake/seen.json")  # size, dates and inode of every file that was read
+VERIFIED = Path(".snakemake/verified.json")  # the same of every file of an artifact, for DVC
 FORMAT = 6  # of Snakemake's records: `RECORD_FORMAT_VERSION` of the pinned version (`versions`)
 
 
 def sync(folders: list[str], looking: bool = False) -> None:
     """Write Snakemake's records of the artifacts in `folders`, if an artifact or one of its inputs has changed.
 
-    looking: for a call that runs nothing (`snakemake -n`), which leaves an artifact with a file of another size as it
-    is: someone may be copying it.
+    looking: for a call that runs nothing (`snakemake -n`), which leaves a damaged artifact as it is: someone may be
+    copying it.
     """
     before = read_object(SEEN)
     stats: dict = before["files"] if isinstance(before.get("files"), dict) else {}
     written_for = {"folders": folders, "code": _code()}
-    if stats and before | written_for | {"records": _records()} == before and _stats(stats) == stats:
+    if stats and before | written_for | {"records": _records()} == before and stats_of(stats) == stats:
         return
     seen: dict[str, list[int] | None] = {}
     short: dict[str, None] = {}
     digests: dict[str, str | None] = {}
     for folder in map(Path, folders):
-        provenance, manifest = folder / "provenance.json", folder / "manifest.json"
+        provenance, manifest, metrics = (folder / f"{name}.json" for name in ("provenance", "manifest", "metrics"))
         if not manifest.is_file():
             continue
-        if _stats([str(manifest)])[str(manifest)] != stats.get(str(manifest)) and (file := of_another_size(manifest)):
-            say(f"{file}: has another size than in its manifest; {_remade(manifest.parent, looking)}")
+        watched = stats_of([str(manifest), str(metrics)])
+        changed = [file for file, status in watched.items() if status != stats.get(file)]
+        if changed and (damage := _damage(manifest, [str(metrics)])):
             if looking:
+                say(f"{damage}; a run would remake {folder}, unless a copy is under way: wait for it")
                 short[str(manifest)] = None  # so that the next call looks at it again
                 continue
-            manifest.replace(manifest.with_name(DAMAGED))
+            _set_aside(manifest, damage)
         record = record_of(folder)
         inputs = [pair for files in record.get("inputs", {}).values() for pair in files.items()]
-        seen |= _stats([str(provenance), str(manifest), *(file for file, _ in inputs)])
+        seen |= stats_of([str(provenance), *watched, *(file for file, _ in inputs)])
         for file, _ in inputs:
             if file not in digests:
                 digests[file] = sha256(Path(file)) if os.path.isfile(file) else None
         other = [file for file, digest in inputs if digests[file] not in (digest, None) or damaged(file)]
         _write(folder, inputs, _params(folder, record, list(dict.fromkeys(other))))
     if seen:
-        SEEN.parent.mkdir(exist_ok=True)
-        text = json.dumps(written_for | {"files": seen | short, "records": _records()})
-        SEEN.with_suffix(f".{os.getpid()}").write_text(text)
-        SEEN.with_suffix(f".{os.getpid()}").replace(SEEN)
+        _note(SEEN, written_for | {"files": seen | short, "records": _records()})
+
+
+def verify(folders: list[str]) -> None:
+    """Set aside every artifact of which a file has other bytes than its manifest says, before DVC would enter it.
+
+    Only files that changed since the last call are read.
+    """
+    before = read_object(VERIFIED)
+    now: dict[str, list[int] | None] = {}
+    for manifest in (Path(folder, "manifest.json") for folder in folders):
+        files = list(_digests(manifest))
+        stats = stats_of([str(manifest), *files])
+        same_manifest = stats[str(manifest)] == before.get(str(manifest))
+        changed = [file for file in files if not same_manifest or stats[file] != before.get(file)]
+        if changed and (damage := _damage(manifest, changed)):
+            _set_aside(manifest, damage)
+        else:
+            now |= stats
+    _note(VERIFIED, now)
+
+
+def _damage(manifest: Path, read: list[str]) -> str | None:
+    """What is damaged of an artifact, first by the sizes of all files, then by the bytes of the files to `read`."""
+    if file := of_another_size(manifest):
+        return f"{file}: has another size than in its manifest"
+    digests = _digests(manifest)
+    altered = [
+        file for file in read if file in digests and os.path.isfile(file) and sha256(Path(file)) != digests[file]
+    ]
+    return f"{altered[0]}: its bytes differ from its manifest" if altered else None
+
+
+def _set_aside(manifest: Path, damage: str) -> None:
+    """Set a damaged artifact aside, and say so. Raises UserError where this user may not."""
+    if reason := set_aside(manifest):
+        raise UserError(f"{damage}; {reason}")
+    say(f"{damage}; {manifest.parent} is remade")
+
+
+def _digests(manifest: Path) -> dict[str, str]:
+    """File -> sha256 of an artifact; {} without a readable manifest."""
+    try:
+        return {str(manifest.parent / name): digest for name, (digest, _) in listed(manifest).items()}
+    except UserError:
+        return {}
+
+
+def _note(file: Path, value: dict) -> None:
+    """Write a note of this module by rename."""
+    file.parent.mkdir(exist_ok=True)
+    beside = file.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(value))
+    beside.replace(file)
 
 
 def _params(folder: Path, record: dict, other: list[str]) -> list[str]:
@@ -93,37 +147,6 @@ def _records() -> list[int]:
     """Number and total bytes of the records: Snakemake does not notice a missing or truncated one."""
     sizes = [os.stat(os.path.join(at, name)).st_size for at, _, names in os.walk(METADATA) for name in names]
     return [len(sizes), sum(sizes)]
-
-
-def _stats(files) -> dict[str, list[int] | None]:
-    """Size, dates and inode of each file; None where it does not exist. The ctime shows an overwritten file whose
-    modification date was restored."""
-    stats: dict[str, list[int] | None] = {}
-    for file in files:
-        try:
-            stat = os.stat(file)
-            stats[file] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        except OSError:
-            stats[file] = None
-    return stats
-
-
-def of_another_size(manifest: Path) -> str | None:
-    """The first file of an artifact whose size is not that of its manifest; None where there is none.
-
-    Absent files are accepted: an artifact may be pulled in part, where nothing needs the rest.
-    """
-    try:
-        sizes = {str(manifest.parent / name): size for name, (_, size) in listed(manifest).items()}
-    except UserError:
-        sizes = {}
-    stats = _stats(sizes)
-    return next((file for file, size in sizes.items() if (stat := stats[file]) and stat[0] != size), None)
-
-
-def _remade(folder: Path, looking: bool) -> str:
-    """What becomes of an artifact with a file of another size."""
-    return f"a run would remake {folder}, unless a copy is under way: wait for it" if looking else f"{folder} is remade"
 
 
 def _write(folder: Path, inputs: list[tuple[str, str]], params: list[str]) -> None:

@@ -218,8 +218,9 @@ def remember() -> None:
     """Write the cache of parsed modules, so that the next `snakemake` parses only changed ones."""
     text = json.dumps(_USED, sort_keys=True)
     if CACHE.parent.is_dir() and not (CACHE.is_file() and CACHE.read_text(encoding="utf-8") == text):
-        CACHE.with_suffix(".new").write_text(text, encoding="utf-8")
-        CACHE.with_suffix(".new").replace(CACHE)
+        beside = CACHE.with_suffix(f".{os.getpid()}")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(CACHE)
 
 
 _USED: dict[str, dict[str, Part]] = {}  # entries of `_parsed` that this process used

@@ -118,16 +118,45 @@ def listed(manifest: Path) -> dict[str, tuple[str, int]]:
     return files
 
 
+def of_another_size(manifest: Path, absent: bool = False) -> str | None:
+    """The first file of an artifact whose size is not that of its manifest; None where there is none.
+
+    absent: whether a file that is not there counts. An artifact may be pulled in part, where nothing needs the rest.
+    """
+    try:
+        sizes = {str(manifest.parent / name): size for name, (_, size) in listed(manifest).items()}
+    except UserError:
+        return str(manifest) if absent else None
+    for file, status in stats_of(sizes).items():
+        differs = absent if status is None else status[0] != sizes[file]
+        if differs:
+            return file
+    return None
+
+
+def stats_of(files: Iterable[str]) -> dict[str, list[int] | None]:
+    """Size, dates and inode of each file; None where it does not exist. The ctime shows an overwritten file whose
+    modification date was restored."""
+    stats: dict[str, list[int] | None] = {}
+    for file in files:
+        try:
+            status = os.stat(file)
+            stats[file] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        except OSError:
+            stats[file] = None
+    return stats
+
+
 def permit(folder: Path) -> None:
     """Give all files below a folder the permissions that the umask leaves; safetensors lets only their owner read them.
 
-    In a folder of a group (setgid), new files and folders belong to the group by themselves. A file with several names
-    stays as it is: it is also a kept artifact's or lies in DVC's cache.
+    In a folder of a group (setgid), new files and folders belong to the group by themselves. A link, and a file with
+    several names, stay as they are: they are also a kept artifact's or lie in DVC's cache.
     """
     for path in folder.rglob("*"):
-        status = path.stat()
+        status = path.lstat()
         mode, is_folder = status.st_mode, stat.S_ISDIR(status.st_mode)
-        if status.st_nlink > 1 and not is_folder:
+        if stat.S_ISLNK(mode) or (status.st_nlink > 1 and not is_folder):
             continue
         whole = 0o777 if is_folder or mode & stat.S_IXUSR else 0o666
         if (wanted := whole & ~UMASK | mode & stat.S_ISGID) != stat.S_IMODE(mode):

@@ -25,10 +25,10 @@ from posttrain.dag.artifacts import at, flat
 from posttrain.ground import accepted, progress
 from posttrain.ground.errors import TooLarge, UserError
 from posttrain.ground.files import manifest_of, read_json, sha256, verify, write_json
-from posttrain.ground.identity import DAMAGED, canonical, identity
+from posttrain.ground.identity import canonical, identity
 from posttrain.ground.progress import say, spent
 from posttrain.jobs import failure, kept, provenance
-from posttrain.jobs.publishing import publish, refuse_foreign_folders
+from posttrain.jobs.publishing import publish, refuse_foreign_folders, set_aside
 from posttrain.reporting import card
 from posttrain.training import interruption, tracking
 
@@ -264,9 +264,16 @@ def verify_input(manifest: Path) -> None:
     except UserError as error:
         if not manifest.is_file():
             raise
-        manifest.replace(manifest.with_name(DAMAGED))
         damages = [problem for problem in error.problems if not problem.startswith("remake it")]
-        raise UserError(*damages, f"{manifest.parent}: run snakemake again, which remakes it") from None
+        raise UserError(*damages, remade(manifest)) from None
+
+
+def remade(manifest: Path) -> str:
+    """Set a damaged artifact aside; returns what remakes it."""
+    folder, reason = manifest.parent, set_aside(manifest)
+    if reason:
+        return f"{folder}: {reason}; who may write there runs posttrain verify, and snakemake"
+    return f"{folder}: run snakemake again, which remakes it"
 
 
 def digests(inputs: dict[str, Path | list[Path]]) -> dict[str, dict[str, str]]:

@@ -8,12 +8,15 @@ artifact is ever written in place.
 
 import contextlib
 import os
+import re
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import read_json, verify, write_json
+from posttrain.ground.files import of_another_size, read_json, verify, write_json
+from posttrain.ground.identity import DAMAGED, record_of
 
 KEPT = Path("results/.kept")
 
@@ -57,6 +60,18 @@ def differs(name: str, shape: dict, digest: str) -> str | None:
     return "not reproducible: an earlier run of the same settings, inputs, code and shape made other bytes"
 
 
+def keep_pulled(folders: Iterable[str], limit: float) -> None:
+    """Keep the artifacts in `folders`, which a run is about to replace, and which were pulled: those made here are kept
+    already. One of which a file is absent cannot be taken again, and is not kept. limit: as of `keep`."""
+    for home in map(Path, folders):
+        name = record_of(home).get("identity", "")
+        if not re.fullmatch("[0-9a-f]{16}", name) or (KEPT / name).exists():
+            continue
+        if (home / "manifest.json").is_file() and not of_another_size(home / "manifest.json", absent=True):
+            parts = [part.name for part in home.iterdir() if not part.name.startswith(".")]
+            keep(name, home, [part for part in parts if part not in ("checkpoints", DAMAGED)], limit)
+
+
 def keep(name: str, home: Path, parts: list[str], limit: float) -> None:
     """Keep the parts of a finished artifact, and delete the oldest kept ones over `limit` GB (10^9 bytes)."""
     folder = KEPT / name
@@ -92,7 +107,7 @@ def sizes() -> dict[Path, int]:
 
 
 def _unshared(folder: Path) -> int:
-    files = [file.stat() for file in folder.rglob("*") if file.is_file()]
+    files = [file.lstat() for file in folder.rglob("*") if file.is_file()]  # of a link into DVC's cache, the link
     return sum(file.st_size for file in files if file.st_nlink == 1)
 
 

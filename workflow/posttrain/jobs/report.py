@@ -7,8 +7,9 @@ from pathlib import Path
 
 from posttrain.config.stages import STAGES
 from posttrain.ground import accepted, progress
-from posttrain.ground.errors import UserError
+from posttrain.ground.errors import UserError, gather
 from posttrain.ground.files import read_json, sha256, write_json
+from posttrain.jobs.artifact import remade, verify_input
 from posttrain.stages.report import report
 
 
@@ -17,12 +18,15 @@ def run_report(
 ) -> None:
     """Render the report of a campaign's file, which was written when the workflow was planned, with its provenance.
 
-    left_out: JSON file with `reasons`. Raises UserError for missing artifacts, unless the report may be partial.
+    left_out: JSON file with `reasons`. Raises UserError for damaged or missing artifacts, unless the report may be
+    partial.
     """
     progress.name = "report"
     summary, folder = read_json(campaign), output.parent
     places = (place for experiment in summary["experiments"] for place in experiment["stages"].items())
     judged = sorted(f"{place}/manifest.json" for stage, place in places if "/" in stage)
+    if not partial:
+        gather(verify_judgement, [Path(file) for file in judged if Path(file).is_file()])
     digests = {"evaluations": {file: sha256(Path(file)) for file in judged if Path(file).is_file()}}
     edits = {"accepted": accepted.edits([*STAGES, "report"])}
     missing = report(summary | edits, folder, reasons=read_json(left_out) if left_out else {})
@@ -30,3 +34,14 @@ def run_report(
     write_json(folder / "provenance.json", record | accepted.of_code("report"))
     if missing and not partial:
         raise UserError(*(f"{piece['name']}: {piece['reason']}" for piece in missing))
+
+
+def verify_judgement(manifest: Path) -> None:
+    """Compare a judgement's files with its manifest, and read lm-eval's own record, which no manifest lists. The
+    manifest of a damaged one is renamed, so that it is made anew. Raises UserError naming every damaged file."""
+    verify_input(manifest)
+    record = manifest.with_name("lm_eval.json")
+    try:
+        _ = read_json(record) if record.exists() else None
+    except UserError as error:
+        raise UserError(*error.problems, remade(manifest)) from None

@@ -13,6 +13,7 @@ from posttrain.dag.plan import Plan
 from posttrain.ground.errors import UserError, gather
 from posttrain.ground.identity import canonical, named
 from posttrain.reporting.summary import last_lines, outdated
+from posttrain.tools import ledger
 
 
 def check(plan: Plan) -> str:
@@ -21,7 +22,7 @@ def check(plan: Plan) -> str:
     for name in plan.names:
         lines.append(f"{name}: {plan.experiments[name].question}")
         lines += [f"  {stage:9} {plan.folder(name, stage)}" for stage in plan.stages(name)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [ledger.lacking(plan)])])
 
 
 def verify(plan: Plan) -> str:

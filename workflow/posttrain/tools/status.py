@@ -15,7 +15,7 @@ from posttrain.engine.log import Failure, failures
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import lock, read_json
 from posttrain.jobs import attempt
-from posttrain.tools import why
+from posttrain.tools import ledger, why
 
 ALIVE = 120  # seconds without output after which a stage no longer counts as running
 STOPPED = "the next run continues"  # part of the last line of a stage that stopped by a signal or its time limit
@@ -33,7 +33,7 @@ def table(plan: Plan) -> str:
         lines.append(f"{artifact.name:40} {text}")
     if queued is None and shutil.which("squeue"):
         lines.append("SLURM does not answer: what is in its queue now is shown as waiting or stopped")
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [ledger.lacking(plan)])])
 
 
 def state(artifact: Artifact, jobs: dict[str, str]) -> str:
