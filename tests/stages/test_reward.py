@@ -1,19 +1,24 @@
 """reward: it learns preferences, scores what it should and nothing else, and resumes to the same bytes."""
 
+import itertools
+import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_base import killed_at
 from tiny import first_gradient, make, reward, sft
 
+from posttrain.config.sections import Prepare, Source, Tokenizer
 from posttrain.data import preferences
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.models import adapters, completions, policy, quantization, reward_head, tokens
 from posttrain.rl import answers
 from posttrain.stages import reward as stage
+from posttrain.training import rankings
 
 
 def scorer(base, tuned_policy, rewarded):
@@ -197,3 +202,62 @@ def test_a_run_killed_after_its_last_step_is_not_trained_on(data, base, tuned_po
     assert list(output.parent.glob("checkpoints/*/*/trainer_state.json")), "control: there is one to continue from"
     make("reward", section, output, **inputs)
     assert output.read_text() == whole.read_text()
+
+
+def ranked_lists(folder, base) -> Path:
+    """A prepared file of prompts with two to four ranked answers each."""
+    lines = [
+        {"prompt": [{"role": "user", "content": f"name thing {n}"}], "scores": [4, 3, 2, 1][: 2 + n % 3],
+         "completions": [[{"role": "assistant", "content": f"{word} {n}"}] for word in "abcd"[: 2 + n % 3]]}
+        for n in range(24)
+    ]  # fmt: skip
+    (folder / "ranked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source, tokenizer = Source(path=str(folder / "ranked.jsonl")), Tokenizer(path=str(base.parent / "model"))
+    section = Prepare(preference=[source], tokenizer=tokenizer, max_tokens=128)
+    return make("prepare", section, folder / "ranked/prepare/manifest.json")
+
+
+def test_all_pairs_of_a_ranked_list_are_one_element_of_a_batch(tmp_path, base, tuned_policy, capsys):
+    """A micro-batch of 2 prompts trains as the whole batch of 8 does, though they have different numbers of pairs."""
+    data, curves = ranked_lists(tmp_path, base), []
+    for micro in (8, 2):
+        section = reward(steps=4, micro_batch_size=micro, centering=0.01)
+        made = make("reward", section, tmp_path / f"ranked/reward-{micro}/manifest.json", data=data, base=base,
+                    sft=tuned_policy)  # fmt: skip
+        curves.append(read_json(made.parent / "metrics.json")["history"])
+    keys = ("loss", "accuracy", "margin")
+    first, second = ([[point[key] for key in keys] for point in curve if "loss" in point] for curve in curves)
+    assert len(first) == 2
+    for one, other in zip(first, second, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+    assert first[-1][0] < first[0][0]
+    assert "batches are of 22 prompts" in capsys.readouterr().err
+
+
+def test_the_loss_of_ranked_lists_is_that_of_the_paper():
+    """-1 / C(K, 2) sum log sigmoid(r_w - r_l), a mean over prompts; control: a mean over pairs is another number."""
+    rewards = {(1, 2): 0.5, (3,): -0.3, (4, 5): 0.1, (6,): 1.0, (7,): 0.2}
+    pairs = [{"source": "a", "chosen_ids": list(w), "rejected_ids": list(other)}
+             for w, other in itertools.combinations([(1, 2), (4, 5), (3,)], 2)]  # fmt: skip
+    pairs += [{"source": "b", "chosen_ids": [6], "rejected_ids": [7]}]
+    lists = rankings.elements(pairs)
+    assert [len(element["answers"]) for element in lists] == [3, 2], "each answer is computed once"
+    batch = rankings.Collator(0)(lists)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [2, 2, 1, 1, 1]
+
+    def model(input_ids, attention_mask, use_cache):
+        rows = [tuple(row[: int(mask.sum())].tolist()) for row, mask in zip(input_ids, attention_mask, strict=True)]
+        return SimpleNamespace(logits=torch.tensor([[rewards[row]] for row in rows]))
+
+    def by_hand(pair):
+        better, worse = (rewards[tuple(pair[side])] for side in ("chosen_ids", "rejected_ids"))
+        return -math.log(stage.sigmoid(better - worse)) + 0.01 * (better + worse) ** 2
+
+    trainer = SimpleNamespace(args=SimpleNamespace(center_rewards_coefficient=0.01), figures={True: []},
+                              model=SimpleNamespace(training=True),
+                              accelerator=SimpleNamespace(reduce=lambda tensor, how: tensor))  # fmt: skip
+    loss = float(rankings.RankingTrainer.compute_loss(trainer, model, batch))
+    of_pairs = list(map(by_hand, pairs))
+    assert loss == pytest.approx((sum(of_pairs[:3]) / 3 + of_pairs[3]) / 2, rel=1e-6)
+    assert loss != pytest.approx(sum(of_pairs) / 4, rel=1e-3)
+    assert trainer.figures[True][0][0] == 1.0

@@ -64,9 +64,8 @@ def refusal(path, task="sft", **options) -> str:
     return str(caught.value)
 
 
-def read(objects: list[dict], task="sft", of_text=False, **keys) -> rows.Report:
-    return rows._check_rows(iter([(n, row, False) for n, row in enumerate(objects, 1)]), "made", task,
-                            keys.pop("format", "auto"), source=Source(**keys), of_text=of_text)  # fmt: skip
+def read(objects: list[dict], task="sft", format="auto", **keys) -> rows.Report:
+    return rows.read_rows(objects, "made", task, format, source=Source(**keys))
 
 
 def contents(report) -> list[dict]:

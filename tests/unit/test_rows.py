@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from posttrain.data import repeats, rows, texts
+from posttrain.data import layouts, repeats, rows, texts
 from posttrain.data.overlap import overlap
 from posttrain.data.stored import store
 from posttrain.ground.errors import UserError
@@ -588,7 +588,7 @@ def test_unknown_task_and_format():
         rows.read_rows([], "made", "dpo")
     with pytest.raises(UserError, match="format 'kto' is not read for task sft; allowed: auto, messages"):
         rows.read_rows([], "made", "sft", "kto")
-    assert set(rows.FORMATS) == {"text", "long", "sft", "preference", "kto", "eval", "generation"}
+    assert set(layouts.FORMATS) == {"text", "long", "sft", "preference", "kto", "eval", "generation"}
 
 
 # Odd characters

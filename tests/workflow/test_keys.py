@@ -142,7 +142,7 @@ for source in SOURCES:
     key = next(iter(sorted(KEYS[source])))
     fields |= {"use": ({"path": "a.jsonl"}, "train"), "files": (rows, ["part-*.jsonl"])}
     fields |= {"columns": ({"path": "a.jsonl"}, {key: "column"}), "template": ({"path": "a.jsonl"}, {key: "{column}"})}
-    fields |= {"system": ({"path": "a.jsonl"}, "be brief")}
+    fields |= {"system": ({"path": "a.jsonl"}, "be brief"), "threshold": ({"path": "a.jsonl"}, 2.0)}
     SPECIAL[f"prepare.{source}"] = ({f"prepare.{source}": [{"path": "a.jsonl"}]}, [{"path": "b.jsonl"}])
     for key, (before, value) in fields.items():
         SPECIAL[f"prepare.{source}[].{key}"] = ({f"prepare.{source}": [before]}, value)
@@ -164,6 +164,7 @@ REFUSED = (
     *(f"{asked}[].{key}" for asked in ("choices", "answers") for key in ("format", "use", "separator")),
 )
 REFUSED += ("text[].separator", "long[].separator")
+REFUSED += tuple(f"{source}[].threshold" for source in SOURCES if source != "kto")
 REFUSED += tuple(f"{source}[].system" for source in SOURCES if source not in CONVERSATIONS)
 
 

@@ -186,10 +186,14 @@ class Source(Section):
     """Patterns of data files of `dataset`, as `data/train-*.parquet`, instead of `subset` and `rows`: these alone are
     fetched, and read as local files are."""
     format: Literal[
-        "auto", "messages", "sharegpt", "prompt_completion", "instruction", "preference", "transcript", "kto", "text"
-    ] = "auto"
+        "auto", "messages", "sharegpt", "prompt_completion", "instruction", "preference", "transcript", "kto", "text",
+        "ranking", "score",
+    ] = "auto"  # fmt: skip
     """Layout of a row; `auto` recognises it by its keys. `preference` in `sft` trains on the chosen answers, `text` on
-    whole texts."""
+    whole texts. `ranking`: `completions` with `scores` or `ranks`, or the best first; `score`: a completion with its
+    `score`, in rows sorted by prompt. All pairs of a prompt's answers are made of them."""
+    threshold: float | None = None
+    """Score from which an answer is wanted, where `kto` reads rows with scores."""
     columns: Annotated[dict[str, Text], Field(min_length=1)] | None = None
     """Columns under other names, as `{prompt: question, completion: answers.text.0}`: key -> column, or a dotted path
     to a value within one."""
@@ -483,7 +487,8 @@ class Reward(Training, Adapter, Pairs):
     steps: Count = 300
     """Optimiser steps."""
     batch_size: Count = 32
-    """Pairs in one optimiser step, over all devices."""
+    """Pairs in one optimiser step, over all devices; prompts, each with all pairs of its answers, where rows are ranked
+    lists."""
 
 
 class Reference(Section):

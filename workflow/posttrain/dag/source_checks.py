@@ -7,8 +7,8 @@ from posttrain.config.sections import ASKED, HubModel, Source, Task
 from posttrain.config.settings import one_of
 from posttrain.config.sources import data_files
 from posttrain.data import files, lines, shape
+from posttrain.data.layouts import FORMATS
 from posttrain.data.lines import RowError
-from posttrain.data.rows import FORMATS
 from posttrain.ground.errors import UserError
 
 FIRST = 20  # rows of a source's first file in which its columns are searched for
@@ -34,6 +34,8 @@ def source_mistakes(where: str, task: str, source: Source, group_key: str) -> It
     allowed = ("auto", *FORMATS.get(task, ()))
     if source.format not in allowed:
         yield f"{where}.format", f"{source.format} does not hold rows for {task}; allowed: {', '.join(allowed)}"
+    if task == "kto" and source.format in ("ranking", "score") and source.threshold is None:
+        yield f"{where}.threshold", "is missing: the score from which an answer is wanted"
     mistakes = [*unknown_keys(where, task, source, group_key), *broken_templates(where, source)]
     yield from mistakes or absent_columns(where, task, source)
 
@@ -44,6 +46,7 @@ def without_effect(task: str, source: Source) -> list[str]:
     keys += ["subset", "rows"] if source.files else []
     if task in ASKED:
         keys.append("use")
+    keys += ["threshold"] * (task != "kto" or source.format in ("kto", "preference"))
     return keys + ["separator", "system"] * (task in ("text", "long", *ASKED))
 
 

@@ -19,6 +19,7 @@ from posttrain.data.lines import RowError, json_kind
 from posttrain.data.transcripts import form_of, read_transcript
 from posttrain.models.tokens import spoken
 
+SIDES = ("chosen", "rejected")
 # Names of the two scores of a pair.
 SCORES = [f"{word}{mark}{{}}" for word in ("score", "rating", "reward") for mark in "_-"]
 SCORES += [f"{{}}{mark}{word}" for word in ("score", "rating", "reward") for mark in "_-"]
@@ -45,13 +46,13 @@ def refuse_reversed(row: dict) -> None:
     for name in SCORES:
         better, worse = name.format("chosen"), name.format("rejected")
         if better in row and worse in row:
-            high, low = _number(row[better]), _number(row[worse])
+            high, low = as_number(row[better]), as_number(row[worse])
             if high is not None and low is not None and high < low:
                 lower = f"{better} {row[better]} is lower than {worse} {row[worse]}"
                 raise RowError("reversed", f"{lower}: the pair is reversed")
 
 
-def _number(value) -> float | None:
+def as_number(value) -> float | None:
     """A number, which may be written as text; None for anything else."""
     if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value.strip()):
         return float(value)

@@ -41,7 +41,7 @@ def rows(data: Path, side: str, task: str = "preference") -> list[dict]:
 
 def tokenized(tokenizer, data: Path, side: str, longest: int | None = None, task: str = "preference") -> list[dict]:
     """The rows as tokens: `prompt_ids`, and each answer up to its end of turn as `chosen_ids`, `rejected_ids` or
-    `completion_ids`; with their `id`, `kind` and `label`, where they have one.
+    `completion_ids`; with their `id`, `source`, `kind` and `label`, where they have one.
 
     Raises UserError naming a row that breaks the token contract or is longer than `longest` tokens.
     """
@@ -51,7 +51,7 @@ def tokenized(tokenizer, data: Path, side: str, longest: int | None = None, task
         length = len(ids["prompt_ids"]) + max(len(ids[f"{answer}_ids"]) for answer in ANSWERS[task])
         if longest and length > longest:
             raise UserError(f"row {tokens.row_name(row)}: over max_length ({longest} tokens)")
-        encoded.append(ids | {key: row[key] for key in ("id", "kind", "label") if key in row})
+        encoded.append(ids | {key: row[key] for key in ("id", "source", "kind", "label") if key in row})
     return encoded
 
 

@@ -1,22 +1,24 @@
 """Bring the rows of a source into a known form: columns by other names, texts from a template, a system prompt."""
 
 import string
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 from posttrain.config.sections import Source
-from posttrain.data.judged import SCORES
+from posttrain.data import lines
+from posttrain.data.judged import SCORES, SIDES
 from posttrain.data.lines import RowError, json_kind
 
-SIDES = ("chosen", "rejected")
 _CONVERSATION = {"messages", "conversations", "conversation", "system", "tools"}
 _PAIR = {"prompt", "chosen", "rejected", "answer", "tools", *(name.format(side) for name in SCORES for side in SIDES)}
+_RATED = {"completion", "score", "completions", "scores", "ratings", "ranks"}
 # Kind of data -> the keys that its rows are read by, beside id and group.
 KEYS: dict[str, set[str]] = {
     "text": {"text"},
     "long": {"text"},
     "sft": {"instruction", "input", "output", "completion", "transcript", "text", "label", *_CONVERSATION, *_PAIR},
-    "preference": _PAIR,
-    "kto": {"prompt", "completion", "label", "tools"},
+    "preference": {*_PAIR, *_RATED},
+    "kto": {"label", *_PAIR, *_RATED},
     "choices": {"question", "choices", "answer"},
     "answers": {"question", "answer"},
 }
@@ -26,8 +28,21 @@ OPTIONAL = {"id", "group", "system", "tools", "input", "answer"}
 ABSENT = object()
 
 
-def shaped(row: dict, source: Source, of_text: bool = False) -> dict:
-    """A row with the keys that `columns` and `template` name. of_text: every cell of its file is text (CSV).
+def stream(numbered: Iterable[tuple], source: Source, of_text: bool = False) -> Iterator[tuple]:
+    """The numbered rows of a file in the source's shape; a RowError in the place of one that cannot be used.
+
+    of_text: every cell of the file is text (CSV).
+    """
+    for line, value, marked in numbered:
+        try:
+            value = shaped(lines.checked(value), source, of_text)
+        except RowError as error:
+            value = error
+        yield line, value, marked
+
+
+def shaped(row: dict, source: Source, of_text: bool) -> dict:
+    """A row with the keys that `columns` and `template` name, and the source's `threshold`.
 
     Raises RowError where a column is missing, and for a row with images, video or sound.
     """
@@ -35,7 +50,7 @@ def shaped(row: dict, source: Source, of_text: bool = False) -> dict:
     row = filled(renamed(row, source.columns or {}), source.template or {})
     if of_text and isinstance(label := row.get("label"), str):
         row = row | {"label": {"true": True, "false": False}.get(label.strip().lower(), label)}
-    return row
+    return row if source.threshold is None else row | {"threshold": source.threshold}
 
 
 def refuse_media(row: dict) -> None:

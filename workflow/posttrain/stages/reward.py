@@ -22,28 +22,37 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     from trl import RewardConfig, RewardTrainer
 
     from posttrain.models import adapters, reward_head
-    from posttrain.training import trainers
+    from posttrain.training import rankings, trainers
 
     foundation, tokenizer, model = adapters.load_to_align(section, base, sft, head=True)
     train, test = (pairs(tokenizer, data, side, section.max_length) for side in ("train", "test"))
     padded = reward_head.pad_apart_from_end(tokenizer)
     model.config.pad_token_id = padded.pad_token_id
+    train = preferences.relabelled(train, section.labels, section.seed)
+    lists = rankings.elements(train)
+    ranked = len(lists) < len(train)
     with trainers.exact_weights(model):
-        trainer = RewardTrainer(
+        trainer = (rankings.RankingTrainer if ranked else RewardTrainer)(
             model=model,
             args=RewardConfig(
                 **trainers.arguments(section, checkpoints),
                 max_length=section.max_length,
                 center_rewards_coefficient=section.centering or None,
                 disable_dropout=section.dropout == 0,
+                remove_unused_columns=not ranked,  # TRL's columns are those of pairs
             ),
-            train_dataset=datasets.Dataset.from_list(preferences.relabelled(train, section.labels, section.seed)),
+            train_dataset=datasets.Dataset.from_list(train),
             eval_dataset=datasets.Dataset.from_list(test) if test else None,
             processing_class=padded,
         )
     trainable = trainers.trainable(trainer.model)
     say(f"{trainable:,} trainable parameters, {len(train):,} pairs, {len(test):,} held out")
-    trainers.share_rows(trainer, section)
+    if ranked:
+        say(f"batches are of {len(lists):,} prompts, each with all pairs of its answers")
+        trainer.data_collator = rankings.Collator(padded.pad_token_id)
+        trainers.give_rows(trainer, section, lists, rankings.elements(test))
+    else:
+        trainers.share_rows(trainer, section)
     trainers.run(trainer, section, checkpoints)
     adapters.publish(trainer.model, tokenizer, foundation, work / "model", method="reward")
     if not (parallel.main() or parallel.sharded):
@@ -56,10 +65,10 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
 
 
 def pairs(tokenizer, data: Path, side: str, longest: int | None) -> list[dict]:
-    """Preference pairs for RewardTrainer: `kind`, and `chosen_ids` and `rejected_ids`, each with the prompt."""
+    """Preference pairs for RewardTrainer: `chosen_ids` and `rejected_ids` with the prompt; `kind` and `source`."""
     return [
         {f"{answer}_ids": pair["prompt_ids"] + pair[f"{answer}_ids"] for answer in ("chosen", "rejected")}
-        | {"kind": pair.get("kind", "pairs")}
+        | {"kind": pair.get("kind", "pairs"), "source": pair["source"]}
         for pair in preferences.tokenized(tokenizer, data, side, longest)
     ]
 

@@ -1,0 +1,158 @@
+"""Ranked lists and ratings: as pairs, and as completions with a label.
+
+pytest tests/unit/test_rankings.py
+"""
+
+import pytest
+from test_campaign import GOOD, problems
+
+from posttrain.config.sections import Source
+from posttrain.data import rows, texts
+
+ANSWERS = ["good", "fair", "poor"]
+ALL_PAIRS = {("good", "fair"), ("good", "poor"), ("fair", "poor")}
+
+
+def read(objects: list[dict], task="preference", format="auto", **keys) -> rows.Report:
+    return rows.read_rows(objects, "made", task, format, source=Source(**keys))
+
+
+def pairs(report) -> set[tuple[str, str]]:
+    return {(row["chosen"], row["rejected"]) for row in report.rows}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"completions": ANSWERS, "scores": [3, 2.5, "-1"]},
+        {"completions": ANSWERS[::-1], "ratings": [1, 2, 3]},
+        {"completions": ANSWERS, "ranks": [1, 2, 3]},
+        {"completions": [{"text": text, "score": 3 - n} for n, text in enumerate(ANSWERS)]},
+        {"completions": [{"response": text, "overall_score": 3 - n} for n, text in enumerate(ANSWERS)]},
+        {"completions": [{"answer": text, "rank": n + 1.0} for n, text in enumerate(ANSWERS)]},
+    ],
+)
+def test_all_pairs_of_a_ranked_list(more):
+    report = read([{"prompt": "q", "id": 7} | more])
+    assert report.format == "ranking" and pairs(report) == ALL_PAIRS and "unread_keys" not in report.warnings
+    assert [(row["id"], row["source"]) for row in report.rows] == [(f"7#{n}", "made:1") for n in (1, 2, 3)]
+    assert len({row["group"] for row in report.rows}) == 1, "a prompt is on one side of the split"
+    assert all(texts.content(row).keys() == {"prompt", "chosen", "rejected"} for row in report.rows)
+
+
+def test_the_best_first_where_no_score_is_given():
+    assert pairs(read([{"prompt": "q", "completions": ANSWERS}], format="ranking")) == ALL_PAIRS
+
+
+def test_conversations_and_texts_of_turns_are_ranked():
+    prompt = [{"role": "user", "content": "q"}]
+    lists = [[{"role": "assistant", "content": text}] for text in ANSWERS]
+    report = read([{"prompt": prompt, "completions": lists, "scores": [3, 2, 1]}])
+    assert {(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in report.rows} == ALL_PAIRS
+    nectar = {
+        "prompt": "\n\nHuman: q\n\nAssistant: ",
+        "answers": [{"answer": a, "rank": n} for n, a in enumerate(ANSWERS)],
+    }
+    again = read([nectar], columns={"completions": "answers"})
+    assert [texts.content(row) for row in again.rows] == [texts.content(row) for row in report.rows]
+
+
+def test_equal_answers_make_no_pair():
+    report = read([{"prompt": "q", "completions": ANSWERS, "scores": [3, 1, 1]}])
+    assert pairs(report) == {("good", "fair"), ("good", "poor")}
+    one = read([{"prompt": "q", "completions": ANSWERS[:2], "scores": [2, 1]}])
+    assert pairs(one) == {("good", "fair")} and one.rows[0]["id"] == "made-1"
+
+
+@pytest.mark.parametrize(
+    ("more", "reason", "words"),
+    [
+        ({"scores": [1, 1, 1]}, "no_signal", "all answers are worth the same"),
+        ({"scores": [1, 2]}, "scores", "scores must be a list of 3 numbers"),
+        ({"scores": [1, True, 2]}, "scores", "scores[1] must be a number, found true or false"),
+        ({"scores": [1, "high", 2]}, "scores", "scores[1] must be a number, found a string"),
+        (
+            {"completions": ["a", "", "c"], "scores": [1, 2, 3]},
+            "empty_reply",
+            "completions[1] as rejected: reject",
+        ),
+        ({"completions": ["a"], "scores": [1]}, "one_answer", "nothing to compare"),
+        ({"completions": "a", "scores": [1]}, "not_a_list", "completions must be a list, found a string"),
+        ({"completions": [{"text": "a"}, {"text": "b"}]}, "scores", "completions[0] has no score; allowed: score"),
+        ({"completions": [{"score": 1}, {"text": "b"}]}, "missing_field", "completions[0] has no text"),
+        ({"completions": None}, "missing_field", "missing field completions"),
+    ],
+)
+def test_a_ranked_list_that_cannot_be_used_is_dropped_whole(more, reason, words):
+    good = {"prompt": "p", "completions": ANSWERS, "scores": [3, 2, 1]}
+    report = read([good, {"prompt": "q", "completions": ANSWERS} | more])
+    assert report.kept == 3 and [line for line, _ in report.dropped[reason]] == [2]
+    assert words in report.dropped[reason][0][1]
+
+
+def score_rows(*scored: tuple[str, str, object]) -> list[dict]:
+    return [{"prompt": prompt, "completion": answer, "score": score} for prompt, answer, score in scored]
+
+
+def test_rows_with_a_score_are_compared_within_their_prompt():
+    report = read(score_rows(("p", "poor", 1), ("p", "good", 3), ("p", "fair", 2), ("q", "x", 1), ("q", "y", 0)))
+    assert report.format == "score" and pairs(report) == ALL_PAIRS | {("x", "y")} and report.total == 5
+    assert [row["source"] for row in report.rows] == ["made:1"] * 3 + ["made:4"]
+
+
+def test_rows_of_a_prompt_that_stand_apart_are_named():
+    report = read(score_rows(("p", "a", 1), ("p", "b", 2), ("q", "x", 1), ("p", "c", 3), ("q", "y", 3)))
+    assert pairs(report) == {("b", "a")} and report.total == 5
+    apart = "its prompt came before, behind other prompts; sort the rows by prompt"
+    assert report.dropped == {
+        "one_answer": [(3, "a single answer to its prompt: nothing to compare")],
+        "apart": [(4, apart), (5, apart)],
+    }
+
+
+def said(reply) -> str:
+    return reply if isinstance(reply, str) else reply[0]["content"]
+
+
+HUMAN = "\n\nHuman: q\n\nAssistant: "
+
+
+@pytest.mark.parametrize(
+    ("row", "labels"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"a": True, "b": False}),
+        (
+            {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+            {"a": True, "b": False},
+        ),
+        ({"prompt": "q", "completion": "a", "score": 3}, {"a": True}),
+        ({"prompt": "q", "completion": "a", "score": 2.9}, {"a": False}),
+        ({"prompt": "q", "completions": ANSWERS, "scores": [4, 3, -1]}, {"good": True, "fair": True, "poor": False}),
+        ({"prompt": "q", "completions": [{"text": "a", "rating": 1}]}, {"a": False}),
+    ],
+)
+def test_rows_for_kto(row, labels):
+    report = read([row], "kto", threshold=3.0)
+    assert [(said(row["completion"]), row["label"]) for row in report.rows] == list(labels.items())
+    assert not report.dropped
+
+
+def test_a_score_without_a_threshold_is_no_label():
+    report = read(score_rows(("p", "a", 1)), "kto")
+    assert not report.rows and "set `threshold`" in report.dropped["threshold"][0][1]
+    ranks = read([{"prompt": "q", "completions": ANSWERS, "ranks": [1, 2, 3]}], "kto", threshold=1.0)
+    assert not ranks.rows and "the answers have no scores" in ranks.dropped["scores"][0][1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("kto: [{path: a, format: score}]", "prepare.kto[0].threshold: is missing"),
+        ("kto: [{path: a, format: kto, threshold: 1.0}]", "prepare.kto[0].threshold: has no effect here"),
+        ("preference: [{path: a, threshold: 1.0}]", "prepare.preference[0].threshold: has no effect here"),
+        ("sft: [{path: a, format: ranking}]", "ranking does not hold rows for sft"),
+    ],
+)
+def test_what_check_tells(tmp_path, keys, words):
+    (tmp_path / "a").write_text("")
+    assert words in problems(tmp_path, one=GOOD.replace("{world: {}}", f"{{world: {{}}, {keys}}}"))
