@@ -158,7 +158,6 @@ def test_gold_is_the_worlds_or_a_function_of_ones_own_and_reruns_what_it_judges(
         (ALIGNED.replace("ppo: {}", "ppo: {kl_horizon: 5}"), "ppo.kl_horizon: has no effect without ppo.kl_target"),
         (ALIGNED.replace("ppo: {}", "ppo: {kl_target: 6.0, kl_horizon: 5}"), "beta could turn negative"),
         (ALIGNED.replace("ppo: {}", "ppo: {kl_target: 6.0, kl_coefficient: 0.0}"), "0 cannot adapt"),
-        (ALIGNED.replace("ppo: {}", "ppo: {snapshot_steps: 40}"), "40 makes no snapshot in 40 iterations"),
         (ALIGNED.replace("ppo: {}", "ppo: {value_warmup: 40}"), "ppo.value_warmup: 40 leaves none of the 40"),
         (ALIGNED.replace("ppo: {}", "ppo: {reward_function: nosuch:f}"), "there is no module 'nosuch'"),
         (
@@ -203,11 +202,11 @@ def test_a_good_campaign_loads(tmp_path):
     [
         (GOOD.replace("{scratch: {}}", "{scratch: {stesp: 3}}"), ["one.yaml:2", "base.scratch.stesp", "mean 'steps'"]),
         ("prepare: {world: {}}\nbase: {scratch: {}}\nsfft: {}\n", ["one.yaml:3", "sfft", "did you mean 'sft'"]),
-        (GOOD + "seed: three\n", ["one.yaml:4", "seed", "'three'", "valid integer"]),
-        (GOOD + "seed: '3'\n", ["one.yaml:4", "seed", "'3'", "valid integer"]),
+        (GOOD + "seed: three\n", ["one.yaml:4", "seed", "'three'", "a whole number"]),
+        (GOOD + "seed: '3'\n", ["one.yaml:4", "seed", "'3'", "a whole number"]),
         (GOOD + "seed: 1.0\n", ["seed", "1.0"]),
         (GOOD + "seed: -1\n", ["seed", "greater than or equal to 0"]),
-        (GOOD + "seed: true\n", ["seed", "True"]),
+        (GOOD + "seed: true\n", ["seed: found true"]),
         (GOOD.replace("qlora", "qlora, packing: on"), ["sft.packing: found 'on', it should be true or false"]),
         (GOOD.replace("{method: qlora}", "yes"), ["sft: found 'yes', it should be a section of `key: value` lines"]),
         (GOOD.replace("qlora", "qlroa"), ["one.yaml:3", "sft.method", "'qlroa'", "'qlora'", "did you mean"]),

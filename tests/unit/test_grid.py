@@ -119,8 +119,8 @@ def test_a_job_thaws_the_same_plan(load):
 @pytest.mark.parametrize(
     ("axes", "said"),
     [
-        ("dpo.betta: [1.0]", "child.yaml:2: dpo.betta: unknown key (did you mean 'beta'?)"),
-        ("dpo.beta: [0.1, many]", "child.yaml:2: dpo.beta: found 'many'"),
+        ("dpo.betta: [1.0]", "child.yaml:2: grid.dpo.betta: unknown key (did you mean 'beta'?)"),
+        ("dpo.beta: [0.1, many]", "child.yaml:2: grid.dpo.beta[1]: found 'many', it should be a number"),
         ("dpo.beta: []", "child.yaml:2: grid.dpo.beta"),
         ("dpo.beta: 0.1", "child.yaml:2: grid.dpo.beta: found 0.1"),
         ("dpo.beta: [0.1, 1e-1]", "would make the same name, 0.1"),

@@ -14,8 +14,9 @@ from typing import Annotated
 from pydantic import Field
 
 from posttrain.cluster import states
-from posttrain.config.sections import Count, Section, Text
-from posttrain.config.settings import read_settings, validated
+from posttrain.config.mistakes import nearest, validated
+from posttrain.config.sections import LARGEST, Count, Positive, Section, Text
+from posttrain.config.settings import read_settings
 from posttrain.config.stages import SHARDED, STAGES, TRAINERS
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.plan import Plan
@@ -27,14 +28,14 @@ from posttrain.resources import estimates
 
 FILE = Path("slurm/site.yaml")
 OVERHEAD = 400  # MB that a job needs in addition to its stage: Snakemake's executor runs twice in it
-Megabytes = Annotated[int, Field(ge=100)]
+Megabytes = Annotated[int, Field(ge=100, le=LARGEST)]
 Resources = dict[str, int | str]
 
 
 class Request(Section):
     """A stage's requests that replace the estimates of `posttrain plan`."""
 
-    gpu: Annotated[int, Field(ge=0)] | None = None
+    gpu: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     """GPUs on all nodes together."""
     nodes: Count = 1
     """Nodes, with equal numbers of GPUs; for stages that train."""
@@ -57,7 +58,7 @@ class Site(Section):
     """Quality of service."""
     gpu_type: Text | None = None
     """Type of GPU, as `sinfo -o %G` names it."""
-    gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
+    gpu_memory_gb: Positive | None = None
     """Memory of one GPU, in GB; a stage that does not fit is refused at start, with settings that would fit."""
     constraint: Text | None = None
     """Features that a node must have."""
@@ -88,12 +89,12 @@ def read(file: Path = FILE) -> Site:
     values = read_settings(file)
     problems: list[str] = []
     site = validated(Site, values, values.places, problems)
-    stages = [*STAGES, "fetch", "report"]
     requests = values["stages"] if isinstance(values.get("stages"), dict) else {}
     problems += [
-        f"{values.places[f'stages.{stage}']}: stages.{stage}: no such stage; known: {', '.join(stages)}"
+        f"{values.places[f'stages.{stage}']}: stages.{stage}: no such stage{nearest(stage, list(STAGES))}; "
+        f"known: {', '.join(STAGES)}; fetch and report run where Snakemake does"
         for stage in requests
-        if stage not in stages
+        if stage not in STAGES
     ]
     problems += [f"{values.places.get(key)}: {key}: {problem}" for key, problem in contradictions(site or Site())]
     if problems or site is None:

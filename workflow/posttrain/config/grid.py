@@ -9,6 +9,8 @@ import itertools
 import re
 from collections.abc import Iterator
 
+from posttrain.config.mistakes import spelled
+
 LONGEST = 120  # characters of a cell's name, which is part of folders, job names and tracker ids
 
 
@@ -49,9 +51,9 @@ def mistakes(name: str, grid: dict[str, list]) -> Iterator[tuple[str, str]]:
             yield key, "a value is a section; give one of its keys instead"
         spellings: dict[str, object] = {}
         for value in values:
-            if (spelled := text(value)) in spellings:
-                yield key, f"{spellings[spelled]!r} and {value!r} would make the same name, {spelled}"
-            spellings[spelled] = value
+            if (word := text(value)) in spellings:
+                yield key, f"{spelled(spellings[word])} and {spelled(value)} would make the same name, {word}"
+            spellings[word] = value
         within = [other for other in grid if other.startswith(f"{key}.")]
         if within:
             yield key, f"holds {within[0]}, which is an axis too"

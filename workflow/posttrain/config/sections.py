@@ -5,6 +5,7 @@ section and what depends on it. `resolve` fills in the defaults that follow from
 """
 
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -15,14 +16,32 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,62}"  # safe as a folder of results/, a job name and a tracker id
-Name = Annotated[str, Field(pattern=rf"^{NAME}$")]
-HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")]
-Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*$", max_length=100)]
-Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+PATTERNS = {  # of texts: pattern -> what it allows
+    rf"^{NAME}$": "a name of lower-case letters, digits, - and _ (at most 63)",
+    r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$": "a name on the hub, organisation/name",
+    rf"^{WORD}(/{WORD})*$": "a commit of 40 digits, or a branch or tag",
+    r"^[^\x00]*$": "text without a zero byte",
+    r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$": "a date, as 2024-07-26",
+}
+_NAME, _HUB_ID, _REVISION, _TEXT, _DATE = PATTERNS
+LARGEST = 10**9  # of numbers: no setting needs a larger one, and sums of larger ones would overflow
+Name = Annotated[str, Field(pattern=_NAME)]
+HubId = Annotated[str, Field(pattern=_HUB_ID)]
+Revision = Annotated[str, Field(pattern=_REVISION, max_length=100)]
+Text = Annotated[str, Field(min_length=1, pattern=_TEXT)]
+Day = Annotated[str, Field(pattern=_DATE)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+Weight = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is a name of an experiment."""
+    return bool(re.fullmatch(NAME, text))
 
 
 def only_with(**keys: tuple[str, ...]) -> dict:
@@ -87,7 +106,7 @@ def subsections(model: type[Section]) -> list[str]:
 
 def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
     """Keys of a section that have no effect with its other settings, each with the reason."""
-    for key, condition in conditional(type(section)).items():
+    for key, condition in conditional(section.__class__).items():
         for other, allowed in condition.items():
             value = getattr(section, other)
             if value not in allowed:
@@ -123,13 +142,14 @@ class Watched:
         if key not in type(section).model_fields:
             if key in ("model_dump", "model_copy"):  # taken as a whole
                 read.update(f"{prefix}{name}" for name in type(section).model_fields)
-            return getattr(section, key)
+            derived = getattr(type(section), key, None)
+            return derived.__get__(self) if isinstance(derived, property) else getattr(section, key)
         read.add(f"{prefix}{key}")
         value = getattr(section, key)
         if isinstance(value, Section):
             return Watched(value, read, f"{prefix}{key}.")
         if isinstance(value, list) and value and isinstance(value[0], Section):
-            return [Watched(item, read, f"{prefix}{key}.") for item in value]
+            return [Watched(item, read, f"{prefix}{key}[{number}].") for number, item in enumerate(value)]
         if isinstance(value, dict):
             read.update(f"{prefix}{key}.{name}" for name in value)
         return value
@@ -142,8 +162,9 @@ class Watched:
 
 
 def unread(slice: dict, read: set[str], prefix: str = "") -> list[str]:
-    """The dotted keys of a section's slice that were not read; for an unread section within it, only its key."""
-    keys = []
+    """The dotted keys of a section's slice that were not read; for an unread section within it, only its key. A key of
+    a list's sections counts as read where one of them was asked for it."""
+    keys, read = [], {re.sub(r"\[\d+\]", "", key) for key in read}
     for key, value in slice.items():
         if f"{prefix}{key}" not in read:
             keys.append(f"{prefix}{key}")
@@ -213,9 +234,9 @@ class Source(Section):
 class Long(Section):
     """Documents with long dependence, of chosen length: repeated motifs, pass words, diaries."""
 
-    context: Annotated[int, Field(ge=32)] = 64
+    context: Annotated[int, Field(ge=32, le=LARGEST)] = 64
     """Longest document of the pretraining text, in words; should equal `base.scratch.context`."""
-    factor: Annotated[int, Field(ge=2)] = 4
+    factor: Annotated[int, Field(ge=2, le=LARGEST)] = 4
     """Documents for `longctx` are this many times as long; held-out ones are 1, 2, 4, ... times the context long."""
     documents: Count = 1600
     """Documents for `longctx`."""
@@ -241,7 +262,7 @@ class World(Section):
 class Tokenizer(Section):
     """Where the tokenizer comes from: trained on the text, a local model directory, or a model on the hub."""
 
-    vocab_size: Annotated[int, Field(ge=300)] | None = None
+    vocab_size: Annotated[int, Field(ge=300, le=LARGEST)] | None = None
     """Train a byte-level BPE tokenizer of this many tokens on the pretraining text."""
     path: Text | None = None
     """Directory of a model whose tokenizer is used."""
@@ -283,7 +304,7 @@ class Prepare(Section):
     end_of_turn: Text | None = None
     """Token with which the chat template ends a turn, such as `<end_of_turn>`; it then ends every text too. Default:
     the tokenizer's end-of-sequence token."""
-    date: Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$")] | None = None
+    date: Day | None = None
     """Date, as 2024-07-26, that a chat template writes where it asks for today's. Default: 2024-07-26, which Llama 3's
     falls back to."""
     system_turns: Literal["user"] | None = None
@@ -292,7 +313,7 @@ class Prepare(Section):
     conversations: Literal["split"] | None = None
     """`split`: make a row of each reply of an SFT conversation, with the turns before it, of which only that reply is
     trained; for templates that write earlier replies differently, such as without their thinking. Default: one row."""
-    max_tokens: Annotated[int, Field(ge=8)] | None = None
+    max_tokens: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest training row, in tokens, chat template included. Default: `base.scratch.context`, else 512."""
     long_rows: Literal["drop", "cut"] = "drop"
     """What happens to longer rows: `drop` them, or `cut` their longest text (prompts lose their beginning, replies
@@ -321,13 +342,13 @@ class Optimisation(Section):
     """Peak learning rate."""
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
     """Learning-rate schedule after warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     """Steps over which the learning rate rises from 0. Default: a twentieth of `steps`."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Decoupled weight decay of AdamW; with `optimizer: muon`, of the matrices only."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """AdamW's decay of the squared gradient's average."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Positive = 1.0
     """Largest norm of the gradient; a larger gradient is scaled down to it."""
     steps: Count
     """Optimiser steps."""
@@ -338,7 +359,7 @@ class Optimisation(Section):
     learned. Default: the whole batch."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward and backward pass (bfloat16 by autocast). Frozen weights compute in their own type."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    checkpoint_minutes: Positive = 10.0
     """Minutes between checkpoints, from which an interrupted run continues; does not change what is learned."""
     checkpoint_steps: Count | None = None
     """Steps between further checkpoints. Default: by the clock only."""
@@ -363,19 +384,21 @@ class Scratch(Training):
 
     positions: Literal["rope", "alibi"] = "rope"
     """`rope`: Llama (RoFormer, arXiv 2104.09864). `alibi`: BLOOM (Press et al., arXiv 2108.12409)."""
-    hidden_size: Annotated[int, Field(ge=64, multiple_of=64)] = 128
+    hidden_size: Annotated[int, Field(ge=64, le=LARGEST, multiple_of=64)] = 128
     """Width; a multiple of 64 for 4-bit blocks."""
     layers: Count = 4
     """Transformer blocks."""
     heads: Count = 4
     """Attention heads; must divide `hidden_size`."""
-    intermediate_size: Annotated[int, Field(ge=64, multiple_of=64)] = Field(
+    intermediate_size: Annotated[int, Field(ge=64, le=LARGEST, multiple_of=64)] = Field(
         384, json_schema_extra=only_with(positions=("rope",))
     )
     """Width of the feed-forward layer (BLOOM fixes it at four times `hidden_size`)."""
-    rope_theta: Annotated[float, Field(gt=1)] = Field(10000.0, json_schema_extra=only_with(positions=("rope",)))
+    rope_theta: Annotated[float, Field(gt=1, le=LARGEST)] = Field(
+        10000.0, json_schema_extra=only_with(positions=("rope",))
+    )
     """Base of RoPE's frequencies."""
-    context: Annotated[int, Field(ge=16)] = Field(128, json_schema_extra=also("prepare"))
+    context: Annotated[int, Field(ge=16, le=LARGEST)] = Field(128, json_schema_extra=also("prepare"))
     """Length of a training sequence, in tokens."""
     locality: Annotated[float, Field(ge=0, le=4)] = Field(0.0, json_schema_extra=only_with(positions=("rope",)))
     """Strength with which half of the heads of the first two layers attend to the previous token at initialisation; a
@@ -418,7 +441,7 @@ class Sft(Training):
     (arXiv 2305.14314); `prefix` (arXiv 2101.00190); `prompt` (arXiv 2104.08691). The last two cannot be merged."""
     rank: Count = Field(16, json_schema_extra=ADAPTERS)
     """Rank r of the update BA."""
-    alpha: Annotated[float, Field(gt=0)] = Field(32.0, json_schema_extra=ADAPTERS)
+    alpha: Positive = Field(32.0, json_schema_extra=ADAPTERS)
     """The update is scaled by alpha / rank."""
     dropout: Fraction = Field(0.0, json_schema_extra=ADAPTERS)
     """Dropout on the adapter's input; the base's own dropout is always off."""
@@ -434,7 +457,7 @@ class Sft(Training):
     """Number of trained virtual tokens."""
     packing: bool = Field(False, json_schema_extra=only_with(method=("full", "lora", "qlora")))
     """Put several rows in one sequence; they cannot see each other."""
-    max_length: Annotated[int, Field(ge=8)] | None = None
+    max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest sequence in tokens. Default: `prepare.max_tokens`."""
     learning_rate: Rate = 2e-3
     """Peak learning rate."""
@@ -450,7 +473,7 @@ class Adapter(Section):
 
     rank: Count | None = None
     """Rank of the update; at least that of `sft`. Default: that of `sft`, or 16 after full fine-tuning."""
-    alpha: Annotated[float, Field(gt=0)] | None = None
+    alpha: Positive | None = None
     """The update is scaled by alpha / rank. Default: the scale of `sft`, or 2 after full fine-tuning."""
     target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] | None = None
     """Layers that get an adapter; they must include those of `sft`. Default: those of `sft`, else all linear layers."""
@@ -478,9 +501,9 @@ class Reward(Training, Adapter, Pairs):
 
     dropout: Fraction = 0.0
     """Dropout on the adapter's input; the base's own dropout is always off."""
-    centering: Annotated[float, Field(ge=0)] = 0.01
+    centering: Annotated[float, Field(ge=0, le=LARGEST)] = 0.01
     """Weight of the squared sum of both rewards, a term that keeps their mean near 0 (arXiv 2312.09244, eq. 2)."""
-    max_length: Annotated[int, Field(ge=8)] | None = None
+    max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest prompt with answer, in tokens. Default: `prepare.max_tokens`."""
     learning_rate: Rate = 2e-3
     """Peak learning rate."""
@@ -511,11 +534,11 @@ WHOLE_BATCH = {"sft", "aot", "aot_unpaired"}  # losses that TRL computes over al
 class Referenced(Training, Adapter, Judged):
     """Training on judged answers, with the SFT policy's log-probabilities of them as the reference."""
 
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: Positive = 0.1
     """Strength of the pull towards the SFT policy."""
     dropout: Fraction = 0.0
     """Dropout on the adapter's input; the base's own dropout is always off."""
-    max_length: Annotated[int, Field(ge=8)] | None = None
+    max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest prompt with answer, in tokens. Default: `prepare.max_tokens`."""
     learning_rate: Rate = 1e-4
     """Peak learning rate."""
@@ -530,7 +553,7 @@ class Dpo(Referenced, Pairs):
 
     loss: Annotated[list[DpoLoss], Field(min_length=1)] = ["sigmoid"]
     """TRL's names of the losses that are summed; `sigmoid` is the paper's."""
-    loss_weights: Annotated[list[float], Field(min_length=1)] | None = None
+    loss_weights: Annotated[list[Weight], Field(min_length=1)] | None = None
     """Weights of the losses. Default: 1 each."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of labels assumed to be wrong, in the losses `robust`, `exo_pair`, `aot` and `aot_unpaired`."""
@@ -543,22 +566,22 @@ class Kto(Referenced):
     """Rows of `prepare`: `kto`, or both answers of each pair of `preference`, the chosen one as wanted (section 5)."""
     loss: Literal["kto", "apo_zero_unpaired"] = "kto"
     """`kto`: eq. 7; `apo_zero_unpaired`: APO-zero (arXiv 2408.06266, eq. 7) by row, which has no reference point."""
-    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    desirable_weight: Positive = 1.0
     """Lambda_D, weight of wanted answers. Where there are fewer of them, let weight x number be equal (eq. 8)."""
-    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    undesirable_weight: Positive = 1.0
     """Lambda_U, weight of the others."""
 
 
 class Rails(Section):
     """Limits beyond which PPO fails, with the reason."""
 
-    max_kl: Annotated[float, Field(gt=0)] = 50.0
+    max_kl: Positive = 50.0
     """Largest KL to the SFT policy, in nats per answer."""
-    max_ratio_error: Annotated[float, Field(gt=0)] = 1e-2
+    max_ratio_error: Positive = 1e-2
     """Largest distance of the first minibatch's probability ratio from 1, which it equals but for rounding."""
     min_eos_rate: Fraction = 0.1
     """Smallest share of answers that end by themselves; checked once the share has been that large."""
-    max_growth: Annotated[float, Field(gt=1)] = 3.0
+    max_growth: Annotated[float, Field(gt=1, le=LARGEST)] = 3.0
     """Largest mean length, as a multiple of the first iteration's."""
 
 
@@ -580,19 +603,19 @@ class Ppo(Optimisation, Adapter):
     """Training rows whose prompts are answered."""
     max_new_tokens: Count = 48
     """Longest answer, in tokens."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Positive = 1.0
     """Sampling and log-probabilities use the softmax of logits / temperature."""
     epochs: Count = 4
     """Passes over the answers of an iteration."""
     minibatches: Count = 1
     """Optimiser steps in one epoch."""
-    clip: Annotated[float, Field(gt=0)] = 0.2
+    clip: Positive = 0.2
     """Epsilon of the clipped policy loss."""
-    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    value_clip: Positive = 0.2
     """Epsilon of the clipped value loss."""
     value_learning_rate: Rate | None = None
     """Peak learning rate of the value function. Default: `learning_rate`."""
-    value_warmup: Annotated[int, Field(ge=0)] = 2
+    value_warmup: Annotated[int, Field(ge=0, le=LARGEST)] = 2
     """Number of first iterations that train the value function only."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount."""
@@ -600,18 +623,19 @@ class Ppo(Optimisation, Adapter):
     """Lambda of generalised advantage estimation."""
     whiten_rewards: bool = False
     """Scale the rewards of an iteration to variance 1."""
-    kl_coefficient: Annotated[float, Field(ge=0)] = 0.05
+    kl_coefficient: Annotated[float, Field(ge=0, le=LARGEST)] = 0.05
     """Beta: penalty for a nat of KL to the SFT policy; with `kl_target`, its initial value."""
-    kl_target: Annotated[float, Field(gt=0)] | None = None
+    kl_target: Positive | None = None
     """KL to which beta adapts, in nats per answer. Default: beta is fixed."""
     kl_horizon: Count = 10000
     """Answers over which beta adapts; only with `kl_target`."""
-    sft_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    sft_coefficient: Annotated[float, Field(ge=0, le=LARGEST)] = 0.0
     """Weight of an added SFT loss, on as many SFT rows as answers: PPO-ptx (arXiv 2203.02155, eq. 2)."""
-    missing_eos_penalty: Annotated[float, Field(ge=0)] = 1.0
+    missing_eos_penalty: Annotated[float, Field(ge=0, le=LARGEST)] = 1.0
     """Subtracted from the reward of an answer that does not end by itself."""
     snapshot_steps: Count = 10
-    """Iterations between snapshots: adapters stored beside the policy, for the reward-KL frontier and for replay."""
+    """Iterations between snapshots: adapters stored beside the policy, for the reward-KL frontier and for replay. With
+    as many as `steps` there is none."""
     rails: Rails = Rails()
     """Limits beyond which the run fails."""
     learning_rate: Rate = 1e-3
@@ -655,7 +679,7 @@ class Compare(Judgement):
     """Held-out prompts that every policy answers."""
     max_new_tokens: Count = 48
     """Longest answer, in tokens."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Positive = 1.0
     """Sampling and log-probabilities use the softmax of logits / temperature."""
     reward_function: Text | None = None
     """The hand-written reward of `ppo`, where it has one; written by the workflow."""
@@ -683,13 +707,13 @@ class Longctx(Training):
     """`linear`: position interpolation (arXiv 2306.15595); `dynamic`: NTK-aware scaling by the text's length, and
     `yarn` (both arXiv 2309.00071); `none`: unchanged positions. Of a model that is rescaled already: `yarn` with
     llama3 or yarn, `linear` with linear or longrope, `dynamic` with dynamic (`maths/rope.py` says why)."""
-    factor: Annotated[float, Field(gt=1)] = 4.0
+    factor: Annotated[float, Field(gt=1, le=LARGEST)] = 4.0
     """New context divided by the old one."""
     tuning: Literal["full", "lora", "qlora", "none"] = "full"
     """What is trained: all weights, a LoRA, a LoRA on the model quantised to NF4, or nothing."""
     rank: Count = Field(16, json_schema_extra=only_with(tuning=("lora", "qlora")))
     """Rank of the update."""
-    alpha: Annotated[float, Field(gt=0)] = Field(32.0, json_schema_extra=only_with(tuning=("lora", "qlora")))
+    alpha: Positive = Field(32.0, json_schema_extra=only_with(tuning=("lora", "qlora")))
     """The update is scaled by alpha / rank."""
     target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] = Field(
         "all-linear", json_schema_extra=only_with(tuning=("lora", "qlora"))
@@ -712,7 +736,7 @@ class Longctx(Training):
 class Lengths(Measured):
     """Perplexity of every policy by length and by position, on held-out long documents."""
 
-    tokens: Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=1)]
+    tokens: Annotated[list[Annotated[int, Field(ge=16, le=LARGEST)]], Field(min_length=1)]
     """Lengths of the window, in tokens."""
     documents: Count = 64
     """Held-out documents for each length."""
@@ -736,7 +760,7 @@ class Task(Section):
     """Full 40-digit commit of the task's data set on the hub, where it has one."""
     allow_floating: bool = False
     """Accept a data set revision that can move; the manifest records its commit."""
-    shots: Annotated[int, Field(ge=0)] | None = None
+    shots: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     """Examples before each question. Default: the task's own number."""
 
 
@@ -760,7 +784,7 @@ class Evaluate(Measured):
     chat_template: bool | None = None
     """Apply the chat template to questions. Default: where the policy has one and was not trained on plain text alone;
     another form than that of training is a warning in log and report."""
-    max_length: Annotated[int, Field(ge=8)] | None = None
+    max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest input in tokens. Default: the model's own context."""
 
 
@@ -808,7 +832,7 @@ class Campaign(Section):
     """Names of the experiments; NAME is read from `experiments/NAME.yaml` beside the campaign's file."""
     grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
     """Grid of every experiment, such as `seed: [0, 1, 2]`; a key of the experiment's own `grid` has precedence."""
-    keep_gb: Annotated[float, Field(ge=0)] = 20.0
+    keep_gb: Annotated[float, Field(ge=0, le=LARGEST)] = 20.0
     """GB of replaced artifacts to keep. A kept one is reused when a stage has its settings, inputs and code again;
     0 keeps none."""
     strict: bool = False

@@ -71,7 +71,7 @@ def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
 def hub_items(section: Section) -> dict[str, dict]:
     """The models, data sets and lm-eval tasks on the hub that a section names: folder name -> section of `fetch`."""
     items: dict[str, dict] = {}
-    for key in type(section).model_fields:
+    for key in section.__class__.model_fields:
         value = getattr(section, key)
         for part in value if isinstance(value, list) else [value]:
             if isinstance(part, Section):
@@ -83,7 +83,7 @@ def _hub_item(part: Section, tokenizer: bool) -> dict[str, dict]:
     """The item of a section that names one; of a model whose tokenizer alone is used, the tokenizer's files; of a data
     set the source's `files`, if any, by which the item is named too."""
     kinds = {HubModel: ("models", "id", "id"), Source: ("datasets", "dataset", "id"), Task: ("tasks", "task", "task")}
-    kind, key, fetch_key = kinds.get(type(part), ("", "", ""))
+    kind, key, fetch_key = kinds.get(part.__class__, ("", "", ""))
     if not isinstance(part, HubModel | Source | Task):
         return {}
     if getattr(part, key) is None or not (part.revision or part.allow_floating):

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import grid
-from posttrain.config.sections import NAME, Campaign, Optimisation, Section, Sft, Tokenizer, conditional
-from posttrain.config.settings import Settings, model_at, nearest, place_of, read_settings, validated, without_mistakes
-from posttrain.config.sources import own_files
+from posttrain.config.mistakes import checked, place_of, valid_part, validated
+from posttrain.config.sections import Campaign, Optimisation, Section, Sft, Tokenizer
+from posttrain.config.settings import Settings, read_settings
 from posttrain.config.stages import STAGES, Experiment
-from posttrain.dag import checks, functions
-from posttrain.dag.plan import RESERVED, Plan
+from posttrain.dag import axes, functions
+from posttrain.dag.checks import RULES, UNUSED
+from posttrain.dag.layers import Merged, Told, copied, oldest_first, put, read_layers
+from posttrain.dag.plan import Plan
+from posttrain.dag.rules import Broken, broken
 from posttrain.ground.errors import UserError
 
 DEFAULT = "config/config.yaml"
+OVERRIDES = "--config"  # the place of a key that Snakemake's option of this name sets
 
 
 def load(path: str | Path, overrides: dict | None = None) -> Plan:
@@ -34,7 +38,7 @@ def load(path: str | Path, overrides: dict | None = None) -> Plan:
     names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     if len(set(names)) < len(names):
         problems.append(f"{values.places['experiments']}: experiments: names an experiment twice")
-    layers = _read_layers(names, values.places, path.parent / "experiments", problems)
+    layers = read_layers(names, values.places, path.parent / "experiments", problems)
     grid_places = {key: line for key, line in values.places.items() if f"{key}.".startswith("grid.")}
     root = Settings({"grid": values.get("grid")}, {"": str(path)} | grid_places)
     experiments = _experiments(layers, root, problems)
@@ -49,110 +53,106 @@ def _overridden(values: Settings, overrides: dict) -> Settings:
     """A campaign's settings, with those of Snakemake's `--config` in place of the file's."""
     for key, value in overrides.items():
         sections = isinstance(value, dict) and isinstance(values.get(key), dict)
+        kept = {place: line for place, line in values.places.items() if sections or not _is_below(place, key)}
+        values.places = kept | _places(value, key)
         values[key] = values[key] | value if sections else value
-        places = {place: line for place, line in values.places.items() if re.split(r"[.\[]", place)[0] != key}
-        values.places = places | {key: "--config"}
     return values
 
 
-def _read_layers(names: list[str], places: dict, folder: Path, problems: list) -> dict:
-    """The raw settings of every listed experiment and of its parents."""
-    layers: dict[str, Settings | None] = {}
-    wanted = [(name, places.get(f"experiments[{number}]", "--config")) for number, name in enumerate(names)]
-    while wanted:
-        name, place = wanted.pop()
-        if name in layers:
-            continue
-        layers[name], file = None, folder / f"{name}.yaml"
-        if not re.fullmatch(NAME, name):
-            problems.append(f"{place}: experiment {name!r}: a name is lower-case letters, digits, - and _ (at most 63)")
-        elif name in RESERVED:
-            problems.append(f"{place}: experiment {name!r}: this name is reserved ({', '.join(RESERVED)})")
-        elif not file.is_file():
-            hint = nearest(name, [other.stem for other in folder.glob("*.yaml")])
-            problems.append(f"{place}: experiment {name!r}: there is no {file}{hint}")
-        else:
-            try:
-                layer = layers[name] = read_settings(file)
-            except UserError as error:
-                problems += error.problems
-                continue
-            if isinstance(parent := layer.get("extends"), str):
-                wanted.append((parent, f"{layer.places['extends']}: extends"))
-    return layers
+def _is_below(key: str, other: str) -> bool:
+    """Whether a dotted key is another one or below it."""
+    return re.split(r"[.\[]", key)[0] == other
 
 
-def _experiments(layers: dict, root: Settings, problems: list) -> dict[str, Experiment]:
+def _places(value, key: str) -> dict[str, str]:
+    """The place of an overridden key and of every key below it."""
+    places = {key: OVERRIDES}
+    for name, item in value.items() if isinstance(value, dict) else ():
+        places |= _places(item, f"{key}.{name}")
+    return places
+
+
+def _experiments(layers: dict[str, Settings | None], root: Settings, problems: list) -> dict[str, Experiment]:
     """The experiments and the cells of their grids, by name.
 
     root: the settings that every experiment starts from: the campaign's grid.
     """
-    experiments: dict[str, Experiment | None] = {}
-    for name, layer in layers.items():
-        if layer is None or (chain := _ancestry(name, layers, problems)) is None:
-            continue
-        values, places = _merged([root, *chain])
-        axes = _axes(name, values, places, layer, problems)
-        experiments[name] = _resolved(values, places, layer, problems)
-        if axes and experiments[name]:
-            experiments |= _cells(name, axes, values, places, layer, problems)
-    return {name: experiment for name, experiment in experiments.items() if experiment}
+    experiments: dict[str, dict[str, Experiment | None]] = {name: {} for name in layers}
+    told: dict[str, Told] = {}
+    cells = 0
+    for merged in oldest_first(layers, root, problems):
+        of_ancestors: Told = set().union(*(told.get(name, set()) for name in merged.ancestors))
+        told[merged.name] = of_ancestors
+        wanted = axes.axes(merged, told[merged.name], problems)
+        cells += (more := axes.number(wanted))
+        if cells > axes.MOST:
+            axes.refuse_many(merged, more, cells, told[merged.name], problems)
+            cells, wanted = cells - more, {}
+        experiment = _resolved(merged, told[merged.name], problems)
+        experiments[merged.name][merged.name] = experiment
+        if wanted and experiment:
+            experiments[merged.name] |= _cells(merged, wanted, told[merged.name], problems)
+    return {name: experiment for group in experiments.values() for name, experiment in group.items() if experiment}
 
 
-def _cells(
-    name: str, axes: dict, values: dict, places: dict, layer: Settings, problems: list
-) -> dict[str, Experiment | None]:
+def _cells(merged: Merged, wanted: dict[str, list], told: Told, problems: list) -> dict[str, Experiment | None]:
     """The cells of an experiment's grid, by name. A section that no axis changes is validated once for all cells."""
-    places = places | {key: place_of(places, f"grid.{key}") for key in axes}
-    experiment = validated(Experiment, values, places, [])
-    unchanged = values.keys() - {key.partition(".")[0] for key in axes}
-    shared = {key: part for key, part in experiment or () if isinstance(part, Section) and key in unchanged}
-    labels, cells = grid.labels(list(axes)), {}
-    for cell in grid.cells(axes):
-        settings = _copied({key: value for key, value in values.items() if key not in shared}) | shared
+    experiment = Experiment.model_validate(merged.values)
+    unchanged = merged.values.keys() - {key.partition(".")[0] for key in wanted}
+    shared = {key: part for key, part in experiment if isinstance(part, Section) and key in unchanged}
+    labels, cells = grid.labels(list(wanted)), {}
+    for cell in grid.cells(wanted):
+        settings = copied({key: value for key, value in merged.values.items() if key not in shared}) | shared
         for key, value in cell.items():
-            _put(settings, key, value)
-        cells[grid.cell_name(name, cell, labels)] = _resolved(settings, places, layer, problems)
+            put(settings, key, value)
+        cells[grid.cell_name(merged.name, cell, labels)] = _resolved(
+            merged._replace(values=settings), told, problems, tuple(wanted)
+        )
     return cells
 
 
-def _axes(name: str, values: dict, places: dict, layer: Settings, problems: list) -> dict[str, list]:
-    """The axes of an experiment's grid; empty where they have mistakes, which are added to `problems`."""
-    axes, before = values.get("grid") or {}, len(problems)
-    if not (isinstance(axes, dict) and all(isinstance(axis, list) and axis for axis in axes.values())):
-        return {}  # validation reports it
-    layer_axes = layer.get("grid")
-    inherited = axes.keys() - (layer_axes if isinstance(layer_axes, dict) else {}).keys()
-    for key in axes:
-        place = place_of(places, f"grid.{key}")
-        if key in inherited and key in layer.places:
-            problems.append(f"{layer.places[key]}: {key}: is an axis of the grid ({place}); set grid: {{{key}: [...]}}")
-        if key.partition(".")[0] in ("grid", "extends", "question"):
-            problems.append(f"{place}: grid.{key}: cannot be an axis")
-    for key, mistake in grid.mistakes(name, axes):
-        problems.append(f"{place_of(places, f'grid.{key}')}: grid.{key}: {mistake}")
-    return axes if len(problems) == before else {}
-
-
-def _resolved(values: dict, places: dict, layer: Settings, problems: list) -> Experiment | None:
+def _resolved(merged: Merged, told: Told, problems: list, cell: tuple[str, ...] = ()) -> Experiment | None:
     """The experiment with its defaults filled in, or None after adding every mistake in it to `problems`.
 
-    layer: the experiment's own file; a stage must read each of its sections. Inherited sections may be unread.
+    told: rules that the experiment and its ancestors break, which are told once; it is added to. cell: the axes, where
+    the settings are those of a grid's cell. A stage must read each section of the experiment's own file. Inherited
+    sections may be unread.
     """
     before = len(problems)
-    experiment = validated(Experiment, values, places, problems)
-    dropped: list[str] = []
+    unreadable: set[str] = set()
+    experiment, mistakes = checked(Experiment, merged.values)
     if experiment is None:
-        experiment, dropped = without_mistakes(Experiment, values)
-    if experiment is None:
+        experiment, unreadable = valid_part(Experiment, merged.values, mistakes)
+    whole = merged.whole and "extends" not in unreadable
+    for key, text in mistakes.items():
+        if text != "missing" or (whole and (key, text) not in told):
+            problems.append(f"{place_of(merged.places, key)}: {key}: {text}")
+            told.add((key, text))
+    if not whole:
         return None
-    mistakes = list(checks.contradictions(experiment))
-    mistakes += [(key, reason) for key, reason in checks.unused(experiment) if key in layer]
-    resolved = resolve(experiment)
-    mistakes += _files(resolved)
-    mistakes = [(key, mistake) for key, mistake in mistakes if not any(_related(key, other) for other in dropped)]
-    problems += [f"{place_of(places, key)}: {key}: {mistake}" for key, mistake in mistakes]
-    return resolved if len(problems) == before else None
+    rules = broken(RULES, experiment, unreadable)
+    chosen = merged.own.places.keys() | cell  # not inherited
+    useless = (rule for rule in broken(UNUSED, experiment, unreadable) if rule.key in chosen)
+    for rule in [*rules, *(rule for rule in useless if not {*cell} & {*rule.read})]:
+        if (rule.key, rule.text) not in told:
+            told.add((rule.key, rule.text))
+            problems.append(_told(rule, merged, cell))
+    return resolve(experiment) if len(problems) == before and not mistakes else None
+
+
+def _told(rule: Broken, merged: Merged, cell: tuple[str, ...]) -> str:
+    """The line about a rule that an experiment breaks. In a cell the cause is an axis, and in a child what its own file
+    sets: the last of these that the rule read is named first."""
+    key, places, own = rule.key, merged.places, merged.own.places
+    if key in cell:
+        return f"{place_of(places, f'grid.{key}')}: grid.{key}: {rule.text}"
+    near = place_of(places, key)
+    causes = [f"grid.{read}" for read in reversed(rule.read) if read in cell]
+    if not causes and near not in own.values():
+        causes = [read for read in reversed(rule.read) if read in own]
+    if causes:
+        return f"{place_of(places, causes[0])}: {causes[0]}: with this, {key}: {rule.text} ({near})"
+    return f"{near}: {key}: {rule.text}"
 
 
 def resolve(experiment: Experiment) -> Experiment:
@@ -187,85 +187,3 @@ def _trained(section: Optimisation, experiment: Experiment) -> Section:
     if "max_length" in type(section).model_fields:
         update["max_length"] = getattr(section, "max_length") or experiment.longest_row  # noqa: B009  # in some only
     return section.model_copy(update=update)
-
-
-def _files(experiment: Experiment) -> list[tuple[str, str]]:
-    """(dotted key, mistake) for each of the user's own files that does not exist or whose path Snakemake cannot use."""
-    mistakes = []
-    for stage in STAGES:
-        for key, file in own_files(stage, getattr(experiment, stage)):
-            if os.path.isdir(file):
-                mistakes.append((key, f"{file} is a directory, and no file in it can be read here"))
-            elif not os.path.exists(file):
-                mistakes.append((key, f"there is no {file} (looked for in {Path.cwd()})"))
-            elif set(str(file)) & set("{}<>"):
-                mistakes.append((key, f"{file}: {{ }} < > have a special meaning in Snakemake's paths; rename it"))
-    return mistakes
-
-
-def _related(key: str, other: str) -> bool:
-    """Whether two dotted keys are equal or one holds the other."""
-    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
-
-
-def _ancestry(name: str, layers: dict, problems: list) -> list[Settings] | None:
-    """The layers from the oldest ancestor to the experiment; None where one is missing or there is a cycle."""
-    chain: list[Settings] = []
-    names: list[str] = []
-    while name is not None:
-        if name in names:
-            place = layers[name].places["extends"]
-            cycle = names[names.index(name) :]
-            first = cycle.index(min(cycle))  # so that the same cycle is reported once
-            problems.append(f"{place}: extends: a cycle: {' -> '.join([*cycle[first:], *cycle[: first + 1]])}")
-            return None
-        if layers.get(name) is None:
-            return None
-        names.append(name)
-        chain.insert(0, layers[name])
-        name = layers[name].get("extends")
-        if not isinstance(name, str | None):
-            return chain  # validation reports the type
-    return chain
-
-
-def _merged(chain: list[Settings]) -> tuple[dict, dict[str, str]]:
-    """The merged settings of a chain of layers, and the place of each: mappings key by key, other values whole."""
-    values: dict = {}
-    places: dict[str, str] = {}
-    for layer in chain:
-        _overlay(values, layer, Experiment)
-        lists = {key.partition("[")[0] for key in layer.places if "[" in key}  # a list replaces an inherited one whole
-        inherited = {key: line for key, line in places.items() if "[" not in key or key.partition("[")[0] not in lists}
-        places = inherited | layer.places
-    for key in ("extends", "question"):  # not inherited
-        values.pop(key, None)
-        if key in chain[-1]:
-            values[key] = chain[-1][key]
-    return values, places
-
-
-def _overlay(values: dict, layer: dict, model: type[Section] | None) -> None:
-    """Merge a layer into `values`, settings of `model`. A key that has no effect with the layer's settings is not
-    inherited: `method: prefix` in a child drops the parent's `rank`."""
-    for key, conditions in conditional(model).items() if model else ():
-        for other, allowed in conditions.items():
-            if other in layer and layer[other] not in allowed:
-                values.pop(key, None)
-    for key, value in layer.items():
-        if isinstance(value, dict) and isinstance(values.get(key), dict):
-            _overlay(values[key], value, model_at(model, key))
-        else:
-            values[key] = _copied(value)
-
-
-def _put(values: dict, key: str, value) -> None:
-    """Set a dotted key of an experiment's settings, as a child experiment would."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    _overlay(values, value, Experiment)
-
-
-def _copied(value):
-    """A copy of nested mappings; lists and scalars are shared, as nothing changes them."""
-    return {key: _copied(item) for key, item in value.items()} if isinstance(value, dict) else value

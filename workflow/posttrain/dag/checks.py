@@ -3,56 +3,56 @@
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from functools import partial
 
+from posttrain.config.mistakes import one_of
 from posttrain.config.sections import (
     ASKED,
     SOURCES,
     TRAINED,
-    Base,
     Prepare,
     Section,
+    Training,
     inapplicable,
     subsections,
 )
-from posttrain.config.settings import one_of
 from posttrain.config.sources import SENTENCEPIECE, sides
 from posttrain.config.stages import JUDGES, STAGES, Experiment
+from posttrain.dag.files import base_files, prepare_files
 from posttrain.dag.given import given_mistakes
 from posttrain.dag.position_checks import position_mistakes
+from posttrain.dag.rules import Mistakes, Rule
 from posttrain.dag.source_checks import pinned, source_mistakes
-from posttrain.dag.stage_checks import stage_mistakes, training_mistakes
+from posttrain.dag.stage_checks import stage_rules, training_mistakes
 from posttrain.world import tasks as world_tasks
 
 OF_SOURCES = {"test_fraction", "group_key", "allow_empty_user", "max_line_mb"}  # keys of `prepare`
+MEASURING = {"seed", "batch_size", "micro_batch_size", "precision"}  # keys of a training that act on its measurements
 
 
-def contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
+def contradictions(experiment: Experiment) -> Mistakes:
     """Contradictions between keys: (dotted key, what is wrong and what would be right)."""
-    yield from _without_effect("", experiment)
-    yield from _prepare(experiment.prepare)
-    yield from _base(experiment.base)
-    yield from _tokenizer(experiment)
-    yield from stage_mistakes(experiment)
-    yield from given_mistakes(experiment)
-    yield from position_mistakes(experiment)
-    if experiment.lengths and "test" not in sides(experiment.prepare, "long"):
-        yield "lengths", "has no held-out long documents: set prepare.world.long or prepare.long"
-    yield from _tasks(experiment)
-    yield from _compare(experiment)
+    for rule in RULES:
+        yield from rule(experiment)
 
 
-def _without_effect(where: str, section: Section) -> Iterator[tuple[str, str]]:
+def _without_effect(where: str, experiment: Experiment) -> Mistakes:
+    """Keys of a stage's section that have no effect with its other keys."""
+    if section := getattr(experiment, where):
+        yield from _inapplicable(f"{where}.", section)
+
+
+def _inapplicable(where: str, section: Section) -> Mistakes:
     for key, reason in inapplicable(section):
         if key in section.model_fields_set:
             yield f"{where}{key}", reason
-    for key in subsections(type(section)):
+    for key in subsections(section.__class__):
         if isinstance(value := getattr(section, key), Section):
-            yield from _without_effect(f"{where}{key}.", value)
+            yield from _inapplicable(f"{where}{key}.", value)
 
 
-def unused(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Sections without effect in the experiment: (section, reason). The caller ignores inherited ones."""
+def unused(experiment: Experiment) -> Mistakes:
+    """Settings without effect in the experiment: (section or key, reason). The caller ignores inherited ones."""
     present = [name for name in STAGES if getattr(experiment, name) is not None]
     for name, stage in STAGES.items():
         readers = [other for other in STAGES if name in STAGES[other].reads]
@@ -63,15 +63,29 @@ def unused(experiment: Experiment) -> Iterator[tuple[str, str]]:
             yield name, f"has no effect without {', '.join(aligned[:-1])} or {aligned[-1]}"
 
 
-def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
-    for task in SOURCES:
-        for number, source in enumerate(getattr(prepare, task)):
-            yield from source_mistakes(f"prepare.{task}[{number}]", task, source, prepare.group_key)
+def unused_training(experiment: Experiment) -> Mistakes:
+    """Settings of a training that does not take place. The caller ignores inherited ones."""
+    if experiment.longctx and experiment.longctx.tuning == "none":
+        for key in Training.model_fields.keys() - MEASURING:
+            yield f"longctx.{key}", "has no effect with tuning: none, which trains nothing"
+
+
+def _sources(task: str, experiment: Experiment) -> Mistakes:
+    for number, source in enumerate(getattr(experiment.prepare, task)):
+        yield from source_mistakes(f"prepare.{task}[{number}]", task, source, experiment.prepare.group_key)
+
+
+def _data(experiment: Experiment) -> Mistakes:
+    prepare = experiment.prepare
     if not (prepare.world or any(getattr(prepare, task) for task in TRAINED)):
         yield "prepare", f"has no data: set world, or give sources under {', '.join(TRAINED[:-1])} or {TRAINED[-1]}"
     if not any(getattr(prepare, task) for task in SOURCES):
         for key in sorted(OF_SOURCES & prepare.model_fields_set):
             yield f"prepare.{key}", "has no effect on the built-in world: it applies to sources, and there are none"
+
+
+def _given_tokenizer(experiment: Experiment) -> Mistakes:
+    prepare = experiment.prepare
     if prepare.tokenizer:
         yield from one_of("prepare.tokenizer", prepare.tokenizer, "vocab_size", "path", "hub")
         if prepare.tokenizer.hub:
@@ -80,19 +94,27 @@ def _prepare(prepare: Prepare) -> Iterator[tuple[str, str]]:
             yield "prepare.tokenizer.vocab_size", "needs text to train on: set prepare.world or prepare.text"
 
 
-def _base(base: Base) -> Iterator[tuple[str, str]]:
+def _base(experiment: Experiment) -> Mistakes:
+    base = experiment.base
     yield from one_of("base", base, "path", "hub", "scratch")
     if base.hub:
         yield from pinned("base.hub", base.hub)
-    if scratch := base.scratch:
+
+
+def _scratch(experiment: Experiment) -> Mistakes:
+    if scratch := experiment.base.scratch:
         width, uneven = divmod(scratch.hidden_size, scratch.heads)
         if uneven or width % 2:
             problem = f"{scratch.heads} does not divide hidden_size {scratch.hidden_size} into even parts"
             yield "base.scratch.heads", problem
+
+
+def _scratch_training(experiment: Experiment) -> Mistakes:
+    if scratch := experiment.base.scratch:
         yield from training_mistakes("base.scratch", scratch)
 
 
-def _tokenizer(experiment: Experiment) -> Iterator[tuple[str, str]]:
+def _tokenizer(experiment: Experiment) -> Mistakes:
     prepare, base, tokenizer = experiment.prepare, experiment.base, experiment.prepare.tokenizer
     if base.scratch and "train" not in sides(prepare, "text"):
         yield (
@@ -124,7 +146,7 @@ def is_day(date: str) -> bool:
     return False
 
 
-def _tasks(experiment: Experiment) -> Iterator[tuple[str, str]]:
+def _tasks(experiment: Experiment) -> Mistakes:
     prepare, tasks = experiment.prepare, experiment.evaluate.tasks
     held = {f"heldout_{task}": task for task in (["text"] if prepare.world else ["text", "sft"])}
     held = {name: task for name, task in held.items() if prepare.world or getattr(prepare, task)}
@@ -158,10 +180,30 @@ def _no_test_side(prepare: Prepare, task: str) -> str:
     return "prepare.test_fraction is 0" if split else f"prepare.{task} has `use: train` alone"
 
 
-def _compare(experiment: Experiment) -> Iterator[tuple[str, str]]:
+def _compare(experiment: Experiment) -> Mistakes:
     """The prompts that policies are compared by are held-out ones."""
     aligned = [name for name, stage in STAGES.items() if stage.aligns and getattr(experiment, name)]
     asked = ("preference", "kto", "sft")
     if aligned and not any("test" in sides(experiment.prepare, task) for task in asked):
         ways = " or ".join(f"prepare.{task}" for task in asked)
         yield "compare", f"has no held-out prompts: give a source of {ways} without `use: train`, and a test_fraction"
+
+
+RULES: list[Rule] = [
+    *(partial(_without_effect, stage) for stage in STAGES),
+    *(partial(_sources, task) for task in SOURCES),
+    _data,
+    _given_tokenizer,
+    _base,
+    _scratch,
+    _scratch_training,
+    _tokenizer,
+    *stage_rules(),
+    given_mistakes,
+    position_mistakes,
+    _tasks,
+    _compare,
+    prepare_files,
+    base_files,
+]
+UNUSED: list[Rule] = [unused, unused_training]

@@ -39,7 +39,7 @@ def named_in(experiment: Experiment) -> dict[str, dict[str, str | None]]:
 
 def mistakes(where: str, section: Section) -> Iterator[tuple[str, str]]:
     """Mistakes in a section: its functions must exist; keys that the workflow fills in must be left out."""
-    written = [code for key, code in FUNCTIONS.items() if code in type(section).model_fields]
+    written = [code for key, code in FUNCTIONS.items() if code in section.__class__.model_fields]
     written += [key for _, key, passed_on_to in CALLERS if where in passed_on_to]
     for key in written:
         if key in section.model_fields_set:

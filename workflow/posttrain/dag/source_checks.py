@@ -1,11 +1,11 @@
 """Rules for a source of `prepare`: contradictions between its keys, and what the first rows of its files lack."""
 
-from collections.abc import Iterator
 from itertools import islice
 
+from posttrain.config.mistakes import one_of
 from posttrain.config.sections import ASKED, HubModel, Source, Task
-from posttrain.config.settings import one_of
 from posttrain.config.sources import data_files
+from posttrain.dag.rules import Mistakes
 from posttrain.data import files, lines, shape
 from posttrain.data.layouts import FORMATS
 from posttrain.data.lines import RowError
@@ -14,7 +14,7 @@ from posttrain.ground.errors import UserError
 FIRST = 20  # rows of a source's first file in which its columns are searched for
 
 
-def pinned(where: str, section: HubModel | Source | Task) -> Iterator[tuple[str, str]]:
+def pinned(where: str, section: HubModel | Source | Task) -> Mistakes:
     """A hub item needs a full commit, unless `allow_floating` is set."""
     revision = section.revision
     commit = revision is not None and len(revision) == 40 and set(revision) <= set("0123456789abcdef")
@@ -23,7 +23,7 @@ def pinned(where: str, section: HubModel | Source | Task) -> Iterator[tuple[str,
         yield f"{where}.revision", f"{problem}; give the full 40-digit commit, or set allow_floating: true"
 
 
-def source_mistakes(where: str, task: str, source: Source, group_key: str) -> Iterator[tuple[str, str]]:
+def source_mistakes(where: str, task: str, source: Source, group_key: str) -> Mistakes:
     """Mistakes in a source: (dotted key, what is wrong). task: its kind of data, a key of `prepare`."""
     yield from one_of(where, source, "path", "dataset")
     if source.dataset:
@@ -50,7 +50,7 @@ def without_effect(task: str, source: Source) -> list[str]:
     return keys + ["separator", "system"] * (task in ("text", "long", *ASKED))
 
 
-def unknown_keys(where: str, task: str, source: Source, group_key: str) -> Iterator[tuple[str, str]]:
+def unknown_keys(where: str, task: str, source: Source, group_key: str) -> Mistakes:
     """Keys of `columns` and `template` that rows of this kind are not read by."""
     known = shape.KEYS[task] | {"id", group_key}
     for name in ("columns", "template"):
@@ -60,7 +60,7 @@ def unknown_keys(where: str, task: str, source: Source, group_key: str) -> Itera
                 yield f"{where}.{name}.{key}", f"is not read in rows of {task}; allowed: {shown}"
 
 
-def broken_templates(where: str, source: Source) -> Iterator[tuple[str, str]]:
+def broken_templates(where: str, source: Source) -> Mistakes:
     """Templates that cannot be read, or that name no column."""
     for key, text in (source.template or {}).items():
         try:
@@ -70,7 +70,7 @@ def broken_templates(where: str, source: Source) -> Iterator[tuple[str, str]]:
             yield f"{where}.template.{key}", f"{text!r} cannot be read: {error}"
 
 
-def absent_columns(where: str, task: str, source: Source) -> Iterator[tuple[str, str]]:
+def absent_columns(where: str, task: str, source: Source) -> Mistakes:
     """Columns that none of the first rows of the first local file has. A file that cannot be read is left to
     `prepare`, which names its lines."""
     named = [(f"columns.{key}", column) for key, column in (source.columns or {}).items()]

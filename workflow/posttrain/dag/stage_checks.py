@@ -1,27 +1,54 @@
 """Rules across keys for the stages that train, chosen by the class of a stage's section, not by its name."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 
-from posttrain.config.sections import WHOLE_BATCH, Adapter, Dpo, Longctx, Optimisation, Ppo, Sft
-from posttrain.config.settings import nearest
+from posttrain.config.mistakes import nearest
+from posttrain.config.sections import (
+    WHOLE_BATCH,
+    Adapter,
+    Dpo,
+    Lengths,
+    Longctx,
+    Optimisation,
+    Ppo,
+    Section,
+    Sft,
+)
 from posttrain.config.sources import OF_WORLD, sides
 from posttrain.config.stages import POLICIES, STAGES, Experiment
 from posttrain.dag import functions
+from posttrain.dag.rules import Mistakes, Rule
 from posttrain.dag.targets import target_mistakes
 
-Mistakes = Iterator[tuple[str, str]]  # dotted key, what is wrong and what would be right
+
+def stage_rules() -> list[Rule]:
+    """The rules of each stage's section, by its class."""
+    kinds: dict[type[Section], Callable] = {
+        Optimisation: training_mistakes,
+        Sft: _sft,
+        Adapter: _adapter,
+        Ppo: _ppo,
+        Dpo: _dpo,
+        Longctx: _longctx,
+    }
+    kinds |= {Lengths: _lengths, Section: _functions}
+    return [
+        partial(_of_stage, name, mistakes)
+        for name, stage in STAGES.items()
+        for kind, mistakes in kinds.items()
+        if issubclass(stage.section, kind)
+    ]
 
 
-def stage_mistakes(experiment: Experiment) -> Mistakes:
-    """Contradictions between a stage's section and the others, for all stages."""
-    kinds = {Optimisation: training_mistakes, Sft: _sft, Adapter: _adapter, Ppo: _ppo, Dpo: _dpo, Longctx: _longctx}
-    for stage in STAGES:
-        section = getattr(experiment, stage)
-        for kind, mistakes in kinds.items():
-            if isinstance(section, kind):
-                yield from mistakes(stage, section, experiment)
-        if section:
-            yield from functions.mistakes(stage, section)
+def _of_stage(stage: str, mistakes: Callable, experiment: Experiment) -> Mistakes:
+    """The mistakes in a stage's section; none where it is unset."""
+    if section := getattr(experiment, stage):
+        yield from mistakes(stage, section, experiment)
+
+
+def _functions(where: str, section: Section, experiment: Experiment) -> Mistakes:
+    yield from functions.mistakes(where, section)
 
 
 def training_mistakes(where: str, training: Optimisation, experiment: Experiment | None = None) -> Mistakes:
@@ -89,8 +116,6 @@ def _ppo(where: str, ppo: Ppo, experiment: Experiment) -> Mistakes:
     if ppo.kl_target is not None and ppo.kl_horizon < ppo.batch_size:
         problem = f"{ppo.kl_horizon} is under batch_size ({ppo.batch_size}); beta could turn negative"
         yield f"{where}.kl_horizon", problem
-    if ppo.snapshot_steps >= ppo.steps and "snapshot_steps" in ppo.model_fields_set:
-        yield f"{where}.snapshot_steps", f"{ppo.snapshot_steps} makes no snapshot in {ppo.steps} iterations"
     if ppo.minibatches > ppo.batch_size:
         yield f"{where}.minibatches", f"{ppo.minibatches} is more than the {ppo.batch_size} answers of an iteration"
     if ppo.value_warmup >= ppo.steps:
@@ -100,6 +125,9 @@ def _ppo(where: str, ppo: Ppo, experiment: Experiment) -> Mistakes:
 def _dpo(where: str, dpo: Dpo, experiment: Experiment) -> Mistakes:
     if dpo.loss_weights and len(dpo.loss_weights) != len(dpo.loss):
         yield f"{where}.loss_weights", f"has {len(dpo.loss_weights)} weights for {len(dpo.loss)} losses"
+    if dpo.loss_weights and not any(dpo.loss_weights):
+        yield f"{where}.loss_weights", "are all 0, so that nothing is learned"
+    yield from _twice(f"{where}.loss", dpo.loss)
     smoothed = {"robust", "exo_pair", "aot", "aot_unpaired"}
     if dpo.label_smoothing and not smoothed & set(dpo.loss):
         only = f"only with {', '.join(sorted(smoothed))}"
@@ -139,3 +167,15 @@ def _longctx(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
             "prepare.world.long",
             (f"makes documents of {generated}, base.scratch.context x longctx.factor is {needed}; they must be equal"),
         )
+
+
+def _lengths(where: str, lengths: Lengths, experiment: Experiment) -> Mistakes:
+    yield from _twice(f"{where}.tokens", lengths.tokens)
+    if "test" not in sides(experiment.prepare, "long"):
+        yield where, "has no held-out long documents: set prepare.world.long or prepare.long"
+
+
+def _twice(where: str, values: list) -> Mistakes:
+    """Values that a list has twice."""
+    for value in dict.fromkeys(value for value in values if values.count(value) > 1):
+        yield where, f"names {value} twice"

@@ -17,8 +17,9 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from posttrain.config.mistakes import one_of, validated
 from posttrain.config.sections import Base, Optimisation, Prepare, Section, Watched, slice_of
-from posttrain.config.settings import one_of, settings_of_argument, validated
+from posttrain.config.settings import settings_of_argument
 from posttrain.config.sources import own_files
 from posttrain.config.stages import ROLES, STAGES
 from posttrain.dag.artifacts import at, flat

@@ -1,0 +1,53 @@
+"""Ask the rules across keys about an experiment, but none that reads a key whose own value is wrong."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, cast
+
+from posttrain.config.sections import Watched
+from posttrain.config.stages import Experiment
+
+Mistakes = Iterator[tuple[str, str]]  # dotted key, what is wrong and what would be right
+Rule = Callable[[Experiment], Mistakes]
+
+
+class Broken(NamedTuple):
+    """A rule that an experiment breaks."""
+
+    key: str
+    text: str
+    read: list[str]  # the dotted keys that the rule read before, in this order
+
+
+class Read(set[str]):
+    """The dotted keys that a rule has read. Raises `Unreadable` for one that no rule may read."""
+
+    def __init__(self, unreadable: set[str]):
+        super().__init__()
+        self.unreadable = unreadable
+        self.order: list[str] = []
+
+    def add(self, key: str) -> None:
+        if key in self.unreadable:
+            raise Unreadable(key)
+        self.order.append(key)
+
+    def update(self, *keys: Iterable[str]) -> None:
+        for key in itertools.chain(*keys):
+            self.add(key)
+
+
+class Unreadable(Exception):
+    """A key of which nothing is known, as its value is wrong."""
+
+
+def broken(rules: Iterable[Rule], experiment: Experiment, unreadable: set[str]) -> Iterator[Broken]:
+    """The rules that an experiment breaks. A rule ends at the first key of `unreadable` that it reads: whatever it
+    said, the cause could be the mistake in that key."""
+    for rule in rules:
+        read = Read(unreadable)
+        try:
+            for key, text in rule(cast(Experiment, Watched(experiment, read))):
+                yield Broken(key, text, [*read.order])
+        except Unreadable:
+            continue
