@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from posttrain.engine import controller
+from posttrain.engine import controller, hooks
 from posttrain.ground.errors import UserError
 from posttrain.jobs import slurm
 from posttrain.training import interruption
@@ -96,7 +97,7 @@ def test_jobs_that_are_waited_for_still_run_while_slurm_does_not_answer(here, mo
 
 WAITS = """
 import sys
-from posttrain.engine import controller
+from posttrain.engine import controller, hooks
 from posttrain.jobs import slurm
 slurm.ask = lambda *_, **__: sys.argv[1]
 controller.take_over(True, ["snakemake"])
@@ -126,6 +127,34 @@ def test_who_only_looks_is_let_in(here):
     for works in ("--cores=2", "-j2", "-k", "--profile", "--keep-going", "results/main/sft/manifest.json"):
         with pytest.raises(UserError):
             controller.take_over(False, ["snakemake", works])
+
+
+def test_a_reader_is_told_that_snakemake_has_to_write(here, monkeypatch):
+    controller.refuse_reader()
+    (here / ".snakemake").mkdir()
+    controller.refuse_reader()  # control
+    denied = []
+    monkeypatch.setattr(os, "access", lambda path, mode: denied.append(str(path)))
+    with pytest.raises(UserError, match=rf"{here}/.snakemake: no permission to write, which Snakemake needs, for -n"):
+        controller.refuse_reader()
+    (here / ".snakemake").rmdir()
+    with pytest.raises(UserError, match=f"{here}: no permission"):
+        controller.refuse_reader()
+    assert denied == [".snakemake", "."]
+
+
+def test_hooks_of_an_imported_workflow_run_beside_those_of_the_one_that_imports_it():
+    """Else no claim is made there, and a second Snakemake works in the same folder."""
+    ran = []
+    workflow = SimpleNamespace(_onstart=lambda log: ran.append(("outer, earlier", log)))
+    workflow._onsuccess = workflow._onerror = lambda log: None
+    hooks.run_in_modules(workflow)
+    workflow.onstart(lambda log: ran.append(("module", log)))
+    workflow.onstart(lambda log: ran.append(("outer, later", log)))
+    workflow._onstart("x")
+    assert ran == [("outer, earlier", "x"), ("module", "x"), ("outer, later", "x")]
+    workflow._onsuccess("x")
+    assert len(ran) == 3, "control: another hook"
 
 
 def test_a_file_system_without_locks_is_lived_with(here, monkeypatch):

@@ -11,9 +11,11 @@ from fabricated import fabricate, forget
 
 from posttrain.__main__ import main
 from posttrain.dag import campaign
+from posttrain.dag.frozen import freeze
 from posttrain.ground import code
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, write_json
+from posttrain.ground.identity import write_named
 from posttrain.tools import clean, status, why
 
 HERE = Path(__file__).parent
@@ -193,6 +195,19 @@ def test_clean_lists_what_no_campaign_needs_and_deletes_only_when_told(project):
     assert not Path("results/other/evaluate/dpo").exists() and not Path("results/whole/sft/checkpoints/abc").exists()
     assert Path("results/whole/sft/manifest.json").exists()
     assert clean.clean([load()]) == "Nothing to clean."
+
+
+def test_clean_spares_what_a_campaign_needs_that_ran_here_from_elsewhere(project):
+    Path("elsewhere/experiments").mkdir(parents=True)
+    shutil.move("config/experiments/other.yaml", "elsewhere/experiments/other.yaml")
+    shutil.copy("config/experiments/whole.yaml", "elsewhere/experiments/whole.yaml")
+    Path("elsewhere/own.yaml").write_text("experiments: [other]\n")
+    Path("config/config.yaml").write_text("experiments: [whole]\n")
+    unneeded = "results/other/evaluate/dpo  (no campaign uses it)"
+    assert unneeded in clean.clean_campaigns([], delete=False), "control: nothing tells of it yet"
+    write_named(freeze(campaign.load("elsewhere/own.yaml")))
+    told = clean.clean_campaigns([], delete=False)
+    assert unneeded not in told and "kept: the artifacts of config/config.yaml, elsewhere/own.yaml" in told
 
 
 def test_clean_refuses_where_it_knows_no_campaign(project, capsys):

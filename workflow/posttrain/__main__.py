@@ -186,7 +186,7 @@ def campaign_commands(subparsers) -> None:
         tool.add_argument("--campaign", dest="plan", default=CAMPAIGN, metavar="CAMPAIGN", help=f"default {CAMPAIGN}")
     plan.add_argument("--campaign", default=CAMPAIGN, help=f"default {CAMPAIGN}")
     clean = command(subparsers, "clean", "list what no campaign needs, with sizes", "tools.clean:clean_campaigns")
-    clean.add_argument("campaigns", type=Path, nargs="*", help="default: every campaign in config/")
+    clean.add_argument("campaigns", type=Path, nargs="*", help="default: those in config/, and those that ran here")
     clean.add_argument("--delete", action="store_true", help="delete it")
     export = command(
         subparsers, "export", "write a policy as a whole model that transformers can load", "tools.export:export"

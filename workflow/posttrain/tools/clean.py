@@ -11,17 +11,26 @@ from pathlib import Path
 from posttrain.dag.campaign import load
 from posttrain.dag.plan import RESERVED, Plan
 from posttrain.ground.errors import UserError
+from posttrain.ground.files import read_object
+from posttrain.ground.identity import named
 from posttrain.jobs import kept
 
 ALIVE = 3600  # seconds without a change after which a folder counts as unused by any process
 
 
 def clean_campaigns(campaigns: list[Path], delete: bool) -> str:
-    """What no campaign needs; campaigns: empty for every one in `config`. Raises UserError where there is none."""
-    files = campaigns or sorted(Path("config").glob("*.yaml"))
+    """What no campaign needs; campaigns: empty for all that are known here. Raises UserError where there is none."""
+    files = campaigns or known()
     if not files:
         raise UserError("clean: there is no campaign in config/; name the campaigns whose artifacts to keep")
     return f"kept: the artifacts of {', '.join(map(str, files))}\n{clean([load(file) for file in files], delete)}"
+
+
+def known() -> list[Path]:
+    """The campaigns in `config`, and those elsewhere that ran in this folder."""
+    plans = map(read_object, Path(named("")).parent.glob("*.json"))
+    ran = [Path(plan["configfile"]) for plan in plans if plan.get("configfile")]
+    return sorted({*Path("config").glob("*.yaml"), *(file for file in ran if file.is_file())})
 
 
 def clean(plans: list[Plan], delete: bool = False) -> str:
