@@ -95,6 +95,20 @@ def test_jobs_that_are_waited_for_still_run_while_slurm_does_not_answer(here, mo
     assert answers == []
 
 
+def test_jobs_of_every_user_who_worked_here_are_waited_for(here, monkeypatch):
+    """The second user of a group would start again what a job of the first, whose Snakemake died, still makes."""
+    asked = []
+    monkeypatch.setattr(slurm, "ask", lambda *command, **_: asked.append(command[:3]) or "")
+    for user in (1001, 1002, 1001):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        os.close(controller.claim())
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    assert controller.left_jobs() == [] and asked == [("squeue", "--user", "1000,1001,1002")]
+    (here / ".snakemake/controller.json").write_text('{"users": "all"}')
+    controller.left_jobs()
+    assert asked[1:] == [("squeue", "--user", "1000")], "control: of a broken record, this user's alone"
+
+
 WAITS = """
 import sys
 from posttrain.engine import controller, hooks

@@ -45,7 +45,7 @@ alone = pytest.mark.skipif(not SEVERAL, reason="only root, with setpriv, may run
 
 
 def run(folder: Path, user: int, *command: str, umask: int = 0o002) -> subprocess.CompletedProcess:
-    """A command of a user in a folder. Snakemake asks for the user's name, which these have in the environment alone."""
+    """A command of a user in a folder. Snakemake asks for the user's name, which is in the environment alone."""
     names = {"USER": f"user{user}", "LOGNAME": f"user{user}", "HOME": str(folder / f"home-{user}")}
     start = as_user(user) if SEVERAL else []
     environ = environment(OMP_NUM_THREADS="1", **names)

@@ -74,8 +74,9 @@ def claim() -> int:
         os.close(file)
         raise UserError(occupied(holder()))
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    process = {"host": socket.gethostname(), "process": os.getpid(), "started": started, "users": users()}
     os.ftruncate(file, 0)
-    os.write(file, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "started": started}).encode())
+    os.write(file, json.dumps(process).encode())
     return file
 
 
@@ -116,6 +117,13 @@ def holder() -> dict:
         return unknown
 
 
+def users() -> list[int]:
+    """Number of this user, and of all others whose Snakemake worked in this folder and may have left jobs."""
+    earlier = holder().get("users")
+    numbers = [user for user in earlier if isinstance(user, int)] if isinstance(earlier, list) else []
+    return sorted({*numbers, os.getuid()})
+
+
 def is_alive(process: dict) -> bool:
     """Whether the holder of this folder's claim still runs on this machine."""
     with open(HOLDER, "r+") as file:
@@ -124,7 +132,7 @@ def is_alive(process: dict) -> bool:
 
 
 def left_jobs() -> list[tuple[str, str, str]]:
-    """(number, state, comment) of this user's SLURM jobs that a Snakemake in this folder submitted.
+    """(number, state, comment) of the SLURM jobs that a Snakemake in this folder submitted, also another user's.
 
     Raises UserError where SLURM does not answer, as a running job could then be started twice.
     """
@@ -140,7 +148,8 @@ def queued_jobs(seconds: float = 60) -> list[tuple[str, str, str]] | None:
 
     Only jobs of the SLURM executor count: the job in which this Snakemake itself may run must not be waited for.
     """
-    listed = slurm.ask("squeue", "--me", "-h", "-o", FIELDS, seconds=seconds)
+    of_users = ",".join(map(str, users()))
+    listed = slurm.ask("squeue", "--user", of_users, "-h", "-o", FIELDS, seconds=seconds)
     if listed is None:
         return None
     jobs, here = [], os.path.realpath(os.getcwd())
