@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,17 @@ def test_the_users_own_filters_of_slurm_are_not_for_this_run(here, monkeypatch):
     assert own.keys() & os.environ.keys() == {"SBATCH_ACCOUNT"}, "control: what a site needs is kept"
 
 
-def test_a_run_is_planned_when_slurm_answers(here, monkeypatch, capsys):
+def test_a_run_on_a_machine_without_slurm_ends_at_once(here, monkeypatch, capsys):
+    """Control: who only looks needs none."""
+    monkeypatch.setattr(shutil, "which", lambda name, **_: None if name in ("sbatch", "srun") else name)
+    assert sites.read_for_profile(works=False) == sites.Site()
+    with pytest.raises(SystemExit, match="2"):
+        sites.read_for_profile(works=True)
+    told = "SLURM: no sbatch, srun on PATH: log in to the cluster, or load its module of SLURM, or run on this machine"
+    assert told in capsys.readouterr().err
+
+
+def test_a_run_is_planned_when_slurm_answers(here, installed, monkeypatch, capsys):
     """A job that asks for more time than its partition allows is taken, and waits for ever."""
     waited = []
     monkeypatch.setattr(slurm, "wait_until_reachable", waited.append)

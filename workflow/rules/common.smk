@@ -10,7 +10,7 @@ from posttrain.dag import campaign
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.artifacts import flat
 from posttrain.dag.frozen import freeze, summary, thaw
-from posttrain.engine import controller, hooks, records, versions
+from posttrain.engine import command, controller, hooks, records, versions
 from posttrain.ground import credentials
 from posttrain.ground.code import let_jobs_import, refuse_other_package, remember
 from posttrain.ground.errors import UserError
@@ -43,7 +43,7 @@ try:
             f"--configfile: found {' and '.join(map(str, FILES))}; name one campaign"
         )
     if workflow.is_main_process:
-        OVERRIDES = dict(workflow.config_settings.config)
+        OVERRIDES = command.overrides(sys.argv, dict(workflow.config_settings.config))
         PLAN = campaign.load(FILES[0], OVERRIDES)
         LOOKING = controller.is_read_only(sys.argv)
         LACKS = "" if LOOKING else ledger.keep_up(PLAN, overridden=bool(OVERRIDES))

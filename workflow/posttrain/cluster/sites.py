@@ -130,6 +130,8 @@ def read_for_profile(works: bool) -> Site:
     """
     try:
         site = read()
+        if works and (absent := slurm.absent()):
+            raise UserError(f"SLURM: no {', '.join(absent)} on PATH: {slurm.TODO}, or run on this machine: snakemake")
         if works:
             slurm.wait_until_reachable("nothing is planned until it does")
         return site

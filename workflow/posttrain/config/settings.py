@@ -4,7 +4,7 @@ import codecs
 import json
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import yaml
 
@@ -27,6 +27,7 @@ for tag, pattern, first in (
 
 
 DEEPEST = 50  # nested mappings and lists: no config needs more, and thousands would overflow the stack
+OPTION = "--config"  # Snakemake's option, as the place of a key that it sets
 LONGEST_NUMBER = 40  # characters
 CONTROL = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]|\ufeff")  # not in YAML
 
@@ -65,6 +66,19 @@ def read_settings(path: Path) -> Settings:
     if problems:
         raise UserError(*problems)
     return Settings(values, places)
+
+
+def value_of_option(key: str, text: str) -> Any:
+    """The value in `KEY=TEXT` of Snakemake's `--config`, read as in a file. Raises UserError where it is not YAML."""
+    try:
+        node = yaml.compose(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{OPTION}: {key}: not valid YAML: {str(error).splitlines()[0]}") from None
+    problems: list[str] = []
+    value = None if node is None else _value(node, OPTION, key, {}, problems, set())
+    if problems:
+        raise UserError(*problems)
+    return value
 
 
 def _text(path: Path) -> str:

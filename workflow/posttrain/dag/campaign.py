@@ -11,7 +11,7 @@ from typing import Any
 from posttrain.config import grid
 from posttrain.config.mistakes import checked, place_of, valid_part, validated
 from posttrain.config.sections import Campaign, Optimisation, Section, Sft, Tokenizer
-from posttrain.config.settings import Settings, read_settings
+from posttrain.config.settings import OPTION, Settings, read_settings
 from posttrain.config.stages import STAGES, Experiment
 from posttrain.dag import axes, functions
 from posttrain.dag.checks import RULES, UNUSED
@@ -21,7 +21,6 @@ from posttrain.dag.rules import Broken, broken
 from posttrain.ground.errors import UserError
 
 DEFAULT = "config/config.yaml"
-OVERRIDES = "--config"  # the place of a key that Snakemake's option of this name sets
 
 
 def load(path: str | Path, overrides: dict | None = None) -> Plan:
@@ -66,7 +65,7 @@ def _is_below(key: str, other: str) -> bool:
 
 def _places(value, key: str) -> dict[str, str]:
     """The place of an overridden key and of every key below it."""
-    places = {key: OVERRIDES}
+    places = {key: OPTION}
     for name, item in value.items() if isinstance(value, dict) else ():
         places |= _places(item, f"{key}.{name}")
     return places

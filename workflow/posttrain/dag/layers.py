@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from posttrain.config.mistakes import model_at, nearest
 from posttrain.config.sections import Section, conditional, is_name
-from posttrain.config.settings import Settings, read_settings
+from posttrain.config.settings import OPTION, Settings, read_settings
 from posttrain.config.stages import Experiment
 from posttrain.dag.plan import RESERVED
 from posttrain.ground.errors import UserError
@@ -55,7 +55,7 @@ def read_layers(names: list[str], places: dict, folder: Path, problems: list) ->
 def place_of_item(places: dict[str, str], number: int) -> str:
     """file:line and key of an item of the campaign's list of experiments."""
     key = f"experiments[{number}]"
-    return f"{places.get(key, '--config')}: {key}"
+    return f"{places.get(key, OPTION)}: {key}"
 
 
 def oldest_first(layers: dict[str, Settings | None], root: Settings, problems: list) -> Iterator[Merged]:

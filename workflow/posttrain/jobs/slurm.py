@@ -14,6 +14,13 @@ from posttrain.ground.progress import say
 SITE = "POSTTRAIN_SITE"  # variable with the site's settings as JSON, in every job of `snakemake --profile slurm`
 PAUSE = 2.0  # seconds before a failed requeue is tried again; short, as the job has little time left
 UNITS = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}  # of memory, in MB
+COMMANDS = ("sbatch", "squeue", "scontrol", "sinfo", "srun")
+TODO = "log in to the cluster, or load its module of SLURM"  # where a command is absent
+
+
+def absent() -> list[str]:
+    """The commands of SLURM that are not on PATH."""
+    return [name for name in COMMANDS if not shutil.which(name)]
 
 
 def ask(*command: str, seconds: float = 60) -> str | None:

@@ -66,9 +66,8 @@ def missing(what: str, finding: str, todo: str) -> list[str]:
 
 def controller(site: Site, plan: Plan) -> list[str]:
     """Check that SLURM's commands exist and its controller answers."""
-    absent = [name for name in ("sbatch", "squeue", "scontrol", "sinfo", "srun") if not shutil.which(name)]
-    if absent:
-        return missing("SLURM", f"no {', '.join(absent)} on PATH", "log in to the cluster, or load its module of SLURM")
+    if absent := slurm.absent():
+        return missing("SLURM", f"no {', '.join(absent)} on PATH", slurm.TODO)
     version = slurm.ask("sinfo", "--version", seconds=10)
     if version is None or slurm.ask("sinfo", "-h", seconds=10) is None:
         return missing("SLURM", "its controller does not answer", "try `sinfo`; ask the site's administrators")
