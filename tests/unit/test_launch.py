@@ -117,11 +117,14 @@ def test_more_gpus_than_processes_are_refused(monkeypatch, tmp_path):
         trainers.arguments(sft(), tmp_path)
 
 
-def test_a_runs_rows_are_passes_through_all_of_them():
+def test_a_runs_rows_are_passes_through_all_of_them(capsys):
     from tiny import sft
 
     rows = list(range(7))
     dealt = list(trainers.in_batches(rows, sft(steps=5, batch_size=4)))
+    assert "20 rows are read in all: each of 7 2.86 times" in capsys.readouterr().err
     assert len(dealt) == 20 and sorted(dealt[:7]) == sorted(dealt[7:14]) == rows
     assert dealt[:7] != dealt[7:14] and dealt != list(trainers.in_batches(rows, sft(steps=5, batch_size=4, seed=1)))
     assert dealt[:12] == list(trainers.in_batches(rows, sft(steps=3, batch_size=4))), "a longer run begins as a shorter"
+    filed = list(trainers.in_batches(rows, sft(steps=5, batch_size=4, order="file")))
+    assert filed == (rows * 3)[:20]

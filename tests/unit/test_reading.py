@@ -200,6 +200,30 @@ def test_the_shards_of_a_folder_and_of_a_pattern_are_one_source(tmp_path):
     assert named == ["README.txt", "shard-0.jsonl", "shard-1.jsonl", "shard-2.jsonl"]
 
 
+def test_the_first_rows_of_several_files_are_taken_and_nothing_behind_them_is_read(tmp_path):
+    for number in range(3):
+        bad = [{"prompt": "p", "completion": ""}] if number != 1 else []
+        table(tmp_path, [*bad, *PAIRS[2 * number : 2 * number + 2]], f"shard-{number}.jsonl")
+    (tmp_path / "shard-2.jsonl").write_text("not JSON")
+    for most, total in ((1, 2), (2, 3), (3, 4), (4, 5)):
+        found, (card,), dropped = source_rows(Source(path=str(tmp_path), max_rows=most))
+        assert [texts.content(row) for row in found] == PAIRS[:most]
+        assert (card["total"], card["kept"], len(dropped)) == (total, most, 1)
+    with pytest.raises(UserError, match=r"shard-2\.jsonl:1: invalid JSON"):
+        source_rows(Source(path=str(tmp_path), max_rows=5))
+
+
+def test_a_random_choice_of_rows_keeps_their_order_and_follows_the_seed(tmp_path):
+    objects = [{"prompt": f"q{n}", "completion": str(n)} for n in range(50)]
+    path = str(table(tmp_path, objects, "a.jsonl"))
+    source = Source(path=path, max_rows=10, sample="random")
+    chosen = [[int(row["completion"]) for row in source_rows(source, seed=seed)[0]] for seed in (0, 0, 1)]
+    assert source_rows(source)[1][0]["warnings"] == {"not chosen by sample": 40}
+    assert chosen[0] == chosen[1] == sorted(chosen[0]) != chosen[2] and len(set(chosen[0])) == 10
+    assert chosen[0] != list(range(10)), "control: not the first"
+    assert len(source_rows(Source(path=path, max_rows=99, sample="random"))[0]) == 50
+
+
 def test_a_name_with_the_signs_of_a_pattern_is_a_file(tmp_path):
     path = table(tmp_path, PAIRS, "a[1].jsonl")
     table(tmp_path, PAIRS, "a1.jsonl")
@@ -408,6 +432,7 @@ def test_the_letters_of_the_test_are_those_that_change():
         ("path: SHARDS, template: {prompt: '{q}'}", "prepare.sft[0].template.prompt: none of the first 5 rows"),
         ("path: SHARDS, template: {prompt: 'x {question'}", "template.prompt: 'x {question' cannot be read"),
         ("path: SHARDS, template: {prompt: 'x'}", "template.prompt: names no column"),
+        ("path: SHARDS, sample: random", "prepare.sft[0].sample: has no effect here"),
         ("path: SHARDS, format: kto", "kto does not hold rows for sft"),
     ],
 )

@@ -142,6 +142,7 @@ for source in SOURCES:
     key = next(iter(sorted(KEYS[source])))
     fields |= {"use": ({"path": "a.jsonl"}, "train"), "files": (rows, ["part-*.jsonl"])}
     fields |= {"columns": ({"path": "a.jsonl"}, {key: "column"}), "template": ({"path": "a.jsonl"}, {key: "{column}"})}
+    fields |= {"max_rows": ({"path": "a.jsonl"}, 3), "sample": ({"path": "a.jsonl", "max_rows": 3}, "random")}
     fields |= {"system": ({"path": "a.jsonl"}, "be brief"), "threshold": ({"path": "a.jsonl"}, 2.0)}
     SPECIAL[f"prepare.{source}"] = ({f"prepare.{source}": [{"path": "a.jsonl"}]}, [{"path": "b.jsonl"}])
     for key, (before, value) in fields.items():

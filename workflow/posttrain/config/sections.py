@@ -224,6 +224,10 @@ class Source(Section):
     the turns of a conversation."""
     system: Text | None = None
     """System turn of every conversation that has none of its own."""
+    max_rows: Count | None = None
+    """Most rows that are taken: the first that can be used, in the order of the files; nothing is read behind them."""
+    sample: Literal["random"] | None = None
+    """`random`: `max_rows` of all rows are taken, at random by `prepare.seed`, in the order of the files."""
     separator: str = ""
     """Text put between a plain-text prompt and its completion or answers (often one space)."""
     use: Literal["split", "train", "test"] = "split"
@@ -377,6 +381,9 @@ class Training(Optimisation):
     """Steps whose mean is one point of the training curve."""
     eval_steps: Count | None = None
     """Steps between measurements of the held-out loss. Default: before the first and after the last step only."""
+    order: Literal["file"] | None = None
+    """`file`: every pass through the rows is in the order in which `prepare` wrote them. Default: in a random order of
+    its own, by `seed`."""
 
 
 class Scratch(Training):

@@ -44,6 +44,7 @@ def without_effect(task: str, source: Source) -> list[str]:
     """The keys that mean nothing for a source of its kind."""
     keys = ["revision", "subset", "rows", "files", "allow_floating"] if source.path and not source.dataset else []
     keys += ["subset", "rows"] if source.files else []
+    keys += [] if source.max_rows else ["sample"]
     if task in ASKED:
         keys.append("use")
     keys += ["threshold"] * (task != "kto" or source.format in ("kto", "preference"))

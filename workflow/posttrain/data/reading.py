@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from posttrain.config.sections import Prepare, Source
 from posttrain.config.sources import data_files
 from posttrain.data import hub
@@ -53,10 +55,20 @@ def read_source(
     distinct, again = without_repeats(kept)
     counts[REPEAT] = len(kept) - len(distinct)
     dropped.add(repeated(again, task))
+    whole, distinct = len(distinct), sampled(source, distinct, section.seed)
+    if whole > len(distinct):
+        warnings["not chosen by sample"] = whole - len(distinct)
     cards.append(card(name_of(source), task, counts, dict(warnings), total, len(distinct)))
     if not kept:
         raise UserError(f"{name_of(source)}: no row of {total} can be used", *sentences[:5])
     return distinct
+
+
+def sampled(source: Source, rows: Rows, seed: int) -> Rows:
+    """`max_rows` of the rows, at random, in their order; all of them where the source says no such thing."""
+    if source.sample is None or source.max_rows is None or source.max_rows >= len(rows):
+        return rows
+    return rows.take(np.sort(np.random.default_rng(seed).choice(len(rows), source.max_rows, replace=False)))
 
 
 def name_of(source: Source) -> str:
@@ -74,13 +86,20 @@ def reports(section: Prepare, source: Source, task: str, fetched: list[Path], sc
         "source": source,
         "scratch": scratch,
     }
-    limit = int(section.max_line_mb * 2**20)
+    limit, most = int(section.max_line_mb * 2**20), None if source.sample else source.max_rows
+    if source.dataset and not source.files:
+        rows = hub.dataset_rows(source, fetched)
+        yield read_rows(rows, name_of(source), task, source.format, most=most, **options)
+        return
+    for name, file in named_files(source, task, fetched).items():
+        report = read_file(file, task, source.format, limit, name, most=most, **options)
+        yield report
+        if most is not None and (most := most - report.kept) == 0:
+            return
+
+
+def named_files(source: Source, task: str, fetched: list[Path]) -> dict[str, Path]:
+    """The files of a source by name; those of a data set not by their place in the cache, which machines differ in."""
     if source.path:
-        for file in data_files(source.path, task):
-            yield read_file(str(file), task, source.format, max_line_bytes=limit, **options)
-    elif source.files:
-        for name, file in hub.dataset_files(source, fetched).items():
-            named = f"{source.dataset}/{name}"  # not by its place in the cache, which differs between machines
-            yield read_file(file, task, source.format, max_line_bytes=limit, name=named, **options)
-    else:
-        yield read_rows(hub.dataset_rows(source, fetched), name_of(source), task, source.format, **options)
+        return {str(file): file for file in data_files(source.path, task)}
+    return {f"{source.dataset}/{name}": file for name, file in hub.dataset_files(source, fetched).items()}

@@ -75,9 +75,10 @@ def _check_rows(
     allow_empty_user: bool = False,
     source: Source = PLAIN,
     scratch: Path | None = None,
+    most: int | None = None,
 ) -> Report:
     """Check rows: (line, row or RowError, whether a BOM was stripped). group_key: the key of a row's group. source: its
-    system turn and separator are put in. scratch: folder for stored rows.
+    system turn and separator are put in. scratch: folder for stored rows. most: valid rows after which reading ends.
 
     Raises UserError for an unknown task or format, for an id of two different rows, and for a group key that no row
     has.
@@ -88,7 +89,8 @@ def _check_rows(
     numbered = chain(head, numbered)
     if report.format == "score" and task == "preference":
         numbered = joined(numbered)
-    report.rows = stored.store(_valid(report, numbered, group_key, allow_empty_user, source), scratch)
+    valid = _valid(report, numbered, group_key, allow_empty_user, source)
+    report.rows = stored.store(islice(valid, most), scratch)
     consistency.refuse_no_group(report, group_key, objects)
     consistency.refuse_clashes(report)
     consistency.warn(report)

@@ -1,6 +1,5 @@
 """Code shared by the trainers of transformers and TRL: arguments, rows, exact weights, resuming, the curve."""
 
-import array
 import contextlib
 import functools
 import math
@@ -18,6 +17,7 @@ from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import write_json
 from posttrain.ground.progress import say, spent
 from posttrain.training import checkpoint, interruption, parallel
+from posttrain.training.order import in_batches
 
 
 def arguments(training: Training, checkpoints: Path) -> dict:
@@ -110,21 +110,6 @@ def share_rows(trainer, training: Training) -> None:
     """Make a trainer's steps and held-out losses independent of micro-batches and of the number of processes."""
     trainer.train_dataset = in_batches(trainer.train_dataset, training)
     trainer.evaluation_loop = functools.partial(held_out_loss, trainer)
-
-
-def in_batches(rows, training: Training) -> torch.utils.data.Subset:
-    """The rows of a whole run in the order of its batches: passes through all rows, each in a random order.
-
-    Without it, a trainer would end each pass with a smaller batch, which processes and micro-batches would share
-    unevenly; and from a checkpoint of the last step it would take another step, as rows would be left.
-    rows: a sequence. Returns `steps` x `batch_size` rows.
-    """
-    assert training.seed is not None, "filled in when the campaign was read"
-    wanted, order = training.steps * training.batch_size, array.array("q")  # of eight bytes: a run may read millions
-    for number in range(math.ceil(wanted / len(rows))):
-        shuffle = torch.Generator().manual_seed(training.seed + number)
-        order.extend(torch.randperm(len(rows), generator=shuffle).tolist())
-    return torch.utils.data.Subset(rows, order[:wanted])
 
 
 def held_out_loss(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoopOutput:
