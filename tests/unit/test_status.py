@@ -72,7 +72,7 @@ def test_status_tells_what_goes_on_from_what_failed(here):
     (folder / "checkpoints/0123/progress.json").write_text(json.dumps(beat))
     log.parent.mkdir(parents=True)
     log.write_text("error: out of GPU memory: 2 GB\n")
-    assert status.state(SFT, {}) == f"failed (see {log})", "control"
+    assert status.state(SFT, {}) == f"failed: out of GPU memory: 2 GB (see {log})", "control"
     log.write_text(log.read_text() + f"[one/sft] {attempt.SMALLER} 4 at the same global batch\n")
     assert status.state(SFT, {}) == "running, step 5/9, loss 1.0, 1:00 left"
     assert status.state(SFT, {"rule_sft_wildcards_one": "PD, Priority"}) == "in SLURM's queue (Priority)"
@@ -83,7 +83,7 @@ def test_status_tells_what_goes_on_from_what_failed(here):
     log.write_text(log.read_text() + "[one/sft] error: the loss is nan\n")
     assert status.state(SFT, {}) == "failed: the loss is nan"
     log.write_text("[one/sft] error: the disk is full\n")
-    assert status.state(SFT, {}) == f"failed (see {log})"
+    assert status.state(SFT, {}) == f"failed: the disk is full (see {log})"
 
 
 @pytest.fixture
@@ -195,3 +195,41 @@ def test_the_end_says_once_what_several_processes_said(running):
         f"  one/sft: {STOPPED}",
         "      results/logs/one/sft.log",
     ]
+
+
+BAR = "\r{0}%|####      | {0}/100 [00:01<00:02, 31.2it/s]"
+CRASH = """Traceback (most recent call last):
+  File "trainer.py", line 1, in train
+    raise ValueError
+KeyError: 'labels'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "stage.py", line 2, in run
+    trainer.train()
+    ^^^^^^^^^^^^^^^
+RuntimeError: shapes (3, 4) and (5,) do not fit
+a second line of the message
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (CRASH + BAR.format(40), "RuntimeError: shapes (3, 4) and (5,) do not fit"),
+        (BAR.format(40) + CRASH, "RuntimeError: shapes (3, 4) and (5,) do not fit"),
+        (CRASH.replace("\n", "\n[rank0]: "), "RuntimeError: shapes (3, 4) and (5,) do not fit"),
+        (f"{BAR.format(40)}[one/sft] error: diverged at step 3\n{BAR.format(50)}", "diverged at step 3"),
+        (CRASH + "[one/sft] error: SIGKILL ended the stage\n", "SIGKILL ended the stage"),
+        ("loading\n" + BAR.format(40), "loading"),
+    ],
+)
+def test_the_reason_of_a_failure_is_no_progress_bar(running, log, reason):
+    """In the end of the run, and in the status; the last log has no error: the stage was killed."""
+    folder, file = running
+    (folder / ".lock-0123").touch()
+    file.write_text(log)
+    Path("snakemake.log").write_text(CANCELLED.format(job="results/logs/one/sft.job"))
+    assert f"  one/sft: {reason}\n" in status.failed_jobs(["snakemake.log"], since=0)
+    assert status.state(SFT, {}).startswith(f"failed: {reason} (see") or reason == "loading"

@@ -1,4 +1,4 @@
-"""Parse the failed jobs out of Snakemake's log."""
+"""Parse the failed jobs out of Snakemake's log, and the reasons out of the logs of stages."""
 
 import re
 from pathlib import Path
@@ -28,3 +28,25 @@ def failures(text: str) -> list[Failure]:
             written = [Path(log) for log in logs[1].split(", ")]
             failed.append(Failure(Path(output[1]), brief, refused[1] if refused else "", written))
     return failed
+
+
+TRACEBACK = "Traceback (most recent call last):"
+BAR = re.compile(r"\d+%\|")  # of tqdm, which libraries print whatever they are told
+
+
+def errors(text: str) -> list[str]:
+    """The errors that posttrain printed to a stage's log, in order. A progress bar may stand before them in a line."""
+    return re.findall(r"(?:^|\]) ?(?:what ended it|error): (?:error: )?(.*)", text.replace("\r", "\n"), re.M)
+
+
+def exception(text: str) -> list[str]:
+    """The line with the exception of the last traceback; [] without a traceback."""
+    below = text.replace("\r", "\n").rpartition(TRACEBACK)[2].splitlines()[1:] if TRACEBACK in text else []
+    lines = (re.sub(r"^\[rank\d+\]: ?", "", line) for line in below)  # torch marks the lines of each process
+    return [line for line in lines if line and not line[0].isspace()][:1]
+
+
+def last_line(text: str) -> list[str]:
+    """The last line that is no progress bar; [] for none."""
+    lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return [line for line in lines if not BAR.search(line)][-1:] or lines[-1:]

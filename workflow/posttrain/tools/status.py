@@ -11,7 +11,7 @@ from pathlib import Path
 from posttrain.dag.artifacts import Artifact, at
 from posttrain.dag.plan import Plan
 from posttrain.engine import controller
-from posttrain.engine.log import Failure, failures
+from posttrain.engine.log import Failure, errors, exception, failures, last_line
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import lock, read_json
 from posttrain.jobs import attempt
@@ -53,11 +53,12 @@ def state(artifact: Artifact, jobs: dict[str, str]) -> str:
     if not newest:
         return "waiting"
     text = text_of_last_attempt(log)
-    if "error:" in text:  # the failure is that of the present settings
+    if errors(text):  # the failure is that of the present settings
         return failed(folder, log, text)
     is_silent = time.time() - newest > ALIVE
     if not job and (is_silent or STOPPED in text or (text and processes_died(folder))):
-        return f"stopped; {STOPPED}"
+        crashed = STOPPED not in text and exception(text)
+        return failed(folder, log, text) if crashed else f"stopped; {STOPPED}"
     return "running" if is_silent else running(beats)
 
 
@@ -65,7 +66,9 @@ def failed(folder: Path, log: Path, text: str) -> str:
     """The state of a failed stage, with the recorded reason that occurs in the text of its log."""
     recorded = [read_json(file).get("reason", "") for file in folder.glob("checkpoints/*/failed.json")]
     reasons = [reason.splitlines()[0] for reason in recorded if reason]
-    return next((f"failed: {reason}" for reason in reasons if reason in text), f"failed (see {log})")
+    if recorded := [reason for reason in reasons if reason in text]:
+        return f"failed: {recorded[0]}"
+    return f"failed: {(errors(text) or exception(text))[-1]} (see {log})"
 
 
 def running(beats: list[Path]) -> str:
@@ -122,9 +125,10 @@ def cause(failure: Failure, since: float) -> str:
     """The reason why a job failed, by its stage's log, else by Snakemake's message."""
     log = at(failure.output).log
     if is_written(log, since) and (text := text_of_last_attempt(log).strip()):
-        errors = re.findall(r"^(?:\[[^\]]*\] )?(?:what ended it|error): (?:error: )?(.*)", text, re.M)
         stops = re.findall(rf"\] (.*{STOPPED})", text)
-        lines = dict.fromkeys(errors or stops or text.splitlines()[-1:])  # several processes print the same
+        lines = dict.fromkeys(
+            errors(text) or stops or exception(text) or last_line(text)
+        )  # several processes print the same
         return "\n      ".join(lines)
     if failure.refusal:
         return f"SLURM refused the job ({failure.refusal}): see `posttrain doctor`"
