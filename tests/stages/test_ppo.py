@@ -46,7 +46,7 @@ def setting(inputs):
         section = section or ppo(**changes)
         found = adapters.foundation_of(inputs["base"], inputs["sft"])
         models = stage.load_models(section, found)
-        scorer = scorers.by_model(models.peft, inputs["reward"])
+        scorer = scorers.by_model(models.peft, inputs["reward"], found.weights)
         return section, models, scorer, prompts.training_prompts(section, inputs["data"], models.tokenizer, models.peft)
 
     return made
@@ -323,8 +323,8 @@ def test_every_rail(tmp_path):
     assert "answers run away: 31 tokens, 10 at first" in rail({"length": 31.0}, tmp_path)
     assert "answers run away: 12 tokens, 3 at first" in rail({"length": 12.0}, tmp_path, first=3.0)
     with pytest.raises(UserError, match=r"first ratio is off 1 by 0\.5"):
-        ppo_health.check_ratio(ppo(), {"first_ratio_error": 0.5, "step": 1})
-    ppo_health.check_ratio(ppo(), {"first_ratio_error": 0.0, "step": 1})
+        ppo_health.check_ratio(ppo(), 0.5)
+    ppo_health.check_ratio(ppo(), 0.0)
     assert "is no number" in rail({"reward": math.nan}, tmp_path)
     assert "KL exploded: 51.0 nats" in rail({"kl": 51.0}, tmp_path)
 
@@ -362,14 +362,16 @@ def test_answers_longer_than_the_context_are_refused(setting):
         setting(max_new_tokens=4000)
 
 
-def test_a_loss_that_is_no_number_never_reaches_the_weights(setting, monkeypatch):
+def test_a_loss_that_is_no_number_and_another_policys_answers_never_reach_the_weights(setting):
     section, models, scorer, rows = setting(batch_size=4)
     made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
     optimizer, _ = ppo_state.optimizers(section, models)
     before = [w.detach().clone() for w in optimizer.weights["policy"]]
-    bad = made._replace(advantages=made.advantages * math.nan)
-    with pytest.raises(UserError, match="a loss is no number"):
-        stage.update(section, models, optimizer, bad, warming=False)
+    no_number = made._replace(advantages=made.advantages * math.nan)
+    of_another = made._replace(logp=made.logp - 0.5)
+    for bad, message in ((no_number, "a loss is no number"), (of_another, r"the first ratio is off 1 by 0\.6")):
+        with pytest.raises(UserError, match=message):
+            stage.update(section, models, optimizer, bad, warming=False)
     assert all(torch.equal(one, two) for one, two in zip(before, optimizer.weights["policy"], strict=True))
 
 
@@ -465,7 +467,7 @@ torch.set_num_threads(1)
 data, base, sft, reward = map(Path, sys.argv[2:6])
 section = ppo(batch_size=8, epochs=2, minibatches=2, value_warmup=0, sft_coefficient=0.5)
 models = stage.load_models(section, adapters.foundation_of(base, sft))
-scorer = scorers.by_model(models.peft, reward)
+scorer = scorers.by_model(models.peft, reward, base)
 rows = prompts.training_prompts(section, data, models.tokenizer, models.peft)
 optimizer, _ = ppo_state.optimizers(section, models)
 made = stage.gather(section, models, scorer, rows[:8], 0, 0.1)

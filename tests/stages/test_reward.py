@@ -24,7 +24,7 @@ from posttrain.training import rankings
 def scorer(base, tuned_policy, rewarded):
     """A language model with the reward model's adapter on it, as PPO scores with it."""
     model = adapters.load_as_sft(adapters.foundation_of(base, tuned_policy), name="sft").eval()
-    return model, reward_head.add_to(model, rewarded), policy.load_tokenizer(base)
+    return model, reward_head.add_to(model, rewarded, base), policy.load_tokenizer(base)
 
 
 def scored(scorer, prompts, replies) -> torch.Tensor:
@@ -54,6 +54,11 @@ def test_it_learns(rewarded):
     assert set(metrics["pairs"]) == {"all", "correct", "correct/fact", "correct/order", "manner"}
     p, n = found["accuracy"], found["n"]
     assert found["stderr"] == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)), abs=1e-9)
+
+
+def test_a_reward_model_of_other_weights_scores_nothing(rewarded, tuned_policy):
+    with pytest.raises(UserError, match=r"this reward model was trained on other weights than .*sft/manifest.json"):
+        reward_head.add_to(None, rewarded, weights=tuned_policy)
 
 
 def test_the_classifier_and_ppo_score_alike(base, rewarded, tuned_policy, scoring, pairs):

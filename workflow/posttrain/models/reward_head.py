@@ -6,6 +6,10 @@ from pathlib import Path
 import peft
 import torch
 
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import sha256
+from posttrain.models import policy
+
 HEAD = "base_model.model.score.weight"  # where PEFT saves the scalar head of a sequence classifier
 
 
@@ -36,8 +40,13 @@ def classify(model, tokenizer, rows: list[list[int]], batch: int = 64) -> list[f
     return scores
 
 
-def add_to(model, manifest: Path, name: str = "reward") -> torch.nn.Linear:
-    """Add a reward model's adapter to a PEFT model on the same frozen weights; returns its head, H -> 1."""
+def add_to(model, manifest: Path, weights: Path, name: str = "reward") -> torch.nn.Linear:
+    """Add a reward model's adapter to a PEFT model on the same frozen weights; returns its head, H -> 1.
+
+    weights: manifest of the frozen weights. Raises UserError where the reward model was trained on others.
+    """
+    if policy.read_contract(manifest)["base"] != sha256(weights):
+        raise UserError(f"{manifest}: this reward model was trained on other weights than {weights}")
     folder = manifest.parent / "model"
     config = peft.PeftConfig.from_pretrained(folder)
     config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, True

@@ -58,9 +58,9 @@ def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Pa
         raise Diverged(f"ppo: stopped at iteration {health['step']}: {'; '.join(broken)}; {where}")
 
 
-def check_ratio(section: Ppo, health: dict) -> None:
-    """Raise Diverged where the first minibatch's ratio is not 1: the updated policy is not the one that answered."""
-    off = health["first_ratio_error"]
+def check_ratio(section: Ppo, off: float) -> None:
+    """Raise Diverged where the ratio of an iteration's first minibatch is off 1: the policy to update is not the one
+    that answered."""
     if off > section.rails.max_ratio_error:
         limit = f"ppo.rails.max_ratio_error is {section.rails.max_ratio_error}"
-        raise Diverged(f"ppo: stopped at iteration {health['step']}: the first ratio is off 1 by {off:.2g}, {limit}")
+        raise Diverged(f"ppo: stopped before an update: the first ratio is off 1 by {off:.2g}, {limit}")

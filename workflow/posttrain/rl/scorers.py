@@ -14,9 +14,10 @@ from posttrain.rl import answers, handwritten
 Scorer = Callable[[Answers, list[dict]], Tensor]  # B answers and the rows they answer -> B rewards
 
 
-def by_model(model, reward: Path) -> Scorer:
-    """A scorer by a reward model, whose adapter is added to the PEFT model. reward: its manifest."""
-    head = reward_head.add_to(model, reward)
+def by_model(model, reward: Path, weights: Path) -> Scorer:
+    """A scorer by a reward model, whose adapter is added to the PEFT model. reward: its manifest. weights: that of the
+    model's frozen weights."""
+    head = reward_head.add_to(model, reward, weights)
 
     def score(batch: Answers, rows: list[dict]) -> Tensor:
         with torch.no_grad(), answers.adapter(model, "reward"):

@@ -106,7 +106,7 @@ def form_warnings(rows: list[dict], policy: Path) -> list[str]:
 def load_measures(section: Compare, foundation: adapters.Foundation, reward: Path | None) -> Measures:
     """The SFT policy as the adapter `sft`, the reward model as a second one, and the functions that score answers."""
     model = adapters.load_as_sft(foundation, name="sft").eval()
-    head = reward_head.add_to(model, reward) if reward else None
+    head = reward_head.add_to(model, reward, foundation.weights) if reward else None
     judges = (handwritten.load_judge(section, kind) for kind in ("reward", "gold"))
     return Measures(model, policies.load_tokenizer(foundation.weights), head, *judges)
 

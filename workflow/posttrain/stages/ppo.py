@@ -65,7 +65,11 @@ def ppo(
     """Write `work/model`, the policy's adapter, and `work/snapshots`, and return the metrics. reward: its manifest."""
     foundation = adapters.foundation_of(base, sft)
     models = load_models(section, foundation)
-    scorer = scorers.by_model(models.peft, reward) if reward else scorers.by_function(section, models.tokenizer)
+    scorer = (
+        scorers.by_model(models.peft, reward, foundation.weights)
+        if reward
+        else scorers.by_function(section, models.tokenizer)
+    )
     gold = handwritten.load_judge(section, "gold")
     rows = training_prompts(section, data, models.tokenizer, models.peft)
     demonstrated = demonstrations(data, models.tokenizer) if section.sft_coefficient else []
@@ -80,7 +84,6 @@ def ppo(
         warming = iteration < section.value_warmup
         experience, health = next_experience(section, models, scorer, gold, rows, state, checkpoints)
         health |= update(section, models, optimizer, experience, warming, demonstrated)
-        ppo_health.check_ratio(section, health)
         schedule.step()
         if section.kl_target and not warming:
             state["kl_coefficient"] = maths.adapted_kl(
@@ -180,10 +183,11 @@ def update(
     """The epochs of clipped updates of policy and value function; in warm-up, of the value function only.
 
     Each minibatch's loss is a sum over its tokens divided by their number, so that micro-batches and processes change
-    it by rounding only. Returns the health of the update. Raises Diverged for a loss that is not finite, before the
-    weights change.
+    it by rounding only. Returns the health of the update. Raises Diverged, before weights change, for a loss that is
+    not finite and for a first ratio that is not 1.
     """
-    count, health = len(experience.answers), []
+    count = len(experience.answers)
+    health: list[dict] = []
     for epoch in range(section.epochs):
         order = list(range(count))
         if epoch:  # the first epoch is in order, as the old log-probabilities were computed
@@ -191,7 +195,8 @@ def update(
             shuffle = torch.Generator().manual_seed(name)
             order = torch.randperm(count, generator=shuffle).tolist()
         for which in minibatches(section, order):
-            health.append(step(section, models, optimizer, experience, which, warming, demonstrated))
+            taught = demonstrated if not warming else ()
+            health.append(step(section, models, optimizer, experience, which, warming, taught, first=not health))
     means = {key: sum(part[key] for part in health) / len(health) for key in health[0]}
     return means | {"first_ratio_error": health[0]["ratio_error"]}
 
@@ -204,8 +209,10 @@ def step(
     which: list[int],
     warming: bool,
     demonstrated: Sequence[Demonstration] = (),
+    first: bool = False,
 ) -> dict:
-    """One optimiser step on a minibatch of answers, and on as many demonstrations where there are any."""
+    """One optimiser step on a minibatch of answers, and on as many demonstrations where there are any. first: whether
+    it is an iteration's first minibatch, whose ratio must be 1."""
     total = experience.answers.mask[which].sum()
     sums = dict.fromkeys(("policy_loss", "value_loss", "clip_fraction", "entropy", "approx_kl"), 0.0)
     ratio_error = 0.0
@@ -214,13 +221,15 @@ def step(
         numbers, error = add_gradients(section, models, experience, part, total, warming)
         sums = {key: sums[key] + numbers[key] for key in sums}
         ratio_error = max(ratio_error, error)
-    if demonstrated and not warming:
+    if demonstrated:
         chosen = rows_of_iteration(len(demonstrated), len(which), section.seed, optimizer.step_count, "taught")
         sums["sft_loss"] = add_sft_gradients(section, models, [demonstrated[n] for n in chosen])
     sums = parallel.summed_numbers(sums, models.peft.device)
     ratio_error = parallel.largest(ratio_error, models.peft.device)
     if not all(map(math.isfinite, sums.values())):
         raise Diverged(f"ppo: a loss is no number ({sums}): lower learning_rate")
+    if first:
+        ppo_health.check_ratio(section, ratio_error)
     norms = optimizer.step(section.max_grad_norm, policy=not warming)
     return sums | norms | {"ratio_error": ratio_error}
 
