@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from families import tokenizer_of
-from tiny import make
+from tiny import make, sft
 
 from posttrain.config.sections import Prepare, Source, Tokenizer, World
 from posttrain.ground.errors import UserError
@@ -479,3 +479,22 @@ def test_a_tokenizer_of_sentencepiece_alone_is_refused(tmp_path, cache):
     (tmp_path / "model/tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"prepare\.tokenizer: .*model has a tokenizer\.model and no tokenizer\.json"):
         prepare(tmp_path, **keys)
+
+
+def test_a_mixture_is_read_by_its_weights(tmp_path, base, capsys):
+    """From the config to the trainer; control: without weights there is no such file."""
+    few, many = chat_file(tmp_path, "few.jsonl", 10), chat_file(tmp_path, "many.jsonl", 30, start=100)
+    tokenizer = Tokenizer(path=str(base.parent / "model"))
+    section = {"tokenizer": tokenizer, "test_fraction": 0.0, "max_tokens": 128}
+    plain = prepare(tmp_path / "plain", sft=[Source(path=few), Source(path=many)], **section)
+    assert not (plain.parent / "data/sft/mixture.json").exists() and "mixture" not in read_json(
+        plain.parent / "metrics.json"
+    )
+    weighed = [Source(path=few, weight=3.0), Source(path=many)]
+    data = prepare(tmp_path / "weighed", sft=weighed, weigh_by="tokens", **section)
+    first, second = read_json(data.parent / "metrics.json")["mixture"]["sft"]
+    assert (first["source"], first["rows"], second["rows"]) == (few, 10, 30)
+    of_tokens = [one["share"] * one["tokens"] / one["rows"] for one in (first, second)]
+    assert of_tokens[0] == pytest.approx(3 * of_tokens[1]) and first["times"] == pytest.approx(4 * first["share"])
+    make("sft", sft(steps=2, batch_size=8), tmp_path / "weighed/out/sft/manifest.json", data=data, base=base)
+    assert f"{round(16 * first['share'])} of 16 rows that are read are of {few}" in capsys.readouterr().err

@@ -147,6 +147,8 @@ for source in SOURCES:
     SPECIAL[f"prepare.{source}"] = ({f"prepare.{source}": [{"path": "a.jsonl"}]}, [{"path": "b.jsonl"}])
     for key, (before, value) in fields.items():
         SPECIAL[f"prepare.{source}[].{key}"] = ({f"prepare.{source}": [before]}, value)
+    SPECIAL[f"prepare.{source}[].weight"] = ({f"prepare.{source}": [{"path": "a.jsonl"}, {"path": "b.jsonl"}]}, 2.0)
+SPECIAL["prepare.weigh_by"] = ({"prepare.sft": [{"path": "a.jsonl", "weight": 2.0}, {"path": "b.jsonl"}]}, "tokens")
 # Keys whose value reaches further than their own section; declared where the key stands, as `also`.
 FURTHER = {
     "base.scratch.context": RERUN["prepare"],
@@ -166,6 +168,7 @@ REFUSED = (
 )
 REFUSED += ("text[].separator", "long[].separator")
 REFUSED += tuple(f"{source}[].threshold" for source in SOURCES if source != "kto")
+REFUSED += tuple(f"{source}[].weight" for source in SOURCES if source not in CONVERSATIONS)
 REFUSED += tuple(f"{source}[].system" for source in SOURCES if source not in CONVERSATIONS)
 
 
@@ -179,7 +182,7 @@ def next_value(key: str, field, value):
         return MODULES
     if "Literal" in text:
         choices = re.findall(r"'([^']*)'", text)
-        return choices[(choices.index(value) + 1) % len(choices)]
+        return choices[(choices.index(value) + 1) % len(choices)] if value is not None else choices[0]
     if isinstance(value, int):
         return value + (64 if "size" in key and "64" in str(field.metadata) else 1)
     if isinstance(value, float):

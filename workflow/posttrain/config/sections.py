@@ -224,6 +224,9 @@ class Source(Section):
     the turns of a conversation."""
     system: Text | None = None
     """System turn of every conversation that has none of its own."""
+    weight: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """Weight of the source among those of its kind, of which others have 1: its share of the rows that are trained on.
+    The data card says how often each row is read. Default: without any weight, all rows equally often."""
     max_rows: Count | None = None
     """Most rows that are taken: the first that can be used, in the order of the files; nothing is read behind them."""
     sample: Literal["random"] | None = None
@@ -298,6 +301,8 @@ class Prepare(Section):
     the last number, or the first line where answers are words, must be the answer, which is what follows `####`."""
     test_fraction: Fraction = 0.1
     """Share of each source's groups that is held out with `use: split`."""
+    weigh_by: Literal["tokens"] | None = None
+    """`tokens`: the weights of sources are shares of the tokens that are read. Default: of the rows."""
     group_key: Text = "group"
     """Key of a row that names its group; a group is never split. Rows without it are grouped by equal prompts."""
     tokenizer: Tokenizer | None = None

@@ -22,7 +22,7 @@ from posttrain.dag.files import base_files, prepare_files
 from posttrain.dag.given import given_mistakes
 from posttrain.dag.position_checks import position_mistakes
 from posttrain.dag.rules import Mistakes, Rule
-from posttrain.dag.source_checks import pinned, source_mistakes
+from posttrain.dag.source_checks import WEIGHED, mixture_mistakes, pinned, source_mistakes, weight_mistakes
 from posttrain.dag.stage_checks import stage_rules, training_mistakes
 from posttrain.world import tasks as world_tasks
 
@@ -192,6 +192,8 @@ def _compare(experiment: Experiment) -> Mistakes:
 RULES: list[Rule] = [
     *(partial(_without_effect, stage) for stage in STAGES),
     *(partial(_sources, task) for task in SOURCES),
+    *(partial(weight_mistakes, task) for task in WEIGHED),
+    mixture_mistakes,
     _data,
     _given_tokenizer,
     _base,

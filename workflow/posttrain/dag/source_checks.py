@@ -4,13 +4,15 @@ from itertools import islice
 
 from posttrain.config.mistakes import one_of
 from posttrain.config.sections import ASKED, HubModel, Source, Task
-from posttrain.config.sources import data_files
+from posttrain.config.sources import OF_WORLD, data_files
+from posttrain.config.stages import Experiment
 from posttrain.dag.rules import Mistakes
 from posttrain.data import files, lines, shape
 from posttrain.data.layouts import FORMATS
 from posttrain.data.lines import RowError
 from posttrain.ground.errors import UserError
 
+WEIGHED = ("sft", "preference", "kto")  # kinds of data whose rows may be read by weight
 FIRST = 20  # rows of a source's first file in which its columns are searched for
 
 
@@ -40,11 +42,39 @@ def source_mistakes(where: str, task: str, source: Source, group_key: str) -> Mi
     yield from mistakes or absent_columns(where, task, source)
 
 
+def weighted(task: str, experiment: Experiment) -> bool:
+    """Whether a source of the kind has a weight."""
+    return any(source.weight is not None for source in getattr(experiment.prepare, task))
+
+
+def weight_mistakes(task: str, experiment: Experiment) -> Mistakes:
+    """Weights of sources that cannot be told apart, or of the only one. task: one of WEIGHED."""
+    sources = getattr(experiment.prepare, task)
+    if not weighted(task, experiment):
+        return
+    if len(sources) == 1 and not (experiment.prepare.world and task in OF_WORLD):
+        yield f"prepare.{task}[0].weight", "has no effect on the only source"
+    read = [str(file) for source in sources if source.path for file in data_files(source.path, task)]
+    read += ["/".join([source.dataset, *(source.files or [source.subset or "", source.rows])])
+             for source in sources if source.dataset]  # fmt: skip
+    if twice := [name for name in read if read.count(name) > 1]:
+        yield f"prepare.{task}", f"{twice[0]} is read by two sources, and rows are weighed by where they were read"
+
+
+def mixture_mistakes(experiment: Experiment) -> Mistakes:
+    """Settings that have no effect without a weight, or do not go with one."""
+    if experiment.prepare.weigh_by and not any(weighted(task, experiment) for task in WEIGHED):
+        yield "prepare.weigh_by", "has no effect without a source with a weight"
+    if experiment.sft and experiment.sft.packing and weighted("sft", experiment):
+        yield "sft.packing", "a packed sequence holds rows of several sources, which `weight` would read apart"
+
+
 def without_effect(task: str, source: Source) -> list[str]:
     """The keys that mean nothing for a source of its kind."""
     keys = ["revision", "subset", "rows", "files", "allow_floating"] if source.path and not source.dataset else []
     keys += ["subset", "rows"] if source.files else []
     keys += [] if source.max_rows else ["sample"]
+    keys += ["weight"] * (task not in WEIGHED or source.use == "test")
     if task in ASKED:
         keys.append("use")
     keys += ["threshold"] * (task != "kto" or source.format in ("kto", "preference"))

@@ -1,5 +1,6 @@
 """Train an adapter from the SFT policy, with a trainer of TRL and precomputed log-probabilities of the SFT policy."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from posttrain.ground.files import read_object
 from posttrain.ground.progress import say
 from posttrain.models import adapters, completions, policy
 from posttrain.training import trainers
+from posttrain.training.order import Part
 
 PROVED = 8  # rows whose log-probabilities are computed again before the first step
 NOISE = {"float32": 1e-3, "bfloat16": 3e-2}  # nats for each token, by the arithmetic
@@ -26,12 +28,14 @@ def train(
     reference: Path,
     work: Path,
     checkpoints: Path,
+    parts: Sequence[Part] = (),
     **settings,
 ) -> dict:
     """Write `work/model`, an adapter, and return its metrics.
 
     trainer_class, config_class: TRL's. rows: training and held-out rows, tokenized, with the log-probabilities of their
-    answers under the SFT policy. reference: manifest of these. settings: further arguments of `config_class`.
+    answers under the SFT policy. reference: manifest of these. parts: see `order.parts_of`. settings: further
+    arguments of `config_class`.
     """
     train_rows, held_out = rows
     prove_reference(section, start, train_rows[:PROVED], reference)
@@ -51,7 +55,7 @@ def train(
     # Otherwise the trainer would compute the log-probabilities in a second forward pass each step and, with dropout,
     # draw from the training's random stream.
     trainer.precompute_ref_logps = True
-    trainers.give_rows(trainer, section, train_rows, held_out)
+    trainers.give_rows(trainer, section, train_rows, held_out, parts)
     metrics = run_measured(trainer, section, checkpoints)
     adapters.publish(trainer.model, start.tokenizer, start.foundation, work / "model")
     return metrics

@@ -151,7 +151,7 @@ def numbers(entry: dict, text: tuple[str, ...] = (), drop_none: bool = False) ->
 
 
 def data_card(metrics: dict) -> dict:
-    """The data card, checked: sources with counts by reason, rows per split, token lengths."""
+    """The data card, checked: sources with counts by reason, rows per split, token lengths, shares of a mixture."""
     sources = [
         {"name": source["name"], "task": source.get("task", "")}
         | {key: number(source[key], key) for key in ("total", "kept")}
@@ -160,7 +160,10 @@ def data_card(metrics: dict) -> dict:
     ]
     splits = [(task, list(sizes.items())) for task, sizes in metrics.get("splits", {}).items()]
     tokens = [(task, list(lengths.items())) for task, lengths in metrics.get("tokens", {}).items()]
-    return {"sources": sources, "splits": splits, "tokens": tokens}
+    mixture = [
+        (task, [numbers(one, ("source",)) for one in shares]) for task, shares in metrics.get("mixture", {}).items()
+    ]
+    return {"sources": sources, "splits": splits, "tokens": tokens, "mixture": mixture}
 
 
 def explain(error: Exception, log: Path) -> dict:

@@ -16,11 +16,12 @@ def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: 
     from trl import DPOConfig, DPOTrainer
 
     from posttrain.models import adapters, referenced
-    from posttrain.training import trainers
+    from posttrain.training import order, trainers
 
     trainers.refuse_parts("dpo.loss", WHOLE_BATCH & set(section.loss), section)
     start = adapters.load_to_align(section, base, sft)
     rows = preferences.referenced_rows(start.tokenizer, data, reference, section)
     settings: dict = {"loss_type": section.loss, "loss_weights": section.loss_weights}
     settings["label_smoothing"] = section.label_smoothing
+    settings["parts"] = order.parts_of(data, "preference")
     return referenced.train(DPOTrainer, DPOConfig, section, start, rows, reference, work, checkpoints, **settings)

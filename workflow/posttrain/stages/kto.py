@@ -14,10 +14,12 @@ from posttrain.data import preferences
 def kto(section: Kto, data: Path, base: Path, sft: Path, reference: Path, work: Path, checkpoints: Path) -> dict:
     """Write `work/model`, an adapter, and return its metrics."""
     from posttrain.models import adapters, referenced
+    from posttrain.training import order
     from posttrain.training.unpaired import KTOConfig, UnpairedTrainer
 
     start = adapters.load_to_align(section, base, sft)
     rows = preferences.referenced_rows(start.tokenizer, data, reference, section)
     settings: dict = {"loss_type": section.loss, "desirable_weight": section.desirable_weight}
     settings["undesirable_weight"] = section.undesirable_weight
+    settings["parts"] = order.parts_of(data, section.rows)
     return referenced.train(UnpairedTrainer, KTOConfig, section, start, rows, reference, work, checkpoints, **settings)

@@ -17,7 +17,7 @@ import numpy as np
 
 from posttrain.config.sections import ASKED, TRAINED, Prepare, Source
 from posttrain.config.sources import sides as sides_with_source
-from posttrain.data import repeats
+from posttrain.data import mixture, repeats
 from posttrain.data.conversations import suited
 from posttrain.data.dropped import REPEAT, Dropped, entry, repeated
 from posttrain.data.overlap import Finding, overlap
@@ -30,7 +30,7 @@ from posttrain.evaluation.tasks import generated, multiple_choice, rolling, writ
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_jsonl
 from posttrain.ground.progress import say
-from posttrain.models import tokens
+from posttrain.models import token_contract, tokens
 from posttrain.models.control import control_text
 from posttrain.world import rows as world_rows
 from posttrain.world import tasks as world_tasks
@@ -73,6 +73,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     refuse_empty(section, sides, dropped)
     warn_one_label(sides["kto"]["train"], cards)
     names = write_data(section, work, sides, tokenizer, questions, asked, count)
+    mixtures = {task: weigh(section, task, sides[task]["train"], tokenizer, list(fetched), work) for task in TRAINED}
     if dropped:
         say(f"{len(dropped):,} rows are dropped: data/dropped.jsonl lists each with file, line and reason")
     splits = {
@@ -84,6 +85,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
         "sources": [entry for entry in cards if entry["total"] or entry["dropped"] or entry["warnings"]],
         "splits": splits,
         "tokens": {task: counts for task, counts in lengths.items() if counts},
+        **({"mixture": mixed} if (mixed := {task: of for task, of in mixtures.items() if of}) else {}),
         "vocabulary": len(tokenizer),
         "tasks": names,
         **({"form": "plain"} if rows and tokens.form_of(rows) == "plain" else {}),
@@ -232,6 +234,17 @@ def warn_one_label(rows: Rows, cards: list) -> None:
         ((label, count),) = labels.items()
         say(f"prepare.kto: warning: all {count} training rows have label {label}: nothing to contrast")
         cards.append(card("kto: training rows", "kto", {}, {"one_label": count}))
+
+
+def weigh(section: Prepare, task: str, rows: Rows, tokenizer, fetched: list[Path], work: Path) -> list[dict]:
+    """How often the training rows of each source are read (see `data/mixture.py`); nothing without weights."""
+    if not mixture.is_mixture(section, task):
+        return []
+    places, lengths = (row["source"] for row in rows), (token_contract.check(tokenizer, row) for row in rows)
+    shares = mixture.shares(section, task, fetched, places, lengths)
+    mixture.tell(task, shares)
+    mixture.write(work / "data", task, shares)
+    return shares
 
 
 def write_data(

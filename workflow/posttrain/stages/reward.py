@@ -22,14 +22,14 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     from trl import RewardConfig, RewardTrainer
 
     from posttrain.models import adapters, reward_head
-    from posttrain.training import rankings, trainers
+    from posttrain.training import order, rankings, trainers
 
     foundation, tokenizer, model = adapters.load_to_align(section, base, sft, head=True)
     train, test = (pairs(tokenizer, data, side, section.max_length) for side in ("train", "test"))
     padded = reward_head.pad_apart_from_end(tokenizer)
     model.config.pad_token_id = padded.pad_token_id
     train = preferences.relabelled(train, section.labels, section.seed)
-    lists = rankings.elements(train)
+    lists, parts = rankings.elements(train), order.parts_of(data, "preference")
     ranked = len(lists) < len(train)
     with trainers.exact_weights(model):
         trainer = (rankings.RankingTrainer if ranked else RewardTrainer)(
@@ -50,9 +50,9 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     if ranked:
         say(f"batches are of {len(lists):,} prompts, each with all pairs of its answers")
         trainer.data_collator = rankings.Collator(padded.pad_token_id)
-        trainers.give_rows(trainer, section, lists, rankings.elements(test))
+        trainers.give_rows(trainer, section, lists, rankings.elements(test), rankings.parts(train, parts))
     else:
-        trainers.share_rows(trainer, section)
+        trainers.share_rows(trainer, section, parts)
     trainers.run(trainer, section, checkpoints)
     adapters.publish(trainer.model, tokenizer, foundation, work / "model", method="reward")
     if not (parallel.main() or parallel.sharded):

@@ -23,7 +23,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     """Write `work/model`, an adapter or (method `full`) a whole model, and return its metrics."""
     from posttrain.models import policy
     from posttrain.models import quantization as nf4
-    from posttrain.training import trainers
+    from posttrain.training import order, trainers
 
     tokenizer = policy.load_tokenizer(base)
     rows = data.parent / "data" / "sft"
@@ -33,7 +33,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     dtype = policy.dtype_of(base)
     quantization = quantization_of(section, dtype)
     model = policy.load_verified(base, quantization, dtype="float32" if section.method == "full" else dtype)
-    trainer = trainer_of(section, model, tokenizer, train, test, checkpoints)
+    trainer = trainer_of(section, model, tokenizer, train, test, checkpoints, order.parts_of(data, "sft"))
     trainable = trainers.trainable(trainer.model)
     say(f"{section.method}: {trainable:,} trainable parameters, {counts['trained_tokens']:,} tokens to learn")
     before = trainer.evaluate()["eval_loss"] if test else None
@@ -55,8 +55,8 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     }
 
 
-def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dict], checkpoints: Path):
-    """TRL's trainer, which adds the adapter to the model. A batch of its collator is checked."""
+def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dict], checkpoints: Path, parts=()):
+    """TRL's trainer, which adds the adapter to the model. A batch of its collator is checked. parts: of a mixture."""
     import datasets
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
@@ -83,7 +83,7 @@ def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dic
     rows = list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))
     prove_batch(trainer.data_collator(rows))
     prove_loss(trainer, trainer.data_collator(rows[:1]))
-    trainers.share_rows(trainer, section)
+    trainers.share_rows(trainer, section, parts)
     return trainer
 
 

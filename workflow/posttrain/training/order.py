@@ -1,28 +1,78 @@
-"""The order in which a run reads its rows."""
+"""The order in which a run reads its rows: passes through all or, of a mixture, through those of each source."""
 
 import array
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from posttrain.config.sections import Training
+from posttrain.ground.files import read_json
 from posttrain.ground.progress import say
 
+APART = 1_000_003  # between the seeds of two sources of a mixture
 
-def in_batches(rows, training: Training) -> torch.utils.data.Subset:
+
+class Part(NamedTuple):
+    """Rows of one source of a mixture, which follow each other, and their share of all rows that a run reads."""
+
+    name: str
+    rows: int
+    share: float
+
+
+def parts_of(data: Path, task: str) -> list[Part]:
+    """The parts of a task's training rows; none where no source has a weight. data: manifest of `prepare`."""
+    file = data.parent / "data" / task / "mixture.json"
+    entries = read_json(file) if file.is_file() else []
+    return [Part(entry["source"], entry["rows"], entry["share"]) for entry in entries]
+
+
+def in_batches(rows, training: Training, parts: Sequence[Part] = ()) -> torch.utils.data.Subset:
     """The rows of a whole run in the order of its batches: passes through all rows, each in a random order, or in that
-    of the file. It says how often a row is read.
+    of the file; with `parts`, passes through each of them, in their shares. It says how often a row is read.
 
     Without it, a trainer would end each pass with a smaller batch, which processes and micro-batches would share
     unevenly; and from a checkpoint of the last step it would take another step, as rows would be left.
-    rows: a sequence. Returns `steps` x `batch_size` rows.
+    rows: a sequence, of several rows for each one of `parts` where they were divided. Returns `steps` x `batch_size`
+    rows.
     """
     wanted = training.steps * training.batch_size
+    if parts:
+        return torch.utils.data.Subset(rows, mixed(len(rows), wanted, training, parts))
     say(f"{wanted:,} rows are read in all: each of {len(rows):,} {wanted / len(rows):.2f} times")
     return torch.utils.data.Subset(rows, passes(len(rows), wanted, training))
 
 
-def passes(count: int, wanted: int, training: Training) -> array.array:
+def mixed(count: int, wanted: int, training: Training, parts: Sequence[Part]) -> array.array:
+    """`wanted` numbers of rows: at every place, each part has been read as often as its share says, within one row or
+    two, and none of its rows twice more often than another."""
+    times = count // sum(part.rows for part in parts)
+    owners, order = turns(wanted, [part.share for part in parts]), np.zeros(wanted, np.int64)
+    start = 0
+    for number, part in enumerate(parts):
+        places, size = np.flatnonzero(owners == number), part.rows * times
+        order[places] = start + np.array(passes(size, len(places), training, number * APART), np.int64)
+        start += size
+        often = f"each of {size:,} {len(places) / size:.2f} times"
+        say(f"{len(places):,} of {wanted:,} rows that are read are of {part.name}: {often}")
+    return array.array("q", order.tobytes())
+
+
+def turns(wanted: int, shares: Sequence[float]) -> np.ndarray:
+    """Whose turn it is at each of `wanted` places. A longer run begins as a shorter one.
+
+    The k-th row of a share s is due at (k + 1/2) / s; the rows stand in the order of these times.
+    """
+    counts = [math.ceil(wanted * share) + 1 for share in shares]
+    due = np.concatenate([(np.arange(n) + 0.5) / share for n, share in zip(counts, shares, strict=True)])
+    return np.repeat(np.arange(len(shares)), counts)[np.argsort(due, kind="stable")[:wanted]]
+
+
+def passes(count: int, wanted: int, training: Training, apart: int = 0) -> array.array:
     """`wanted` numbers of rows: passes through `count` rows, so that no row is read twice more often than another."""
     assert training.seed is not None, "filled in when the campaign was read"
     order = array.array("q")  # of eight bytes: a run may read millions
@@ -30,6 +80,6 @@ def passes(count: int, wanted: int, training: Training) -> array.array:
         if training.order == "file":
             order.extend(range(count))
         else:
-            shuffle = torch.Generator().manual_seed(training.seed + number)
+            shuffle = torch.Generator().manual_seed(training.seed + number + apart)
             order.extend(torch.randperm(count, generator=shuffle).tolist())
     return order[:wanted]

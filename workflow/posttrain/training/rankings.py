@@ -5,12 +5,15 @@ pairs of -log sigmoid(r(better) - r(worse)), and each answer is computed once.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 from trl import RewardTrainer
+
+from posttrain.training.order import Part
 
 
 def elements(pairs: list[dict]) -> list[dict]:
@@ -27,6 +30,16 @@ def elements(pairs: list[dict]) -> list[dict]:
         )
         lists.append({"answers": [list(ids) for ids in places], "better": better, "worse": worse})
     return lists
+
+
+def parts(pairs: list[dict], of_pairs: Sequence[Part]) -> list[Part]:
+    """The parts of a mixture counted in elements. of_pairs: counted in pairs."""
+    counted, start = [], 0
+    for part in of_pairs:
+        places = {pair["source"] for pair in pairs[start : start + part.rows]}
+        counted.append(part._replace(rows=len(places)))
+        start += part.rows
+    return counted
 
 
 @dataclass

@@ -5,7 +5,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import write_json
 from posttrain.ground.progress import say, spent
 from posttrain.training import checkpoint, interruption, parallel
-from posttrain.training.order import in_batches
+from posttrain.training.order import Part, in_batches
 
 
 def arguments(training: Training, checkpoints: Path) -> dict:
@@ -98,17 +98,18 @@ def placeholders(test: list[dict]) -> dict:
     return {"train_dataset": row, "eval_dataset": row if test else None}
 
 
-def give_rows(trainer, training: Training, train: list[dict], test: list[dict]) -> None:
+def give_rows(trainer, training: Training, train: list[dict], test: list[dict], parts: Sequence[Part] = ()) -> None:
     """Set the tokenized rows that a trainer of TRL is trained and evaluated on, in place of the `placeholders`."""
     from datasets import Dataset
 
     trainer.train_dataset, trainer.eval_dataset = (Dataset.from_list(rows) if rows else None for rows in (train, test))
-    share_rows(trainer, training)
+    share_rows(trainer, training, parts)
 
 
-def share_rows(trainer, training: Training) -> None:
-    """Make a trainer's steps and held-out losses independent of micro-batches and of the number of processes."""
-    trainer.train_dataset = in_batches(trainer.train_dataset, training)
+def share_rows(trainer, training: Training, parts: Sequence[Part] = ()) -> None:
+    """Make a trainer's steps and held-out losses independent of micro-batches and of the number of processes. parts: of
+    a mixture (`order.parts_of`)."""
+    trainer.train_dataset = in_batches(trainer.train_dataset, training, parts)
     trainer.evaluation_loop = functools.partial(held_out_loss, trainer)
 
 
