@@ -77,6 +77,20 @@ def test_no_rule_is_asked_of_a_key_whose_value_is_wrong(told, wrong, right, line
                    for said in told(GOOD.replace(wrong, right)))  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("lost", "found"),
+    [
+        ("sft: {steps: 100, warmup_steps: 40}", "tuning: {steps: 100, warmup_steps: 40}"),
+        ("{world: {long: {}}}", "{source: {long: {}}}"),
+        ("{world: {long: {}}}\n", "{}\nworld: {long: {}}\n"),
+        ("{scratch: {context: 64}}", "{hub: {name: a/b, revision: main, allow_floating: true}}"),
+    ],
+)
+def test_a_key_under_another_name_or_in_another_place_is_not_called_missing_too(told, lost, found):
+    (said,) = told(GOOD.replace(lost, found), two="extends: one\n", listed="one, two")
+    assert ": unknown key" in said
+
+
 def test_rules_of_other_keys_are_asked_beside_a_wrong_one(told):
     """Control of the silence."""
     said = told(GOOD.replace("{steps: 100", "{method: prefix, rank: 4, log_steps: no"))

@@ -42,14 +42,14 @@ def written(folder, base: str, sft: str, dpo: str = "null", method: str = "lora"
 @pytest.mark.parametrize(
     ("base", "sft", "dpo", "message"),
     [
-        ("tied", "[q_porj]", "null", "sft.target_modules: the base has no q_porj"),
-        ("tied", "[q_proj]", "[q_proj, k_proj]", "dpo.target_modules: the base has no k_proj"),
+        ("tied", "[q_porj]", "null", "sft.target_modules[0]: the base has no q_porj"),
+        ("tied", "[q_proj]", "[q_proj, k_proj]", "dpo.target_modules[1]: the base has no k_proj"),
         ("tied", "[q_proj, v_proj]", "[q_proj]", "dpo.target_modules: lacks v_proj, which sft.target_modules has"),
-        ("tied", "[embed_tokens]", "null", "sft.target_modules: embed_tokens can get no adapter: it is the out"),
+        ("tied", "[embed_tokens]", "null", "sft.target_modules[0]: embed_tokens can get no adapter: it is the out"),
         ("gpt2", "[wte]", "null", "linear layers: c_attn, c_fc, c_proj"),
-        ("gpt2", "[lm_head]", "null", "sft.target_modules: lm_head can get no adapter: it is the output embedding"),
+        ("gpt2", "[lm_head]", "null", "sft.target_modules[0]: lm_head can get no adapter: it is the output embedding"),
         ("apart", "[q_proj, embed_tokens]", "null", "dpo.target_modules: embed_tokens of sft.target_modules is no lin"),
-        ("apart", "[q_proj]", "[q_proj, embed_tokens]", "dpo.target_modules: embed_tokens is no linear layer"),
+        ("apart", "[q_proj]", "[q_proj, embed_tokens]", "dpo.target_modules[1]: embed_tokens is no linear layer"),
     ],
 )
 def test_a_wrong_target_is_refused(tmp_path, base, sft, dpo, message):
@@ -94,4 +94,4 @@ def test_a_model_on_the_hub_is_known_by_its_shapes(tmp_path, monkeypatch):
     shapes.parent.mkdir(parents=True)
     content = {"config": {"vocab_size": 32}, "weights": {f"{name}.weight": [8, 8] for name in LLAMA}}
     shapes.write_text(json.dumps(content))
-    assert "sft.target_modules: the base has no q_porj" in problems(tmp_path, one=text)
+    assert "sft.target_modules[0]: the base has no q_porj" in problems(tmp_path, one=text)

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field
 
 from posttrain.cluster import states
-from posttrain.config.mistakes import nearest, validated
+from posttrain.config.mistakes import checked, nearest, place_of
 from posttrain.config.sections import LARGEST, Count, Positive, Section, Text
 from posttrain.config.settings import read_settings
 from posttrain.config.stages import SHARDED, STAGES, TRAINERS
@@ -87,16 +87,14 @@ def read(file: Path = FILE) -> Site:
     if not file.is_file():
         return Site()
     values = read_settings(file)
-    problems: list[str] = []
-    site = validated(Site, values, values.places, problems)
+    site, mistakes = checked(Site, values)
     requests = values["stages"] if isinstance(values.get("stages"), dict) else {}
-    problems += [
-        f"{values.places[f'stages.{stage}']}: stages.{stage}: no such stage{nearest(stage, list(STAGES))}; "
-        f"known: {', '.join(STAGES)}; fetch and report run where Snakemake does"
-        for stage in requests
-        if stage not in STAGES
-    ]
-    problems += [f"{values.places.get(key)}: {key}: {problem}" for key, problem in contradictions(site or Site())]
+    for stage in [name for name in requests if name not in STAGES]:
+        known = f"known: {', '.join(STAGES)}; fetch and report run where Snakemake does"
+        mistakes = {key: text for key, text in mistakes.items() if not f"{key}.".startswith(f"stages.{stage}.")}
+        mistakes[f"stages.{stage}"] = f"no such stage{nearest(stage, list(STAGES))}; {known}"
+    problems = [f"{place_of(values.places, key)}: {key}: {text}" for key, text in mistakes.items()]
+    problems += [f"{place_of(values.places, key)}: {key}: {problem}" for key, problem in contradictions(site or Site())]
     if problems or site is None:
         raise UserError(*problems)
     return site

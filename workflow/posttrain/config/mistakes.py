@@ -38,29 +38,33 @@ def validated(model: type[Model], values: dict, places: dict, problems: list) ->
 
 def checked(model: type[Model], values: dict) -> tuple[Model | None, dict[str, str]]:
     """(the section where it is valid, dotted key -> mistake): one mistake for a key, however many types it may have,
-    and none for the lack of a key that is there and misspelled."""
+    and none for the lack of a key that an unknown one may have meant, here or in another section."""
     try:
         return model.model_validate(values), {}
     except ValidationError as error:
         mistakes: dict[Path, list] = {}
         for mistake in error.errors(include_url=False):
             mistakes.setdefault(_path(model, mistake["loc"]), []).append(mistake)
-    meant = {(*path[:-1], _meant(_section_at(model, path[:-1]), str(path[-1]))) for path in mistakes}
+    unknown = [path for path, (first, *_) in mistakes.items() if first["type"] == "extra_forbidden"]
+    meant = {(*path[:-1], _meant(_section_at(model, path[:-1]), str(path[-1]))) for path in unknown}
+    lacking = {path for path, (first, *_) in mistakes.items() if first["type"] == "missing"}
     outer = {path[:depth] for path in mistakes for depth in range(len(path))}  # what is wrong there is an item
-    misspelled = {path for path in meant & mistakes.keys() if mistakes[path][0]["type"] == "missing"}
-    wrong = [path for path in mistakes if path not in outer | misspelled]
+    elsewhere = {path[-1] for path in unknown}
+    there = {path for path in lacking if path in meant or (*path[:-1], "") in meant or path[-1] in elsewhere}
+    wrong = [path for path in mistakes if path not in outer | there]
     return None, {dotted(path): _explained(model, path, mistakes[path]) for path in wrong}
 
 
 def valid_part(model: type[Section], values: dict, mistakes: dict[str, str]) -> tuple[Any, set[str]]:
-    """(the section without its wrong keys, the dotted keys that no rule may read): the wrong ones, and those that a
-    misspelled key may have meant. mistakes: those of `checked`."""
+    """(the section without its wrong keys, the dotted keys that no rule may read): the wrong ones, and those that an
+    unknown key may have meant, which are all unset ones where it resembles none. mistakes: those of `checked`."""
     kept: dict[str, Any] = {}
     unreadable: set[str] = set()
     for key, value in values.items():
         inner, within = model_at(model, key), _within(mistakes, key)
         if key not in model.model_fields:
-            unreadable.add(_meant(model, key))
+            meant = _meant(model, key)
+            unreadable |= {meant} if meant else model.model_fields.keys() - values.keys()
         elif key in mistakes:
             unreadable.add(key)
         elif inner and isinstance(value, dict):
@@ -75,7 +79,7 @@ def valid_part(model: type[Section], values: dict, mistakes: dict[str, str]) -> 
         else:
             kept[key] = value
     missing = {key for key in mistakes if key in model.model_fields and key not in values}
-    return model.model_construct(**kept), (unreadable | missing) - {""}
+    return model.model_construct(**kept), unreadable | missing
 
 
 def _within(mistakes: dict[str, str], key: str) -> dict[str, str]:

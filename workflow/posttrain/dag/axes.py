@@ -25,9 +25,9 @@ def axes(merged: Merged, told: Told, problems: list) -> dict[str, list]:
         elif number(wanted) <= MOST and key not in mistakes:
             mistakes |= _wrong_values(merged, key, values)
     found = {f"grid.{key}": text for key, text in mistakes.items()} or dict(_set_twice(merged, wanted))
-    new = [(key, text) for key, text in found.items() if (key, text) not in told]
+    new = [(key, text) for key, text in found.items() if (key, text) not in told.mistakes]
     problems += [f"{place_of(merged.places, key)}: {key}: {text}" for key, text in new]
-    told.update(new)
+    told.mistakes.update(new)
     return {} if found else wanted
 
 
@@ -40,9 +40,9 @@ def refuse_many(merged: Merged, cells: int, all_cells: int, told: Told, problems
     """Add a line on a grid with which the campaign has more cells than MOST to `problems`."""
     together = "" if all_cells == cells else f", {all_cells} with the campaign's others"
     text = f"makes {cells} cells{together}; at most {MOST} in a campaign"
-    if not any(key == "grid" for key, _ in told):  # an ancestor's grid, which is inherited, has too many
+    if not any(key == "grid" for key, _ in told.mistakes):  # an ancestor's grid, which is inherited, has too many
         problems.append(f"{place_of(merged.places, 'grid')}: grid: {text}")
-    told.add(("grid", text))
+    told.mistakes.add(("grid", text))
 
 
 def _wrong_values(merged: Merged, key: str, values: list) -> dict[str, str]:

@@ -17,7 +17,7 @@ from posttrain.dag import axes, functions
 from posttrain.dag.checks import RULES, UNUSED
 from posttrain.dag.layers import Merged, Told, copied, oldest_first, put, read_layers
 from posttrain.dag.plan import Plan
-from posttrain.dag.rules import Broken, broken
+from posttrain.dag.rules import ANYWHERE, Broken, broken, is_unreadable
 from posttrain.ground.errors import UserError
 
 DEFAULT = "config/config.yaml"
@@ -80,8 +80,11 @@ def _experiments(layers: dict[str, Settings | None], root: Settings, problems: l
     told: dict[str, Told] = {}
     cells = 0
     for merged in oldest_first(layers, root, problems):
-        of_ancestors: Told = set().union(*(told.get(name, set()) for name in merged.ancestors))
-        told[merged.name] = of_ancestors
+        above = [told[name] for name in merged.ancestors if name in told]
+        told[merged.name] = Told(
+            {mistake for other in above for mistake in other.mistakes},
+            {key for other in above for key in other.unreadable},
+        )
         wanted = axes.axes(merged, told[merged.name], problems)
         cells += (more := axes.number(wanted))
         if cells > axes.MOST:
@@ -117,24 +120,27 @@ def _resolved(merged: Merged, told: Told, problems: list, cell: tuple[str, ...] 
     the settings are those of a grid's cell. A stage must read each section of the experiment's own file. Inherited
     sections may be unread.
     """
-    before = len(problems)
-    unreadable: set[str] = set()
+    before, inherited = len(problems), told.unreadable.copy()
     experiment, mistakes = checked(Experiment, merged.values)
     if experiment is None:
         experiment, unreadable = valid_part(Experiment, merged.values, mistakes)
-    whole = merged.whole and "extends" not in unreadable
+        told.unreadable |= unreadable
+        unknown = (key for key, text in mistakes.items() if text.startswith("unknown key"))
+        told.unreadable |= {ANYWHERE + key.rpartition(".")[2] for key in unknown}  # it may have lost its place
+    whole = merged.whole and "extends" not in told.unreadable
     for key, text in mistakes.items():
-        if text != "missing" or (whole and (key, text) not in told):
+        known = (key, text) in told.mistakes or not whole or is_unreadable(key, inherited)
+        if text != "missing" or not known:
             problems.append(f"{place_of(merged.places, key)}: {key}: {text}")
-            told.add((key, text))
+            told.mistakes.add((key, text))
     if not whole:
         return None
-    rules = broken(RULES, experiment, unreadable)
+    rules = broken(RULES, experiment, told.unreadable)
     chosen = merged.own.places.keys() | cell  # not inherited
-    useless = (rule for rule in broken(UNUSED, experiment, unreadable) if rule.key in chosen)
+    useless = (rule for rule in broken(UNUSED, experiment, told.unreadable) if rule.key in chosen)
     for rule in [*rules, *(rule for rule in useless if not {*cell} & {*rule.read})]:
-        if (rule.key, rule.text) not in told:
-            told.add((rule.key, rule.text))
+        if (rule.key, rule.text) not in told.mistakes:
+            told.mistakes.add((rule.key, rule.text))
             problems.append(_told(rule, merged, cell))
     return resolve(experiment) if len(problems) == before and not mistakes else None
 

@@ -125,7 +125,7 @@ def _tokenizer(experiment: Experiment) -> Mistakes:
         split = any(source.use == "split" for source in prepare.text)
         where, setting = ("prepare.test_fraction", "0") if split else ("prepare.text", "`use: train` alone")
         yield where, f"{setting} leaves no held-out text, which base.scratch needs to check that it learned"
-    if tokenizer and tokenizer.vocab_size and not base.scratch:
+    if tokenizer and tokenizer.vocab_size and not base.scratch and (base.path or base.hub):
         yield "prepare.tokenizer.vocab_size", "a given base needs its own tokenizer; leave this out, or null"
     given = tokenizer and (tokenizer.path or tokenizer.hub)
     if prepare.chat_template == "tokenizer" and base.scratch and not given:

@@ -1,6 +1,7 @@
 """The files of a campaign's experiments, and what each inherits by `extends`."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,14 @@ from posttrain.dag.plan import RESERVED
 from posttrain.ground.errors import UserError
 
 DEEPEST = 50  # generations above an experiment: more would overflow the stack where the plan follows it
-Told = set[tuple[str, str]]  # (key, text) of the mistakes of an experiment and its ancestors: each is told once
+
+
+@dataclass
+class Told:
+    """What is known of the mistakes of an experiment and its ancestors, so that each is told once."""
+
+    mistakes: set[tuple[str, str]] = field(default_factory=set)  # (key, text)
+    unreadable: set[str] = field(default_factory=set)  # keys that no rule may read
 
 
 class Merged(NamedTuple):

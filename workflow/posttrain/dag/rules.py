@@ -8,6 +8,7 @@ from posttrain.config.sections import Watched
 from posttrain.config.stages import Experiment
 
 Mistakes = Iterator[tuple[str, str]]  # dotted key, what is wrong and what would be right
+ANYWHERE = "*."  # before a key that no rule may read in any section
 Rule = Callable[[Experiment], Mistakes]
 
 
@@ -19,6 +20,11 @@ class Broken(NamedTuple):
     read: list[str]  # the dotted keys that the rule read before, in this order
 
 
+def is_unreadable(key: str, unreadable: set[str]) -> bool:
+    """Whether nothing is known of a dotted key: its value is wrong, or an unknown key may have meant it."""
+    return key in unreadable or ANYWHERE + key.rpartition(".")[2] in unreadable
+
+
 class Read(set[str]):
     """The dotted keys that a rule has read. Raises `Unreadable` for one that no rule may read."""
 
@@ -28,7 +34,7 @@ class Read(set[str]):
         self.order: list[str] = []
 
     def add(self, key: str) -> None:
-        if key in self.unreadable:
+        if is_unreadable(key, self.unreadable):
             raise Unreadable(key)
         self.order.append(key)
 

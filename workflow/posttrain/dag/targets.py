@@ -27,14 +27,15 @@ def target_mistakes(
     linear, apart, shared = layers(experiment)
     key, names = f"{where}.target_modules", wanted if isinstance(wanted, list) else []
     allowed = f"linear layers: {', '.join(sorted(linear))}"
-    for name, last in ((name, name.rpartition(".")[2]) for name in names if linear):
+    for number, name in enumerate(names if linear else []):
+        item, last = f"{key}[{number}]", name.rpartition(".")[2]
         if last in shared:
             reason = "it is the output embedding, or shares its weights with it (tie_word_embeddings)"
-            yield key, f"{name} can get no adapter: {reason}; {allowed}"
+            yield item, f"{name} can get no adapter: {reason}; {allowed}"
         elif last not in linear | apart:
-            yield key, f"the base has no {name}; {allowed}"
+            yield item, f"the base has no {name}; {allowed}"
         elif last not in linear and earlier is not None:
-            yield key, f"{name} is no linear layer; {allowed}"
+            yield item, f"{name} is no linear layer; {allowed}"
     if names and isinstance(earlier, list) and (lacking := [name for name in earlier if name not in names]):
         yield key, f"lacks {', '.join(lacking)}, which sft.target_modules has"
     if wanted is None and linear and isinstance(earlier, list):

@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from posttrain.config.sections import Campaign
+from posttrain.config.sections import LARGEST, Campaign
 from posttrain.config.stages import BUILDERS, JUDGES, STAGES, Experiment, upstream
 from posttrain.ground import code
 from posttrain.ground.files import write_json
@@ -115,7 +115,8 @@ def meaning(field: dict) -> str:
 
 
 def kind(field: dict) -> str:
-    """Type and bounds of a key as text; "" for null, which stands for an unset key."""
+    """Type and bounds of a key as text; "" for null, which stands for an unset key. That no number is over LARGEST is
+    said once, above the tables."""
     if "anyOf" in field:
         return ", or ".join(filter(None, map(kind, field["anyOf"])))
     if "$ref" in field:
@@ -126,7 +127,7 @@ def kind(field: dict) -> str:
         return f"`key: {TYPES[field['additionalProperties']['type']]}` lines"
     if field["type"] == "array":
         return f"list of {kind(field['items'])}" + ("s" if "$ref" in field["items"] else "")
-    bounds = [f"{sign} {field[rule]:g}" for rule, sign in SIGNS.items() if rule in field]
+    bounds = [f"{sign} {field[rule]:g}" for rule, sign in SIGNS.items() if abs(field.get(rule, LARGEST)) < LARGEST]
     return f"{TYPES[field['type']]} {', '.join(bounds)}".rstrip()
 
 
