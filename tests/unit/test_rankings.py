@@ -57,6 +57,26 @@ def test_conversations_and_texts_of_turns_are_ranked():
     assert [texts.content(row) for row in again.rows] == [texts.content(row) for row in report.rows]
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"post": "q", "summaries": [{"text": "poor"}, {"text": "good"}], "choice": 1},  # summarize_from_feedback
+         {"prompt": "post", "completions": "summaries", "best": "choice"}),
+        ({"history": "q", "ref_A": "good", "ref_B": "poor", "labels": 1},  # SHP
+         {"prompt": "history", "completions": ["ref_B", "ref_A"], "best": "labels"}),
+        ({"question": "q", "answer_0": "good", "answer_1": "poor", "score_0": 0.5, "score_1": -0.5},  # WebGPT
+         {"prompt": "question", "completions": ["answer_0", "answer_1"], "scores": ["score_0", "score_1"]}),
+    ],
+)  # fmt: skip
+def test_public_comparisons(row, columns):
+    report = read([row], columns=columns)
+    assert pairs(report) == {("good", "poor")} and "unread_keys" not in report.warnings
+
+
+def test_the_best_of_several_is_compared_with_each_of_the_others():
+    assert pairs(read([{"prompt": "q", "completions": ANSWERS, "best": 1}])) == {("fair", "good"), ("fair", "poor")}
+
+
 def test_equal_answers_make_no_pair():
     report = read([{"prompt": "q", "completions": ANSWERS, "scores": [3, 1, 1]}])
     assert pairs(report) == {("good", "fair"), ("good", "poor")}
@@ -79,7 +99,8 @@ def test_equal_answers_make_no_pair():
         ({"completions": ["a"], "scores": [1]}, "one_answer", "nothing to compare"),
         ({"completions": "a", "scores": [1]}, "not_a_list", "completions must be a list, found a string"),
         ({"completions": [{"text": "a"}, {"text": "b"}]}, "scores", "completions[0] has no score; allowed: score"),
-        ({"completions": [{"score": 1}, {"text": "b"}]}, "missing_field", "completions[0] has no text"),
+        ({"completions": [{"score": 1}, {"text": "b"}]}, "missing_field", "one of completions has no text"),
+        ({"best": 3}, "scores", "best must be the number of a completion, from 0 to 2, found 3"),
         ({"completions": None}, "missing_field", "missing field completions"),
     ],
 )

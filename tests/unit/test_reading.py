@@ -248,6 +248,14 @@ def test_columns_have_other_names(row, columns, content):
     assert contents(report) == [content] and "unread_keys" not in report.warnings
 
 
+def test_a_list_of_columns_is_a_list():
+    columns = {"question": "q", "choices": ["a", "b.c"], "answer": "n"}
+    report = read([{"q": "which?", "a": "x", "b": {"c": "y"}, "n": 1}, {"q": "which?", "a": "x", "n": 1}], "eval",
+                  columns=columns)  # fmt: skip
+    assert contents(report) == [{"question": "which?", "choices": ["x", "y"], "answer": 1}]
+    assert report.dropped["missing_field"] == [(2, "missing column b.c (columns.choices); keys found: q, a, n")]
+
+
 def test_a_row_without_a_column_is_dropped_with_the_column_and_the_nearest(tmp_path):
     objects = [{"question": "q", "answer_text": "a"}, {"qestion": "q", "answer_text": "a"}]
     report = read(objects, columns={"prompt": "question", "completion": "answer_text"})

@@ -211,13 +211,13 @@ class Source(Section):
         "ranking", "score",
     ] = "auto"  # fmt: skip
     """Layout of a row; `auto` recognises it by its keys. `preference` in `sft` trains on the chosen answers, `text` on
-    whole texts. `ranking`: `completions` with `scores` or `ranks`, or the best first; `score`: a completion with its
-    `score`, in rows sorted by prompt. All pairs of a prompt's answers are made of them."""
+    whole texts. `ranking`: `completions` with `scores`, `ranks` or the number of the `best` from 0; else the best comes
+    first. `score`: a completion with its `score`, in rows sorted by prompt. Of both, all pairs of a prompt are made."""
     threshold: float | None = None
     """Score from which an answer is wanted, where `kto` reads rows with scores."""
-    columns: Annotated[dict[str, Text], Field(min_length=1)] | None = None
+    columns: Annotated[dict[str, Text | list[Text]], Field(min_length=1)] | None = None
     """Columns under other names, as `{prompt: question, completion: answers.text.0}`: key -> column, or a dotted path
-    to a value within one."""
+    to a value within one; a list of these where the key holds a list, as `{completions: [answer_a, answer_b]}`."""
     template: Annotated[dict[str, Text], Field(min_length=1)] | None = None
     """Texts made of columns, as `{prompt: "Question: {question} Answer:", completion: " {answer}"}`: key -> text with
     columns in braces; `{{` and `}}` are braces. `prompt` and `completion` are plain text, `instruction` and `output`

@@ -104,7 +104,7 @@ def broken_templates(where: str, source: Source) -> Mistakes:
 def absent_columns(where: str, task: str, source: Source) -> Mistakes:
     """Columns that none of the first rows of the first local file has. A file that cannot be read is left to
     `prepare`, which names its lines."""
-    named = [(f"columns.{key}", column) for key, column in (source.columns or {}).items()]
+    named = [(f"columns.{key}", column) for key, column in shape.named(source.columns or {})]
     named += [(f"template.{key}", name) for key, text in (source.template or {}).items()
               for name in shape.placeholders(text)]  # fmt: skip
     rows = first_rows(source, task) if named else []

@@ -17,6 +17,7 @@ from posttrain.data.transcripts import form_of
 TEXTS = ("text", "content", "completion", "response", "answer")  # keys of an answer's text in a list of objects
 SCORES = ("score", "rating", "overall_score")  # of its score: larger is better
 RANK = "rank"  # of its place: 1 is the best
+BEST = "best"  # key of a row: the number of the best answer, from 0; the others are not compared
 LISTED = ("scores", "ratings", "ranks")  # keys of a row, with one number for each answer
 
 
@@ -27,7 +28,8 @@ class Joined(dict):
 
 
 def ranking(row: dict, allow_empty_user: bool) -> list[dict]:
-    """The pairs of a row with `completions` and their `scores` or `ranks`; without these, the best stands first."""
+    """The pairs of a row with `completions` and `scores`, `ranks` or the number of the `best`; else the best stands
+    first."""
     answers, worths = ranked(row)
     if len(answers) < 2:
         raise RowError("one_answer", "a single answer to its prompt: nothing to compare")
@@ -55,24 +57,39 @@ def ranked(row: dict) -> tuple[list, list[float]]:
     listed = required(row, "completions")
     if not isinstance(listed, list):
         raise RowError("not_a_list", f"completions must be a list, found {json_kind(listed)}")
+    if row.get(BEST) is not None:
+        best = place_of(row[BEST], len(listed))
+        return list(map(text_of, listed)), [float(place == best) for place in range(len(listed))]
     key = next((key for key in LISTED if row.get(key) is not None), None)
     if key:
         values = row[key]
         if not isinstance(values, list) or len(values) != len(listed):
             raise RowError("scores", f"{key} must be a list of {len(listed)} numbers, one for each completion")
         worths = [number(value, f"{key}[{n}]") for n, value in enumerate(values)]
-        return listed, [-worth for worth in worths] if key == "ranks" else worths
+        return list(map(text_of, listed)), [-worth for worth in worths] if key == "ranks" else worths
     if all(isinstance(answer, dict) and "role" not in answer for answer in listed):
-        return [text_of(answer, n) for n, answer in enumerate(listed)], [worth(a, n) for n, a in enumerate(listed)]
+        return list(map(text_of, listed)), [worth(answer, place) for place, answer in enumerate(listed)]
     return listed, [-float(place) for place in range(len(listed))]
 
 
-def text_of(answer: dict, place: int):
-    """The text of an answer that is an object. Raises RowError."""
+def text_of(answer):
+    """The text of an answer that is an object; any other answer as it is. Raises RowError."""
+    if not isinstance(answer, dict) or "role" in answer:
+        return answer
     for key in TEXTS:
         if answer.get(key) is not None:
             return answer[key]
-    raise RowError("missing_field", f"completions[{place}] has no text; allowed: {', '.join(TEXTS)}")
+    raise RowError("missing_field", f"one of completions has no text; allowed: {', '.join(TEXTS)}")
+
+
+def place_of(best, count: int) -> int:
+    """The place of the best answer. Raises RowError for what is no number from 0 to `count` - 1."""
+    found = judged.as_number(best)
+    if found is None or found != int(found) or not 0 <= found < count:
+        raise RowError(
+            "scores", f"best must be the number of a completion, from 0 to {count - 1}, found {best!r}"[:200]
+        )
+    return int(found)
 
 
 def worth(answer: dict, place: int) -> float:

@@ -3,6 +3,7 @@
 import string
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from typing import Any
 
 from posttrain.config.sections import Source
 from posttrain.data import lines
@@ -11,7 +12,7 @@ from posttrain.data.lines import RowError, json_kind
 
 _CONVERSATION = {"messages", "conversations", "conversation", "system", "tools"}
 _PAIR = {"prompt", "chosen", "rejected", "answer", "tools", *(name.format(side) for name in SCORES for side in SIDES)}
-_RATED = {"completion", "score", "completions", "scores", "ratings", "ranks"}
+_RATED = {"completion", "score", "completions", "scores", "ratings", "ranks", "best"}
 # Kind of data -> the keys that its rows are read by, beside id and group.
 KEYS: dict[str, set[str]] = {
     "text": {"text"},
@@ -26,6 +27,7 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 # Keys that a row may lack, whatever `columns` says.
 OPTIONAL = {"id", "group", "system", "tools", "input", "answer"}
 ABSENT = object()
+Columns = dict[str, str | list[str]]
 
 
 def stream(numbered: Iterable[tuple], source: Source, of_text: bool = False) -> Iterator[tuple]:
@@ -60,17 +62,23 @@ def refuse_media(row: dict) -> None:
             raise RowError("media", f"{key} is not empty: rows with images, video or sound are not trained on")
 
 
-def renamed(row: dict, columns: dict[str, str]) -> dict:
+def renamed(row: dict, columns: Columns) -> dict:
     """The row with the value of each column under its new key, and without those columns. Raises RowError."""
-    values: dict[str, object] = {}
-    for key, column in columns.items():
+    values: dict[str, Any] = {}
+    for key, column in named(columns):
         value = value_at(row, column)
         if value is ABSENT and key not in OPTIONAL:
             raise RowError("missing_field", f"missing column {column} (columns.{key}); {near(column, row)}")
         if value is not ABSENT:
-            values[key] = value
-    taken = {top(row, column) for column in columns.values()}
+            values[key] = [*values.get(key, []), value] if isinstance(columns[key], list) else value
+    taken = {top(row, column) for _, column in named(columns)}
     return {key: value for key, value in row.items() if key not in taken} | values
+
+
+def named(columns: Columns) -> list[tuple[str, str]]:
+    """(key, column), for a key with a list of columns each of them."""
+    listed = {key: column if isinstance(column, list) else [column] for key, column in columns.items()}
+    return [(key, column) for key, several in listed.items() for column in several]
 
 
 def filled(row: dict, template: dict[str, str]) -> dict:

@@ -124,7 +124,8 @@ def kind(field: dict) -> str:
     if values := field.get("enum", [field["const"]] if "const" in field else []):
         return " / ".join(f"`{value}`" for value in values)
     if field["type"] == "object":
-        return f"`key: {TYPES[field['additionalProperties']['type']]}` lines"
+        inner = field["additionalProperties"]
+        return f"`key: {TYPES['array'] if inner.get('type') == 'array' else kind(inner)}` lines"
     if field["type"] == "array":
         return f"list of {kind(field['items'])}" + ("s" if "$ref" in field["items"] else "")
     bounds = [f"{sign} {field[rule]:g}" for rule, sign in SIGNS.items() if abs(field.get(rule, LARGEST)) < LARGEST]
