@@ -10,6 +10,7 @@ import yte
 
 from posttrain.cluster import sites
 from posttrain.dag.artifacts import Artifact
+from posttrain.engine import executor, versions
 from posttrain.ground.errors import UserError
 from posttrain.jobs import attempt, cards, launch, slurm
 from posttrain.resources import estimates
@@ -38,6 +39,19 @@ def test_on_this_machine_gpus_are_counted(here, monkeypatch):
     queue = Workflow(32)
     assert sites.enter(queue) == sites.Site() and queue.global_resources == {}, "a queue counts for itself"
     assert os.environ["POSTTRAIN_DEVICE"] == "gpu", "whatever the login node has"
+
+
+def test_another_slurm_executor_is_refused_before_it_is_patched(here, monkeypatch):
+    """Its methods may have other names, and a patch would end with Python's words."""
+    patched = []
+    for name in ("report_states", "submit_when_slurm_answers"):
+        monkeypatch.setattr(executor, name, lambda *_: patched.append("patched"))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"slurm: found version .*, needed is 1\.2\.3"):
+        patch.setattr(versions, "SLURM_EXECUTOR", "1.2.3")
+        sites.enter(Workflow(32))
+    assert patched == []
+    sites.enter(Workflow(32))
+    assert patched == ["patched"] * 2, "control: the pinned version"
 
 
 def test_jobs_are_told_of_the_site_as_it_was_when_their_run_began(here):

@@ -24,18 +24,18 @@ from posttrain.tools import budget, ledger, status, why
 gc.disable()
 print_any_text()
 
-# `configfile:` is not used: it would merge the default campaign into that of --configfile. Nor is `config`, which is
-# read as YAML 1.1 (`on`, dates).
-FILES = [*workflow.overwrite_configfiles] or [campaign.DEFAULT]
 FROZEN = "POSTTRAIN_CAMPAIGN"  # environment variable with the file that holds the plan of a job's run
-HERE = Path(workflow.current_basedir).parent
-let_jobs_import(HERE)
-hooks.run_in_modules(workflow)
 try:
+    versions.check_snakemake()
+    # `configfile:` is not used: it would merge the default campaign into that of --configfile. Nor is `config`, which
+    # is read as YAML 1.1 (`on`, dates).
+    FILES = [*workflow.overwrite_configfiles] or [campaign.DEFAULT]
+    HERE = Path(workflow.current_basedir).parent
+    let_jobs_import(HERE)
+    hooks.run_in_modules(workflow)
     refuse_other_package(HERE)
     SITE = sites.enter(workflow)
     if workflow.is_main_process:
-        versions.check(on_slurm=SITE is not None)
         controller.refuse_reader()
         controller.take_over(SITE is not None, sys.argv)
     if len(FILES) > 1:

@@ -20,7 +20,7 @@ from posttrain.config.settings import read_settings
 from posttrain.config.stages import SHARDED, STAGES, TRAINERS
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.plan import Plan
-from posttrain.engine import executor
+from posttrain.engine import executor, versions
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
 from posttrain.jobs import cards, launch, slurm
@@ -144,7 +144,8 @@ def enter(workflow) -> Site | None:
     """Set up a Snakemake for the place where its jobs run; returns the site, None for this machine.
 
     workflow: Snakemake's. Inside a job, the site is that of the start of the run. On this machine, GPUs become a
-    resource, so that two stages do not share one.
+    resource, so that two stages do not share one. Raises UserError for another SLURM executor than the one
+    that is patched here.
     """
     if not workflow.is_main_process:
         return of_job()
@@ -155,6 +156,7 @@ def enter(workflow) -> Site | None:
         return None
     for name in [name for name in os.environ if name.startswith("SQUEUE_") or name in ("SBATCH_WAIT", "SBATCH_SIGNAL")]:
         del os.environ[name]  # the user's own settings, which would hide jobs or end them
+    versions.check_slurm_executor()
     site = limited(read())
     os.environ[slurm.SITE] = site.model_dump_json(exclude_none=True)
     expect_device(site)
