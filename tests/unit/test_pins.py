@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from posttrain.engine import environment
 
 REQUIRED = "# What those require"
 CUDA = ("nvidia-", "cuda-", "triton")  # what a CUDA build of torch requires, in versions of its own
@@ -87,3 +90,17 @@ def test_a_run_imports_nothing_that_only_tests_have(root, tmp_path, run, tests):
     assert imported(root / "workflow") <= set(run)
     (tmp_path / "module.py").write_text("def late():\n    from pytest import fixture\n    import moto.server\n")
     assert imported(tmp_path) == {"pytest", "moto"} <= set(tests), "control"
+
+
+def test_the_conda_environment_holds_every_pin_itself(root, tmp_path, monkeypatch):
+    """Snakemake copies its file alone, into a folder and into an image, where a list beside it is missing."""
+    monkeypatch.chdir(tmp_path)
+    written = Path(environment.conda_environment(root / "envs"))
+    *others, packages = yaml.safe_load(written.read_text())["dependencies"]
+    listed = pins(root / "envs/requirements.txt")
+    assert packages["pip"] and {canonicalize_name(pin.split("==")[0]) for pin in packages["pip"]} == listed.keys()
+    assert all("==" in pin for pin in packages["pip"]) and "python=3.11" in others
+    before = written.stat().st_mtime_ns
+    environment.conda_environment(root / "envs")
+    assert written.stat().st_mtime_ns == before, "written once"
+    assert "-r requirements.txt" in (root / "envs/environment.yaml").read_text(), "control: no pin stands there"

@@ -36,15 +36,54 @@ def test_commands_of_a_second_clone_do_not_run_the_code_of_the_first(clone):
     assert run(clone, "PYTHONPATH=workflow posttrain check").returncode == 0, "control: its own package"
 
 
-def test_the_plan_and_the_jobs_of_a_second_clone_run_its_own_code(clone):
-    """So does an experiment that DVC queued: it runs the ledger's command in a copy of the folder."""
+# As much of conda as Snakemake calls: an environment's file must name torch's version, in itself or in a file that lies
+# beside it. Its Python is that of these tests, and says that it runs.
+CONDA = """#!{python}
+import json, os, re, sys
+call = sys.argv[1:]
+if call[0] == "info":
+    folders = dict.fromkeys(["conda_prefix", "root_prefix"], {folder!r})
+    print(json.dumps(folders | {{"platform": "linux-64", "envs_dirs": []}}))
+elif call[0] == "--version":
+    print("conda 24.11.1")
+elif call[0] == "config":
+    print(json.dumps({{"get": {{"channel_priority": "strict"}}}}))
+elif "create" in call:
+    file, prefix = (call[call.index(option) + 1] for option in ("--file", "--prefix"))
+    content = open(file).read()
+    for beside in re.findall("-r (.*)", content):
+        open(os.path.join(os.path.dirname(file), beside))
+    assert "torch==" in content or "-r " in content
+    os.makedirs(prefix + "/bin")
+    with open(prefix + "/bin/python", "w") as script:
+        script.write("#!/bin/sh\\necho conda runs $3 >&2\\nexec {python} \\"$@\\"\\n")
+    os.chmod(prefix + "/bin/python", 0o755)
+"""
+
+
+@pytest.fixture
+def conda(tmp_path) -> Path:
+    """A folder of commands with conda, and its script that activates an environment."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "conda").write_text(CONDA.format(python=sys.executable, folder=str(tmp_path)))
+    (folder / "conda").chmod(0o755)
+    (folder / "activate").write_text('export PATH="$1/bin:$PATH" CONDA_PREFIX="$1"\n')
+    return folder
+
+
+def test_the_plan_and_the_jobs_of_a_second_clone_run_its_own_code(clone, conda):
+    """So does an experiment that DVC queued: it runs the ledger's command in a copy of the folder. With `--sdm conda`
+    the environment's Python runs it; the environment's file is copied without any file beside it."""
     command = yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]["campaign"]["cmd"]
     assert run(clone, f"{command} -n").returncode == 0
     package = clone / "workflow/posttrain"
     for module, text in (("stages/prepare.py", "the edited stage"), ("dag/frozen.py", "the edited plan")):
         with (package / module).open("a") as file:
             file.write(f"\nprint('{text}', __file__)\n")
-    ran = run(clone, f"{command.replace('--cores all', '--cores 1')} results/tiny/prepare/manifest.json")
+    line = f"{command.replace('--cores all', '--cores 1')} results/tiny/prepare/manifest.json --sdm conda"
+    ran = run(clone, f"PATH={conda}:$PATH {line}")
+    assert "conda runs attempt" in ran.stdout + ran.stderr, ran.stderr[-2000:]
     assert f"the edited plan {package}" in ran.stdout, ran.stderr
     assert f"the edited stage {package}" in ran.stdout + ran.stderr
     made = json.loads((clone / "results/tiny/prepare/provenance.json").read_text())

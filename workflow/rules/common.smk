@@ -10,7 +10,14 @@ from posttrain.dag import campaign
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.artifacts import flat
 from posttrain.dag.frozen import freeze, summary, thaw
-from posttrain.engine import command, controller, hooks, records, versions
+from posttrain.engine import (
+    command,
+    controller,
+    environment,
+    hooks,
+    records,
+    versions,
+)
 from posttrain.ground import credentials
 from posttrain.ground.code import let_jobs_import, refuse_other_package, remember
 from posttrain.ground.errors import UserError
@@ -34,10 +41,13 @@ try:
     let_jobs_import(HERE)
     hooks.run_in_modules(workflow)
     refuse_other_package(HERE)
+    deployed = workflow.deployment_settings.deployment_method  # with --sdm
+    POSTTRAIN = "python -m posttrain" if deployed else "posttrain"
     SITE = sites.enter(workflow)
     if workflow.is_main_process:
         controller.refuse_reader()
         controller.take_over(SITE is not None, sys.argv)
+    CONDA = environment.conda_environment(HERE.parent / "envs")
     if len(FILES) > 1:
         raise UserError(
             f"--configfile: found {' and '.join(map(str, FILES))}; name one campaign"

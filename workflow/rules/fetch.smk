@@ -13,7 +13,7 @@ rule fetch:
     wildcard_constraints:
         item=r"[A-Za-z0-9_.@-]+",
     conda:
-        "../../envs/environment.yaml"
+        CONDA
     threads: 1
     resources:
         mem_mb=2000,
@@ -21,4 +21,5 @@ rule fetch:
     params:
         section=lambda wildcards: canonical(PLAN.fetch_section(wildcards.item)),
     shell:
-        "posttrain fetch --config {params.section:q} --output {output.manifest} 2>&1 | tee -i {log}"
+        POSTTRAIN
+        + " fetch --config {params.section:q} --output {output.manifest} 2>&1 | tee -i {log}"

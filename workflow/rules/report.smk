@@ -27,7 +27,7 @@ rule report:
     log:
         "results/logs/report.log",
     conda:
-        "../../envs/environment.yaml"
+        CONDA
     threads: 1
     resources:
         mem_mb=1000,
@@ -37,4 +37,5 @@ rule report:
         code=PLAN.code["report"],
         lineage=LINEAGE,
     shell:
-        "posttrain report --campaign {params.campaign} --code {params.code} --lineage {params.lineage} --output {output.manifest} 2>&1 | tee -i {log}"
+        POSTTRAIN
+        + " report --campaign {params.campaign} --code {params.code} --lineage {params.lineage} --output {output.manifest} 2>&1 | tee -i {log}"

@@ -24,7 +24,7 @@ for stage, entry in STAGES.items():
         log:
             f"results/logs/{place}.log",
         conda:
-            "../../envs/environment.yaml"
+            CONDA
         threads: entry.threads
         resources:
             gpu=need(stage, "gpu"),
@@ -37,5 +37,6 @@ for stage, entry in STAGES.items():
         # `tee -i`: a plain tee would exit at Ctrl-C, before the stage has reported. The stage's name is in the arguments:
         # the loop's variable would be the table's last stage when a job runs.
         shell:
-            "posttrain attempt --gpus {resources.gpu} --batch-size {resources.batch_size} {params.arguments} "
+            POSTTRAIN
+            + " attempt --gpus {resources.gpu} --batch-size {resources.batch_size} {params.arguments} "
             "--output {output.manifest} 2>&1 | tee -i {log}"

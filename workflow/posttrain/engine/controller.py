@@ -22,7 +22,7 @@ LOCKS = Path(".snakemake/locks")  # Snakemake's own
 RULE = "rule_"  # prefix of the comment of each job that Snakemake's SLURM executor submits
 # Options with which Snakemake runs nothing. Snakemake has no other sign of it while a Snakefile is read.
 READ_ONLY = re.compile(
-    r"-[a-zA-Z]*n[a-zA-Z]*|--(dry-?run|unlock|report|d3dag|dag|\w+graph|lint|.*summary|list-.*|archive)(=.*)?"
+    r"-[a-zA-Z]*n[a-zA-Z]*|--(dry-?run|unlock|report|d3dag|dag|\w+graph|lint|.*summary|list-.*|archive|containerize)(=.*)?"
 )
 PAUSES = (1, 5, 20, 60)  # seconds before squeue is tried again after a failure
 FIELDS = "%i|%t|%r|%k|%Z"  # of squeue: number, state, reason, comment, and the folder, which may contain a |
