@@ -164,6 +164,8 @@ site.yaml:
 """
 SITUATIONS = [yaml.safe_load(text) for text in (SCRATCH, GIVEN, HUB)]
 
+CHILDREN = ("experiments/two.yaml", "experiments/small.yaml")  # of which none inherits
+
 
 class Mistake(NamedTuple):
     """One mistake in the files of a campaign."""
@@ -557,6 +559,9 @@ def judged(folder: Path, mistake: Mistake) -> tuple[str, list[str]]:
     item = rf"|{re.escape(str(folder / mistake.file))}:\d+: {re.escape(mistake.key)}\["  # an item is in another line
     if mistake.key and mistake.forbidden and not any(re.match(start + item, message) for message in said):
         return "wrong place", [f"expected: {start}", *said]
+    innocent = [folder / name for name in mistake.files if name != mistake.file and mistake.file in CHILDREN]
+    if any(message.startswith(f"{file}:") for file in innocent for message in said):
+        return "wrong file", said
     if not all(re.match(rf"{OVERRIDES}|{re.escape(str(folder))}/\S+:\d+: ", message) for message in said):
         return "no place", said
     return "", said

@@ -46,6 +46,8 @@ def test_settings_that_are_no_yaml_are_all_told():
         command.overrides(["snakemake", "--config", "grid={seed: [0", "title=!!set {a}"], {})
     assert told.value.problems[0].startswith("--config: grid: not valid YAML")
     assert "the tag" in told.value.problems[1]
+    with pytest.raises(UserError, match="--config:1: nested more than 50 deep"):
+        command.overrides(["snakemake", "--config", f"grid={'[' * 3000}"], {})
 
 
 @pytest.mark.parametrize(

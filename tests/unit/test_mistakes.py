@@ -216,6 +216,12 @@ def test_bytes_that_are_no_text_are_told_with_their_line(told, content, line):
     assert said.startswith(f"experiments/one.yaml:{line}")
 
 
+def test_a_campaign_that_is_no_file_is_refused(told):
+    for path, words in (("/dev/zero", "is a device"), (".", "Is a directory"), ("gone", "No such file or directory")):
+        with pytest.raises(UserError, match=words):
+            campaign.load(path)
+
+
 def test_a_commit_of_digits_alone_is_told_to_be_quoted(told):
     commit = "1234567890" * 4
     text = GOOD.replace("{scratch: {context: 64}}", f"{{hub: {{id: a/b, revision: {commit}}}}}")

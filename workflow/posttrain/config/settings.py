@@ -71,6 +71,7 @@ def read_settings(path: Path) -> Settings:
 def value_of_option(key: str, text: str) -> Any:
     """The value in `KEY=TEXT` of Snakemake's `--config`, read as in a file. Raises UserError where it is not YAML."""
     try:
+        _refuse_deep(OPTION, text)
         node = yaml.compose(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{OPTION}: {key}: not valid YAML: {str(error).splitlines()[0]}") from None
@@ -83,6 +84,8 @@ def value_of_option(key: str, text: str) -> Any:
 
 def _text(path: Path) -> str:
     """The text of a file. Raises UserError, with the line, where it is not UTF-8 or has a control character."""
+    if path.is_char_device():
+        raise UserError(f"{path}: is a device, not a file")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -110,7 +113,7 @@ def settings_of_argument(argument: str) -> Settings:
         raise UserError(f"--config: is neither a file nor JSON: {error}") from None
 
 
-def _refuse_deep(path: Path, text: str) -> None:
+def _refuse_deep(path: Path | str, text: str) -> None:
     """Raise UserError for nesting beyond DEEPEST."""
     depth = 0
     for event in yaml.parse(text, Loader=Loader):

@@ -23,20 +23,18 @@ from posttrain.dag.targets import target_mistakes
 
 
 def stage_rules() -> list[Rule]:
-    """The rules of each stage's section, by its class."""
-    kinds: dict[type[Section], Callable] = {
-        Optimisation: training_mistakes,
-        Sft: _sft,
-        Adapter: _adapter,
-        Ppo: _ppo,
-        Dpo: _dpo,
-        Longctx: _longctx,
-    }
-    kinds |= {Lengths: _lengths, Section: _functions}
+    """The rules of each stage's section, by its class. A rule ends at a key whose value is wrong (`rules.broken`), so
+    that those of different keys are functions of their own."""
+    kinds: list[tuple[type[Section], Callable]] = [
+        (Section, _functions), (Optimisation, training_mistakes), (Sft, _sft_rows), (Sft, _sft_lengths),
+        (Sft, _sft_method), (Adapter, _adapter_start), (Adapter, _adapter_length), (Adapter, _adapter_rows),
+        (Ppo, _ppo), (Dpo, _dpo), (Longctx, _longctx_policy), (Longctx, _longctx_documents),
+        (Longctx, _longctx_positions), (Lengths, _lengths),
+    ]  # fmt: skip
     return [
         partial(_of_stage, name, mistakes)
         for name, stage in STAGES.items()
-        for kind, mistakes in kinds.items()
+        for kind, mistakes in kinds
         if issubclass(stage.section, kind)
     ]
 
@@ -62,14 +60,21 @@ def training_mistakes(where: str, training: Optimisation, experiment: Experiment
         yield f"{where}.warmup_steps", "has no effect with schedule: constant (use constant_with_warmup)"
 
 
-def _sft(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
-    prepare, scratch, longest = experiment.prepare, experiment.base.scratch, experiment.longest_row
-    if "train" not in sides(prepare, "sft"):
+def _sft_rows(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
+    if "train" not in sides(experiment.prepare, "sft"):
         yield where, "has no rows to train on: set prepare.world, or a prepare.sft without `use: test`"
+
+
+def _sft_lengths(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
+    scratch, longest = experiment.base.scratch, experiment.longest_row
     if sft.max_length is not None and sft.max_length < longest:
         yield f"{where}.max_length", f"{sft.max_length} would cut rows that prepare.max_tokens ({longest}) lets through"
     if scratch and longest > scratch.context:
         yield "prepare.max_tokens", f"{longest} is longer than base.scratch.context ({scratch.context})"
+
+
+def _sft_method(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
+    scratch = experiment.base.scratch
     if sft.packing and scratch and scratch.positions == "alibi":
         yield (
             f"{where}.packing",
@@ -83,9 +88,9 @@ def _sft(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
         yield from target_mistakes(where, sft.target_modules, experiment)
 
 
-def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
+def _adapter_start(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
     """A stage whose adapter starts as the SFT policy."""
-    sft, prepare = experiment.sft, experiment.prepare
+    sft = experiment.sft
     if sft is None:
         yield where, "starts from the SFT policy: set sft"
     elif sft.method in ("prefix", "prompt"):
@@ -96,9 +101,16 @@ def _adapter(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
         yield from target_mistakes(where, section.target_modules, experiment, earlier=sft.target_modules)
     else:
         yield from target_mistakes(where, section.target_modules, experiment)
+
+
+def _adapter_length(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
     longest = getattr(section, "max_length", None)
     if longest and longest < experiment.longest_row:
         yield f"{where}.max_length", f"{longest} would cut rows that prepare.max_tokens lets through"
+
+
+def _adapter_rows(where: str, section: Adapter, experiment: Experiment) -> Mistakes:
+    prepare = experiment.prepare
     if "train" not in sides(prepare, section.task):
         rows = "preference pairs" if section.task == "preference" else f"{section.task} rows"
         world = "prepare.world or " if section.task in OF_WORLD else ""
@@ -140,8 +152,8 @@ def _dpo(where: str, dpo: Dpo, experiment: Experiment) -> Mistakes:
         yield f"{where}.label_smoothing", "must be over 0 with loss exo_pair (its paper: 1e-3)"
 
 
-def _longctx(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
-    prepare, scratch, policy = experiment.prepare, experiment.base.scratch, longctx.policy
+def _longctx_policy(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
+    policy = longctx.policy
     earlier = [name for name in POLICIES if not issubclass(STAGES[name].section, Longctx)]
     if policy not in earlier:
         hint = nearest(policy, earlier)
@@ -152,8 +164,15 @@ def _longctx(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
         yield f"{where}.policy", f"cannot follow sft.method: {experiment.sft.method}, which cannot be merged"
     if longctx.tuning in ("lora", "qlora"):
         yield from target_mistakes(where, longctx.target_modules, experiment)
-    if {"train", "test"} - sides(prepare, "long"):
+
+
+def _longctx_documents(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
+    if {"train", "test"} - sides(experiment.prepare, "long"):
         yield where, "needs long documents to train on and held-out ones: set prepare.world.long or prepare.long"
+
+
+def _longctx_positions(where: str, longctx: Longctx, experiment: Experiment) -> Mistakes:
+    prepare, scratch = experiment.prepare, experiment.base.scratch
     if scratch and scratch.positions == "alibi" and longctx.method != "none":
         yield (
             f"{where}.method",
