@@ -44,9 +44,10 @@ def problems(folder: Path, tmp_path: Path, **sections) -> list[str]:
 
 def test_all_mistakes_are_told_at_once(tmp_path):
     folder = model(tmp_path / "mpt", {"model_type": "mpt", "d_model": 64, "max_seq_len": 128})
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     said = problems(
         folder, tmp_path, sft={"method": "lora", "packing": True}, evaluate={"max_length": 200},
-        prepare={"preference": [{"path": str(tmp_path / "rows.jsonl")}]}, dpo={}, compare={"max_new_tokens": 128},
+        prepare={"preference": [{"path": str(tmp_path / "pairs.jsonl")}]}, dpo={}, compare={"max_new_tokens": 128},
     )  # fmt: skip
     keys = sorted(problem.partition(":")[0] for problem in said)
     assert keys == ["compare.max_new_tokens", "evaluate.max_length", "prepare.max_tokens", "sft.packing"]

@@ -1,5 +1,7 @@
 """Rules for a source of `prepare`: contradictions between its keys, and what the first rows of its files lack."""
 
+import functools
+import os
 from itertools import islice
 
 from posttrain.config.mistakes import one_of
@@ -7,13 +9,12 @@ from posttrain.config.sections import ASKED, HubModel, Source, Task
 from posttrain.config.sources import OF_WORLD, data_files
 from posttrain.config.stages import Experiment
 from posttrain.dag.rules import Mistakes
-from posttrain.data import files, lines, shape
-from posttrain.data.layouts import FORMATS
+from posttrain.data import files, layouts, lines, shape
 from posttrain.data.lines import RowError
 from posttrain.ground.errors import UserError
 
 WEIGHED = ("sft", "preference", "kto")  # kinds of data whose rows may be read by weight
-FIRST = 20  # rows of a source's first file in which its columns are searched for
+FIRST = 100  # rows of a source's first file in which columns and layout are searched for
 
 
 def pinned(where: str, section: HubModel | Source | Task) -> Mistakes:
@@ -33,13 +34,13 @@ def source_mistakes(where: str, task: str, source: Source, group_key: str) -> Mi
     for key in without_effect(task, source):
         if key in source.model_fields_set:
             yield f"{where}.{key}", "has no effect here"
-    allowed = ("auto", *FORMATS.get(task, ()))
+    allowed = ("auto", *layouts.FORMATS.get(task, ()))
     if source.format not in allowed:
         yield f"{where}.format", f"{source.format} does not hold rows for {task}; allowed: {', '.join(allowed)}"
     if task == "kto" and source.format in ("ranking", "score") and source.threshold is None:
         yield f"{where}.threshold", "is missing: the score from which an answer is wanted"
     mistakes = [*unknown_keys(where, task, source, group_key), *broken_templates(where, source)]
-    yield from mistakes or absent_columns(where, task, source)
+    yield from mistakes or [*absent_columns(where, task, source)] or unknown_layout(where, task, source)
 
 
 def weighted(task: str, experiment: Experiment) -> bool:
@@ -107,21 +108,44 @@ def absent_columns(where: str, task: str, source: Source) -> Mistakes:
     named = [(f"columns.{key}", column) for key, column in shape.named(source.columns or {})]
     named += [(f"template.{key}", name) for key, text in (source.template or {}).items()
               for name in shape.placeholders(text)]  # fmt: skip
-    rows = first_rows(source, task) if named else []
+    rows, renamed = first_rows(source, task), source.columns or {}
     for key, column in named if rows else ():
-        renamed = source.columns or {}
         lacking = [row for row in rows if shape.value_at(row, column) is shape.ABSENT]
         if len(lacking) == len(rows) and not (key.startswith("template.") and column.partition(".")[0] in renamed):
-            place = f"none of the first {len(rows)} rows of {data_files(source.path or '', task)[0]}"
-            yield f"{where}.{key}", f"{place} has {column!r}; {shape.near(column, rows[0])}"
+            yield f"{where}.{key}", f"{none_of(rows, source, task)} has {column!r}; {shape.near(column, rows[0])}"
+
+
+def unknown_layout(where: str, task: str, source: Source) -> Mistakes:
+    """A source none of whose first rows has a layout of its kind."""
+    kind = {"choices": "eval", "answers": "generation"}.get(task, task)
+    rows = first_rows(source, task) if source.format == "auto" else []
+    shaped = [value for _, value, _ in shape.stream(((0, row, False) for row in rows), source)]
+    usable = [row for row in shaped if row and not isinstance(row, RowError)]
+    if usable and not any(layouts.guess(row, kind) for row in usable):
+        keys, known = ", ".join(map(str, usable[0])), ", ".join(layouts.FORMATS[kind])
+        hint = "; `format: text` trains on whole texts" if kind == "sft" and "text" in usable[0] else ""
+        what = f"{none_of(rows, source, task)} has a layout of {task} ({known}); keys found: {keys}"
+        yield where, f"{what}; `columns` gives them other names{hint}"
+
+
+def none_of(rows: list[dict], source: Source, task: str) -> str:
+    """The beginning of a sentence on the first rows of a source."""
+    return f"none of the first {len(rows)} rows of {data_files(source.path or '', task)[0]}"
 
 
 def first_rows(source: Source, task: str) -> list[dict]:
     """The first rows of a source's first local file that are objects."""
     if not source.path:
         return []
+    file = data_files(source.path, task)[0]
     try:
-        numbered = files.read(data_files(source.path, task)[0], task, lines.MAX_LINE_BYTES)
-        return [value for _, value, _ in islice(numbered, FIRST) if isinstance(value, dict)]
-    except (UserError, RowError):
+        return objects_of(str(file), task, os.stat(file).st_mtime_ns)
+    except (UserError, OSError):
         return []
+
+
+@functools.lru_cache(maxsize=64)
+def objects_of(file: str, task: str, changed: int) -> list[dict]:
+    """The objects among the first rows of a file. changed: its time, so that a change is read."""
+    numbered = files.read(file, task, lines.MAX_LINE_BYTES)
+    return [value for _, value, _ in islice(numbered, FIRST) if isinstance(value, dict)]
