@@ -143,15 +143,12 @@ def test_the_artifact_is_one_adapter_that_loads(trained, base, tuned_policy):
     assert (one - two).abs().max() > 1e-4
 
 
-def test_a_reference_of_other_pairs_is_refused(inputs, data, base):
+def test_a_reference_of_other_pairs_is_refused(inputs, data, base, tmp_path):
     known = read_jsonl(inputs["reference"].parent / "data/train.jsonl")
     assert len(known) == len(read_jsonl(data.parent / "data/preference/train.jsonl"))
-    section = dpo()
-    patch = pytest.MonkeyPatch()
-    patch.setattr(preferences, "rows", lambda *_: read_jsonl(data.parent / "data/preference/train.jsonl")[1:])
+    write_jsonl(tmp_path / "data/train.jsonl", known[1:])
     with pytest.raises(UserError, match="was computed on other rows"):
-        preferences.with_reference(policy.load_tokenizer(base), data, inputs["reference"], "train", section)
-    patch.undo()
+        preferences.with_reference(policy.load_tokenizer(base), data, tmp_path / "manifest.json", "train", dpo())
 
 
 def test_falling_chosen_answers_are_named():

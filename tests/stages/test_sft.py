@@ -1,5 +1,6 @@
 """sft: every method trains, is loaded again exactly, and each trap that silently trains wrong stays shut."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from test_base import killed_at
 from tiny import make, sft
 
+from posttrain.data import tokenized
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import read_json, read_jsonl, write_jsonl
+from posttrain.ground.files import read_json
 from posttrain.models import policy, quantization
 from posttrain.stages import sft as stage
 from posttrain.training import trainers
@@ -84,7 +86,6 @@ def test_an_adapter_is_refused_on_another_base(tuned, base, data, home):
 
 
 def test_a_changed_chat_template_is_refused(tuned, base, tmp_path):
-    import shutil
 
     folder = tmp_path / "sft"
     shutil.copytree(tuned["lora"].parent, folder)
@@ -209,18 +210,18 @@ def test_the_frozen_base_is_unchanged(tuned, base):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_packed_neighbours_cannot_see_each_other(base, data, method):
-    rows, _ = stage.tokenized(policy.load_tokenizer(base), data.parent / "data/sft/train.jsonl", 128)
-    stage.prove_isolation(policy.load_verified(base), rows[:9])
+    rows = tokenized.load(policy.load_tokenizer(base), data, "sft", "train")
+    stage.prove_isolation(policy.load_verified(base), rows.select(range(9)))
 
 
 def test_packed_neighbours_that_see_each_other_are_found(base, data):
     """Control: a model that ignores where a packed row begins."""
-    rows, _ = stage.tokenized(policy.load_tokenizer(base), data.parent / "data/sft/train.jsonl", 128)
+    rows = tokenized.load(policy.load_tokenizer(base), data, "sft", "train")
     model = policy.load_verified(base)
     forward = model.forward
     model.forward = lambda input_ids, position_ids=None, **kwargs: forward(input_ids=input_ids, **kwargs)
     with pytest.raises(UserError, match="packed rows attend to each other"):
-        stage.prove_isolation(model, rows[:9])
+        stage.prove_isolation(model, rows.select(range(9)))
 
 
 def test_bfloat16_trains_on_a_cpu_too(data, base, home):
@@ -247,10 +248,10 @@ def test_a_target_module_that_the_base_has_not_is_named(data, base, home):
 
 def test_a_model_that_keeps_a_cache_can_be_packed(data, base):
     """Every published model says `use_cache: true`; the trainer runs it without, and so does the proof."""
-    rows, _ = stage.tokenized(policy.load_tokenizer(base), data.parent / "data/sft/train.jsonl", 128)
+    rows = tokenized.load(policy.load_tokenizer(base), data, "sft", "train")
     model = policy.load_verified(base)
     model.config.use_cache = True
-    stage.prove_isolation(model, rows[:9])
+    stage.prove_isolation(model, rows.select(range(9)))
 
 
 def test_packing_trains_the_same_tokens(data, base, home):
@@ -282,17 +283,20 @@ def test_the_micro_batch_changes_nothing_that_is_learned(tuned, data, base, home
     assert max((whole[key] - other[key]).abs().max() for key in whole) > 1e-4, "control: another global batch"
 
 
-def test_a_row_that_breaks_the_contract_is_named(data, base, home, tmp_path):
-    import shutil
-
-    copied = tmp_path / "prepare"
-    shutil.copytree(data.parent, copied)
-    file = copied / "data/sft/train.jsonl"
-    rows = read_jsonl(file)
-    rows[7]["messages"] = rows[7]["messages"][:1]
-    write_jsonl(file, rows)
-    with pytest.raises(UserError, match=f"row {rows[7]['id']}.*no token to train on"):
-        stage.tokenized(policy.load_tokenizer(base), file, 128)
+@pytest.mark.parametrize("change", ["chat_template", "vocabulary", "eos_token"])
+def test_tokens_of_another_tokenizer_are_refused(data, base, change):
+    """Tokens are written by `prepare`; the model would read other words in them."""
+    tokenizer = policy.load_tokenizer(base)
+    assert tokenized.load(tokenizer, data, "sft", "train")[0]["input_ids"], "control: the base's own"
+    if change == "chat_template":
+        tokenizer.chat_template += " "
+    elif change == "eos_token":
+        tokenizer.eos_token = tokenizer.bos_token
+    else:
+        tokenizer.add_tokens(["another"])
+    for task in ("sft", "preference"):
+        with pytest.raises(UserError, match=f"/{task}/train.arrow: holds tokens of another tokenizer .*: rm results/"):
+            tokenized.load(tokenizer, data, task, "train")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data, base, home, monkeypatch):

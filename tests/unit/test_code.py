@@ -215,7 +215,7 @@ def test_another_number_operator_or_result_counts_in_every_module():
 HANDED_ON = {
     ("data.rows", "RowError"): "counts",
     ("data.usable", "Breach"): "counts",
-    ("data.tokenizer", "tokens.Breach"): "raised again",
+    ("data.tokenizer", "chat.Breach"): "raised again",
     ("data.lines", "RowError"): "counts",
     ("data.lines", "UnicodeDecodeError"): "its place, into a UserError",
     ("data.lines", "json.JSONDecodeError"): "into a UserError",

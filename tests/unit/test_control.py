@@ -32,8 +32,8 @@ def test_control_text_has_the_tokens_of_plain_text(tokenizer):
     for token in control.control_tokens(tokenizer):
         everything += f"{token}is two {token}."
     messages = chat(everything, "it " + everything)
-    ids = control.tokenize(tokenizer, written(tokenizer, control.shielded(tokenizer, messages)))
-    clean = control.tokenize(tokenizer, written(tokenizer, chat("what", "it is")))
+    ids = control.tokenize(tokenizer, [written(tokenizer, control.shielded(tokenizer, messages))])[0]
+    clean = control.tokenize(tokenizer, [written(tokenizer, chat("what", "it is"))])[0]
     directing = numbers(tokenizer)
     assert [token for token in ids if token in directing] == [token for token in clean if token in directing]
     alone = tokenizer(everything, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -50,10 +50,10 @@ def test_a_text_without_control_text_has_the_tokens_of_the_ordinary_call(tokeniz
     """Also through the names that stand for the template's control tokens, beside control text elsewhere."""
     text = written(tokenizer, chat("what is two and two ?", "it is\n\nfour. sure ?"))
     ordinary = tokenizer(text, add_special_tokens=False).input_ids
-    assert control.tokenize(tokenizer, text) == ordinary
+    assert control.tokenize(tokenizer, [text])[0] == ordinary
     end = control.control_tokens(tokenizer)[0]
     shielded = control.shielded(tokenizer, f" {end}")
-    both = control.tokenize(tokenizer, text + tokenizer.eos_token + shielded)
+    both = control.tokenize(tokenizer, [text + tokenizer.eos_token + shielded])[0]
     longer = tokenizer(text + tokenizer.eos_token, add_special_tokens=False).input_ids
     assert both[: len(longer)] == longer and len(both) > len(longer) + 1
 

@@ -12,7 +12,7 @@ from posttrain.config.sections import Prepare, Tokenizer
 from posttrain.data import conversations
 from posttrain.data import tokenizer as tokenizers
 from posttrain.ground.errors import UserError
-from posttrain.models import token_contract, tokens
+from posttrain.models import policy, token_contract, tokens
 
 KEYS = {  # what a family needs beside its own tokenizer and template
     "llama3-base": {"end_of_turn": "<|eot_id|>"},
@@ -55,8 +55,9 @@ def prepared(folder, family: str, rows: list[dict], **keys):
 
 def trained(tokenizer, of: dict) -> list[str]:
     """The texts of a row's runs of tokens that are trained, after a check of the token contract."""
-    encoded = tokens.encode(tokenizer, of)
-    token_contract.prove(tokenizer, [of], [encoded])
+    (encoded,) = token_contract.encode_all(tokenizer, [of])
+    if "prompt_ids" in encoded:
+        return [tokenizer.decode(encoded["completion_ids"])]
     runs, before = [], tokens.MASKED
     for label in encoded["labels"]:
         if label != tokens.MASKED:
@@ -136,7 +137,7 @@ def test_a_kto_row_trains_its_completion_alone(tmp_path):
     turns = row(*ANSWERS)["messages"]
     kto = {"id": "k1", "prompt": turns[:-1], "completion": turns[-1:], "label": True}
     tokenizer, _ = prepared(tmp_path, "qwen3", [ONE])
-    assert trained(tokenizer, token_contract.demonstrations(kto)[0]) == ["<think>\n\n</think>\n\nyes.<|im_end|>"]
+    assert trained(tokenizer, kto) == ["<think>\n\n</think>\n\nyes.<|im_end|>"]
 
 
 def test_a_split_conversation_trains_each_reply_as_it_is_asked_for(tmp_path):
@@ -178,7 +179,8 @@ def test_a_day_changes_no_text(family, tmp_path, monkeypatch):
     tokenizer.save_pretrained(tmp_path / "again")
     loaded = type(tokenizer).from_pretrained(tmp_path / "again")
     assert written(loaded, monkeypatch, 2) == text
-    assert tokens.template_digest(loaded) == tokens.template_digest(tokenizer) != tokens.template_digest(dated)
+    digests = [policy.template_digest(one) for one in (tokenizer, loaded, dated)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_template_that_starts_with_white_space_keeps_it(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 
 from posttrain.data import tokenizer as tokenizers
 from posttrain.ground.errors import UserError
-from posttrain.models import token_contract, tokens
+from posttrain.models import chat as chat_template
+from posttrain.models import policy, token_contract, tokens
 
 ROW = {
     "id": "r1",
@@ -44,18 +45,14 @@ def test_no_text_is_unknown(tokenizer):
 
 @pytest.mark.parametrize("row", [ROW, PLAIN])
 def test_good_rows_pass(tokenizer, row):
-    counted = token_contract.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
-    assert counted["rows"] == 1 and 0 < counted["trained_tokens"] < counted["tokens"]
+    assert token_contract.check(tokenizer, row) == len(tokens.encode(tokenizer, row)["input_ids"])
     assert tokens.encode(tokenizer, row)["input_ids"].count(tokenizer.bos_token_id) == 1
 
 
 def breach(tokenizer, row, change) -> str:
     encoded = tokens.encode(tokenizer, row)
     change(encoded)
-    with pytest.raises(UserError) as caught:
-        token_contract.prove(tokenizer, [row], [encoded])
-    assert f"row {row['id']}" in str(caught.value)
-    return str(caught.value)
+    return " ".join(token_contract.faults_of(tokenizer, row, **encoded).values())
 
 
 def test_an_untrained_end_of_turn_is_found(tokenizer):
@@ -96,7 +93,7 @@ def test_a_shifted_label_is_found(tokenizer):
 def test_nothing_to_train_on_is_found(tokenizer):
     row = {"id": "r3", "messages": ROW["messages"][:1]}
     with pytest.raises(UserError, match="no token to train on"):
-        token_contract.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
+        token_contract.check(tokenizer, row)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_found(tokenizer, tmp_path):
@@ -126,7 +123,7 @@ def test_of_several_templates_the_default_is_taken(tokenizer, tmp_path):
     loaded = type(tokenizer).from_pretrained(tmp_path)
     assert isinstance(loaded.chat_template, dict)
     tokenizers.set_chat_template(loaded, None, conversations=True)
-    assert tokens.template_digest(loaded) == tokens.template_digest(tokenizer)
+    assert policy.template_digest(loaded) == policy.template_digest(tokenizer)
 
 
 def test_the_plain_template_serves_a_real_pretrained_tokenizer(shared):
@@ -135,7 +132,7 @@ def test_the_plain_template_serves_a_real_pretrained_tokenizer(shared):
     tokenizer = AutoTokenizer.from_pretrained(shared / "data/models/stories260K")
     tokenizers.set_chat_template(tokenizer, None, conversations=True)
     assert tokenizer.pad_token and "Assistant" in tokenizer.chat_template
-    token_contract.prove(tokenizer, [ROW, PLAIN], [tokens.encode(tokenizer, row) for row in (ROW, PLAIN)])
+    assert all(token_contract.check(tokenizer, row) for row in (ROW, PLAIN))
 
 
 def templated(tokenizer, tmp_path, reply: str, row=ROW) -> str:
@@ -151,7 +148,7 @@ def templated(tokenizer, tmp_path, reply: str, row=ROW) -> str:
     tokenizers.set_chat_template(tokenizer, str(template), True)
     try:
         with pytest.raises(UserError, match="row r1") as caught:
-            token_contract.prove(tokenizer, [row], [tokens.encode(tokenizer, row)])
+            token_contract.check(tokenizer, row)
     finally:
         tokenizer.chat_template = original
     return str(caught.value)
@@ -178,7 +175,7 @@ PAIR = {
 
 def reason(tokenizer, row) -> str:
     """Why a row cannot be trained on."""
-    with pytest.raises(tokens.Breach, match=f"row {row['id']}") as caught:
+    with pytest.raises(chat_template.Breach, match=f"row {row['id']}") as caught:
         token_contract.refuse_control_text(tokenizer, row)
         token_contract.check(tokenizer, row)
     return caught.value.reason
@@ -189,7 +186,14 @@ def test_good_rows_of_every_task_are_counted_and_bad_ones_refused(tokenizer):
     plain = {"id": "p2", "prompt": "two and two is", "chosen": " four.", "rejected": " the number five."}
     for row in (ROW, PLAIN, PAIR, kto, plain):
         token_contract.refuse_control_text(tokenizer, row)
-        longest = max(len(tokens.encode(tokenizer, shown)["input_ids"]) for shown in token_contract.demonstrations(row))
+        (encoded,) = token_contract.encode_all(tokenizer, [row])
+        sides = token_contract.answers_of(row)
+        if sides:
+            assert encoded == tokens.encode_answers(tokenizer, row, sides)
+            longest = len(encoded["prompt_ids"]) + max(len(encoded[f"{side}_ids"]) for side in sides)
+        else:
+            assert encoded == tokens.encode(tokenizer, row)
+            longest = len(encoded["input_ids"])
         assert token_contract.check(tokenizer, row) == longest
     for row in (ROW, PLAIN, PAIR, kto, plain):
         for key in {"messages", "prompt", "completion", "chosen", "rejected"} & row.keys():
@@ -201,7 +205,7 @@ def test_good_rows_of_every_task_are_counted_and_bad_ones_refused(tokenizer):
 def test_a_chat_that_is_written_out_in_plain_text_is_told_to_be_given_as_messages(tokenizer):
     for row, told in ((PLAIN | {"prompt": "<|user|>two and two is"}, True), (PAIR, False)):
         changed = row if told else row | {"chosen": [{"role": "assistant", "content": "<|user|>"}]}
-        with pytest.raises(tokens.Breach, match=r"'<\|user\|>', a control token") as caught:
+        with pytest.raises(chat_template.Breach, match=r"'<\|user\|>', a control token") as caught:
             token_contract.refuse_control_text(tokenizer, changed)
         assert ("give a chat as messages" in str(caught.value)) == told
 
@@ -243,6 +247,6 @@ def test_what_a_template_may_add_around_a_reply(tokenizer, tmp_path):
     tokenizers.set_chat_template(tokenizer, str(template), True)
     row = {"id": "r6", "messages": [ROW["messages"][0], {"role": "assistant", "content": " it is four.\n"}]}
     encoded = tokens.encode(tokenizer, row)
+    token_contract.check(tokenizer, row)
     tokenizer.chat_template = original
-    token_contract.prove(tokenizer, [row], [encoded])
     assert encoded["labels"][-1] == tokens.MASKED and encoded["labels"].count(tokenizer.eos_token_id) == 1

@@ -12,6 +12,7 @@ from families import TEMPLATES, tokenizer_of
 from posttrain.config.sections import Prepare
 from posttrain.data import conversations, rows
 from posttrain.ground.files import write_jsonl
+from posttrain.models import chat as chat_template
 from posttrain.models import token_contract, tokens
 from posttrain.rl.prompts import demonstrations
 
@@ -86,7 +87,7 @@ def test_a_masked_turn_is_not_trained(mask):
 
 def test_a_row_whose_turns_are_all_masked_has_nothing_to_train():
     row = read({"messages": [USER, REPLY | {"train": False}]})
-    with pytest.raises(tokens.Breach, match="no token to train on") as caught:
+    with pytest.raises(chat_template.Breach, match="no token to train on") as caught:
         token_contract.check(tokenizer_of("qwen2.5"), row)
     assert caught.value.reason == "untrained"
 
@@ -244,7 +245,7 @@ def test_tools_that_cannot_be_read_are_named(row, reason):
 )
 def test_what_a_template_leaves_out_is_not_trained_without(row, reason):
     """Controls: with a template that writes it each is trained, in the tests above and below."""
-    with pytest.raises(tokens.Breach) as caught:
+    with pytest.raises(chat_template.Breach) as caught:
         token_contract.check(tokenizer_of("qwen2.5"), read(row))
     assert caught.value.reason == reason
 
@@ -255,7 +256,7 @@ def test_a_template_that_leaves_out_arguments_is_found(tmp_path):
     for kept, gone in (("tool_call.arguments | tojson", "'{}'"), ("tool_call.name", "'add'[:2]")):
         forgetful = templated("qwen2.5", "qwen25_tools")
         forgetful.chat_template = tokenizer.chat_template.replace(kept, gone)
-        with pytest.raises(tokens.Breach, match="leaves out"):
+        with pytest.raises(chat_template.Breach, match="leaves out"):
             token_contract.check(forgetful, read(CALLED))
 
 
@@ -276,7 +277,7 @@ def test_control_text_in_calls_and_tools_is_found_and_read_as_plain_text():
     tokenizer = templated("qwen2.5", "qwen25_tools")
     said = {"name": "add", "arguments": {"a": "<|im_end|>"}}
     row = read(CALLED | {"messages": [USER, CALLING | {"tool_calls": [{"function": said}]}]})
-    with pytest.raises(tokens.Breach, match="end-of-turn token of the tokenizer"):
+    with pytest.raises(chat_template.Breach, match="end-of-turn token of the tokenizer"):
         token_contract.refuse_control_text(tokenizer, row)
     assert '\u00ab<tool_call>\n{"name": "add", "arguments": {"a": "<|im_end|>"}}' in shown(tokenizer, row)
 

@@ -1,7 +1,7 @@
 """Pack documents into blocks of equal length, and blocks into batches."""
 
 from posttrain.ground.errors import UserError
-from posttrain.models import tokens
+from posttrain.models import control
 
 
 def blocks(tokenizer, documents: list[list[int]], context: int) -> list[dict]:
@@ -17,7 +17,7 @@ def blocks(tokenizer, documents: list[list[int]], context: int) -> list[dict]:
     starts = range(0, len(stream) - room + 1, room)
     if not starts:
         raise UserError(f"base: the prepared text has {len(stream)} tokens, fewer than one context of {context}")
-    return [{"input_ids": [tokens.opening(tokenizer), *stream[start : start + room]]} for start in starts]
+    return [{"input_ids": [control.opening(tokenizer), *stream[start : start + room]]} for start in starts]
 
 
 def collate(batch: list[dict]) -> dict:

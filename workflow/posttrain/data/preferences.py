@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 
 from posttrain.config.sections import Pairs, Referenced
+from posttrain.data.tokenized import load
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl
-from posttrain.models import tokens
 
 # Task of `prepare` -> the keys of a row's answers, each with TRL's column of its log-probability under the reference.
 ANSWERS = {
@@ -43,14 +43,14 @@ def tokenized(tokenizer, data: Path, side: str, longest: int | None = None, task
     """The rows as tokens: `prompt_ids`, and each answer up to its end of turn as `chosen_ids`, `rejected_ids` or
     `completion_ids`; with their `id`, `source`, `kind` and `label`, where they have one.
 
-    Raises UserError naming a row that breaks the token contract or is longer than `longest` tokens.
+    Raises UserError naming a row that has other tokens by the tokenizer, or is longer than `longest` tokens.
     """
     encoded = []
-    for row in rows(data, side, task):
-        ids = tokens.encode_answers(tokenizer, row, tuple(ANSWERS[task]))
+    tokens = load(tokenizer, data, task, side) or ()
+    for row, ids in zip(rows(data, side, task), tokens, strict=True):
         length = len(ids["prompt_ids"]) + max(len(ids[f"{answer}_ids"]) for answer in ANSWERS[task])
         if longest and length > longest:
-            raise UserError(f"row {tokens.row_name(row)}: over max_length ({longest} tokens)")
+            raise UserError(f"row {row['id']}: over max_length ({longest} tokens)")
         encoded.append(ids | {key: row[key] for key in ("id", "source", "kind", "label") if key in row})
     return encoded
 

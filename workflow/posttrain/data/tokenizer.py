@@ -11,7 +11,7 @@ from posttrain.config.sources import SENTENCEPIECE
 from posttrain.data.hub import fetched_repo
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
-from posttrain.models import tokens
+from posttrain.models import chat
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 ROLES = ("system", "user", "assistant", "tool")
@@ -224,7 +224,7 @@ def refuse_unsteady(tokenizer, conversations: Iterable[tuple[dict, list[dict]]])
     for number in range(1, 9):
         random.seed(number)  # of Jinja's filter `random`
         template = dated(tokenizer.chat_template, datetime.datetime(2000 + number, number, number))
-        written.add(tokens.write(tokenizer, row, messages, chat_template=template))
+        written.add(chat.write(tokenizer, row, messages, chat_template=template))
     random.setstate(state)
     if len(written) > 1:
         raise UserError("prepare.chat_template: writes another text on another day, or at random: give another one")
@@ -235,9 +235,9 @@ def writable(tokenizer, conversations: Iterable[tuple[dict, list[dict]]]) -> tup
     first = None
     for row, messages in conversations:
         try:
-            tokens.write(tokenizer, row, messages)
+            chat.write(tokenizer, row, messages)
             return row, messages
-        except tokens.Breach as fault:
+        except chat.Breach as fault:
             first = first or fault
     assert first, "there are conversations"
     raise first

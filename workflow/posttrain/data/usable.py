@@ -5,23 +5,26 @@
 
 import statistics
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from posttrain.config.sections import Prepare
+from posttrain.data import tokenized
 from posttrain.data.dropped import Dropped, Kinds, entry
 from posttrain.data.rows import card
-from posttrain.data.stored import Rows, store
+from posttrain.data.stored import BATCH, Rows, batches, store
 from posttrain.ground.progress import say
 from posttrain.models import token_contract
+from posttrain.models.chat import Breach
 from posttrain.models.control import control_text
 from posttrain.models.token_contract import CONTROL_TEXT
-from posttrain.models.tokens import Breach
+from posttrain.models.tokens import together
 
 FEWEST_LEFT = 8  # characters that a cut text keeps at least
 TOO_LONG = "too long"
+Tokens = dict[str, list[int]]
 
 
 class Fitting:
@@ -33,51 +36,79 @@ class Fitting:
         self.truncated = 0
         self.kinds = Kinds()
 
-    def rows(self, rows: Iterable[dict]) -> Iterator[dict]:
-        """The rows that can be trained on, cut where `prepare.long_rows` says so; the others are listed."""
-        for row in rows:
+    def rows(self, rows: Iterable[dict], keep: Callable[[dict[str, list[int]]], None]) -> Iterator[dict]:
+        """The rows that can be trained on, cut where `prepare.long_rows` says so; the others are listed.
+
+        keep: is called with the tokens of each; not for documents, which have no form of their own.
+        """
+        for batch in batches(rows, BATCH):
+            for row, encoded in zip(batch, self._encoded(batch), strict=True):
+                try:
+                    fitting, tokens = self._fitted(row, encoded)
+                except Breach as fault:
+                    one = entry(row["source"], self.task, fault.reason, str(fault))
+                    self.kinds.note(one)
+                    self.dropped.add([one])
+                    continue
+                if tokens:
+                    keep(tokens)
+                    self.lengths.append(token_contract.size(tokens))
+                self.truncated += fitting is not row
+                yield fitting
+
+    def _encoded(self, rows: list[dict]) -> list[Tokens | Breach]:
+        """The tokens of rows, empty for documents, or what is wrong with them."""
+        encoded: list[Tokens | Breach] = [{} for _ in rows]
+        readable = []
+        for place, row in enumerate(rows):
             try:
-                fitting, size = fitted(self.section, self.tokenizer, self.task, row)
+                if self.section.control_text != "plain" and self.task != "text":  # it may be written as a chat
+                    token_contract.refuse_control_text(self.tokenizer, row)
+                readable.append(place)
             except Breach as fault:
-                one = entry(row["source"], self.task, fault.reason, str(fault))
-                self.kinds.note(one)
-                self.dropped.add([one])
-                continue
-            self.lengths.append(size)
-            self.truncated += fitting is not row
-            yield fitting
+                encoded[place] = fault
+        if self.task not in ("text", "long"):
+            items = token_contract.encode_all(self.tokenizer, [rows[place] for place in readable])
+            for place, item in zip(readable, items, strict=True):
+                encoded[place] = item
+        return encoded
+
+    def _fitted(self, row: dict, encoded: Tokens | Breach) -> tuple[dict, Tokens]:
+        """(the row, cut where `prepare.long_rows` says so; its tokens). Raises Breach for a row that cannot be used."""
+        if isinstance(encoded, Breach):
+            raise encoded
+        longest = self.section.max_tokens
+        assert longest, "filled in when the campaign was read"
+        if not encoded or (size := token_contract.size(encoded)) <= longest:
+            return row, encoded
+        shorter = cut(self.tokenizer, row, longest) if self.section.long_rows == "cut" else None
+        if shorter is None:
+            raise Breach(TOO_LONG, f"{size:,} tokens, over prepare.max_tokens ({longest})")
+        return self._fitted(shorter, *token_contract.encode_all(self.tokenizer, [shorter]))
 
 
 def usable(
-    section: Prepare, tokenizer, task: str, sides: dict[str, Rows], dropped: Dropped, cards: list, scratch: Path
+    section: Prepare,
+    tokenizer,
+    task: str,
+    sides: dict[str, Rows],
+    folder: Path,
+    dropped: Dropped,
+    cards: list,
+    scratch: Path,
 ) -> dict:
-    """Drop or cut rows, on both sides; returns the lengths of the others for the data card. Prints warnings."""
+    """Drop or cut rows, on both sides; returns the lengths of the others for the data card. Prints warnings.
+
+    folder: for the tokens, see `data/tokenized.py`. scratch: for the rows.
+    """
     fitting, total = Fitting(section, tokenizer, task, dropped), sum(map(len, sides.values()))
     for side, rows in sides.items():
-        sides[side] = store(fitting.rows(rows), scratch, numbered=False)
+        with tokenized.writing(tokenizer, folder / task / f"{side}.arrow") as keep:
+            sides[side] = store(fitting.rows(rows, keep), scratch, numbered=False)
         if rows and not sides[side]:
             say(f"warning: no {side} row of {task} is left")
     tell(section, task, total, fitting.kinds, cards)
-    return summary(fitting.lengths) | {"truncated": fitting.truncated} if any(fitting.lengths) else {}
-
-
-def fitted(section: Prepare, tokenizer, task: str, row: dict) -> tuple[dict, int]:
-    """(the row, cut where `prepare.long_rows` says so; its number of tokens, 0 for a document, which may have any).
-
-    Raises Breach for a row that cannot be used.
-    """
-    if section.control_text != "plain" and task != "text":  # a document may be written in the form of a chat
-        token_contract.refuse_control_text(tokenizer, row)
-    if task in ("text", "long"):
-        return row, 0
-    assert section.max_tokens, "filled in when the campaign was read"
-    size = token_contract.check(tokenizer, row)
-    if size <= section.max_tokens:
-        return row, size
-    shorter = cut(tokenizer, row, section.max_tokens) if section.long_rows == "cut" else None
-    if shorter is None:
-        raise Breach(TOO_LONG, f"{size:,} tokens, over prepare.max_tokens ({section.max_tokens})")
-    return shorter, token_contract.check(tokenizer, shorter)
+    return summary(fitting.lengths) | {"truncated": fitting.truncated} if fitting.lengths else {}
 
 
 def askable(tokenizer, kind: str, questions: Rows, dropped: Dropped, cards: list) -> Rows:
@@ -134,7 +165,7 @@ def cut(tokenizer, row: dict, longest: int) -> dict | None:
     """
     if "chosen" in row:
         return None
-    while (size := token_contract.row_tokens(tokenizer, row)) > longest:
+    while (size := _size(tokenizer, row)) > longest:
         turns = _turns_of(row)
         at = max(range(len(turns)), key=lambda n: len(turns[n]["content"]))
         role, text = turns[at]["role"], turns[at]["content"]
@@ -144,6 +175,14 @@ def cut(tokenizer, row: dict, longest: int) -> dict | None:
         shorter = text[:keep] if role in ("assistant", "completion") else text[-keep:]
         row = _with_turns(row, [*turns[:at], {**turns[at], "content": shorter}, *turns[at + 1 :]])
     return row
+
+
+def _size(tokenizer, row: dict) -> int:
+    """Number of tokens of a row, whether or not it can be trained on. Raises Breach for one without tokens."""
+    (tokens,) = together(tokenizer, [token_contract.encoding(tokenizer, row)])
+    if isinstance(tokens, Breach):
+        raise tokens
+    return token_contract.size(tokens)
 
 
 def _turns_of(row: dict) -> list[dict]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from posttrain.ground.errors import Unreadable, UserError
@@ -65,10 +65,15 @@ def write_json(path: Path, value) -> None:
 
 def read_jsonl(path: Path) -> list[dict]:
     """The rows of a JSON Lines file of `prepare`. Raises UserError where it does not exist."""
+    return list(rows_of(path))
+
+
+def rows_of(path: Path) -> Iterator[dict]:
+    """The rows of a JSON Lines file, one at a time. Raises UserError where it does not exist."""
     if not path.is_file():
         raise UserError(f"{path}: does not exist: the prepared data has no such rows; its metrics.json counts them")
     with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        yield from map(json.loads, file)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:

@@ -63,10 +63,14 @@ def unshielded(tokenizer, text: str) -> str:
     return IN_ROW_PATTERN.sub(lambda match: tokens[int(match.group(1))], text)
 
 
-def tokenize(tokenizer, text: str) -> list[int]:
-    """Tokens of a text from a chat template, with its control tokens; what was shielded is plain text."""
-    if not IN_ROW_PATTERN.search(text):
-        return tokenizer(text, add_special_tokens=False).input_ids
+def tokenize(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Tokens of each text from a chat template, with its control tokens; what was shielded is plain text."""
+    unshielded_texts = [text for text in texts if not IN_ROW_PATTERN.search(text)]
+    others = iter(tokenizer(unshielded_texts, add_special_tokens=False).input_ids if unshielded_texts else [])
+    return [_tokenize_shielded(tokenizer, text) if IN_ROW_PATTERN.search(text) else next(others) for text in texts]
+
+
+def _tokenize_shielded(tokenizer, text: str) -> list[int]:
     renaming, ids = _renaming(tokenizer, tokenizer.eos_token)
     written = unshielded(tokenizer, _renamed(tokenizer, text, IN_TEMPLATE))
     return [ids.get(token, token) for token in plain(renaming, written)]
@@ -90,6 +94,11 @@ def _renaming(tokenizer, end: str) -> tuple:
         copied.add_tokens([AddedToken(name, normalized=False, special=False, **strips)])
         ids[copied.convert_tokens_to_ids(name)] = tokenizer.convert_tokens_to_ids(token)
     return copied, ids
+
+
+def opening(tokenizer) -> int:
+    """The token that a text begins with: BOS, else EOS, as in lm-eval's likelihood of a text."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def plain(tokenizer, text: str | list[str], add_special_tokens: bool = False) -> list:

@@ -1,5 +1,6 @@
 """A language model as an artifact: its contract, and loading it exactly as it was trained."""
 
+import hashlib
 from pathlib import Path
 
 from posttrain.config.sections import Judgement
@@ -8,7 +9,6 @@ from posttrain.ground.files import read_json, sha256, write_json
 from posttrain.ground.progress import say
 from posttrain.models import positions
 from posttrain.models import quantization as nf4
-from posttrain.models.tokens import template_digest
 
 MERGEABLE = ("lora", "qlora")
 MERGE_BOUND = 1e-3  # the difference is 1e-6 when merged into dequantised weights, 0.2 into those before quantisation
@@ -17,6 +17,12 @@ OTHER_FUNCTION = (
     "share (tie_word_embeddings)"
 )
 CHANCE = ("drop", "jitter", "aux_loss", "z_loss")  # parts of the names of settings of training alone
+
+
+def template_digest(tokenizer) -> str | None:
+    """sha256 of the chat template, as lm-eval records it."""
+    template = tokenizer.chat_template
+    return hashlib.sha256(template.encode()).hexdigest() if template else None
 
 
 def write_contract(

@@ -1,8 +1,11 @@
 """The token contract: what must hold of the tokens of every row before it is trained on."""
 
-from posttrain.ground.errors import UserError
+import functools
+from collections.abc import Sequence
+
+from posttrain.models.chat import Breach, breach
 from posttrain.models.control import control_text
-from posttrain.models.tokens import MASKED, breach, encode, row_name, trained_turns
+from posttrain.models.tokens import MASKED, Encoding, answers, demonstration, together, trained_turns
 
 CONTROL_TEXT = "control_text"
 TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")  # keys of a row that hold what is read
@@ -19,59 +22,55 @@ def refuse_control_text(tokenizer, row: dict) -> None:
 
 
 def check(tokenizer, row: dict) -> int:
-    """Number of tokens of a row of `sft`, `preference` or `kto`, chat template included; of a pair, the longer one's.
-
-    Raises Breach where the row cannot be trained on, as SFT, reward, DPO, KTO and PPO would read it.
-    """
-    sizes, replies = [], []
-    for shown in demonstrations(row):
-        tokens = encode(tokenizer, shown)
-        for reason, fault in faults_of(tokenizer, shown, **tokens).items():
-            raise breach(reason, row, fault)
-        sizes.append(len(tokens["input_ids"]))
-        replies.append([label for label in tokens["labels"] if label != MASKED])
-    if len(replies) == 2 and replies[0] == replies[1]:
-        raise breach("equal_answers", row, "chosen and rejected have the same tokens: nothing to tell apart")
-    return max(sizes)
+    """Number of tokens of a row (see `size`). Raises Breach where `encode_all` gives one."""
+    (encoded,) = encode_all(tokenizer, [row])
+    if isinstance(encoded, Breach):
+        raise encoded
+    return size(encoded)
 
 
-def row_tokens(tokenizer, row: dict) -> int:
-    """Number of tokens of a row, as `check` counts them, whether or not it can be trained on."""
-    return max(len(encode(tokenizer, shown)["input_ids"]) for shown in demonstrations(row))
+def encode_all(tokenizer, rows: Sequence[dict]) -> list[dict[str, list[int]] | Breach]:
+    """Rows of `sft` as `tokens.encode` gives them, of `preference` and `kto` as `tokens.encode_answers` does: what SFT,
+    reward, DPO, KTO and PPO read. In place of a row that cannot be trained on, the Breach that says why."""
+    results = together(tokenizer, [encoding(tokenizer, row) for row in rows])
+    return [
+        item if isinstance(item, Breach) else _fault(tokenizer, row, item) or item
+        for row, item in zip(rows, results, strict=True)
+    ]
 
 
-def demonstrations(row: dict) -> list[dict]:
-    """A row as supervised training would read it, a pair as two: a conversation, or a prompt and its completion.
-
-    Of a conversation of `preference` or `kto` only the answer is trained, not the replies in its prompt.
-    """
-    answers = [key for key in ("chosen", "rejected", "completion") if key in row]
-    if not answers or (answers == ["completion"] and isinstance(row["prompt"], str)):
-        return [row]
-    names = {key: row[key] for key in ("id", "source") if key in row}
-    if isinstance(row["prompt"], str):
-        return [names | {"prompt": row["prompt"], "completion": row[key]} for key in answers]
-    return [names | {"messages": row["prompt"] + row[key], "conversation": row["id"]} for key in answers]
+def encoding(tokenizer, row: dict) -> Encoding:
+    """How `encode_all` encodes a row."""
+    return answers(tokenizer, row, sides) if (sides := answers_of(row)) else demonstration(tokenizer, row)
 
 
-def prove(tokenizer, rows: list[dict], encoded: list[dict]) -> dict[str, int]:
-    """Check the token contract on every row; returns the numbers of rows, tokens and trained tokens.
+def answers_of(row: dict) -> tuple[str, ...]:
+    """The keys of a row's answers; none for a row of `sft`."""
+    return ("chosen", "rejected") if "chosen" in row else ("completion",) if "label" in row else ()
 
-    Raises UserError, naming the row: nothing to train on, an end of turn that is not trained, a second BOS, padding
-    among the labels, or a label that differs from its token.
-    """
-    problems = []
-    for row, tokens in zip(rows, encoded, strict=True):
-        faults = faults_of(tokenizer, row, **tokens).values()
-        problems += [f"token contract: row {row_name(row)}: {fault}" for fault in faults]
-    if problems:
-        more = [f"and {len(problems) - 5} more rows"] if len(problems) > 5 else []
-        raise UserError(*problems[:5], *more)
-    return {
-        "rows": len(rows),
-        "tokens": sum(len(tokens["input_ids"]) for tokens in encoded),
-        "trained_tokens": sum(label != MASKED for tokens in encoded for label in tokens["labels"]),
-    }
+
+def size(encoded: dict[str, list[int]]) -> int:
+    """Number of tokens of a row, chat template included; of a pair, with the longer answer."""
+    return max(len(ids) for ids, _ in _trained(encoded))
+
+
+def _trained(encoded: dict[str, list[int]]) -> list[tuple[list[int], list[int]]]:
+    """(tokens, labels) of a row, or of a prompt with each of its answers."""
+    if "input_ids" in encoded:
+        return [(encoded["input_ids"], encoded["labels"])]
+    prompt = encoded["prompt_ids"]
+    masked = [MASKED] * len(prompt)
+    return [(prompt + ids, masked + ids) for key, ids in encoded.items() if key != "prompt_ids"]
+
+
+def _fault(tokenizer, row: dict, encoded: dict[str, list[int]]) -> Breach | None:
+    """The first fault of a row's tokens; None where there is none."""
+    for ids, labels in _trained(encoded):
+        for reason, fault in faults_of(tokenizer, row, ids, labels).items():
+            return breach(reason, row, fault)
+    if "chosen_ids" in encoded and encoded["chosen_ids"] == encoded["rejected_ids"]:
+        return breach("equal_answers", row, "chosen and rejected have the same tokens: nothing to tell apart")
+    return None
 
 
 def faults_of(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> dict[str, str]:
@@ -86,12 +85,18 @@ def faults_of(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> 
         times = f"{trained.count(eos)} times in {turns} turns"
         faults["end_of_turn"] = f"the end-of-turn token {tokenizer.eos_token!r} is trained {times}"
     if bos is not None and bos != eos:
-        expected = 1 if tokenizer("").input_ids[:1] == [bos] else min(1, input_ids.count(bos))
+        expected = 1 if _begins_texts(tokenizer) else min(1, input_ids.count(bos))
         if input_ids.count(bos) != expected or (expected and input_ids[0] != bos):
             tokens_of_bos = f"{input_ids.count(bos)} beginning-of-sequence tokens {tokenizer.bos_token!r}"
             faults["beginning"] = f"has {tokens_of_bos}, not one"
     if pad is not None and pad != eos and pad in trained:
         faults["padding"] = f"padding {tokenizer.pad_token!r} is a label"
-    if any(label not in (MASKED, token) for label, token in zip(labels, input_ids, strict=True)):
+    if trained != [token for token, label in zip(input_ids, labels, strict=True) if label != MASKED]:
         faults["label"] = "a label differs from its token"
     return faults
+
+
+@functools.lru_cache(maxsize=8)
+def _begins_texts(tokenizer) -> bool:
+    """Whether the tokenizer writes a beginning-of-sequence token before a text."""
+    return tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]

@@ -15,7 +15,7 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, write_jsonl
 from posttrain.ground.progress import say
 from posttrain.maths.intervals import mean_stderr
-from posttrain.models import control, positions, tokens
+from posttrain.models import control, positions
 from posttrain.models import policy as policies
 
 TASK = "long_text"  # task of documents without a task of their own
@@ -76,7 +76,7 @@ def documents(section: Lengths, tokenizer, rows: list[dict], length: int) -> lis
     for row in rows:
         if row.get("length", length) != length or len(encoded) == section.documents:
             continue
-        ids = [tokens.opening(tokenizer), *control.plain(tokenizer, row["text"])]
+        ids = [control.opening(tokenizer), *control.plain(tokenizer, row["text"])]
         if "length" in row:
             ids = ids[:length]
         if len(ids) >= (length if "length" in row else max(section.tokens)):

@@ -15,7 +15,7 @@ from posttrain.data import packing
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.ground.progress import say
-from posttrain.models import control, positions, tokens
+from posttrain.models import control, positions
 from posttrain.models import policy as policies
 from posttrain.models import quantization as nf4
 from posttrain.training import parallel
@@ -99,7 +99,7 @@ def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) 
     encoded = control.plain(tokenizer, [row["text"] for row in long]) if long else []
     if section.packing and long:
         return packing.blocks(tokenizer, encoded, context)
-    rows = [{"input_ids": [tokens.opening(tokenizer), *ids][:context]} for ids in encoded if len(ids) + 1 >= context]
+    rows = [{"input_ids": [control.opening(tokenizer), *ids][:context]} for ids in encoded if len(ids) + 1 >= context]
     if not rows:
         raise UserError(
             f"longctx: none of {len(long)} documents in {file} has {context} tokens; give longer ones or set packing"

@@ -17,7 +17,7 @@ import numpy as np
 
 from posttrain.config.sections import ASKED, TRAINED, Prepare, Source
 from posttrain.config.sources import sides as sides_with_source
-from posttrain.data import mixture, repeats
+from posttrain.data import mixture, repeats, tokenized
 from posttrain.data.conversations import suited
 from posttrain.data.dropped import REPEAT, Dropped, entry, repeated
 from posttrain.data.overlap import Finding, overlap
@@ -30,7 +30,7 @@ from posttrain.evaluation.tasks import generated, multiple_choice, rolling, writ
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_jsonl
 from posttrain.ground.progress import say
-from posttrain.models import token_contract, tokens
+from posttrain.models import tokens
 from posttrain.models.control import control_text
 from posttrain.world import rows as world_rows
 from posttrain.world import tasks as world_tasks
@@ -68,12 +68,15 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     separate(sides, cards, dropped, join([*evaluation_rows, *asked.values()]))
     suited(section, sides, cards, checkpoints)
     tokenizer = make_tokenizer(section, sides, list(fetched))
-    lengths = {task: usable(section, tokenizer, task, sides[task], dropped, cards, checkpoints) for task in TRAINED}
+    lengths = {
+        task: usable(section, tokenizer, task, sides[task], work / "data", dropped, cards, checkpoints)
+        for task in TRAINED
+    }
     asked = {kind: askable(tokenizer, kind, rows, dropped, cards) for kind, rows in asked.items()}
     refuse_empty(section, sides, dropped)
     warn_one_label(sides["kto"]["train"], cards)
     names = write_data(section, work, sides, tokenizer, questions, asked, count)
-    mixtures = {task: weigh(section, task, sides[task]["train"], tokenizer, list(fetched), work) for task in TRAINED}
+    mixtures = {task: weigh(section, task, sides[task]["train"], list(fetched), work) for task in TRAINED}
     if dropped:
         say(f"{len(dropped):,} rows are dropped: data/dropped.jsonl lists each with file, line and reason")
     splits = {
@@ -236,12 +239,12 @@ def warn_one_label(rows: Rows, cards: list) -> None:
         cards.append(card("kto: training rows", "kto", {}, {"one_label": count}))
 
 
-def weigh(section: Prepare, task: str, rows: Rows, tokenizer, fetched: list[Path], work: Path) -> list[dict]:
+def weigh(section: Prepare, task: str, rows: Rows, fetched: list[Path], work: Path) -> list[dict]:
     """How often the training rows of each source are read (see `data/mixture.py`); nothing without weights."""
     if not mixture.is_mixture(section, task):
         return []
-    places, lengths = (row["source"] for row in rows), (token_contract.check(tokenizer, row) for row in rows)
-    shares = mixture.shares(section, task, fetched, places, lengths)
+    lengths = tokenized.lengths(tokenized.mapped(work / "data" / task / "train.arrow"))
+    shares = mixture.shares(section, task, fetched, (row["source"] for row in rows), lengths.tolist())
     mixture.tell(task, shares)
     mixture.write(work / "data", task, shares)
     return shares

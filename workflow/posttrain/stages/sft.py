@@ -8,10 +8,11 @@ import math
 from pathlib import Path
 
 from posttrain.config.sections import Sft
+from posttrain.data import tokenized
 from posttrain.ground.errors import Diverged, UserError
-from posttrain.ground.files import read_jsonl
+from posttrain.ground.files import rows_of
 from posttrain.ground.progress import say
-from posttrain.models import token_contract, tokens
+from posttrain.models import tokens
 from posttrain.training import parallel
 
 # Share of the largest logit by which a packed row may differ, by the type of the weights. Rows that see each other do
@@ -26,10 +27,11 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     from posttrain.training import order, trainers
 
     tokenizer = policy.load_tokenizer(base)
-    rows = data.parent / "data" / "sft"
-    train, counts = tokenized(tokenizer, rows / "train.jsonl", section.max_length)
-    held_out = (rows / "test.jsonl").is_file()
-    test = tokenized(tokenizer, rows / "test.jsonl", section.max_length)[0] if held_out else []
+    train, test = (tokenized.load(tokenizer, data, "sft", side) for side in ("train", "test"))
+    rows = data.parent / "data" / "sft" / "train.jsonl"
+    if train is None:
+        raise UserError(f"{rows}: does not exist: the prepared data has no such rows; its metrics.json counts them")
+    counts = tokenized.count(train)
     dtype = policy.dtype_of(base)
     quantization = quantization_of(section, dtype)
     model = policy.load_verified(base, quantization, dtype="float32" if section.method == "full" else dtype)
@@ -43,21 +45,23 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     after = trainer.evaluate()["eval_loss"] if test else None
     if after is not None and not math.isfinite(after):
         raise Diverged(f"sft: the held-out loss is {after} after training ({before} before): lower learning_rate")
-    form = tokens.form_of(read_jsonl(rows / "train.jsonl"))
+    form = tokens.form_of(rows_of(rows))
     publish(trainer.model, tokenizer, section, base, quantization, form, work / "model")
     summary = {"trainable_parameters": trainable, "eval_loss_before": before, "eval_loss": after}
     warning = nf4.count(trainer.model).warning() if quantization else ""
     return {
         "summary": {key: value for key, value in summary.items() if value is not None},
         **({"warnings": [warning]} if warning else {}),
-        "tokens": counts | {"chat_template": tokens.template_digest(tokenizer)},
+        "tokens": counts | {"chat_template": policy.template_digest(tokenizer)},
         "history": trainers.history(trainer),
     }
 
 
-def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dict], checkpoints: Path, parts=()):
-    """TRL's trainer, which adds the adapter to the model. A batch of its collator is checked. parts: of a mixture."""
-    import datasets
+def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, parts=()):
+    """TRL's trainer, which adds the adapter to the model. A batch of its collator is checked.
+
+    train, test: the tokens of the rows (see `data/tokenized.py`); test may be None. parts: of a mixture.
+    """
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
@@ -73,31 +77,18 @@ def trainer_of(section: Sft, model, tokenizer, train: list[dict], test: list[dic
             max_length=section.max_length,
             packing=section.packing,
         ),
-        train_dataset=datasets.Dataset.from_list(train),
-        eval_dataset=datasets.Dataset.from_list(test) if test else None,
+        train_dataset=train,
+        eval_dataset=test,
         processing_class=tokenizer,
         peft_config=adapter(section, model),
     )
-    refuse_beyond(trainer.model, [*train, *test])
+    refuse_beyond(section, trainer.model, [*filter(None, (train, test))])
     trainers.make_trained_float32(trainer.model)
     rows = list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))
     prove_batch(trainer.data_collator(rows))
     prove_loss(trainer, trainer.data_collator(rows[:1]))
     trainers.share_rows(trainer, section, parts)
     return trainer
-
-
-def tokenized(tokenizer, file: Path, longest: int | None) -> tuple[list[dict], dict]:
-    """(rows of a file as tokens and labels, their counts), after a check of the token contract on each row."""
-    rows = read_jsonl(file)
-    encoded = [tokens.encode(tokenizer, row) for row in rows]
-    counts = token_contract.prove(tokenizer, rows, encoded)
-    for row, item in zip(rows, encoded, strict=True):
-        if longest is not None and len(item["input_ids"]) > longest:
-            raise UserError(
-                f"sft: row {tokens.row_name(row)}: {len(item['input_ids'])} tokens, over sft.max_length ({longest})"
-            )
-    return encoded, counts
 
 
 def quantization_of(section: Sft, dtype: str) -> dict | None:
@@ -109,11 +100,14 @@ def quantization_of(section: Sft, dtype: str) -> dict | None:
     return quantization.settings(section.compute or dtype, section.double_quantization)
 
 
-def refuse_beyond(model, rows: list[dict]) -> None:
-    """Raise UserError where a row does not fit into the model's positions, of which virtual tokens take some."""
+def refuse_beyond(section: Sft, model, sides: list) -> None:
+    """Raise UserError where a row is longer than `sft.max_length`, or does not fit into the model's positions, of which
+    virtual tokens take some. sides: the tokens of the rows."""
     from posttrain.models import positions
 
-    longest = max(len(row["input_ids"]) for row in rows)
+    longest = max(int(tokenized.lengths(side).max()) for side in sides)
+    if section.max_length is not None and longest > section.max_length:
+        raise UserError(f"sft: a row has {longest} tokens, over sft.max_length ({section.max_length})")
     if longest > (room := positions.room(model, longest)):
         raise UserError(f"sft: a row has {longest} tokens, and the model has positions for {room}: lower max_tokens")
 
@@ -158,11 +152,11 @@ def cached_keys(model) -> tuple[int, int, int]:
     return len(cache.layers), cache.layers[0].keys.shape[1], cache.layers[0].keys.shape[3]
 
 
-def prove_isolation(model, rows: list[dict]) -> None:
+def prove_isolation(model, rows) -> None:
     """Check that packed rows do not attend to each other: a row has the same logits alone and after another row.
 
     The check runs without a cache, as the trainer does; with one, transformers would not recognise packing by
-    positions. Raises UserError where the attention implementation ignores the boundaries of rows.
+    positions. rows: their tokens. Raises UserError where the attention implementation ignores the boundaries of rows.
     """
     import torch
 
