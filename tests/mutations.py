@@ -1,169 +1,25 @@
-"""Single mistakes in valid campaigns, chosen from a seed, and what `posttrain check` says about each.
-
-python tests/mutations.py --seed 0 --count 1000
+"""Single mistakes in valid campaigns, chosen from a seed.
 
 Whether a value is allowed is decided by the JSON schema that `posttrain schema` generates, not by the code under test.
 """
 
-import argparse
-import contextlib
 import copy
-import os
 import random
 import re
-import sys
-import tempfile
-import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import jsonschema
 import yaml
+from valid_campaigns import SITUATIONS
 
 from posttrain.cluster import sites
 from posttrain.config.sections import Campaign
 from posttrain.config.stages import Experiment
-from posttrain.dag import campaign
-from posttrain.ground.errors import UserError
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OVERRIDES = "--config"  # stands for Snakemake's option of this name, beside the names of files
 SITE = "site.yaml"
-
-# Valid campaigns, which together have most keys of the reference. File -> its settings.
-SCRATCH = """
-config.yaml:
-  title: Mutations
-  experiments: [one, two]
-  keep_gb: 5.0
-  strict: false
-  wandb: {mode: offline, project: mine}
-experiments/one.yaml:
-  question: Does it?
-  seed: 1
-  prepare:
-    seed: 3
-    world: {documents: 500, questions: 200, test_questions: 50, pairs: 80, long: {context: 64, factor: 4}}
-    sft: [{path: rows.jsonl, format: messages, use: train}]
-    preference: [{path: rows.jsonl, separator: ' '}]
-    test_fraction: 0.2
-    group_key: id
-    tokenizer: {vocab_size: 400}
-    chat_template: default
-    date: '2024-07-26'
-    max_tokens: 60
-    long_rows: cut
-    max_line_mb: 4.0
-    allow_empty_user: true
-  base:
-    scratch:
-      positions: rope
-      hidden_size: 128
-      layers: 2
-      heads: 4
-      intermediate_size: 128
-      rope_theta: 100.0
-      context: 64
-      locality: 1.5
-      optimizer: muon
-      learned: 0.4
-      learning_rate: 0.006
-      schedule: cosine
-      warmup_steps: 40
-      beta2: 0.95
-      steps: 500
-      batch_size: 16
-      micro_batch_size: 8
-    dtype: float32
-  sft:
-    method: qlora
-    rank: 8
-    alpha: 16.0
-    dropout: 0.1
-    target_modules: [q_proj, k_proj]
-    double_quantization: false
-    compute: float32
-    packing: true
-    max_length: 60
-    steps: 30
-    warmup_steps: 3
-    gradient_checkpointing: true
-    log_steps: 5
-  reward: {rank: 16, centering: 0.02, labels: chosen, steps: 20, warmup_steps: 2, target_modules: all-linear}
-  reference: {batch_size: 32, precision: float32}
-  ppo:
-    rank: 8
-    kl_target: 2.0
-    kl_horizon: 5000
-    kl_coefficient: 0.1
-    minibatches: 2
-    batch_size: 32
-    steps: 20
-    snapshot_steps: 4
-    value_warmup: 1
-    rails: {max_kl: 30.0, min_eos_rate: 0.2}
-    prompts: preference
-  dpo: {loss: [sigmoid, sft], loss_weights: [1.0, 0.5], beta: 0.2, steps: 15, warmup_steps: 1}
-  kto: {rows: preference, loss: kto, desirable_weight: 1.5, steps: 15}
-  longctx: {method: linear, factor: 4.0, tuning: lora, rank: 4, steps: 20, policy: base}
-  evaluate: {tasks: [{task: world}, {task: passkey_64, shots: 2}], batch_size: auto, limit: 50}
-  compare: {prompts: 40, max_new_tokens: 20, best_of: 4}
-  lengths: {tokens: [32, 64], documents: 8, stride: 0.5}
-experiments/two.yaml:
-  question: And that?
-  extends: one
-  grid: {seed: [0, 1], dpo.beta: [0.1, 0.3]}
-  sft: {rank: 4, warmup_steps: 2}
-  ppo: {steps: 10}
-"""
-GIVEN = f"""
-config.yaml:
-  experiments: [given, small]
-  grid: {{seed: [0, 1, 2]}}
-experiments/given.yaml:
-  question: Of a model that was made elsewhere?
-  prepare:
-    sft: [{{path: rows.jsonl}}, {{dataset: some/rows, revision: {COMMIT}, subset: main, rows: train}}]
-    kto: [{{path: rows.jsonl, format: kto}}]
-    choices: [{{path: rows.jsonl}}]
-    test_fraction: 0.1
-    chat_template: tokenizer
-    end_of_turn: <end>
-    conversations: split
-  base: {{path: model}}
-  sft: {{method: lora, target_modules: [q_proj], steps: 20, eval_steps: 5, checkpoint_steps: 5}}
-  kto: {{steps: 10, undesirable_weight: 2.0}}
-  evaluate: {{tasks: [{{task: choices}}, {{task: gsm8k, revision: {COMMIT}}}], max_length: 64, merge: true}}
-experiments/small.yaml:
-  question: Of its prefix?
-  extends: given
-  sft: {{method: prefix, virtual_tokens: 8}}
-  kto: null
-"""
-HUB = f"""
-config.yaml:
-  experiments: [hub]
-experiments/hub.yaml:
-  prepare:
-    preference: [{{path: rows.jsonl}}]
-    sft: [{{path: rows.jsonl, use: split}}]
-    tokenizer: {{hub: {{id: some/tokenizer, revision: {COMMIT}}}}}
-  base: {{hub: {{id: some/model, revision: main, allow_floating: true}}}}
-  sft: {{method: full, steps: 10, batch_size: 4, max_grad_norm: 0.5}}
-  ppo: {{reward_function: 'score.py:score', steps: 8, value_warmup: 2, temperature: 0.7}}
-site.yaml:
-  partition: gpu
-  gpu_memory_gb: 40.0
-  modules: [cuda]
-  max_runtime: 600
-  jobs: 8
-  cpu_only: false
-  stages: {{sft: {{gpu: 4, nodes: 2, mem_mb: 8000, runtime: 60, shard: true}}}}
-"""
-SITUATIONS = [yaml.safe_load(text) for text in (SCRATCH, GIVEN, HUB)]
-
 CHILDREN = ("experiments/two.yaml", "experiments/small.yaml")  # of which none inherits
 
 
@@ -416,7 +272,7 @@ def bad_path(fuzzer: Fuzzer, situation: dict) -> Mistake | None:
         return None
     file, (holder, key, dotted) = chosen
     paths = ["gone", "", "/dev", "a\0b", "/dev/null", "/dev/zero", "folder", "x" * 5000, "{x}", "gone.py:f", "a\nb"]
-    holder[key] = fuzzer.random.choice([*paths, "rows.jsonl/x"])
+    holder[key] = fuzzer.random.choice([*paths, "sft.jsonl/x"])
     return fuzzer.said(situation, file, dotted, forbidden=True, several=False)
 
 
@@ -515,102 +371,3 @@ KINDS = {function.__name__: function for function in (
     wrong_type, out_of_range, misspelled_key, unknown_key, missing_brackets, added_brackets, removed_key, look_alike,
     key_twice, without_effect, bad_path, extends, grid, beside_axis, too_many_cells, override, text,
 )}  # fmt: skip
-
-
-def messages(folder: Path, mistake: Mistake) -> list[str] | None:
-    """What `posttrain check` says about a campaign in a folder, or its site; None where it accepts them. Any other
-    exception is a traceback for the user."""
-    for name, content in mistake.files.items():
-        if name != OVERRIDES:
-            file = folder / name
-            file.parent.mkdir(exist_ok=True)
-            file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    problems = []
-    for read in (
-        lambda: campaign.load(folder / "config.yaml", mistake.files.get(OVERRIDES)),
-        lambda: sites.read(folder / SITE),
-    ):
-        try:
-            read()
-        except UserError as error:
-            problems += error.problems
-    for name in mistake.files:
-        (folder / name).unlink(missing_ok=True)
-    return problems or None
-
-
-RAW = re.compile(r"found (True|False|None)\b|\^\[|Traceback|pydantic|\bdict\b|NoneType|\binput\b|\binstance\b")
-
-
-def judged(folder: Path, mistake: Mistake) -> tuple[str, list[str]]:
-    """("" or what is wrong with the answer to a mistake, the answer)."""
-    try:
-        said = messages(folder, mistake)
-    except Exception:
-        return "traceback", traceback.format_exc().splitlines()
-    if said is None:
-        return ("accepted" if mistake.forbidden else ""), []
-    if len(said) > 1 and not mistake.several:
-        return "further messages", said
-    if any(RAW.search(message) for message in said):
-        return "words of Python", said
-    where = OVERRIDES if mistake.file == OVERRIDES else f"{folder / mistake.file}:{mistake.line or ''}"
-    start = re.escape(f"{where}: {mistake.key}" if mistake.line or mistake.file == OVERRIDES else where)
-    item = rf"|{re.escape(str(folder / mistake.file))}:\d+: {re.escape(mistake.key)}\["  # an item is in another line
-    if mistake.key and mistake.forbidden and not any(re.match(start + item, message) for message in said):
-        return "wrong place", [f"expected: {start}", *said]
-    innocent = [folder / name for name in mistake.files if name != mistake.file and mistake.file in CHILDREN]
-    if any(message.startswith(f"{file}:") for file in innocent for message in said):
-        return "wrong file", said
-    if not all(re.match(rf"{OVERRIDES}|{re.escape(str(folder))}/\S+:\d+: ", message) for message in said):
-        return "no place", said
-    return "", said
-
-
-@contextlib.contextmanager
-def project(folder: Path) -> Iterator[Path]:
-    """A working directory with the files that the situations name."""
-    (folder / "folder").mkdir()
-    (folder / "model").mkdir()
-    (folder / "rows.jsonl").write_text('{"text": "a"}\n')
-    (folder / "score.py").write_text("def score(prompt, reply, answer):\n    return 0.0\n")
-    (folder / "model/config.json").write_text('{"model_type": "llama", "max_position_embeddings": 512}')
-    (folder / "model/tokenizer.json").write_text("{}")
-    (folder / "model/model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    with contextlib.chdir(folder):
-        yield folder
-
-
-def survey(seed: int, count: int, kind: str | None = None) -> list[tuple[Mistake, str, list[str]]]:
-    """Mistakes, what is wrong with each answer, and the answers."""
-    fuzzer = Fuzzer(seed)
-    with tempfile.TemporaryDirectory() as name, project(Path(name)) as folder:
-        return [(mistake, *judged(folder, mistake)) for mistake in (fuzzer.mistake(kind) for _ in range(count))]
-
-
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--count", type=int, default=1000)
-    options.add_argument("--kind", choices=sorted(KINDS))
-    options.add_argument("--show", type=int, default=3, help="answers to show of each fault")
-    arguments = options.parse_args()
-    before = os.times()
-    surveyed = survey(arguments.seed, arguments.count, arguments.kind)
-    spent = sum(os.times()[:2]) - sum(before[:2])
-    faults = Counter((fault, mistake.kind) for mistake, fault, _ in surveyed if fault)
-    for (fault, kind), number in sorted(faults.items()):
-        print(f"{fault:18} {kind:18} {number}")
-    shown: Counter = Counter()
-    for mistake, fault, said in surveyed:
-        if fault and shown[fault, mistake.kind] < arguments.show:
-            shown[fault, mistake.kind] += 1
-            print(f"\n== {fault}: {mistake.kind} {mistake.file}:{mistake.line} {mistake.key}")
-            print("\n".join(line[:300] for line in said[-12:]))
-    print(f"\n{sum(faults.values())} faults in {len(surveyed)} mistakes, {spent:.1f} CPU seconds")
-    print(dict(Counter(fault for _, fault, _ in surveyed)))
-    sys.exit(bool(faults))
-
-
-if __name__ == "__main__":
-    main()

@@ -130,7 +130,7 @@ def _explained(model: type[Section], path: Path, mistakes: list) -> str:
     expected = ", ".join(mistake.get("ctx", {}).get("expected", "") for mistake in mistakes).replace(" or ", ", ")
     hint = nearest(str(value), [name.strip("' ") for name in expected.split(",")])
     if isinstance(value, bool | int | float) and first["type"] == "string_type":
-        hint = f"; put it in quotes where text is meant: '{spelled(value)}'"
+        hint = "; put it in quotes where text is meant"
     return f"found {spelled(value)}, it should be {' or '.join(map(_allowed, mistakes))}{hint}"
 
 
@@ -155,8 +155,8 @@ def spelled(value) -> str:
 
 
 def _meant(model: type[Section], key: str) -> str:
-    """The known key that an unknown one resembles; "" for none, and for a known key."""
-    return "" if key in model.model_fields else _nearest(key, list(model.model_fields))
+    """The known key that an unknown one resembles; "" for none."""
+    return _nearest(key, list(model.model_fields))
 
 
 def _section_at(model: type[Section], path: Path) -> type[Section]:

@@ -1,8 +1,9 @@
 """Single mistakes in valid campaigns: each is refused in one line with its place, and none ends in a traceback."""
 
-import mutations
 import pytest
-from mutations import Fuzzer, Mistake, dumped, judged, project, survey
+from fuzzing import judged, survey
+from mutations import KINDS, Fuzzer, Mistake, dumped
+from valid_campaigns import SITUATIONS, project
 
 from posttrain.dag import campaign
 from posttrain.ground.errors import UserError
@@ -11,14 +12,14 @@ from posttrain.ground.errors import UserError
 @pytest.mark.slow
 def test_each_of_a_thousand_mistakes_is_told_once_at_its_place():
     surveyed = survey(seed=0, count=1000)
-    assert len({mistake.kind for mistake, _, _ in surveyed}) == len(mutations.KINDS)
+    assert len({mistake.kind for mistake, _, _ in surveyed}) == len(KINDS)
     faults = [(fault, mistake.kind, mistake.key, said) for mistake, fault, said in surveyed if fault]
-    assert not faults, f"{len(faults)} of 1000: python tests/mutations.py --seed 0\n{faults[:3]}"
+    assert not faults, f"{len(faults)} of 1000: python tests/fuzzing.py --seed 0\n{faults[:3]}"
 
 
 def test_the_campaigns_are_valid_before_they_are_changed(tmp_path):
     with project(tmp_path) as folder:
-        for situation in mutations.SITUATIONS:
+        for situation in SITUATIONS:
             files = {name: dumped(settings) for name, settings in situation.items()}
             assert judged(folder, Mistake("", files, "", "config.yaml", 0, forbidden=False)) == ("", [])
 
@@ -45,7 +46,7 @@ def raising(error: Exception):
 def test_a_wrong_answer_is_a_fault(tmp_path, monkeypatch, answer, fault):
     """Controls: of a check that accepts, crashes, says more than one thing, or names another line or key."""
     with project(tmp_path) as folder:
-        situation = {name: {**settings} for name, settings in mutations.SITUATIONS[0].items()}
+        situation = {name: {**settings} for name, settings in SITUATIONS[0].items()}
         situation["experiments/one.yaml"]["sft"] = situation["experiments/one.yaml"]["sft"] | {"rank": "x"}
         mistake = Fuzzer(0).said(situation, "experiments/one.yaml", "sft.rank")
         assert mistake.forbidden and mistake.line
