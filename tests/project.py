@@ -28,3 +28,11 @@ def snakemake(project: Path, *arguments: str, **more: str) -> subprocess.Complet
     return subprocess.run(
         ["snakemake", *arguments], cwd=project, capture_output=True, text=True, env=environment(**more)
     )
+
+
+def commit_of(folder: Path) -> str:
+    """Make a folder a repository with one commit; returns that."""
+    who = ["-c", "user.name=tester", "-c", "user.email=tester@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "all"]):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+    return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project import copy_of
+from project import commit_of, copy_of
 
 from posttrain.ground import code
 from posttrain.ground.errors import UserError
@@ -111,11 +111,3 @@ def test_a_project_inside_another_repository_has_no_commit_of_that(tmp_path, mon
     monkeypatch.setattr(provenance, "PACKAGE", package)
     assert commit_of(tmp_path) and provenance._git_commit() == "unknown"
     assert commit_of(tmp_path / "project") == provenance._git_commit(), "control: its own repository"
-
-
-def commit_of(folder: Path) -> str:
-    """Make a folder a repository with one commit; returns that."""
-    who = ["-c", "user.name=tester", "-c", "user.email=tester@example.org"]
-    for arguments in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "all"]):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)
-    return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()

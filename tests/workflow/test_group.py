@@ -9,11 +9,12 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
-from project import copy_of, environment
+from project import commit_of, copy_of, environment
 
 FIRST, SECOND, GROUP = 60001, 60002, 60010
 TARGET = "results/mini/prepare/manifest.json"
@@ -53,13 +54,22 @@ def run(folder: Path, user: int, *command: str, umask: int = 0o002) -> subproces
 
 
 @pytest.fixture(scope="module")
-def folder(root, tmp_path_factory) -> Path:
+def place():
+    """A folder that every user may enter; pytest's own are for one."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(root, place) -> Path:
     """A copy of the project with a tiny campaign, which belongs to the group."""
-    folder = copy_of(root, tmp_path_factory.mktemp("group"))
+    folder = copy_of(root, place / "project")
     shutil.rmtree(folder / "config")
     (folder / "config/experiments").mkdir(parents=True)
     (folder / "config/config.yaml").write_text("experiments: [mini]\n")
     write(folder, documents=20)
+    commit_of(folder)
     if SEVERAL:
         for path in (folder, *folder.rglob("*")):
             os.chown(path, 0, GROUP)
@@ -90,6 +100,11 @@ def test_a_run_of_one_target_ends_with_what_it_made_and_enters_its_artifacts(fol
     assert "made: mini/prepare\nresults/report: there is no report; run snakemake" in first.stdout
     assert "dvc.yaml: written for the artifacts of config/config.yaml" in first.stderr
     assert "results/mini/base:" in (folder / "dvc.yaml").read_text()
+
+
+def record(folder: Path) -> dict:
+    """The provenance of what was made."""
+    return json.loads((folder / "results/mini/prepare/provenance.json").read_text())
 
 
 def made(folder: Path) -> dict[str, os.stat_result]:
@@ -127,19 +142,20 @@ def test_the_second_user_takes_over_from_the_first_and_keeps_what_was_pulled(fol
     lock = folder / ".snakemake/locks/0.input.lock"
     assert run(folder, FIRST, "bash", "-c", f"mkdir -p {lock.parent} && touch {lock}").returncode == 0
     shutil.rmtree(folder / "results/.kept")
-    before = json.loads((folder / "results/mini/prepare/provenance.json").read_text())["identity"]
+    before = record(folder)["identity"]
     write(folder, documents=21)
     ran = run(folder, SECOND, "snakemake", "--cores", "1", TARGET)
     assert ran.returncode == 0 and "cleared the lock of a Snakemake that died" in ran.stderr, ran.stderr[-3000:]
     kept = {path.name for path in (folder / "results/.kept").iterdir() if path.is_dir()}
-    now = json.loads((folder / "results/mini/prepare/provenance.json").read_text())["identity"]
-    assert kept == {before, now} and before != now
+    assert kept == {before, record(folder)["identity"]} and len(kept) == 2
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=folder, text=True).strip()
+    assert record(folder)["git_commit"] == f"{commit}+changes", "of a repository that belongs to another user"
     assert (folder / TARGET).stat().st_uid == (SECOND if SEVERAL else os.getuid())
 
 
 @alone
-def test_a_strict_umask_is_kept(folder, first, tmp_path):
-    own = tmp_path / "own"
+def test_a_strict_umask_is_kept(folder, first, place):
+    own = place / "own"
     own.mkdir()
     os.chown(own, FIRST, GROUP)
     section = str(folder / "results/mini/prepare/config.yaml")

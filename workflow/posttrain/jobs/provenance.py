@@ -96,8 +96,8 @@ def _git_commit() -> str:
 
 
 def git(folder: Path, *arguments: str) -> str | None:
-    """What git answers in a folder; None where it fails."""
-    run = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    """What git answers in a folder, which another user of the group may own; None where it fails."""
+    run = subprocess.run(["git", "-c", "safe.directory=*", *arguments], cwd=folder, capture_output=True, text=True)
     return run.stdout.strip() if run.returncode == 0 else None
 
 
