@@ -155,7 +155,7 @@ HUMAN = "\n\nHuman: q\n\nAssistant: "
 def test_rows_for_kto(row, labels):
     report = read([row], "kto", threshold=3.0)
     assert [(said(row["completion"]), row["label"]) for row in report.rows] == list(labels.items())
-    assert not report.dropped
+    assert not report.dropped and "unread_keys" not in report.warnings
 
 
 def test_a_score_without_a_threshold_is_no_label():

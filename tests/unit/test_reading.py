@@ -6,6 +6,7 @@ pytest tests/unit/test_reading.py
 import csv
 import gzip
 import json
+import re
 import tempfile
 import tracemalloc
 import unicodedata
@@ -17,7 +18,7 @@ import pytest
 from test_campaign import GOOD, problems
 
 from posttrain.config.sections import Prepare, Source
-from posttrain.config.sources import data_files
+from posttrain.config.sources import data_files, hub_items
 from posttrain.data import lines, rows, texts
 from posttrain.data.dropped import Dropped
 from posttrain.data.reading import read_source
@@ -224,6 +225,16 @@ def test_a_random_choice_of_rows_keeps_their_order_and_follows_the_seed(tmp_path
     assert len(source_rows(Source(path=path, max_rows=99, sample="random"))[0]) == 50
 
 
+def test_data_files_of_a_data_set_are_fetched_alone():
+    """Beside a source of the whole data set, which is fetched as one."""
+    keys = {"dataset": "org/rows", "revision": "a" * 40}
+    sources = [Source(**keys), Source(**keys, files=["data/a-*"]), Source(**keys, files=["data/b-*"])]
+    items = hub_items(Prepare(sft=sources))
+    patterns = [item["datasets"][0].get("allow_patterns") for item in items.values()]
+    assert patterns == [None, ["data/a-*"], ["data/b-*"]]
+    assert all(re.fullmatch(r"datasets--org--rows@a{40}(--[0-9a-f]{8})?", name) for name in items)
+
+
 def test_a_name_with_the_signs_of_a_pattern_is_a_file(tmp_path):
     path = table(tmp_path, PAIRS, "a[1].jsonl")
     table(tmp_path, PAIRS, "a1.jsonl")
@@ -312,7 +323,7 @@ def test_texts_of_turns_are_read_as_turns(text):
 def test_texts_that_are_no_turns_are_dropped(text, words):
     report = read([{"text": HASHES}, {"text": text}])
     ((line, message),) = [case for cases in report.dropped.values() for case in cases]
-    assert line == 2 and words in message
+    assert line == 2 and words in message and ("format: text" in message) == (text == "plain text")
 
 
 def test_pairs_of_texts_of_turns():

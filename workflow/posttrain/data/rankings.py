@@ -53,7 +53,7 @@ def pair(row: dict, answers: list, better: int, worse: int, allow_empty_user: bo
 
 def ranked(row: dict) -> tuple[list, list[float]]:
     """(the answers of a row, their worth: a larger number is better). Raises RowError."""
-    row.get("prompt"), row.get("answer")  # read by the checks of pairs
+    row.get("prompt")  # read by the checks, in a copy
     listed = required(row, "completions")
     if not isinstance(listed, list):
         raise RowError("not_a_list", f"completions must be a list, found {json_kind(listed)}")
@@ -122,6 +122,7 @@ def halves(row: dict, allow_empty_user: bool) -> list[dict]:
 def rated(row: dict, allow_empty_user: bool) -> dict:
     """An answer with a `score`, wanted from the source's `threshold` on."""
     label = wanted(row, number(required(row, "score"), "score"))
+    row.get("prompt"), row.get("completion")  # read by the check, in a copy
     return judged.kto(row | {"label": label}, allow_empty_user)
 
 

@@ -21,6 +21,7 @@ from posttrain.data.lines import RowError, json_kind
 from posttrain.data.rankings import joined
 from posttrain.data.shape import stream, with_system
 from posttrain.data.source import Report, Row
+from posttrain.data.transcripts import form_of
 from posttrain.models import tokens
 
 MAX_ROW_CHARACTERS = 1_000_000
@@ -152,7 +153,7 @@ def _contents(row: dict, task: str, format: str, allow_empty_user: bool = False)
         if error.reason in ("missing_field", "not_a_transcript") and other not in (None, format):
             hint = f"hint: this row looks like {other}, not {format}"
             raise RowError(error.reason, f"{error}; {hint}") from None
-        if task == "sft" and isinstance(row.get("text"), str):
+        if task == "sft" and isinstance(row.get("text"), str) and not form_of(row["text"]):
             raise RowError(error.reason, f"{error}; hint: `format: text` trains on whole texts") from None
         raise
     contents = held if isinstance(held, list) else [held]

@@ -44,7 +44,7 @@ def stream(numbered: Iterable[tuple], source: Source, of_text: bool = False) -> 
 
 
 def shaped(row: dict, source: Source, of_text: bool) -> dict:
-    """A row with the keys that `columns` and `template` name, and the source's `threshold`.
+    """A row with the keys that `columns` and `template` name, and the source's `threshold` for its scores.
 
     Raises RowError where a column is missing, and for a row with images, video or sound.
     """
@@ -52,7 +52,8 @@ def shaped(row: dict, source: Source, of_text: bool) -> dict:
     row = filled(renamed(row, source.columns or {}), source.template or {})
     if of_text and isinstance(label := row.get("label"), str):
         row = row | {"label": {"true": True, "false": False}.get(label.strip().lower(), label)}
-    return row if source.threshold is None else row | {"threshold": source.threshold}
+    has_scores = "score" in row or "completions" in row
+    return row | {"threshold": source.threshold} if source.threshold is not None and has_scores else row
 
 
 def refuse_media(row: dict) -> None:

@@ -57,7 +57,7 @@ def mixed(count: int, wanted: int, training: Training, parts: Sequence[Part]) ->
         places, size = np.flatnonzero(owners == number), part.rows * times
         order[places] = start + np.array(passes(size, len(places), training, number * APART), np.int64)
         start += size
-        often = f"each of {size:,} {len(places) / size:.2f} times"
+        often = f"each of its {size:,} {len(places) / size:.2f} times"
         say(f"{len(places):,} of {wanted:,} rows that are read are of {part.name}: {often}")
     return array.array("q", order.tobytes())
 
