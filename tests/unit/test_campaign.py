@@ -151,7 +151,10 @@ def test_gold_is_the_worlds_or_a_function_of_ones_own_and_reruns_what_it_judges(
 @pytest.mark.parametrize(
     "text, said",
     [
-        (GOOD.replace("sft: {method: qlora}\n", "reward: {}\n"), "reward: starts from the SFT policy: set sft"),
+        (
+            GOOD.replace("sft: {method: qlora}\n", "reward: {}\n"),
+            "one.yaml:1: sft: is not set, and reward can only start from the SFT policy",
+        ),
         (ALIGNED.replace("qlora", "prefix"), "dpo: cannot follow sft.method: prefix"),
         (GOOD + "ppo: {}\n", "ppo: has no reward"),
         (ALIGNED.replace("dpo: {}", "dpo: {rank: 4}"), "dpo.rank: 4 is under sft.rank (16)"),

@@ -91,6 +91,22 @@ def test_a_key_under_another_name_or_in_another_place_is_not_called_missing_too(
     assert ": unknown key" in said
 
 
+@pytest.mark.parametrize(
+    ("removed", "line"),
+    [
+        ("{world: {long: {}}}", "2: prepare: has no data: set world, or give sources"),
+        ("{scratch: {context: 64}}", "3: base: exactly one of path, hub, scratch must be set, found none"),
+        ("sft: {steps: 100, warmup_steps: 40}", "1: sft: is not set, and reward, ppo, dpo can only start from the SFT"),
+    ],
+)
+def test_what_others_rest_on_is_told_alone(told, removed, line):
+    """Not of each stage, rule or key that follows."""
+    (said,) = told(
+        LONG.replace(removed, "{}" if removed.startswith("{") else ""), two="extends: one\n", listed="one, two"
+    )
+    assert said.startswith(f"experiments/one.yaml:{line}")
+
+
 def test_rules_of_other_keys_are_asked_beside_a_wrong_one(told):
     """Control of the silence."""
     said = told(GOOD.replace("{steps: 100", "{method: prefix, rank: 4, log_steps: no"))

@@ -14,7 +14,7 @@ from posttrain.config.sections import Campaign, Optimisation, Section, Sft, Toke
 from posttrain.config.settings import OPTION, Settings, read_settings
 from posttrain.config.stages import STAGES, Experiment
 from posttrain.dag import axes, functions
-from posttrain.dag.checks import RULES, UNUSED
+from posttrain.dag.checks import FOUNDATIONS, RULES, UNUSED
 from posttrain.dag.layers import Merged, Told, copied, oldest_first, put, read_layers
 from posttrain.dag.plan import Plan
 from posttrain.dag.rules import ANYWHERE, Broken, broken, is_unreadable
@@ -135,7 +135,8 @@ def _resolved(merged: Merged, told: Told, problems: list, cell: tuple[str, ...] 
             told.mistakes.add((key, text))
     if not whole:
         return None
-    rules = broken(RULES, experiment, told.unreadable)
+    rules = [*broken(FOUNDATIONS, experiment, told.unreadable)]
+    rules += broken(RULES, experiment, told.unreadable | {rule.key for rule in rules})
     chosen = merged.own.places.keys() | cell  # not inherited
     useless = (rule for rule in broken(UNUSED, experiment, told.unreadable) if rule.key in chosen)
     for rule in [*rules, *(rule for rule in useless if not {*cell} & {*rule.read})]:

@@ -17,7 +17,7 @@ from posttrain.config.sections import (
     subsections,
 )
 from posttrain.config.sources import SENTENCEPIECE, sides
-from posttrain.config.stages import JUDGES, STAGES, Experiment
+from posttrain.config.stages import ALIGNED, JUDGES, STAGES, Experiment
 from posttrain.dag.files import base_files, prepare_files
 from posttrain.dag.given import given_mistakes
 from posttrain.dag.position_checks import position_mistakes
@@ -32,7 +32,7 @@ MEASURING = {"seed", "batch_size", "micro_batch_size", "precision"}  # keys of a
 
 def contradictions(experiment: Experiment) -> Mistakes:
     """Contradictions between keys: (dotted key, what is wrong and what would be right)."""
-    for rule in RULES:
+    for rule in [*FOUNDATIONS, *RULES]:
         yield from rule(experiment)
 
 
@@ -79,7 +79,7 @@ def _data(experiment: Experiment) -> Mistakes:
     prepare = experiment.prepare
     if not (prepare.world or any(getattr(prepare, task) for task in TRAINED)):
         yield "prepare", f"has no data: set world, or give sources under {', '.join(TRAINED[:-1])} or {TRAINED[-1]}"
-    if not any(getattr(prepare, task) for task in SOURCES):
+    if prepare.world and not any(getattr(prepare, task) for task in SOURCES):
         for key in sorted(OF_SOURCES & prepare.model_fields_set):
             yield f"prepare.{key}", "has no effect on the built-in world: it applies to sources, and there are none"
 
@@ -99,6 +99,12 @@ def _base(experiment: Experiment) -> Mistakes:
     yield from one_of("base", base, "path", "hub", "scratch")
     if base.hub:
         yield from pinned("base.hub", base.hub)
+
+
+def _sft(experiment: Experiment) -> Mistakes:
+    waiting = [name for name in ALIGNED if getattr(experiment, name)]
+    if waiting and experiment.sft is None:
+        yield "sft", f"is not set, and {', '.join(waiting)} can only start from the SFT policy: set sft"
 
 
 def _scratch(experiment: Experiment) -> Mistakes:
@@ -189,14 +195,13 @@ def _compare(experiment: Experiment) -> Mistakes:
         yield "compare", f"has no held-out prompts: give a source of {ways} without `use: train`, and a test_fraction"
 
 
+FOUNDATIONS: list[Rule] = [_data, _base, _sft]  # what other rules rest on: they say nothing of a base that is none
 RULES: list[Rule] = [
     *(partial(_without_effect, stage) for stage in STAGES),
     *(partial(_sources, task) for task in SOURCES),
     *(partial(weight_mistakes, task) for task in WEIGHED),
     mixture_mistakes,
-    _data,
     _given_tokenizer,
-    _base,
     _scratch,
     _scratch_training,
     _tokenizer,

@@ -92,8 +92,8 @@ def _adapter_start(where: str, section: Adapter, experiment: Experiment) -> Mist
     """A stage whose adapter starts as the SFT policy."""
     sft = experiment.sft
     if sft is None:
-        yield where, "starts from the SFT policy: set sft"
-    elif sft.method in ("prefix", "prompt"):
+        return
+    if sft.method in ("prefix", "prompt"):
         yield where, f"cannot follow sft.method: {sft.method}, which cannot be merged (use lora, qlora or full)"
     elif sft.method != "full" and (section.rank or sft.rank) < sft.rank:
         yield f"{where}.rank", f"{section.rank} is under sft.rank ({sft.rank}), the rank of the adapter it starts from"
