@@ -12,7 +12,7 @@ from posttrain.config.sections import Reference, Sft
 from posttrain.ground import accepted, code
 from posttrain.ground.errors import Interrupted, UserError
 from posttrain.ground.files import read_json, write_json
-from posttrain.jobs import artifact, kept, provenance, report
+from posttrain.jobs import artifact, damage, kept, provenance
 from posttrain.training import parallel, trainers
 
 
@@ -189,29 +189,31 @@ def test_a_reader_learns_which_file_is_damaged(folder, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(UserError) as told:
         patch.setattr(Path, "replace", denied)
-        artifact.verify_input(manifest)
+        damage.verify_artifact(manifest)
     assert "data/text: its bytes differ" in told.value.problems[0]
     assert "its manifest cannot be renamed: Permission denied; who may write there runs" in told.value.problems[1]
     assert manifest.is_file()
 
 
-def test_a_damaged_judgement_is_not_reported_and_is_made_anew(folder):
-    """Of lm-eval's own record, which no manifest lists, as long as it can be read."""
-    manifest, _ = make()
-    record = manifest.with_name("lm_eval.json")
-    record.write_text("{}")
-    report.verify_judgement(manifest)
-    for file, content, message in (
-        (record, "{", "is not valid JSON"),
-        (manifest.parent / "data/text", "mAde", "bytes"),
-    ):
-        before = file.read_text()
-        file.write_text(content)
-        with pytest.raises(UserError, match=f"(?s){file.name}: .*{message}.*run snakemake again, which remakes it"):
-            report.verify_judgement(manifest)
-        assert not manifest.exists()
-        file.write_text(before)
-        manifest.with_name("damaged-manifest.json").replace(manifest)
+def test_files_that_no_manifest_lists_are_compared_with_their_record(folder):
+    """The settings, and lm-eval's own record, which the report reads."""
+
+    def run(section, work, checkpoints):
+        (work / "data").mkdir()
+        (work / "data/text").touch()
+        (work / "lm_eval.json").write_text("{}")
+        return {}
+
+    manifest = Path("results/one/reference/manifest.json")
+    for name in ("lm_eval.json", "config.yaml", "metrics.json"):
+        artifact.make("reference", run, Reference(), {}, manifest)
+        damage.verify_artifact(manifest)  # control
+        manifest.with_name(name).write_text("[]")
+        with pytest.raises(
+            UserError, match=rf"(?s){name}: .*its manifest says|{name}: its bytes differ from its record"
+        ):
+            damage.verify_artifact(manifest)
+        assert not manifest.exists(), "it is made anew"
 
 
 def pulled(manifest: Path, folder: Path) -> None:

@@ -107,7 +107,7 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "results/mini/prepare/provenance.json").read_text())
 
 
-def made(folder: Path) -> dict[str, os.stat_result]:
+def files_of_runs(folder: Path) -> dict[str, os.stat_result]:
     """The files and folders that runs made."""
     paths = [path for top in (".snakemake", "results") for path in (folder / top, *(folder / top).rglob("*"))]
     return {str(path.relative_to(folder)): path.lstat() for path in paths}
@@ -115,10 +115,10 @@ def made(folder: Path) -> dict[str, os.stat_result]:
 
 @alone
 def test_what_is_made_belongs_to_the_group_which_may_write_it(folder, first):
-    found = made(folder)
-    assert {TARGET, "results/.kept", ".snakemake/controller.json"} <= found.keys()
-    assert [name for name, status in found.items() if status.st_gid != GROUP] == []
-    allowed = {name: stat.S_IMODE(status.st_mode) & 0o777 for name, status in found.items()}
+    statuses = files_of_runs(folder)
+    assert {TARGET, "results/.kept", ".snakemake/controller.json"} <= statuses.keys()
+    assert [name for name, status in statuses.items() if status.st_gid != GROUP] == []
+    allowed = {name: stat.S_IMODE(status.st_mode) & 0o777 for name, status in statuses.items()}
     assert [name for name, mode in allowed.items() if mode & 0o060 != 0o060] == []
     assert [name for name, mode in allowed.items() if mode & 0o002] == [], "control: others may not"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from posttrain.dag import artifacts
 from posttrain.dag.plan import arguments
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import listed, of_another_size, read_object, sha256, stats_of
+from posttrain.ground.files import of_another_size, read_object, sha256, stats_of
 from posttrain.ground.identity import DAMAGED, canonical, record_of
 from posttrain.ground.progress import say
-from posttrain.jobs.publishing import set_aside
+from posttrain.jobs import damage
 
 METADATA = Path(".snakemake/metadata")
 SEEN = Path(".snakemake/seen.json")  # size, dates and inode of every file that was read
@@ -44,12 +44,12 @@ def sync(folders: list[str], looking: bool = False) -> None:
             continue
         watched = stats_of([str(manifest), str(metrics)])
         changed = [file for file, status in watched.items() if status != stats.get(file)]
-        if changed and (damage := _damage(manifest, [str(metrics)])):
+        if changed and (problem := _damaged_file(manifest, [str(metrics)])):
             if looking:
-                say(f"{damage}; a run would remake {folder}, unless a copy is under way: wait for it")
+                say(f"{problem}; a run would remake {folder}, unless a copy is under way: wait for it")
                 short[str(manifest)] = None  # so that the next call looks at it again
                 continue
-            _set_aside(manifest, damage)
+            _set_aside(manifest, problem)
         record = record_of(folder)
         inputs = [pair for files in record.get("inputs", {}).values() for pair in files.items()]
         seen |= stats_of([str(provenance), *watched, *(file for file, _ in inputs)])
@@ -70,41 +70,31 @@ def verify(folders: list[str]) -> None:
     before = read_object(VERIFIED)
     now: dict[str, list[int] | None] = {}
     for manifest in (Path(folder, "manifest.json") for folder in folders):
-        files = list(_digests(manifest))
+        files = list(damage.digests(manifest))
         stats = stats_of([str(manifest), *files])
         same_manifest = stats[str(manifest)] == before.get(str(manifest))
         changed = [file for file in files if not same_manifest or stats[file] != before.get(file)]
-        if changed and (damage := _damage(manifest, changed)):
-            _set_aside(manifest, damage)
+        if changed and (problem := _damaged_file(manifest, changed)):
+            _set_aside(manifest, problem)
         else:
             now |= stats
     _note(VERIFIED, now)
 
 
-def _damage(manifest: Path, read: list[str]) -> str | None:
+def _damaged_file(manifest: Path, read: list[str]) -> str | None:
     """What is damaged of an artifact, first by the sizes of all files, then by the bytes of the files to `read`."""
     if file := of_another_size(manifest):
         return f"{file}: has another size than in its manifest"
-    digests = _digests(manifest)
-    altered = [
-        file for file in read if file in digests and os.path.isfile(file) and sha256(Path(file)) != digests[file]
-    ]
+    digests = damage.digests(manifest)
+    altered = damage.altered({file: digests[file] for file in read if file in digests})
     return f"{altered[0]}: its bytes differ from its manifest" if altered else None
 
 
-def _set_aside(manifest: Path, damage: str) -> None:
+def _set_aside(manifest: Path, problem: str) -> None:
     """Set a damaged artifact aside, and say so. Raises UserError where this user may not."""
-    if reason := set_aside(manifest):
-        raise UserError(f"{damage}; {reason}")
-    say(f"{damage}; {manifest.parent} is remade")
-
-
-def _digests(manifest: Path) -> dict[str, str]:
-    """File -> sha256 of an artifact; {} without a readable manifest."""
-    try:
-        return {str(manifest.parent / name): digest for name, (digest, _) in listed(manifest).items()}
-    except UserError:
-        return {}
+    if reason := damage.set_aside(manifest):
+        raise UserError(f"{problem}; {reason}")
+    say(f"{problem}; {manifest.parent} is remade")
 
 
 def _note(file: Path, value: dict) -> None:

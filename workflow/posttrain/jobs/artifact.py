@@ -28,8 +28,8 @@ from posttrain.ground.errors import TooLarge, UserError
 from posttrain.ground.files import manifest_of, read_json, sha256, verify, write_json
 from posttrain.ground.identity import canonical, identity
 from posttrain.ground.progress import say, spent
-from posttrain.jobs import failure, kept, provenance
-from posttrain.jobs.publishing import publish, refuse_foreign_folders, set_aside
+from posttrain.jobs import damage, failure, kept, provenance
+from posttrain.jobs.publishing import publish, refuse_foreign_folders
 from posttrain.reporting import card
 from posttrain.training import interruption, tracking
 
@@ -154,7 +154,7 @@ def make(
     planned: fingerprint of the code at planning. lineage: digest of everything upstream, by the plan.
     Raises UserError for a damaged input, and for code that was edited after planning.
     """
-    verify_inputs(inputs)
+    damage.verify_inputs(inputs)
     home = output.parent
     refuse_foreign_folders(output)
     planned = planned_with(stage, planned)
@@ -177,13 +177,6 @@ def make(
         shutil.rmtree(checkpoints, ignore_errors=True)
         if keep_gb:
             kept.keep(name, home, parts, keep_gb)
-
-
-def verify_inputs(inputs: dict[str, Path | list[Path]]) -> None:
-    """Compare the inputs with their manifests; fetched ones are in the shared cache and checked by `hub` when used."""
-    for role, manifest in inputs.items():
-        if role != "fetched" and isinstance(manifest, Path):
-            verify_input(manifest)
 
 
 def planned_with(stage: str, planned: str | None) -> str:
@@ -249,32 +242,11 @@ def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, check
     cost = provenance.of_run(name, started, time.monotonic() - clock)
     record = cost | provenance.of_section(section, keys_read) | {"disk_mb": provenance.disk_of(work, checkpoints)}
     record |= made_from | accepted.of_code(made_from["stage"])
+    record["beside"] = {name: sha256(work / name) for name in BESIDE if (work / name).is_file()}
     if warning := kept.differs(name, record["shape"], sha256(work / "manifest.json")):
         say(f"warning: {warning}")
         record["warning"] = warning
     write_json(work / "provenance.json", record)
-
-
-def verify_input(manifest: Path) -> None:
-    """Compare an artifact with its manifest. The manifest of a damaged one is renamed, so that Snakemake remakes it.
-
-    Raises UserError naming every damaged file.
-    """
-    try:
-        verify(manifest)
-    except UserError as error:
-        if not manifest.is_file():
-            raise
-        damages = [problem for problem in error.problems if not problem.startswith("remake it")]
-        raise UserError(*damages, remade(manifest)) from None
-
-
-def remade(manifest: Path) -> str:
-    """Set a damaged artifact aside; returns what remakes it."""
-    folder, reason = manifest.parent, set_aside(manifest)
-    if reason:
-        return f"{folder}: {reason}; who may write there runs posttrain verify, and snakemake"
-    return f"{folder}: run snakemake again, which remakes it"
 
 
 def digests(inputs: dict[str, Path | list[Path]]) -> dict[str, dict[str, str]]:

@@ -1,5 +1,4 @@
-"""Move the finished files of a stage to their place: an artifact is complete or not there at all. A damaged one loses
-its manifest."""
+"""Move the finished files of a stage to their place: an artifact is complete or not there at all."""
 
 import os
 import shutil
@@ -37,15 +36,3 @@ def publish(work: Path, home: Path) -> list[str]:
     shutil.rmtree(work)
     (home / DAMAGED).unlink(missing_ok=True)
     return parts
-
-
-def set_aside(manifest: Path) -> str:
-    """Rename the manifest of a damaged artifact, so that the next run remakes it; returns why it stays, "" where it
-    does not. A reader without permission to write must learn which file is damaged all the same."""
-    try:
-        manifest.replace(manifest.with_name(DAMAGED))
-    except FileNotFoundError:  # another process has renamed it meanwhile
-        return ""
-    except OSError as error:
-        return f"its manifest cannot be renamed: {error.strerror}"
-    return ""

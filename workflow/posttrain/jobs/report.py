@@ -9,7 +9,7 @@ from posttrain.config.stages import STAGES
 from posttrain.ground import accepted, progress
 from posttrain.ground.errors import UserError, gather
 from posttrain.ground.files import read_json, sha256, write_json
-from posttrain.jobs.artifact import remade, verify_input
+from posttrain.jobs.damage import verify_artifact
 from posttrain.stages.report import report
 
 
@@ -26,7 +26,7 @@ def run_report(
     places = (place for experiment in summary["experiments"] for place in experiment["stages"].items())
     judged = sorted(f"{place}/manifest.json" for stage, place in places if "/" in stage)
     if not partial:
-        gather(verify_judgement, [Path(file) for file in judged if Path(file).is_file()])
+        gather(verify_artifact, [Path(file) for file in judged if Path(file).is_file()])
     digests = {"evaluations": {file: sha256(Path(file)) for file in judged if Path(file).is_file()}}
     edits = {"accepted": accepted.edits([*STAGES, "report"])}
     missing = report(summary | edits, folder, reasons=read_json(left_out) if left_out else {})
@@ -34,14 +34,3 @@ def run_report(
     write_json(folder / "provenance.json", record | accepted.of_code("report"))
     if missing and not partial:
         raise UserError(*(f"{piece['name']}: {piece['reason']}" for piece in missing))
-
-
-def verify_judgement(manifest: Path) -> None:
-    """Compare a judgement's files with its manifest, and read lm-eval's own record, which no manifest lists. The
-    manifest of a damaged one is renamed, so that it is made anew. Raises UserError naming every damaged file."""
-    verify_input(manifest)
-    record = manifest.with_name("lm_eval.json")
-    try:
-        _ = read_json(record) if record.exists() else None
-    except UserError as error:
-        raise UserError(*error.problems, remade(manifest)) from None

@@ -120,17 +120,17 @@ def last_lines(folder: Path) -> str:
     return f"{(folder / 'summary.txt').read_text(encoding='utf-8')}report: {folder / 'index.html'}"
 
 
-def last_lines_of_run(made: list[str], folder: Path, campaign: str, lineage: str, shown: int = 5) -> str:
+def last_lines_of_run(artifacts: list[str], folder: Path, campaign: str, lineage: str, shown: int = 5) -> str:
     """The last lines of a run: those of its report where it made one, else what it made, and the reason why the report
     in `folder` shows other numbers.
 
-    made: names of its artifacts, of which at most `shown` are listed. campaign, lineage: as of `outdated`.
+    artifacts: names of those that it made, of which at most `shown` are listed. campaign, lineage: as of `outdated`.
     """
     reason = outdated(folder, campaign, lineage)
-    if folder.name in made and not reason:
+    if folder.name in artifacts and not reason:
         return last_lines(folder)
-    more = f" and {len(made) - shown:,} more" if len(made) > shown else ""
-    listed = f"made: {', '.join(made[:shown])}{more}" if made else "nothing was made"
+    more = f" and {len(artifacts) - shown:,} more" if len(artifacts) > shown else ""
+    listed = f"made: {', '.join(artifacts[:shown])}{more}" if artifacts else "nothing was made"
     return f"{listed}\n{folder}: {reason or 'is older than this run; run snakemake without a target'}"
 
 

@@ -19,14 +19,14 @@ ALIVE = 3600  # seconds without a change after which a folder counts as unused b
 
 
 def clean_campaigns(campaigns: list[Path], delete: bool) -> str:
-    """What no campaign needs; campaigns: empty for all that are known here. Raises UserError where there is none."""
-    files = campaigns or known()
+    """What no campaign needs; campaigns: empty for `campaigns_here`. Raises UserError where there is none."""
+    files = campaigns or campaigns_here()
     if not files:
         raise UserError("clean: there is no campaign in config/; name the campaigns whose artifacts to keep")
     return f"kept: the artifacts of {', '.join(map(str, files))}\n{clean([load(file) for file in files], delete)}"
 
 
-def known() -> list[Path]:
+def campaigns_here() -> list[Path]:
     """The campaigns in `config`, and those elsewhere that ran in this folder."""
     plans = map(read_object, Path(named("")).parent.glob("*.json"))
     ran = [Path(plan["configfile"]) for plan in plans if plan.get("configfile")]
