@@ -5,6 +5,7 @@ posttrain check config/config.yaml
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,34 +117,45 @@ def _cells(merged: Merged, wanted: dict[str, list], told: Told, problems: list) 
 def _resolved(merged: Merged, told: Told, problems: list, cell: tuple[str, ...] = ()) -> Experiment | None:
     """The experiment with its defaults filled in, or None after adding every mistake in it to `problems`.
 
-    told: rules that the experiment and its ancestors break, which are told once; it is added to. cell: the axes, where
-    the settings are those of a grid's cell. A stage must read each section of the experiment's own file. Inherited
-    sections may be unread.
+    told: the mistakes of the experiment and its ancestors, to which these are added. cell: the axes, where the settings
+    are those of a grid's cell.
     """
-    before, inherited = len(problems), told.unreadable.copy()
+    before = len(problems)
+    experiment, is_valid = _checked(merged, told, problems)
+    for rule in _broken(experiment, merged, told, cell) if experiment else ():
+        if (rule.key, rule.text) not in told.mistakes:
+            told.mistakes.add((rule.key, rule.text))
+            problems.append(_told(rule, merged, cell))
+    return resolve(experiment) if experiment and is_valid and len(problems) == before else None
+
+
+def _checked(merged: Merged, told: Told, problems: list) -> tuple[Experiment | None, bool]:
+    """(the experiment without its wrong keys, whether it has none); None where what it inherits is not known."""
+    inherited = told.unreadable.copy()
     experiment, mistakes = checked(Experiment, merged.values)
-    if experiment is None:
+    if mistakes:
         experiment, unreadable = valid_part(Experiment, merged.values, mistakes)
-        told.unreadable |= unreadable
         unknown = (key for key, text in mistakes.items() if text.startswith("unknown key"))
-        told.unreadable |= {ANYWHERE + key.rpartition(".")[2] for key in unknown}  # it may have lost its place
+        told.unreadable |= unreadable | {ANYWHERE + key.rpartition(".")[2] for key in unknown}  # it may be misplaced
     whole = merged.whole and "extends" not in told.unreadable
     for key, text in mistakes.items():
         known = (key, text) in told.mistakes or not whole or is_unreadable(key, inherited)
         if text != "missing" or not known:
             problems.append(f"{place_of(merged.places, key)}: {key}: {text}")
             told.mistakes.add((key, text))
-    if not whole:
-        return None
-    rules = [*broken(FOUNDATIONS, experiment, told.unreadable)]
-    rules += broken(RULES, experiment, told.unreadable | {rule.key for rule in rules})
-    chosen = merged.own.places.keys() | cell  # not inherited
-    useless = (rule for rule in broken(UNUSED, experiment, told.unreadable) if rule.key in chosen)
-    for rule in [*rules, *(rule for rule in useless if not {*cell} & {*rule.read})]:
-        if (rule.key, rule.text) not in told.mistakes:
-            told.mistakes.add((rule.key, rule.text))
-            problems.append(_told(rule, merged, cell))
-    return resolve(experiment) if len(problems) == before and not mistakes else None
+    return experiment if whole else None, not mistakes
+
+
+def _broken(experiment: Experiment, merged: Merged, told: Told, cell: tuple[str, ...]) -> Iterator[Broken]:
+    """The rules that an experiment breaks. That a setting has no effect is one for its own file's settings, not for
+    inherited ones; nor is it one for a cell whose axis makes it so."""
+    foundations = [*broken(FOUNDATIONS, experiment, told.unreadable)]
+    yield from foundations
+    yield from broken(RULES, experiment, told.unreadable | {rule.key for rule in foundations})
+    chosen = merged.own.places.keys() | cell
+    for rule in broken(UNUSED, experiment, told.unreadable):
+        if rule.key in chosen and not {*cell} & {*rule.read}:
+            yield rule
 
 
 def _told(rule: Broken, merged: Merged, cell: tuple[str, ...]) -> str:

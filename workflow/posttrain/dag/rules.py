@@ -26,7 +26,7 @@ def is_unreadable(key: str, unreadable: set[str]) -> bool:
 
 
 class Read(set[str]):
-    """The dotted keys that a rule has read. Raises `Unreadable` for one that no rule may read."""
+    """The dotted keys that a rule has read. Raises `KeyInDoubt` for one that no rule may read."""
 
     def __init__(self, unreadable: set[str]):
         super().__init__()
@@ -35,7 +35,7 @@ class Read(set[str]):
 
     def add(self, key: str) -> None:
         if is_unreadable(key, self.unreadable):
-            raise Unreadable(key)
+            raise KeyInDoubt(key)
         self.order.append(key)
 
     def update(self, *keys: Iterable[str]) -> None:
@@ -43,8 +43,8 @@ class Read(set[str]):
             self.add(key)
 
 
-class Unreadable(Exception):
-    """A key of which nothing is known, as its value is wrong."""
+class KeyInDoubt(Exception):
+    """A rule has read a key of which nothing is known."""
 
 
 def broken(rules: Iterable[Rule], experiment: Experiment, unreadable: set[str]) -> Iterator[Broken]:
@@ -57,5 +57,5 @@ def broken(rules: Iterable[Rule], experiment: Experiment, unreadable: set[str]) 
         try:
             for key, text in rule(cast(Experiment, Watched(experiment, read))):
                 yield Broken(key, text, [*read.order])
-        except Unreadable:
+        except KeyInDoubt:
             continue
