@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from families import tokenizer_of
 from test_campaign import GOOD, problems
 
 from posttrain.config.sections import Prepare, Source
@@ -24,6 +25,7 @@ from posttrain.data.dropped import Dropped
 from posttrain.data.reading import read_source
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, write_jsonl
+from posttrain.rl import prompts
 
 PAIRS = [{"prompt": f"Question {n}?", "completion": f"Answer {n}."} for n in range(5)]
 PAIR = {"prompt": "q", "completion": "a"}
@@ -400,6 +402,17 @@ def test_whole_texts_are_trained_on_only_where_asked():
     assert not asked.rows and "`format: text` trains on whole texts" in asked.dropped["missing_field"][0][1]
 
 
+def test_lists_in_csv_are_written_as_json(tmp_path):
+    lone = json.dumps([CHAT["messages"][0], {"role": "assistant", "content": "\ud800"}])
+    objects = [{"messages": text} for text in (json.dumps(CHAT["messages"]), "[1, 2", lone)]
+    report = rows.read_file(table(tmp_path, objects, "a.csv"), "sft")
+    assert contents(report) == [CHAT]
+    assert [line for line, _ in report.dropped["not_a_list"]] == [3]
+    ((line, message),) = report.dropped["not_unicode"]
+    assert line == 4 and message.startswith("field messages[1].content is not valid Unicode")
+    assert not rows.read_file(table(tmp_path, objects, "a.jsonl"), "sft").rows, "control: in JSON a list is a list"
+
+
 def test_labels_of_csv_are_true_and_false(tmp_path):
     objects = [{"prompt": "p", "completion": f"c{n}", "label": label} for n, label in enumerate(("true", "False", "2"))]
     report = rows.read_file(table(tmp_path, objects, "a.csv"), "kto")
@@ -465,3 +478,10 @@ def test_what_a_source_lacks_is_told_before_any_job(tmp_path, keys, words):
     table(folder, [{"question": "q", "response": str(n)} for n in range(5)], "a.jsonl")
     text = GOOD.replace("{world: {}}", f"{{world: {{}}, sft: [{{{keys}}}]}}").replace("SHARDS", str(folder))
     assert words in problems(tmp_path, one=text)
+
+
+def test_a_whole_text_asks_nothing(tmp_path):
+    """It is no prompt that a policy is asked. Control: a row with a prompt is one."""
+    lines = [{"id": "1", "prompt": "", "completion": "a whole text"}, {"id": "2", "prompt": "Q", "completion": "A"}]
+    write_jsonl(tmp_path / "a.jsonl", lines)
+    assert [row["id"] for row in prompts._prompts(tmp_path / "a.jsonl", tokenizer_of("qwen2.5"))] == ["2"]

@@ -219,8 +219,18 @@ def with_settings(changes: dict) -> str:
 
 
 FILE = Path("config/experiments/whole.yaml")
+
+
+def is_asked(key: str) -> bool:
+    """Sources of all kinds are of one class: their keys are asked of `sft`, of other kinds what differs there."""
+    kind, inner, name = key.removeprefix("prepare.").partition("[].")
+    of_another_kind = inner and kind in SOURCES and kind != "sft"
+    return not of_another_kind or name in ("path", "format", "threshold") or key.endswith(REFUSED)
+
+
 # Keys with the same settings beforehand one after the other: the artifacts of these are made once.
-IN_GROUPS = sorted(keys(), key=lambda one: json.dumps(settings(*one)[0], sort_keys=True))
+ASKED = [(key, field) for key, field in keys() if is_asked(key)]
+IN_GROUPS = sorted(ASKED, key=lambda one: json.dumps(settings(*one)[0], sort_keys=True))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Bring the rows of a source into a known form: columns by other names, texts from a template, a system prompt."""
 
+import contextlib
+import json
 import string
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -24,6 +26,7 @@ KEYS: dict[str, set[str]] = {
     "answers": {"question", "answer"},
 }
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+LISTS = ("messages", "conversations", "completions", "scores", "ratings", "ranks", "choices")
 # Keys that a row may lack, whatever `columns` says.
 OPTIONAL = {"id", "group", "system", "tools", "input", "answer"}
 ABSENT = object()
@@ -50,10 +53,22 @@ def shaped(row: dict, source: Source, of_text: bool) -> dict:
     """
     refuse_media(row)
     row = filled(renamed(row, source.columns or {}), source.template or {})
-    if of_text and isinstance(label := row.get("label"), str):
-        row = row | {"label": {"true": True, "false": False}.get(label.strip().lower(), label)}
+    row = typed(row) if of_text else row
     has_scores = "score" in row or "completions" in row
     return row | {"threshold": source.threshold} if source.threshold is not None and has_scores else row
+
+
+def typed(row: dict) -> dict:
+    """A row of text alone with its label as true or false, and with its lists, which are written as JSON. Raises
+    RowError for what a list must not hold."""
+    values: dict[str, Any] = {}
+    for key in LISTS:
+        with contextlib.suppress(json.JSONDecodeError):
+            if str(row.get(key, "")).startswith("["):
+                values[key] = lines.parsed(row[key])
+    if isinstance(label := row.get("label"), str):
+        values["label"] = {"true": True, "false": False}.get(label.strip().lower(), label)
+    return row | lines.checked(values)
 
 
 def refuse_media(row: dict) -> None:

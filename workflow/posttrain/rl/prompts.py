@@ -64,6 +64,8 @@ def _prompts(file: Path, tokenizer) -> list[dict]:
     """The distinct prompts of a file: id, tokens (`ids`), text (`prompt`), and `answer` or None."""
     prompts: dict[tuple[int, ...], dict] = {}
     for row in _rows(file):
+        if row.get("prompt") == "":  # a whole text, which asks nothing
+            continue
         ids = tokens.encode_prompt(tokenizer, row)
         prompt = {"id": row["id"], "ids": ids, "prompt": tokens.prompt_text(row), "answer": row.get("answer")}
         prompt["form"] = tokens.form_of([row])
