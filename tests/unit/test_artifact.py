@@ -196,17 +196,20 @@ def test_a_reader_learns_which_file_is_damaged(folder, monkeypatch):
 
 
 def test_files_that_no_manifest_lists_are_compared_with_their_record(folder):
-    """The settings, and lm-eval's own record, which the report reads."""
+    """The settings, and lm-eval's own record, which the report reads. A kept artifact shares its files."""
+    runs = []
 
     def run(section, work, checkpoints):
+        runs.append(work)
         (work / "data").mkdir()
         (work / "data/text").touch()
         (work / "lm_eval.json").write_text("{}")
         return {}
 
     manifest = Path("results/one/reference/manifest.json")
-    for name in ("lm_eval.json", "config.yaml", "metrics.json"):
-        artifact.make("reference", run, Reference(), {}, manifest)
+    for number, name in enumerate(("lm_eval.json", "config.yaml", "metrics.json")):
+        artifact.make("reference", run, Reference(), {}, manifest, keep_gb=1.0)
+        assert len(runs) == number + 1, "what is kept was damaged with it, and is not taken"
         damage.verify_artifact(manifest)  # control
         manifest.with_name(name).write_text("[]")
         with pytest.raises(

@@ -17,6 +17,7 @@ from pathlib import Path
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import of_another_size, read_json, verify, write_json
 from posttrain.ground.identity import DAMAGED, record_of
+from posttrain.jobs import damage
 
 KEPT = Path("results/.kept")
 
@@ -34,6 +35,8 @@ def take(name: str, versions: dict, work: Path) -> dict | None:
             return None
         link(folder, work, [part.name for part in folder.iterdir()])
         verify(work / "manifest.json")
+        if damage.altered(damage.beside(work / "manifest.json")):
+            raise UserError(f"{folder}: is damaged")
         return record
     except OSError:  # no hard links here
         shutil.rmtree(work, ignore_errors=True)
