@@ -34,6 +34,10 @@ def test_a_new_experiment_is_told_and_the_next_run_enters_it(plan):
     Path("config/config.yaml").write_text("experiments: [whole, other]\n")
     ledger.keep_up(campaign.load("config/config.yaml"), overridden=False)
     assert "results/new/sft" not in ledger.outs(), "one that was taken out again"
+    Path("config/experiments/same.yaml").write_text("question: Why?\nextends: whole\n")
+    Path("config/config.yaml").write_text("experiments: [whole, other, same]\n")
+    ledger.keep_up(campaign.load("config/config.yaml"), overridden=False)
+    assert "config/experiments/same.yaml" in Path("dvc.yaml").read_text(), "it makes nothing, but DVC watches its file"
 
 
 def test_what_is_not_this_campaigns_alone_is_left_as_it_is_and_told(plan, capsys):

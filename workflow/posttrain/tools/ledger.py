@@ -44,7 +44,7 @@ def keep_up(plan: Plan, overridden: bool) -> str:
         if lack:
             raise UserError(f"{lack}; then run dvc again")
         return ""
-    if not FILE.is_file() or overridden or not (lack or surplus(plan)) or not is_own(plan):
+    if not FILE.is_file() or overridden or not (lack or is_outdated(plan)) or not is_own(plan):
         if lack:
             say(lack)
         return lack
@@ -67,9 +67,13 @@ def lacking(plan: Plan) -> str:
     return f"{FILE} lacks {', '.join(absent[:3])}{more}, which dvc commit and dvc push leave out: {todo}"
 
 
-def surplus(plan: Plan) -> set[str]:
-    """The artifacts that dvc.yaml lists and a campaign does not make."""
-    return {out for out in outs() if not within(out, {REPORT.folder})} - {artifact.folder for artifact in stored(plan)}
+def is_outdated(plan: Plan) -> bool:
+    """Whether dvc.yaml lists artifacts that a campaign does not make, or lacks a file of its config, whose edits DVC
+    would not notice."""
+    text = FILE.read_text(encoding="utf-8")
+    listed = {out for out in outs() if not within(out, {REPORT.folder})}
+    surplus = listed - {artifact.folder for artifact in stored(plan)}
+    return bool(surplus) or any(file not in text for file in config_files(plan))
 
 
 def outs() -> set[str]:
@@ -102,21 +106,25 @@ def command(plan: Plan) -> str:
 
 def ledger(plan: Plan) -> str:
     """The text of dvc.yaml for a campaign."""
-    configfile = plan.configfile or DEFAULT
-    names = sorted({plan.origin(name) for name in plan.experiments})
-    files = [configfile, *(f"{Path(configfile).parent}/experiments/{name}.yaml" for name in names)]
     artifacts = stored(plan)
     pages = [f"{REPORT.folder}/{name}" for name in (*PAGES, "manifest.json", "provenance.json")]
     stage = {
         "cmd": command(plan),
         "deps": ["workflow", "envs"],
-        "params": [{file: None} for file in files],
+        "params": [{file: None} for file in config_files(plan)],
         "outs": [{out: {"persist": True}} for out in [*(artifact.folder for artifact in artifacts), *pages]],
         "metrics": [{f"{REPORT.folder}/metrics.json": {"persist": True}}],
     }
     trained = [artifact.name for artifact in artifacts if artifact.stage in TRAINERS]
     curves = {"Training loss": {"x": "step", "y": {f"{REPORT.folder}/curves.csv": trained}}}
     return HEAD + yaml.safe_dump({"stages": {"campaign": stage}, "plots": [curves]}, sort_keys=False, width=120)
+
+
+def config_files(plan: Plan) -> list[str]:
+    """The campaign's file, and those of its experiments and their parents."""
+    configfile = plan.configfile or DEFAULT
+    names = sorted({plan.origin(name) for name in plan.experiments})
+    return [configfile, *(f"{Path(configfile).parent}/experiments/{name}.yaml" for name in names)]
 
 
 def stored(plan: Plan) -> list[Artifact]:
