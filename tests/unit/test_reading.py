@@ -153,6 +153,16 @@ def test_a_damaged_parquet_file_is_named_with_the_last_row(tmp_path):
     assert "not a Parquet file" in refusal(path)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 64])
+def test_an_array_is_the_same_wherever_its_pieces_end(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("posttrain.data.arrays.CHUNK", chunk)
+    values = [{"a": 'caf\u00e9 "[{,}]" \U0001f600'}, [], 12.5e-3, -0.25, True, None, 1234567, {"b": {"c": [1.5, 2]}}]
+    for indent in (None, 2):
+        path = tmp_path / "a.json"
+        path.write_text(f" {json.dumps(values, ensure_ascii=False, indent=indent)}\n", "utf-8")
+        assert [value for _, value, _ in rows.files.read(path, "text", 1000)] == values
+
+
 def test_a_key_that_stands_twice_drops_one_element_of_an_array(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"}, {"text": "b", "x": {"y": 1, "y": 2}}, {"text": "c"}]')

@@ -10,6 +10,7 @@ from posttrain.ground.errors import UserError
 
 CHUNK = 2**16
 SPACE = " \t\n\r"
+OF_A_NUMBER = "0123456789.eE+-"  # with these behind it, a number may go on in what was not yet read
 
 
 def read_json(path, max_line_bytes: int = lines.MAX_LINE_BYTES) -> Iterator[tuple[int, object, bool]]:
@@ -76,7 +77,8 @@ class Array:
                     continue
                 self.at = error.pos
                 raise self.refusal(f"{error.msg[0].lower()}{error.msg[1:]}") from None
-            if end < len(self.rest) or not self.read_on():  # a number may go on in what was not yet read
+            goes_on = isinstance(value, int | float) and self.rest[end : end + 1] in OF_A_NUMBER
+            if (end < len(self.rest) and not goes_on) or not self.read_on():
                 self.at = end
                 return value
 
