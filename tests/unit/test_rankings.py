@@ -3,11 +3,15 @@
 pytest tests/unit/test_rankings.py
 """
 
+import itertools
+import json
+
 import pytest
 from test_campaign import GOOD, problems
 
 from posttrain.config.sections import Source
-from posttrain.data import rows, texts
+from posttrain.data import rankings, rows, texts
+from posttrain.data.lines import RowError
 
 ANSWERS = ["good", "fair", "poor"]
 ALL_PAIRS = {("good", "fair"), ("good", "poor"), ("fair", "poor")}
@@ -121,6 +125,14 @@ def test_rows_with_a_score_are_compared_within_their_prompt():
     assert [row["source"] for row in report.rows] == ["made:1"] * 3 + ["made:4"]
 
 
+def test_rows_are_joined_one_prompt_at_a_time():
+    endless = ((n, RowError("bad", "not read"), False) for n in itertools.count(1))
+    assert [line for line, *_ in itertools.islice(rankings.joined(endless), 3)] == [1, 2, 3]
+    prompts = ((n, score_rows((f"p{n // 2}", str(n), n))[0], False) for n in itertools.count())
+    first, second = itertools.islice(rankings.joined(prompts), 2)
+    assert (first[1].count, first[1]["completions"], second[0]) == (2, ["0", "1"], 2)
+
+
 def test_rows_of_a_prompt_that_stand_apart_are_named():
     report = read(score_rows(("p", "a", 1), ("p", "b", 2), ("q", "x", 1), ("p", "c", 3), ("q", "y", 3)))
     assert pairs(report) == {("b", "a")} and report.total == 5
@@ -169,6 +181,7 @@ def test_a_score_without_a_threshold_is_no_label():
     ("keys", "words"),
     [
         ("kto: [{path: a, format: score}]", "prepare.kto[0].threshold: is missing"),
+        ("kto: [{path: b}]", "prepare.kto[0].threshold: is missing"),
         ("kto: [{path: a, format: kto, threshold: 1.0}]", "prepare.kto[0].threshold: has no effect here"),
         ("preference: [{path: a, threshold: 1.0}]", "prepare.preference[0].threshold: has no effect here"),
         ("sft: [{path: a, format: ranking}]", "ranking does not hold rows for sft"),
@@ -176,4 +189,6 @@ def test_a_score_without_a_threshold_is_no_label():
 )
 def test_what_check_tells(tmp_path, keys, words):
     (tmp_path / "a").write_text("")
+    (tmp_path / "b.jsonl").write_text(json.dumps(score_rows(("p", "a", 1))[0]))
+    keys = keys.replace("path: b", f"path: {tmp_path}/b.jsonl")
     assert words in problems(tmp_path, one=GOOD.replace("{world: {}}", f"{{world: {{}}, {keys}}}"))

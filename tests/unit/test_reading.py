@@ -477,7 +477,10 @@ def test_the_letters_of_the_test_are_those_that_change():
         ("path: SHARDS", "prepare.sft[0]: none of the first 5 rows of"),
         ("path: SHARDS", "has a layout of sft (messages, sharegpt, instruction, prompt_completion,"),
         ("path: SHARDS", "keys found: question, response; `columns` gives them other names"),
-        ("path: SHARDS, columns: {text: question}", "`columns` gives them other names; `format: text` trains on whole"),
+        ("path: SHARDS, columns: {text: question}", "`columns` gives them other names, and `format: text` trains on"),
+        ("path: PAIRS", "keys found: prompt, chosen, rejected"),
+        ("path: PAIRS", "prepare.answers[0]: none of the first 1 rows of"),
+        ("path: PAIRS", "; prepare.sft reads such rows"),
         ("path: SHARDS, sample: random", "prepare.sft[0].sample: has no effect here"),
         ("path: SHARDS, format: kto", "kto does not hold rows for sft"),
     ],
@@ -486,7 +489,10 @@ def test_what_a_source_lacks_is_told_before_any_job(tmp_path, keys, words):
     folder = tmp_path / "shards"
     (folder / "empty").mkdir(parents=True)
     table(folder, [{"question": "q", "response": str(n)} for n in range(5)], "a.jsonl")
-    text = GOOD.replace("{world: {}}", f"{{world: {{}}, sft: [{{{keys}}}]}}").replace("SHARDS", str(folder))
+    pairs = table(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}], "pairs.jsonl")
+    kind = "answers" if "PAIRS" in keys else "sft"
+    keys = keys.replace("PAIRS", str(pairs)).replace("SHARDS", str(folder))
+    text = GOOD.replace("{world: {}}", f"{{world: {{}}, {kind}: [{{{keys}}}]}}")
     assert words in problems(tmp_path, one=text)
 
 

@@ -14,6 +14,7 @@ from posttrain.data.lines import RowError
 from posttrain.ground.errors import UserError
 
 WEIGHED = ("sft", "preference", "kto")  # kinds of data whose rows may be read by weight
+KINDS = {"choices": "eval", "answers": "generation"}  # names of kinds of data in `data.layouts`
 FIRST = 100  # rows of a source's first file in which columns and layout are searched for
 
 
@@ -117,15 +118,26 @@ def absent_columns(where: str, task: str, source: Source) -> Mistakes:
 
 def unknown_layout(where: str, task: str, source: Source) -> Mistakes:
     """A source none of whose first rows has a layout of its kind."""
-    kind = {"choices": "eval", "answers": "generation"}.get(task, task)
+    kind = KINDS.get(task, task)
     rows = first_rows(source, task) if source.format == "auto" else []
     shaped = [value for _, value, _ in shape.stream(((0, row, False) for row in rows), source)]
     usable = [row for row in shaped if row and not isinstance(row, RowError)]
-    if usable and not any(layouts.guess(row, kind) for row in usable):
+    found = {layout for row in usable if (layout := layouts.guess(row, kind))}
+    if usable and not found:
         keys, known = ", ".join(map(str, usable[0])), ", ".join(layouts.FORMATS[kind])
-        hint = "; `format: text` trains on whole texts" if kind == "sft" and "text" in usable[0] else ""
         what = f"{none_of(rows, source, task)} has a layout of {task} ({known}); keys found: {keys}"
-        yield where, f"{what}; `columns` gives them other names{hint}"
+        yield where, f"{what}; {way_out(task, usable[0])}"
+    if task == "kto" and found and found <= {"ranking", "score"} and source.threshold is None:
+        yield f"{where}.threshold", "is missing: the score from which an answer is wanted"
+
+
+def way_out(task: str, row: dict) -> str:
+    """What helps for a row that has no layout of its kind of data."""
+    others = [other for other in (*WEIGHED, *ASKED) if other != task and layouts.guess(row, KINDS.get(other, other))]
+    if others:
+        return f"prepare.{others[0]} reads such rows"
+    hint = ", and `format: text` trains on whole texts" if task == "sft" and "text" in row else ""
+    return f"`columns` gives them other names{hint}"
 
 
 def none_of(rows: list[dict], source: Source, task: str) -> str:

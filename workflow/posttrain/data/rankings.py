@@ -86,9 +86,8 @@ def place_of(best, count: int) -> int:
     """The place of the best answer. Raises RowError for what is no number from 0 to `count` - 1."""
     found = judged.as_number(best)
     if found is None or found != int(found) or not 0 <= found < count:
-        raise RowError(
-            "scores", f"best must be the number of a completion, from 0 to {count - 1}, found {best!r}"[:200]
-        )
+        shown = repr(best)[:60]
+        raise RowError("scores", f"best must be the number of a completion, from 0 to {count - 1}, found {shown}")
     return int(found)
 
 
@@ -155,10 +154,10 @@ def joined(numbered: Iterable[tuple]) -> Iterator[tuple]:
     """
     seen: set[str] = set()
     for key, run in groupby(numbered, key=lambda item: prompt_key(item[1])):
-        items = list(run)
         if not key:
-            yield from items
+            yield from run
             continue
+        items = list(run)
         line, first, marked = items[0]
         again = key in seen
         seen.add(key)

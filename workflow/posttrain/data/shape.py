@@ -99,7 +99,7 @@ def named(columns: Columns) -> list[tuple[str, str]]:
 
 def filled(row: dict, template: dict[str, str]) -> dict:
     """The row with the texts of a template, and without the columns that it names. Raises RowError."""
-    texts = {key: "".join(literal + inserted(row, name, key) for literal, name in parsed(text))
+    texts = {key: "".join(literal + inserted(row, name, key) for literal, name in pieces(text))
              for key, text in template.items()}  # fmt: skip
     taken = {top(row, name) for text in template.values() for name in placeholders(text)}
     return {key: value for key, value in row.items() if key not in taken or key in ("id", "group")} | texts
@@ -117,7 +117,7 @@ def inserted(row: dict, name: str, key: str) -> str:
     return str(value)
 
 
-def parsed(text: str) -> list[tuple[str, str]]:
+def pieces(text: str) -> list[tuple[str, str]]:
     """A template's parts: (text, the name of the placeholder after it or ""). `{{` and `}}` are braces.
 
     Raises ValueError for a brace that stands alone and for a placeholder without a name or with more than a name.
@@ -132,7 +132,7 @@ def parsed(text: str) -> list[tuple[str, str]]:
 
 def placeholders(text: str) -> list[str]:
     """The columns that a template names."""
-    return [name for _, name in parsed(text) if name]
+    return [name for _, name in pieces(text) if name]
 
 
 def value_at(row: dict, column: str):
