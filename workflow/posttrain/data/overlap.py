@@ -123,7 +123,7 @@ def _is_one_question(row: dict) -> bool:
 def _parts(row: dict) -> list[tuple[tuple, bool]]:
     """(the words of each part of a row's prompt, whether the part is a label such as `Answer:`)."""
     parts = PARTS.split(question_asked(prompt_text(row)))
-    return [(tuple(words(part)), part.rstrip().endswith(":")) for part in parts]
+    return [(words(part), part.rstrip().endswith(":")) for part in parts]
 
 
 def _holds(text: Sequence[str], answer: str) -> bool:
@@ -203,7 +203,7 @@ class Search:
         for at, run in sorted(set(zip(owners[rare].tolist(), runs[rare].tolist(), strict=True))):
             self.is_common[run] = self.sharing.add(run, hashes[at], start + at)
 
-    def _note_same(self, j: int, row: dict, prompt: tuple, text: list[str]) -> None:
+    def _note_same(self, j: int, row: dict, prompt: tuple, text: tuple) -> None:
         """Note a training row for the test rows with the same content or prompt, exactly or normalised. Short
         questions, such as "Which of these is true?", are the same only where the row holds their answer."""
         for kind, key in _keys(row, prompt).items():
@@ -289,10 +289,10 @@ class Search:
         return {i: (j, "few-shot") for i, j in sorted(examples, reverse=True) if i >= 0}
 
 
-def _words_of(rows: Sequence[dict]) -> tuple[list[list[str]], list[tuple]]:
+def _words_of(rows: Sequence[dict]) -> tuple[list[tuple], list[tuple]]:
     """(the words of each row, those of its prompt)."""
     parts = list(map(word_parts, rows))
-    return [text for text, _ in parts], [tuple(prompt) for _, prompt in parts]
+    return [text for text, _ in parts], [prompt for _, prompt in parts]
 
 
 def _interned(text: str) -> tuple:

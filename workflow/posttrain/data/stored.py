@@ -44,6 +44,12 @@ class Rows(Sequence[dict]):
         """A column of COLUMNS, 8 bytes a row."""
         return np.fromiter(self.column(name), np.uint64, len(self))
 
+    def write(self, file: Path) -> None:
+        """Write the rows as JSON Lines."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "w", encoding="utf-8") as lines:
+            lines.writelines(f"{row}\n" for row in self.column("row"))
+
     def take(self, places: np.ndarray) -> "Rows":
         """The rows at places, in their order."""
         return Rows(self._table.select(places))
@@ -70,11 +76,14 @@ def store(rows: Iterable[dict], scratch: Path | None = None, numbered: bool = Tr
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """The rows of all parts, one part after the other."""
+    """The rows of all parts, one part after the other; numbered where all are."""
     import datasets
 
-    parts = [part for part in parts if len(part)] or list(parts[:1])
-    return Rows(datasets.concatenate_datasets([part._table for part in parts])) if parts else store([])
+    tables = [part._table for part in parts if len(part)] or [part._table for part in parts[:1]]
+    if not tables:
+        return store([])
+    shared = [name for name in tables[0].column_names if all(name in table.column_names for table in tables)]
+    return Rows(datasets.concatenate_datasets([table.select_columns(shared) for table in tables]))
 
 
 def batches(items: Iterable, size: int) -> Iterator[list]:

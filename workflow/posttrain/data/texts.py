@@ -3,6 +3,7 @@
 Nothing here changes a text.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -44,11 +45,12 @@ def is_blank(text: str) -> bool:
     return all(c in _INVISIBLE or unicodedata.category(c) in unseen for c in text)
 
 
-def words(text: str) -> list[str]:
+@functools.lru_cache(maxsize=16)  # a row's texts are asked for several times
+def words(text: str) -> tuple[str, ...]:
     """The text's words and operators, without case, spaces and sentence punctuation."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    return _WORD.findall(text.casefold())
+    return tuple(_WORD.findall(text.casefold()))
 
 
 def odd(text: str) -> list[str]:
@@ -76,21 +78,27 @@ def full_text(row: dict) -> str:
     return "\n".join(prompt if "messages" in row else [*prompt, *reply_texts(row)])
 
 
-def word_parts(row: dict) -> tuple[list[str], list[str]]:
+def word_parts(row: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(the words of `full_text`, those of `prompt_text`)."""
     prompt = words(prompt_text(row))
     turns = row["messages"] if "messages" in row else row.get("prompt")
     if isinstance(turns, list) and any(turn["role"] == "system" for turn in turns):
         return words(full_text(row)), prompt
-    return prompt + [word for reply in reply_texts(row) for word in words(reply)], prompt
+    return prompt + tuple(word for reply in reply_texts(row) for word in words(reply)), prompt
 
 
 def all_text(value) -> str:
     """Every string in a row's content, system turns and wrong choices too."""
-    if isinstance(value, str):
-        return value
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return "\n".join(map(all_text, parts))
+    strings, waiting = [], [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            strings.append(part)
+        elif isinstance(part, dict):
+            waiting += reversed(part.values())
+        elif isinstance(part, list):
+            waiting += reversed(part)
+    return "\n".join(strings)
 
 
 def digest(value) -> str:

@@ -14,7 +14,7 @@ from posttrain.config.sections import Prepare
 from posttrain.data import tokenized
 from posttrain.data.dropped import Dropped, Kinds, entry
 from posttrain.data.rows import card
-from posttrain.data.stored import BATCH, Rows, batches, store
+from posttrain.data.stored import BATCH, Rows, batches, join, store
 from posttrain.ground.progress import say
 from posttrain.models import token_contract
 from posttrain.models.chat import Breach
@@ -36,11 +36,19 @@ class Fitting:
         self.truncated = 0
         self.kinds = Kinds()
 
-    def rows(self, rows: Iterable[dict], keep: Callable[[dict[str, list[int]]], None]) -> Iterator[dict]:
+    def rows(self, rows: Rows, keep: Callable[[Tokens], None], scratch: Path) -> Rows:
         """The rows that can be trained on, cut where `prepare.long_rows` says so; the others are listed.
 
         keep: is called with the tokens of each; not for documents, which have no form of their own.
         """
+        order = array("q")  # places of the rows that are kept; a row that was cut stands behind all others
+        cut_rows = store(self._cut(rows, keep, order), scratch, numbered=False)
+        self.truncated += len(cut_rows)
+        return join([rows, cut_rows]).take(np.array(order, int))
+
+    def _cut(self, rows: Rows, keep: Callable[[Tokens], None], order: array) -> Iterator[dict]:
+        """The rows that were cut. The place of each row that can be trained on is put into `order`."""
+        place, cuts = 0, len(rows)
         for batch in batches(rows, BATCH):
             for row, encoded in zip(batch, self._encoded(batch), strict=True):
                 try:
@@ -49,12 +57,15 @@ class Fitting:
                     one = entry(row["source"], self.task, fault.reason, str(fault))
                     self.kinds.note(one)
                     self.dropped.add([one])
-                    continue
-                if tokens:
-                    keep(tokens)
-                    self.lengths.append(token_contract.size(tokens))
-                self.truncated += fitting is not row
-                yield fitting
+                else:
+                    if tokens:
+                        keep(tokens)
+                        self.lengths.append(token_contract.size(tokens))
+                    order.append(place if fitting is row else cuts)
+                    if fitting is not row:
+                        cuts += 1
+                        yield fitting
+                place += 1
 
     def _encoded(self, rows: list[dict]) -> list[Tokens | Breach]:
         """The tokens of rows, empty for documents, or what is wrong with them."""
@@ -104,7 +115,7 @@ def usable(
     fitting, total = Fitting(section, tokenizer, task, dropped), sum(map(len, sides.values()))
     for side, rows in sides.items():
         with tokenized.writing(tokenizer, folder / task / f"{side}.arrow") as keep:
-            sides[side] = store(fitting.rows(rows, keep), scratch, numbered=False)
+            sides[side] = fitting.rows(rows, keep, scratch)
         if rows and not sides[side]:
             say(f"warning: no {side} row of {task} is left")
     tell(section, task, total, fitting.kinds, cards)

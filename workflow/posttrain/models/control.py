@@ -34,11 +34,18 @@ def _pattern(tokenizer, end: str) -> re.Pattern:
 
 def control_text(tokenizer, value) -> str | None:
     """The first control token in any string of a value; None where there is none."""
-    if isinstance(value, str):
-        match = _pattern(tokenizer, tokenizer.eos_token).search(value)
-        return match and match.group()
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next(filter(None, (control_text(tokenizer, part) for part in parts)), None)
+    search = _pattern(tokenizer, tokenizer.eos_token).search
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, str):
+            if match := search(part):
+                return match.group()
+        elif isinstance(part, dict):
+            waiting += reversed(part.values())
+        elif isinstance(part, list):
+            waiting += reversed(part)
+    return None
 
 
 def shielded(tokenizer, value):
@@ -66,7 +73,8 @@ def unshielded(tokenizer, text: str) -> str:
 def tokenize(tokenizer, texts: list[str]) -> list[list[int]]:
     """Tokens of each text from a chat template, with its control tokens; what was shielded is plain text."""
     unshielded_texts = [text for text in texts if not IN_ROW_PATTERN.search(text)]
-    others = iter(tokenizer(unshielded_texts, add_special_tokens=False).input_ids if unshielded_texts else [])
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    others = iter(tokenizer(unshielded_texts, **options).input_ids if unshielded_texts else [])
     return [_tokenize_shielded(tokenizer, text) if IN_ROW_PATTERN.search(text) else next(others) for text in texts]
 
 

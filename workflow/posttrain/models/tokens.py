@@ -89,17 +89,17 @@ def demonstration(tokenizer, row: dict) -> Encoding:
     messages = row["messages"]
     text = write(tokenizer, row, messages)
     refuse_lost(tokenizer, row, text)
-    turns, texts = trained_turns(row), [text]
-    for turn in turns:
-        texts.append(write(tokenizer, row, messages[:turn], prompt=True))
-        texts.append(text if turn + 1 == len(messages) else write(tokenizer, row, messages[: turn + 1]))
-    ids, *parts = yield False, texts
+    turns = trained_turns(row)
+    before = [write(tokenizer, row, messages[:turn], prompt=True) for turn in turns]
+    within = [turn for turn in turns if turn + 1 < len(messages)]  # replies after which others follow
+    after = [write(tokenizer, row, messages[: turn + 1]) for turn in within]
+    ids, *parts = yield False, [text, *before, *after]
     labels = [MASKED] * len(ids)
     for n, turn in enumerate(turns):
-        before, after = texts[2 * n + 1 : 2 * n + 3]
-        start = _common(tokenizer, ids, parts[2 * n], row)
-        refuse_other_reply(tokenizer, row, messages[turn], after[len(before) :])
-        stop = start + _reply(tokenizer, row, ids, start, parts[2 * n + 1])
+        start = _common(tokenizer, ids, parts[n], row)
+        shorter, written = (parts[len(turns) + n], after[n]) if n < len(within) else (ids, text)
+        refuse_other_reply(tokenizer, row, messages[turn], written[len(before[n]) :])
+        stop = start + _reply(tokenizer, row, ids, start, shorter)
         labels[start:stop] = ids[start:stop]
     return {"input_ids": ids, "labels": labels}
 

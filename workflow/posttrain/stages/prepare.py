@@ -28,7 +28,6 @@ from posttrain.data.tokenizer import load_tokenizer, make_tokenizer
 from posttrain.data.usable import TOO_LONG, askable, usable
 from posttrain.evaluation.tasks import generated, multiple_choice, rolling, write_task
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import write_jsonl
 from posttrain.ground.progress import say
 from posttrain.models import tokens
 from posttrain.models.control import control_text
@@ -261,7 +260,7 @@ def write_data(
     for task in TRAINED:
         for side, rows in sides[task].items():
             if rows:
-                write_jsonl(folder / task / f"{side}.jsonl", rows)
+                rows.write(folder / task / f"{side}.jsonl")
     tokenizer.save_pretrained(folder / "tokenizer")
     names = world_tasks.write_questions(folder / "tasks", home, questions)
     for name, documents in held_out(section, sides, tokenizer).items():
