@@ -236,6 +236,12 @@ def test_all_pairs_of_a_ranked_list_are_one_element_of_a_batch(tmp_path, base, t
     for one, other in zip(first, second, strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
     assert first[-1][0] < first[0][0]
+    four = [{"answers": [[1], [2], [3], [4]]}, {"answers": [[1], [2]]}]
+    assert [rankings.fitting(reward(micro_batch_size=micro), four).micro_batch_size for micro in (None, 4, 1)] == [
+        4,
+        2,
+        1,
+    ]
     assert "batches are of 22 prompts" in capsys.readouterr().err
 
 

@@ -18,41 +18,17 @@ BINS = 10  # bins of the reliability diagram
 
 def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path) -> dict:
     """Write `work/model`, a PEFT adapter of a sequence classifier, and return its metrics."""
-    import datasets
-    from trl import RewardConfig, RewardTrainer
-
     from posttrain.models import adapters, reward_head
-    from posttrain.training import order, rankings, trainers
+    from posttrain.training import order, trainers
 
     foundation, tokenizer, model = adapters.load_to_align(section, base, sft, head=True)
     train, test = (pairs(tokenizer, data, side, section.max_length) for side in ("train", "test"))
     padded = reward_head.pad_apart_from_end(tokenizer)
     model.config.pad_token_id = padded.pad_token_id
     train = preferences.relabelled(train, section.labels, section.seed)
-    lists, parts = rankings.elements(train), order.parts_of(data, "preference")
-    ranked = len(lists) < len(train)
-    with trainers.exact_weights(model):
-        trainer = (rankings.RankingTrainer if ranked else RewardTrainer)(
-            model=model,
-            args=RewardConfig(
-                **trainers.arguments(section, checkpoints),
-                max_length=section.max_length,
-                center_rewards_coefficient=section.centering or None,
-                disable_dropout=section.dropout == 0,
-                remove_unused_columns=not ranked,  # TRL's columns are those of pairs
-            ),
-            train_dataset=datasets.Dataset.from_list(train),
-            eval_dataset=datasets.Dataset.from_list(test) if test else None,
-            processing_class=padded,
-        )
+    trainer = trainer_of(section, model, padded, train, test, checkpoints, order.parts_of(data, "preference"))
     trainable = trainers.trainable(trainer.model)
     say(f"{trainable:,} trainable parameters, {len(train):,} pairs, {len(test):,} held out")
-    if ranked:
-        say(f"batches are of {len(lists):,} prompts, each with all pairs of its answers")
-        trainer.data_collator = rankings.Collator(padded.pad_token_id)
-        trainers.give_rows(trainer, section, lists, rankings.elements(test), rankings.parts(train, parts))
-    else:
-        trainers.share_rows(trainer, section, parts)
     trainers.run(trainer, section, checkpoints)
     adapters.publish(trainer.model, tokenizer, foundation, work / "model", method="reward")
     if not (parallel.main() or parallel.sharded):
@@ -62,6 +38,38 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
         "history": trainers.history(trainer, ("accuracy", "margin")),
         **held_out(trainer.model, padded, test),
     }
+
+
+def trainer_of(section: Reward, model, tokenizer, train: list[dict], test: list[dict], checkpoints: Path, parts=()):
+    """TRL's trainer with its rows: pairs or, where a place has several of them, ranked lists. parts: of a mixture."""
+    import datasets
+    from trl import RewardConfig, RewardTrainer
+
+    from posttrain.training import rankings, trainers
+
+    ranked = len({pair["source"] for pair in train}) < len(train)
+    lists = rankings.elements(train) if ranked else []
+    with trainers.exact_weights(model):
+        trainer = (rankings.RankingTrainer if ranked else RewardTrainer)(
+            model=model,
+            args=RewardConfig(
+                **trainers.arguments(rankings.fitting(section, lists) if ranked else section, checkpoints),
+                max_length=section.max_length,
+                center_rewards_coefficient=section.centering or None,
+                disable_dropout=section.dropout == 0,
+                remove_unused_columns=not ranked,  # TRL's columns are those of pairs
+            ),
+            train_dataset=datasets.Dataset.from_list(train),
+            eval_dataset=datasets.Dataset.from_list(test) if test else None,
+            processing_class=tokenizer,
+        )
+    if ranked:
+        say(f"batches are of {len(lists):,} prompts, each with all pairs of its answers")
+        trainer.data_collator = rankings.Collator(tokenizer.pad_token_id)
+        trainers.give_rows(trainer, section, lists, rankings.elements(test), rankings.parts(train, parts))
+    else:
+        trainers.share_rows(trainer, section, parts)
+    return trainer
 
 
 def pairs(tokenizer, data: Path, side: str, longest: int | None) -> list[dict]:

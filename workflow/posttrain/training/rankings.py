@@ -13,6 +13,8 @@ from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 from trl import RewardTrainer
 
+from posttrain.config.sections import Reward
+from posttrain.training import parallel
 from posttrain.training.order import Part
 
 
@@ -40,6 +42,13 @@ def parts(pairs: list[dict], of_pairs: Sequence[Part]) -> list[Part]:
         counted.append(part._replace(rows=len(places)))
         start += part.rows
     return counted
+
+
+def fitting(section: Reward, lists: list[dict]) -> Reward:
+    """The section with a micro-batch whose answers take the memory of the pairs for which it was planned."""
+    answers = 2 * parallel.at_once(section, section.batch_size)
+    most = max(len(element["answers"]) for element in lists)
+    return section.model_copy(update={"micro_batch_size": max(1, answers // most)})
 
 
 @dataclass
