@@ -481,6 +481,9 @@ def test_the_letters_of_the_test_are_those_that_change():
         ("path: PAIRS", "keys found: prompt, chosen, rejected"),
         ("path: PAIRS", "prepare.answers[0]: none of the first 1 rows of"),
         ("path: PAIRS", "; prepare.sft reads such rows"),
+        ("path: SHARDS/*.txt", "a.txt: plain text is read for text and long only; for sft allowed: .jsonl"),
+        ("path: SHARDS/a*", "prepare.sft[0].path: "),
+        ("path: SHARDS/a*", "a.xlsx: unknown kind of file; allowed: .jsonl, .ndjson, .json, .parquet, .csv, .tsv, all"),
         ("path: SHARDS, sample: random", "prepare.sft[0].sample: has no effect here"),
         ("path: SHARDS, format: kto", "kto does not hold rows for sft"),
     ],
@@ -489,6 +492,8 @@ def test_what_a_source_lacks_is_told_before_any_job(tmp_path, keys, words):
     folder = tmp_path / "shards"
     (folder / "empty").mkdir(parents=True)
     table(folder, [{"question": "q", "response": str(n)} for n in range(5)], "a.jsonl")
+    for name in ("a.txt", "a.xlsx"):
+        (folder / name).write_text("text")
     pairs = table(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}], "pairs.jsonl")
     kind = "answers" if "PAIRS" in keys else "sft"
     keys = keys.replace("PAIRS", str(pairs)).replace("SHARDS", str(folder))

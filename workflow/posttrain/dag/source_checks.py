@@ -40,6 +40,7 @@ def source_mistakes(where: str, task: str, source: Source, group_key: str) -> Mi
         yield f"{where}.format", f"{source.format} does not hold rows for {task}; allowed: {', '.join(allowed)}"
     if task == "kto" and source.format in ("ranking", "score") and source.threshold is None:
         yield f"{where}.threshold", "is missing: the score from which an answer is wanted"
+    yield from unknown_files(f"{where}.path", task, source)
     mistakes = [*unknown_keys(where, task, source, group_key), *broken_templates(where, source)]
     yield from mistakes or [*absent_columns(where, task, source)] or unknown_layout(where, task, source)
 
@@ -81,6 +82,15 @@ def without_effect(task: str, source: Source) -> list[str]:
         keys.append("use")
     keys += ["threshold"] * (task != "kto" or source.format in ("kto", "preference"))
     return keys + ["separator", "system"] * (task in ("text", "long", *ASKED))
+
+
+def unknown_files(where: str, task: str, source: Source) -> Mistakes:
+    """Existing files of a kind that is not read."""
+    for file in filter(os.path.isfile, data_files(source.path, task) if source.path else ()):
+        try:
+            files.reader(file, task)
+        except UserError as error:
+            yield where, str(error)
 
 
 def unknown_keys(where: str, task: str, source: Source, group_key: str) -> Mistakes:

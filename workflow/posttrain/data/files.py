@@ -7,7 +7,8 @@ from posttrain.config.sources import DATA_ENDS, TEXT_ENDS, without_packing
 from posttrain.data import arrays, lines, tables
 from posttrain.ground.errors import UserError
 
-READERS: dict[str, Callable[..., Iterator[tuple[int, object, bool]]]] = {
+Reader = Callable[..., Iterator[tuple[int, object, bool]]]
+READERS: dict[str, Reader] = {
     ".jsonl": lines.read_objects,
     ".ndjson": lines.read_objects,
     ".json": arrays.read_json,
@@ -24,6 +25,11 @@ def read(path, task: str, max_line_bytes: int) -> Iterator[tuple[int, object, bo
 
     Raises UserError, naming file:line, where the file as a whole cannot be used.
     """
+    return reader(path, task)(path, max_line_bytes)
+
+
+def reader(path, task: str) -> Reader:
+    """The function that reads a file. Raises UserError for a kind of file that is not read for the task."""
     end = Path(without_packing(path)).suffix.lower()
     allowed = f"{', '.join(DATA_ENDS)}, all but .parquet also with .gz or .zst"
     if end not in READERS or (end == ".parquet" and without_packing(path) != str(path)):
@@ -32,4 +38,4 @@ def read(path, task: str, max_line_bytes: int) -> Iterator[tuple[int, object, bo
         raise UserError(f"{path}: unknown kind of file; allowed: {allowed}; for text {' or '.join(TEXT_ENDS)} too")
     if end in TEXT_ENDS and task not in ("text", "long"):
         raise UserError(f"{path}: plain text is read for text and long only; for {task} allowed: {allowed}")
-    return READERS[end](path, max_line_bytes)
+    return READERS[end]
