@@ -171,6 +171,15 @@ def test_hooks_of_an_imported_workflow_run_beside_those_of_the_one_that_imports_
     assert len(ran) == 3, "control: another hook"
 
 
+def test_a_run_makes_what_its_jobs_make_and_touching_makes_nothing():
+    outputs = (["results/a/sft/manifest.json", "results/a/sft/metrics.json"], [], ["elsewhere"])
+    jobs = [SimpleNamespace(output=output) for output in outputs]
+    workflow = SimpleNamespace(touch=False, dag=SimpleNamespace(needrun_jobs=lambda **_: jobs))
+    assert [artifact.name for artifact in hooks.to_make(workflow)] == ["a/sft"]
+    workflow.touch = True
+    assert hooks.to_make(workflow) == []
+
+
 def test_a_file_system_without_locks_is_lived_with(here, monkeypatch):
     """Lustre mounted without them: who holds a directory is told by its process."""
 
