@@ -147,14 +147,19 @@ def test_a_reader_is_told_that_snakemake_has_to_write(here, monkeypatch):
     controller.refuse_reader()
     (here / ".snakemake").mkdir()
     controller.refuse_reader()  # control
-    denied = []
-    monkeypatch.setattr(os, "access", lambda path, mode: denied.append(str(path)))
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) in writable)
+    writable = {".snakemake"}
+    controller.refuse_reader()
+    (here / ".snakemake/controller.json").touch()
+    with pytest.raises(UserError, match=r"/\.snakemake/controller\.json: no permission"):
+        controller.refuse_reader()  # of another user, with a stricter umask
+    (here / ".snakemake/controller.json").unlink()
+    writable = set()
     with pytest.raises(UserError, match=rf"{here}/.snakemake: no permission to write, which Snakemake needs, for -n"):
         controller.refuse_reader()
     (here / ".snakemake").rmdir()
     with pytest.raises(UserError, match=f"{here}: no permission"):
         controller.refuse_reader()
-    assert denied == [".snakemake", "."]
 
 
 def test_hooks_of_an_imported_workflow_run_beside_those_of_the_one_that_imports_it():

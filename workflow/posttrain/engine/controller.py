@@ -54,11 +54,11 @@ def is_read_only(command: list[str]) -> bool:
 
 def refuse_reader() -> None:
     """Raise UserError where this user may not write into Snakemake's folder; it cannot plan then, by `-n` either."""
-    folder = HOLDER.parent if HOLDER.parent.exists() else Path()
-    if not os.access(folder, os.W_OK):
+    places = [place for place in (HOLDER, HOLDER.parent) if place.exists()] or [Path()]
+    if denied := [place for place in places if not os.access(place, os.W_OK)]:
         raise UserError(
-            f"{folder.absolute()}: no permission to write, which Snakemake needs, for -n too: use a clone of your own, "
-            "or ask its owner to let your group write. posttrain check, why, status and verify need none"
+            f"{denied[0].absolute()}: no permission to write, which Snakemake needs, for -n too: use a clone of your "
+            "own, or ask its owner to let your group write. posttrain check, why, status and verify need none"
         )
 
 
