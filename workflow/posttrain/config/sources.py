@@ -2,11 +2,11 @@
 
 import glob
 import hashlib
+import json
 import os
 from pathlib import Path
 
 from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task, Tokenizer
-from posttrain.ground.identity import canonical
 
 TOKENIZER = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt"]
 SENTENCEPIECE = (
@@ -92,5 +92,6 @@ def _hub_item(part: Section, tokenizer: bool) -> dict[str, dict]:
     entry = {fetch_key: getattr(part, key), "revision": part.revision, "allow_floating": part.allow_floating}
     patterns = [*TOKENIZER, "config.json"] if tokenizer else getattr(part, "files", None)
     if patterns and not tokenizer:
-        name += f"--{hashlib.sha256(canonical(patterns).encode()).hexdigest()[:8]}"
+        listed = json.dumps(patterns, ensure_ascii=False, separators=(",", ":"))
+        name += f"--{hashlib.sha256(listed.encode()).hexdigest()[:8]}"
     return {name: {kind: [entry | ({"allow_patterns": patterns} if patterns else {})]}}
