@@ -213,6 +213,15 @@ def test_the_shards_of_a_folder_and_of_a_pattern_are_one_source(tmp_path):
     assert named == ["README.txt", "shard-0.jsonl", "shard-1.jsonl", "shard-2.jsonl"]
 
 
+def test_the_log_says_what_becomes_of_rows_that_were_written_for_something_else(tmp_path, capsys):
+    pair = [{"prompt": "p", "chosen": "a", "rejected": "b"}]
+    path = str(table(tmp_path, pair, "pairs.jsonl"))
+    for task, words in (("sft", "1 rows of sft, the chosen answers of pairs"), ("kto", "2 rows of kto, both answers"),
+                        ("preference", "1 rows of preference, preference")):  # fmt: skip
+        source_rows(Source(path=path), task)
+        assert f"{path}: {words}" in capsys.readouterr().err
+
+
 def test_the_first_rows_of_several_files_are_taken_and_nothing_behind_them_is_read(tmp_path):
     for number in range(3):
         bad = [{"prompt": "p", "completion": ""}] if number != 1 else []

@@ -19,6 +19,16 @@ from posttrain.data.stored import Rows, join
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
 
+MEANT = {  # (task, layout) -> what becomes of rows that were written for something else
+    ("sft", "preference"): "the chosen answers of pairs",
+    ("sft", "text"): "whole texts",
+    ("kto", "preference"): "both answers of pairs",
+    ("kto", "ranking"): "ranked lists, labelled by their scores",
+    ("kto", "score"): "answers, labelled by their scores",
+    ("preference", "ranking"): "all pairs of ranked lists",
+    ("preference", "score"): "all pairs of answers with scores",
+}
+
 
 def read_source(
     section: Prepare,
@@ -35,7 +45,8 @@ def read_source(
     where no row can be used.
     """
     rows: list[Rows] = []
-    counts, warnings, total, sentences = Counter[str](), Counter[str](), 0, list[str]()
+    counts, warnings, layouts = Counter[str](), Counter[str](), set[str]()
+    total, sentences = 0, list[str]()
     for report in reports(section, source, task, fetched, scratch):
         for row in report.rows if source.use == "test" else ():
             warn_examples(report, row)
@@ -46,11 +57,8 @@ def read_source(
         total += report.total
         counts.update({reason: len(cases) for reason, cases in report.dropped.items()})
         warnings.update(report.warned)
-        dropped.add(
-            entry(f"{report.name}:{line}", task, reason, message)
-            for reason, cases in report.dropped.items()
-            for line, message in cases
-        )
+        dropped.add(entries(report))
+        layouts.add(report.format)
     kept = join(rows)
     distinct, again = without_repeats(kept)
     counts[REPEAT] = len(kept) - len(distinct)
@@ -61,7 +69,20 @@ def read_source(
     cards.append(card(name_of(source), task, counts, dict(warnings), total, len(distinct)))
     if not kept:
         raise UserError(f"{name_of(source)}: no row of {total} can be used", *sentences[:5])
+    say(f"{name_of(source)}: {len(distinct):,} rows of {task}, {meant(task, layouts)}")
     return distinct
+
+
+def meant(task: str, layouts: set[str]) -> str:
+    """What the rows of a source were read as."""
+    return " and ".join(MEANT.get((task, layout), layout) for layout in sorted(layouts))
+
+
+def entries(report: Report) -> Iterator[dict]:
+    """Lines for the list of dropped rows."""
+    for reason, cases in report.dropped.items():
+        for line, message in cases:
+            yield entry(f"{report.name}:{line}", report.task, reason, message)
 
 
 def sampled(source: Source, rows: Rows, seed: int) -> Rows:
