@@ -48,8 +48,8 @@ def in_batches(rows, training: Training, parts: Sequence[Part] = ()) -> torch.ut
 
 
 def mixed(count: int, wanted: int, training: Training, parts: Sequence[Part]) -> array.array:
-    """`wanted` numbers of rows: at every place, each part has been read as often as its share says, within one row or
-    two, and none of its rows twice more often than another."""
+    """`wanted` numbers of rows. At every place, a part has been read as often as its share says, within two rows, and
+    none of its rows more than once more than another."""
     times = count // sum(part.rows for part in parts)
     owners, order = turns(wanted, [part.share for part in parts]), np.zeros(wanted, np.int64)
     start = 0
@@ -73,7 +73,7 @@ def turns(wanted: int, shares: Sequence[float]) -> np.ndarray:
 
 
 def passes(count: int, wanted: int, training: Training, apart: int = 0) -> array.array:
-    """`wanted` numbers of rows: passes through `count` rows, so that no row is read twice more often than another."""
+    """`wanted` numbers of rows: passes through `count` rows, so that none is read more than once more than another."""
     assert training.seed is not None, "filled in when the campaign was read"
     order = array.array("q")  # of eight bytes: a run may read millions
     for number in range(math.ceil(wanted / count)):
