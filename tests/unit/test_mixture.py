@@ -24,8 +24,8 @@ def test_each_source_is_read_by_its_share_and_each_of_its_rows_equally_often(cap
     read = Counter(order())
     assert sum(read[row] for row in range(4)) == 60 and sum(read[row] for row in range(4, 14)) == 20
     assert [read[row] for row in range(4)] == [15] * 4 and [read[row] for row in range(4, 14)] == [2] * 10
-    said = capsys.readouterr().err
-    assert "60 of 80 rows that are read are of a: each of its 4 15.00 times" in said
+    log = capsys.readouterr().err
+    assert "60 of 80 rows that are read are of a: each of its 4 15.00 times" in log
     assert Counter(order(parts=())) != read, "control: without weights, all rows are read equally often"
 
 

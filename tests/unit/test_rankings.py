@@ -143,7 +143,7 @@ def test_rows_of_a_prompt_that_stand_apart_are_named():
     }
 
 
-def said(reply) -> str:
+def text_of(reply) -> str:
     return reply if isinstance(reply, str) else reply[0]["content"]
 
 
@@ -166,7 +166,7 @@ HUMAN = "\n\nHuman: q\n\nAssistant: "
 )
 def test_rows_for_kto(row, labels):
     report = read([row], "kto", threshold=3.0)
-    assert [(said(row["completion"]), row["label"]) for row in report.rows] == list(labels.items())
+    assert [(text_of(row["completion"]), row["label"]) for row in report.rows] == list(labels.items())
     assert not report.dropped and "unread_keys" not in report.warnings
 
 

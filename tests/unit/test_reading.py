@@ -193,8 +193,8 @@ def source_rows(source: Source, task="sft", **section) -> tuple[list[dict], list
     cards = []
     with tempfile.TemporaryDirectory() as folder:
         dropped = Dropped(Path(folder) / "dropped.jsonl")
-        found = read_source(Prepare(**section), source, task, cards, dropped, [])
-        return found, cards, read_jsonl(dropped.file) if dropped else []
+        kept = read_source(Prepare(**section), source, task, cards, dropped, [])
+        return kept, cards, read_jsonl(dropped.file) if dropped else []
 
 
 def test_the_shards_of_a_folder_and_of_a_pattern_are_one_source(tmp_path):
@@ -204,8 +204,8 @@ def test_the_shards_of_a_folder_and_of_a_pattern_are_one_source(tmp_path):
     (tmp_path / "README.txt").write_text("no rows")
     (tmp_path / "_SUCCESS.jsonl").write_text("")
     for path in (str(tmp_path), f"{tmp_path}/shard-*.jsonl", f"{tmp_path}/**/shard-?.jsonl"):
-        found, cards, dropped = source_rows(Source(path=path))
-        assert [texts.content(row) for row in found] == PAIRS
+        kept, cards, dropped = source_rows(Source(path=path))
+        assert [texts.content(row) for row in kept] == PAIRS
         assert [(card["name"], card["total"], card["kept"]) for card in cards] == [(path, 7, 5)]
         places = [(Path(one["file"]).name, one["line"], one["reason"]) for one in dropped]
         assert places == [("shard-0.jsonl", 3, "empty_reply"), ("shard-2.jsonl", 2, "exact duplicate")]
@@ -228,8 +228,8 @@ def test_the_first_rows_of_several_files_are_taken_and_nothing_behind_them_is_re
         table(tmp_path, [*bad, *PAIRS[2 * number : 2 * number + 2]], f"shard-{number}.jsonl")
     (tmp_path / "shard-2.jsonl").write_text("not JSON")
     for most, total in ((1, 2), (2, 3), (3, 4), (4, 5)):
-        found, (card,), dropped = source_rows(Source(path=str(tmp_path), max_rows=most))
-        assert [texts.content(row) for row in found] == PAIRS[:most]
+        kept, (card,), dropped = source_rows(Source(path=str(tmp_path), max_rows=most))
+        assert [texts.content(row) for row in kept] == PAIRS[:most]
         assert (card["total"], card["kept"], len(dropped)) == (total, most, 1)
     with pytest.raises(UserError, match=r"shard-2\.jsonl:1: invalid JSON"):
         source_rows(Source(path=str(tmp_path), max_rows=5))
@@ -457,8 +457,8 @@ def test_letters_stay_byte_for_byte(tmp_path, text):
         source = Source(
             path=str(table(tmp_path, objects, f"a{end}")), template={"prompt": "{prompt}", "completion": "{completion}"}
         )
-        found, *_ = source_rows(source)
-        write_jsonl(tmp_path / "written.jsonl", found)
+        kept, *_ = source_rows(source)
+        write_jsonl(tmp_path / "written.jsonl", kept)
         (row,) = read_jsonl(tmp_path / "written.jsonl")
         assert (row["prompt"].encode(), row["completion"].encode()) == (text.encode(), f"x{text}".encode())
     chat = read([{"text": f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>"}])

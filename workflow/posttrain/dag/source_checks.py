@@ -95,11 +95,11 @@ def unknown_files(where: str, task: str, source: Source) -> Mistakes:
 
 def unknown_keys(where: str, task: str, source: Source, group_key: str) -> Mistakes:
     """Keys of `columns` and `template` that rows of this kind are not read by."""
-    known = shape.KEYS[task] | {"id", group_key}
+    readable = shape.KEYS[task] | {"id", group_key}
     for name in ("columns", "template"):
         for key in getattr(source, name) or ():
-            if key not in known:
-                shown = ", ".join(sorted(key for key in known if "_" not in key))
+            if key not in readable:
+                shown = ", ".join(sorted(key for key in readable if "_" not in key))
                 yield f"{where}.{name}.{key}", f"is not read in rows of {task}; allowed: {shown}"
 
 
@@ -132,12 +132,12 @@ def unknown_layout(where: str, task: str, source: Source) -> Mistakes:
     rows = first_rows(source, task) if source.format == "auto" else []
     shaped = [value for _, value, _ in shape.stream(((0, row, False) for row in rows), source)]
     usable = [row for row in shaped if row and not isinstance(row, RowError)]
-    found = {layout for row in usable if (layout := layouts.guess(row, kind))}
-    if usable and not found:
-        keys, known = ", ".join(map(str, usable[0])), ", ".join(layouts.FORMATS[kind])
-        what = f"{none_of(rows, source, task)} has a layout of {task} ({known}); keys found: {keys}"
+    of_rows = {layout for row in usable if (layout := layouts.guess(row, kind))}
+    if usable and not of_rows:
+        keys, allowed = ", ".join(map(str, usable[0])), ", ".join(layouts.FORMATS[kind])
+        what = f"{none_of(rows, source, task)} has a layout of {task} ({allowed}); keys found: {keys}"
         yield where, f"{what}; {way_out(task, usable[0])}"
-    if task == "kto" and found and found <= {"ranking", "score"} and source.threshold is None:
+    if task == "kto" and of_rows and of_rows <= {"ranking", "score"} and source.threshold is None:
         yield f"{where}.threshold", "is missing: the score from which an answer is wanted"
 
 

@@ -84,11 +84,11 @@ def text_of(answer):
 
 def place_of(best, count: int) -> int:
     """The place of the best answer. Raises RowError for what is no number from 0 to `count` - 1."""
-    found = judged.as_number(best)
-    if found is None or found != int(found) or not 0 <= found < count:
+    place = judged.as_number(best)
+    if place is None or place != int(place) or not 0 <= place < count:
         shown = repr(best)[:60]
         raise RowError("scores", f"best must be the number of a completion, from 0 to {count - 1}, found {shown}")
-    return int(found)
+    return int(place)
 
 
 def worth(answer: dict, place: int) -> float:
@@ -103,10 +103,10 @@ def worth(answer: dict, place: int) -> float:
 
 def number(value, where: str) -> float:
     """A number, which may be written as text. Raises RowError."""
-    found = judged.as_number(value)
-    if found is None or not math.isfinite(found):
+    amount = judged.as_number(value)
+    if amount is None or not math.isfinite(amount):
         raise RowError("scores", f"{where} must be a number, found {json_kind(value)}")
-    return found
+    return amount
 
 
 # Rows of `kto`: completions with a label

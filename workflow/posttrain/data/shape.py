@@ -157,8 +157,8 @@ def top(row: dict, column: str) -> str:
 
 def near(column: str, row: dict) -> str:
     """A hint at the nearest key of a row, or at all of them."""
-    found = get_close_matches(column, [key for key in row if isinstance(key, str)], 1, 0.75)
-    return f"hint: did you mean {found[0]!r}" if found else f"keys found: {', '.join(map(str, row)) or 'none'}"
+    nearest = get_close_matches(column, [key for key in row if isinstance(key, str)], 1, 0.75)
+    return f"hint: did you mean {nearest[0]!r}" if nearest else f"keys found: {', '.join(map(str, row)) or 'none'}"
 
 
 def with_system(content: dict, system: str | None) -> dict:
