@@ -6,6 +6,7 @@ pytest tests/unit/test_reading.py
 import csv
 import gzip
 import json
+import random
 import re
 import tempfile
 import tracemalloc
@@ -20,7 +21,7 @@ from test_campaign import GOOD, problems
 
 from posttrain.config.sections import Prepare, Source
 from posttrain.config.sources import data_files, hub_items
-from posttrain.data import lines, rows, texts
+from posttrain.data import lines, overlap, rows, stored, texts
 from posttrain.data.dropped import Dropped
 from posttrain.data.reading import read_source
 from posttrain.ground.errors import UserError
@@ -515,3 +516,40 @@ def test_a_whole_text_asks_nothing(tmp_path):
     lines = [{"id": "1", "prompt": "", "completion": "a whole text"}, {"id": "2", "prompt": "Q", "completion": "A"}]
     write_jsonl(tmp_path / "a.jsonl", lines)
     assert [row["id"] for row in prompts._prompts(tmp_path / "a.jsonl", tokenizer_of("qwen2.5"))] == ["2"]
+
+
+def test_rows_that_take_long_are_counted_with_their_speed_and_the_time_left(monkeypatch, capsys):
+    from posttrain.ground import progress
+
+    clock = iter(range(0, 1000, 10))  # ten seconds a row
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    assert list(progress.counted(range(10), "sft", 100)) == list(range(10))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "[posttrain] sft: 2 rows of 100, 0.1 a second, 24 min left" and len(lines) == 3
+    assert list(progress.counted(range(4), "sft")) == list(range(4))
+    assert capsys.readouterr().err == "[posttrain] sft: 2 rows, 0.1 a second\n"
+    monkeypatch.setattr(progress, "EVERY", 1e9)
+    assert list(progress.counted(range(10), "sft", 100)) and not capsys.readouterr().err, "control: nothing while short"
+
+
+def test_memory_holds_numbers_of_the_rows_not_the_rows(tmp_path, monkeypatch):
+    """Reading, telling repeats and searching for overlap: a few dozen bytes more a row; control: a list of them."""
+    for module in (stored, overlap):
+        monkeypatch.setattr(module, "BATCH", 50)
+
+    rng = random.Random(0)
+
+    def peak(count: int, hold=lambda rows: rows) -> int:
+        texts_ = (" ".join(f"w{rng.randrange(10**6)}" for _ in range(60)) for _ in range(2 * count))
+        file = tmp_path / f"{count}.jsonl"
+        write_jsonl(file, ({"prompt": next(texts_), "completion": next(texts_)} for _ in range(count)))
+        tracemalloc.start()
+        found = hold(source_rows(Source(path=str(file)))[0])
+        assert len(overlap.overlap(found, found[:5])) == 5
+        peaked = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peaked
+
+    peak(100)  # what is imported
+    assert peak(900) - peak(300) < 600 * 300
+    assert peak(900, list) - peak(300, list) > 600 * 1000

@@ -9,6 +9,7 @@ Canonical rows hold "id", "group", "source" (file:line) and, by task,
     generation  question, answer; solution, where the answer is its end
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from posttrain.data.rankings import joined
 from posttrain.data.shape import stream, with_system
 from posttrain.data.source import Report, Row
 from posttrain.data.transcripts import form_of
+from posttrain.ground.progress import counted
 from posttrain.models import tokens
 
 MAX_ROW_CHARACTERS = 1_000_000
@@ -91,7 +93,7 @@ def _check_rows(
     if report.format == "score" and task == "preference":
         numbered = joined(numbered)
     valid = _valid(report, numbered, group_key, allow_empty_user, source)
-    report.rows = stored.store(islice(valid, most), scratch)
+    report.rows = stored.store(counted(islice(valid, most), name), scratch)
     consistency.refuse_no_group(report, group_key, objects)
     consistency.refuse_clashes(report)
     consistency.warn(report)
@@ -180,8 +182,13 @@ def _names(row: dict, content: dict, name: str, line: int, group_key: str) -> di
     if group is None:
         prompt = tokens.prompt_text(content) or texts.full_text(content)
         group = f"prompt:{texts.digest(texts.words(prompt) or prompt)}"
-    stem = Path(without_packing(name)).name.rsplit(".", 1)[0]
-    return {"id": f"{stem}-{line}" if id is None else id, "group": group, "source": f"{name}:{line}"}
+    return {"id": f"{_stem(name)}-{line}" if id is None else id, "group": group, "source": f"{name}:{line}"}
+
+
+@functools.lru_cache(maxsize=16)
+def _stem(name: str) -> str:
+    """The name of a file without its folder and its endings."""
+    return Path(without_packing(name)).name.rsplit(".", 1)[0]
 
 
 def _label(row: dict, key: str) -> str | None:

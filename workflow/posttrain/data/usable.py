@@ -15,7 +15,7 @@ from posttrain.data import tokenized
 from posttrain.data.dropped import Dropped, Kinds, entry
 from posttrain.data.rows import card
 from posttrain.data.stored import BATCH, Rows, batches, join, store
-from posttrain.ground.progress import say
+from posttrain.ground.progress import counted, say
 from posttrain.models import token_contract
 from posttrain.models.chat import Breach
 from posttrain.models.control import control_text
@@ -49,7 +49,7 @@ class Fitting:
     def _cut(self, rows: Rows, keep: Callable[[Tokens], None], order: array) -> Iterator[dict]:
         """The rows that were cut. The place of each row that can be trained on is put into `order`."""
         place, cuts = 0, len(rows)
-        for batch in batches(rows, BATCH):
+        for batch in batches(counted(rows, f"prepare.{self.task}, as tokens", len(rows)), BATCH):
             for row, encoded in zip(batch, self._encoded(batch), strict=True):
                 try:
                     fitting, tokens = self._fitted(row, encoded)
