@@ -78,10 +78,12 @@ CARD = {
         {"name": "world", "task": "sft", "total": 6400, "kept": 6371,
          "dropped": {"duplicate": 29}, "warnings": {}},
         {"name": "../data/hh.jsonl.gz", "task": "pairs", "total": 2000, "kept": 1961,
-         "dropped": {"empty answer": 31, "chosen equals rejected": 8}, "warnings": {"CRLF line ends": 12}},
+         "dropped": {"empty answer": 31, "chosen equals rejected": 8}, "warnings": {"CRLF line ends": 12},
+         "licence": "MIT", "origin": "org/hh at 0123", "languages": "en"},
     ],
     "splits": {"sft": {"train": 5734, "test": 637}},
-    "tokens": {"sft": {"min": 6, "median": 14, "p95": 27, "max": 44, "truncated": 0}},
+    "tokens": {"sft": {"min": 6, "median": 14, "p95": 27, "max": 44, "truncated": 0,
+                       "histogram": [[8, 900], [12, 2700], [16, 2100], [24, 671], [32, 0], [48, 1]]}},
 }  # fmt: skip
 METHODS = {"tiny": 0.94, "tiny-lora": 0.93, "tiny-full": 0.96, "tiny-prefix": 0.52}
 ROWS = len(TASKS) + 1
@@ -144,7 +146,7 @@ def test_complete_report_has_all_its_parts(made):
     assert missing == []
     known = json.loads((output / "manifest.json").read_text())["files"]
     written = {str(p.relative_to(output)) for p in output.rglob("*") if p.is_file()} - {"manifest.json"}
-    figures = {"figures/benchmark-exact_match.svg", "figures/training-curves.svg"}
+    figures = {"figures/benchmark-exact_match.svg", "figures/lengths.svg", "figures/training-curves.svg"}
     assert set(known) == written == figures | {
         "index.html", "table.csv", "table.md", "summary.txt", "metrics.json", "curves.csv"
     }  # fmt: skip
@@ -262,7 +264,9 @@ def test_text_from_models_and_data_is_inert(campaign, made, tmp_path):
     metrics["rows"].append(metrics["rows"][0] | {"task": evil, "value": 0.5})
     metrics["rows"].append({"task": "$\\x$", "metric": evil, "value": 1})
     artifact(results, "tiny-lora/evaluate/sft", metrics)
-    card = CARD | {"sources": [CARD["sources"][0] | {"name": evil, "dropped": {evil: 1}}]}
+    card = CARD | {
+        "sources": [CARD["sources"][0] | {"name": evil, "dropped": {evil: 1}, "licence": evil, "origin": evil}]
+    }
     artifact(results, "tiny/prepare", card)
     (results / "tiny-full/sft/manifest.json").unlink()
     (results / "logs/tiny-full").mkdir(parents=True)
@@ -468,7 +472,7 @@ def test_figures_of_longer_contexts():
     ]
     parts = [{"from": 1, "to": 64, "loss": 2.0, "stderr": 0.1}, {"from": 65, "to": 255, "loss": 3.0, "stderr": None}]
     curves = [{"experiment": "long", "policy": "longctx", "parts": parts}]
-    found = {figure["name"]: figure for figure in figures.figures([*texts, *keys], [], [], curves)}
+    found = {figure["name"]: figure for figure in figures.figures([*texts, *keys], [], [], curves, [])}
     assert set(found) == {"long-perplexity", "long-positions", "long-passkey"}, "and no bars of the same"
     drawn = {name: figures.svg(figure, figures.WIDE) for name, figure in found.items()}
     assert "0.25  [0.14, 0.40]" in drawn["long-passkey"] and "1.00  [0.91, 1.00]" in drawn["long-passkey"]

@@ -23,7 +23,8 @@ from posttrain.config.sections import Prepare, Source
 from posttrain.config.sources import data_files, hub_items
 from posttrain.data import lines, overlap, rows, stored, texts
 from posttrain.data.dropped import Dropped
-from posttrain.data.reading import read_source
+from posttrain.data.reading import described, read_source
+from posttrain.data.usable import summary
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, write_jsonl
 from posttrain.rl import prompts
@@ -518,18 +519,35 @@ def test_a_whole_text_asks_nothing(tmp_path):
     assert [row["id"] for row in prompts._prompts(tmp_path / "a.jsonl", tokenizer_of("qwen2.5"))] == ["2"]
 
 
-def test_rows_that_take_long_are_counted_with_their_speed_and_the_time_left(monkeypatch, capsys):
-    from posttrain.ground import progress
+def test_the_card_says_licence_origin_and_languages_as_given_or_unknown(tmp_path):
+    table(tmp_path, PAIRS, "a.jsonl")
+    source = Source(path=str(tmp_path / "a.jsonl"))
+    cards = [
+        source_rows(source.model_copy(update=given))[1][0]
+        for given in ({}, {"licence": "MIT", "languages": ["en", "fa"]})
+    ]
+    known = [(card["licence"], card["origin"], card["languages"]) for card in cards]
+    assert known == [("unknown", "unknown", "unknown"), ("MIT", "unknown", "en, fa")]
+    assert described(Source(dataset="org/set", revision="0" * 40))["origin"] == f"org/set at {'0' * 40}"
 
+
+def test_lengths_are_counted_in_classes():
+    lengths = [5, 6, 7, 9, 9, 30]
+    counted = summary(lengths)
+    assert counted["histogram"] == [[6, 2], [8, 1], [12, 2], [16, 0], [24, 0], [32, 1]]
+    assert [counted[key] for key in ("min", "p25", "median", "p75", "p95", "p99", "max")] == [5, 6, 7, 9, 9, 9, 30]
+
+
+def test_rows_that_take_long_are_counted_with_their_speed_and_the_time_left(monkeypatch, capsys):
     clock = iter(range(0, 1000, 10))  # ten seconds a row
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    assert list(progress.counted(range(10), "sft", 100)) == list(range(10))
+    monkeypatch.setattr(stored.time, "monotonic", lambda: next(clock))
+    assert list(stored.counted(range(10), "sft", 100)) == list(range(10))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "[posttrain] sft: 2 rows of 100, 0.1 a second, 24 min left" and len(lines) == 3
-    assert list(progress.counted(range(4), "sft")) == list(range(4))
+    assert list(stored.counted(range(4), "sft")) == list(range(4))
     assert capsys.readouterr().err == "[posttrain] sft: 2 rows, 0.1 a second\n"
-    monkeypatch.setattr(progress, "EVERY", 1e9)
-    assert list(progress.counted(range(10), "sft", 100)) and not capsys.readouterr().err, "control: nothing while short"
+    monkeypatch.setattr(stored, "EVERY", 1e9)
+    assert list(stored.counted(range(10), "sft", 100)) and not capsys.readouterr().err, "control: nothing while short"
 
 
 def test_memory_holds_numbers_of_the_rows_not_the_rows(tmp_path, monkeypatch):

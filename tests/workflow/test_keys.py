@@ -148,6 +148,8 @@ for source in SOURCES:
     for key, (before, value) in fields.items():
         SPECIAL[f"prepare.{source}[].{key}"] = ({f"prepare.{source}": [before]}, value)
     SPECIAL[f"prepare.{source}[].weight"] = ({f"prepare.{source}": [{"path": "a.jsonl"}, {"path": "b.jsonl"}]}, 2.0)
+for key, value in {"licence": "MIT", "origin": "a page", "languages": ["en"]}.items():
+    SPECIAL[f"prepare.sft[].{key}"] = ({"prepare.sft": [{"path": "a.jsonl"}]}, value)
 SPECIAL["prepare.weigh_by"] = ({"prepare.sft": [{"path": "a.jsonl", "weight": 2.0}, {"path": "b.jsonl"}]}, "tokens")
 # Keys whose value reaches further than their own section; declared where the key stands, as `also`.
 FURTHER = {

@@ -233,6 +233,12 @@ class Source(Section):
     """`random`: `max_rows` of all rows are taken, at random by `prepare.seed`, in the order of the files."""
     separator: str = ""
     """Text put between a plain-text prompt and its completion or answers (often one space)."""
+    licence: Text | None = None
+    """Licence of the rows, as their publisher names it, for the data card. Default: unknown."""
+    origin: Text | None = None
+    """Where the rows come from, for the data card. Default: the data set and its commit, else unknown."""
+    languages: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Languages of the rows, for the data card. Default: unknown."""
     use: Literal["split", "train", "test"] = "split"
     """`split` divides the rows by `test_fraction` and drops held-out rows that occur in training rows. `train` and
     `test` put all rows on one side; a test row that occurs in training rows is then an error."""

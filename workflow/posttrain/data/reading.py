@@ -19,6 +19,7 @@ from posttrain.data.stored import Rows, join
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
 
+UNKNOWN = "unknown"
 MEANT = {  # (task, layout) -> what becomes of rows that were written for something else
     ("sft", "preference"): "the chosen answers of pairs",
     ("sft", "text"): "whole texts",
@@ -66,7 +67,7 @@ def read_source(
     whole, distinct = len(distinct), sampled(source, distinct, section.seed)
     if whole > len(distinct):
         warnings["not chosen by sample"] = whole - len(distinct)
-    cards.append(card(name_of(source), task, counts, dict(warnings), total, len(distinct)))
+    cards.append(card(name_of(source), task, counts, dict(warnings), total, len(distinct)) | described(source))
     if not kept:
         raise UserError(f"{name_of(source)}: no row of {total} can be used", *sentences[:5])
     say(f"{name_of(source)}: {len(distinct):,} rows of {task}, {meant(task, layouts)}")
@@ -83,6 +84,13 @@ def entries(report: Report) -> Iterator[dict]:
     for reason, cases in report.dropped.items():
         for line, message in cases:
             yield entry(f"{report.name}:{line}", report.task, reason, message)
+
+
+def described(source: Source) -> dict[str, str]:
+    """Licence, origin and languages of a source, as the config gives them; what it does not give is "unknown"."""
+    origin = source.origin or (f"{source.dataset} at {source.revision}" if source.dataset else None)
+    languages = ", ".join(source.languages or [])
+    return {"licence": source.licence or UNKNOWN, "origin": origin or UNKNOWN, "languages": languages or UNKNOWN}
 
 
 def sampled(source: Source, rows: Rows, seed: int) -> Rows:

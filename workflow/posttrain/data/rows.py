@@ -23,7 +23,6 @@ from posttrain.data.rankings import joined
 from posttrain.data.shape import stream, with_system
 from posttrain.data.source import Report, Row
 from posttrain.data.transcripts import form_of
-from posttrain.ground.progress import counted
 from posttrain.models import tokens
 
 MAX_ROW_CHARACTERS = 1_000_000
@@ -93,7 +92,7 @@ def _check_rows(
     if report.format == "score" and task == "preference":
         numbered = joined(numbered)
     valid = _valid(report, numbered, group_key, allow_empty_user, source)
-    report.rows = stored.store(counted(islice(valid, most), name), scratch)
+    report.rows = stored.store(stored.counted(islice(valid, most), name), scratch)
     consistency.refuse_no_group(report, group_key, objects)
     consistency.refuse_clashes(report)
     consistency.warn(report)

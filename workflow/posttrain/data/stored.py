@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from posttrain.data.texts import fingerprints
+from posttrain.ground.progress import say
 
+EVERY = 30  # seconds between the lines of `counted`
 BATCH = 1000  # rows that are written or read at once
 COLUMNS = ("exact", "near", "judged", "verdict", "id")  # see `texts.fingerprints`
 
@@ -91,6 +94,21 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
     waiting = iter(items)
     while batch := list(islice(waiting, size)):
         yield batch
+
+
+def counted(items: Iterable, what: str, total: int = 0) -> Iterator:
+    """The items of a long job. Every EVERY seconds a line tells how many are done, how many a second and, with a total,
+    the minutes that are left."""
+    begun = told = time.monotonic()
+    for number, item in enumerate(items):
+        if (now := time.monotonic()) - told >= EVERY:
+            told, speed = now, number / (now - begun)
+            if total:
+                minutes = (total - number) / speed / 60
+                say(f"{what}: {number:,} rows of {total:,}, {speed:,.1f} a second, {minutes:.0f} min left")
+            else:
+                say(f"{what}: {number:,} rows, {speed:,.1f} a second")
+        yield item
 
 
 def first_with(numbers: np.ndarray) -> np.ndarray:

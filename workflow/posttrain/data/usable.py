@@ -3,6 +3,7 @@
 `sides` is side ("train", "test") -> rows of a task. Every other row is dropped, listed and counted in the data card.
 """
 
+import bisect
 import statistics
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +15,8 @@ from posttrain.config.sections import Prepare
 from posttrain.data import tokenized
 from posttrain.data.dropped import Dropped, Kinds, entry
 from posttrain.data.rows import card
-from posttrain.data.stored import BATCH, Rows, batches, join, store
-from posttrain.ground.progress import counted, say
+from posttrain.data.stored import BATCH, Rows, batches, counted, join, store
+from posttrain.ground.progress import say
 from posttrain.models import token_contract
 from posttrain.models.chat import Breach
 from posttrain.models.control import control_text
@@ -119,7 +120,8 @@ def usable(
         if rows and not sides[side]:
             say(f"warning: no {side} row of {task} is left")
     tell(section, task, total, fitting.kinds, cards)
-    return summary(fitting.lengths) | {"truncated": fitting.truncated} if fitting.lengths else {}
+    shares = {"truncated": fitting.truncated, "share_cut": round(fitting.truncated / max(total, 1), 4)}
+    return summary(fitting.lengths) | shares if fitting.lengths else {}
 
 
 def askable(tokenizer, kind: str, questions: Rows, dropped: Dropped, cards: list) -> Rows:
@@ -158,14 +160,24 @@ def tell(section: Prepare, task: str, total: int, kinds: Kinds, cards: list) -> 
         cards.append(card(f"{task}, token contract", task, kinds.counts))
 
 
-def summary(lengths: Iterable[int]) -> dict[str, int]:
-    """Minimum, median, 95th percentile and maximum of lengths."""
+def summary(lengths: Iterable[int]) -> dict:
+    """Quantiles of lengths in tokens, and how many rows have up to 4, 6, 8, 12, 16, 24 ... tokens and no fewer than the
+    bound before."""
     lengths = sorted(lengths)
+    bounds = [bound for power in range(2, 32) for bound in (2**power, 3 * 2 ** (power - 1))]
+    bounds = bounds[: bisect.bisect_left(bounds, lengths[-1]) + 1]
+    behind = [0, *(bisect.bisect_right(lengths, bound) for bound in bounds)]
+    histogram = [[bound, stop - start] for bound, start, stop in zip(bounds, behind, behind[1:], strict=False)]
+    first = next(place for place, (_, rows) in enumerate(histogram) if rows)
     return {
         "min": lengths[0],
+        "p25": lengths[int(0.25 * (len(lengths) - 1))],
         "median": statistics.median_low(lengths),
+        "p75": lengths[int(0.75 * (len(lengths) - 1))],
         "p95": lengths[int(0.95 * (len(lengths) - 1))],
+        "p99": lengths[int(0.99 * (len(lengths) - 1))],
         "max": lengths[-1],
+        "histogram": histogram[first:],
     }
 
 

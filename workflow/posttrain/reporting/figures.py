@@ -36,7 +36,13 @@ def draw(record: dict) -> list[dict]:
         for artifact in artifacts
         if (parts := artifact.get("positions"))
     ]
-    for figure in figures(record["rows"], trained, points, curves):
+    lengths = [
+        bars | {"data": artifact["name"]}
+        for artifact in artifacts
+        if "card" in artifact
+        for bars in artifact["card"]["histograms"]
+    ]
+    for figure in figures(record["rows"], trained, points, curves, lengths):
         try:
             drawn.append(figure | {"wide": svg(figure, WIDE), "narrow": svg(figure, 1)})
         except Exception as error:  # an error of matplotlib for odd numbers must not prevent the table
@@ -52,7 +58,9 @@ def beta_label(point: dict, judgement: dict, artifacts: list[dict]) -> dict:
     return {} if beta is None else {"beta": f"beta {short(beta)}"}
 
 
-def figures(rows: list[dict], trained: list[dict], frontier: list[dict], positions: list[dict]) -> list[dict]:
+def figures(
+    rows: list[dict], trained: list[dict], frontier: list[dict], positions: list[dict], lengths: list[dict]
+) -> list[dict]:
     """The figures that have data, each with name, title and caption; nothing is drawn yet."""
     health = [artifact for artifact in trained if artifact["stage"] == "ppo" and artifact["history"]]
     curves = [artifact for artifact in trained if any("loss" in point for point in artifact["history"])]
@@ -81,6 +89,9 @@ def figures(rows: list[dict], trained: list[dict], frontier: list[dict], positio
         figure("training-curves", "Training curves",
                 "Loss at each logged step; dots are the loss on held-out rows, where it was measured.",
                 panels.training, curves),
+        figure("lengths", "Tokens of a row",
+                "Rows of prepared data by their number of tokens, chat template included, in classes that grow with "
+                "the length.", panels.lengths, lengths),
     ]  # fmt: skip
     return [one for one in listed if one["data"]]
 

@@ -189,6 +189,18 @@ def by_position(curves: list[dict], columns: int):
     return with_key(figure, axis, columns)
 
 
+def lengths(histograms: list[dict], columns: int):
+    """A panel for each task of prepared data, with a bar for each class of lengths."""
+    figure, axes = sheet(len(histograms), columns, height=1.6)
+    for axis, histogram in zip(axes, histograms, strict=True):
+        bounds, rows = zip(*histogram["bars"], strict=True)
+        axis.bar(range(len(rows)), rows, width=0.9, color=LINES[1])
+        axis.set_xticks(range(len(rows)), [short(bound) for bound in bounds], fontsize=7)
+        axis.set_title(cut(f"{histogram['data']} · {histogram['task']}", 40))
+        axis.set(xlabel="tokens, at most", ylabel="rows")
+    return figure
+
+
 def with_key(figure, axis, columns: int):
     """The figure with a grid, and its legend to the right, or above on a phone, where it hides no line."""
     axis.grid()

@@ -156,14 +156,23 @@ def data_card(metrics: dict) -> dict:
         {"name": source["name"], "task": source.get("task", "")}
         | {key: number(source[key], key) for key in ("total", "kept")}
         | {key: list(source.get(key, {}).items()) for key in ("dropped", "warnings")}
+        | {key: str(source.get(key, "")) for key in ("licence", "origin", "languages")}
         for source in metrics["sources"]
     ]
     splits = [(task, list(sizes.items())) for task, sizes in metrics.get("splits", {}).items()]
-    tokens = [(task, list(lengths.items())) for task, lengths in metrics.get("tokens", {}).items()]
+    tokens = [
+        (task, [(name, value) for name, value in lengths.items() if name != "histogram"])
+        for task, lengths in metrics.get("tokens", {}).items()
+    ]
+    histograms = [
+        {"task": task, "bars": [[number(part, task) for part in bar] for bar in lengths["histogram"]]}
+        for task, lengths in metrics.get("tokens", {}).items()
+        if "histogram" in lengths
+    ]
     mixture = [
         (task, [numbers(one, ("source",)) for one in shares]) for task, shares in metrics.get("mixture", {}).items()
     ]
-    return {"sources": sources, "splits": splits, "tokens": tokens, "mixture": mixture}
+    return {"sources": sources, "splits": splits, "tokens": tokens, "mixture": mixture, "histograms": histograms}
 
 
 def explain(error: Exception, log: Path) -> dict:
