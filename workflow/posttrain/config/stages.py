@@ -43,6 +43,8 @@ class Stage(NamedTuple):
     shards: bool = False
     """Whether its weights can be sharded over processes (FSDP)."""
     threads: int = 1
+    any_batch: bool = False
+    """Whether its result is the same however many rows are in memory at once; that of a stage that trains is."""
 
     @property
     def trains(self) -> bool:
@@ -87,7 +89,7 @@ STAGES: dict[str, Stage] = {
     ),
     "evaluate": Stage(
         sections.Evaluate, "judgement", "benchmark a policy with lm-eval",
-        ("data", "base", "policy"), optional=("base",), runs="by default",
+        ("data", "base", "policy"), optional=("base",), runs="by default", any_batch=True,
     ),
     "compare": Stage(
         sections.Compare, "judgement", "a policy's own answers beside the SFT policy's",

@@ -22,7 +22,7 @@ import numpy as np
 from posttrain.data.examples import parted, question_asked
 from posttrain.data.runs import Needles, Runs
 from posttrain.data.stored import batches
-from posttrain.data.texts import DERIVED, content, digest, reply_texts, word_parts, words
+from posttrain.data.texts import DERIVED, content, number, reply_texts, word_parts, words
 from posttrain.models.tokens import prompt_text
 
 FEWEST_ASKED = 5  # words of a prompt from which an equal prompt is a finding: "Tell me a joke" is not
@@ -94,7 +94,7 @@ def _batches(rows: Iterable[dict]) -> Iterator[tuple[int, list[dict]]]:
         start += len(batch)
 
 
-def _parted(test: Sequence[dict]) -> tuple[list[tuple], list[set[int]]]:
+def _parted(test: Sequence[dict]) -> tuple[list[tuple], list[range]]:
     """(the words of each test row's prompt, the places of those that tell it from other test rows).
 
     These are the words of its last part (line, or what follows a colon) that no other test row has; all words of a
@@ -104,12 +104,12 @@ def _parted(test: Sequence[dict]) -> tuple[list[tuple], list[set[int]]]:
     counts = Counter(part for parts in split for part in {part for part, _ in parts})
     prompts, telling = [], []
     for row, parts in zip(test, split, strict=True):
-        prompts.append(tuple(intern(word) for part, _ in parts for word in part))
+        prompts.append(tuple(word for part, _ in parts for word in part))
         own = [n for n, (part, label) in enumerate(parts) if part and not label and counts[part] == 1]
         start, length = 0, len(prompts[-1])
         if own and _is_one_question(row):
             start, length = sum(len(part) for part, _ in parts[: own[-1]]), len(parts[own[-1]][0])
-        telling.append(set(range(start, start + length)))
+        telling.append(range(start, start + length))
     return prompts, telling
 
 
@@ -123,7 +123,7 @@ def _is_one_question(row: dict) -> bool:
 def _parts(row: dict) -> list[tuple[tuple, bool]]:
     """(the words of each part of a row's prompt, whether the part is a label such as `Answer:`)."""
     parts = PARTS.split(question_asked(prompt_text(row)))
-    return [(words(part), part.rstrip().endswith(":")) for part in parts]
+    return [(_interned(part), part.rstrip().endswith(":")) for part in parts]
 
 
 def _holds(text: Sequence[str], answer: str) -> bool:
@@ -131,13 +131,13 @@ def _holds(text: Sequence[str], answer: str) -> bool:
     return f" {' '.join(words(answer))} " in f" {' '.join(text)} "
 
 
-def _keys(row: dict, prompt: tuple) -> dict[str, str]:
+def _keys(row: dict, prompt: tuple) -> dict[str, int]:
     """Kind of equality -> key, which rows that are equal have in common; without a prompt's where that is short."""
     replies = [words(text) for text in reply_texts(row)]
-    keys = {"row": digest(content(row)), "row words": digest([prompt or prompt_text(row), replies])}
+    keys = {"row": content(row), "row words": [prompt or prompt_text(row), replies]}
     if len(prompt) >= FEWEST_ASKED:
-        keys |= {"prompt": digest(prompt_text(row)), "prompt words": digest(prompt)}
-    return {kind: f"{kind} {key}" for kind, key in keys.items()}
+        keys |= {"prompt": prompt_text(row), "prompt words": prompt}
+    return {kind: number([kind, key]) for kind, key in keys.items()}
 
 
 class Holders:
@@ -165,7 +165,7 @@ class Search:
         self.prompts, self.telling = _parted(test)
         self.groups = {row["group"]: -1 for row in test if not DERIVED.fullmatch(row["group"])}  # -> training row
         self.asked = set(self.prompts)
-        self.waiting: dict[str, list[int]] = defaultdict(list)  # key -> test rows for which no training row has it yet
+        self.waiting: dict[int, list[int]] = defaultdict(list)  # key -> test rows for which no training row has it yet
         self.same: dict[tuple[int, str], int] = {}  # (test row, kind of equality) -> training row
         for i, (row, prompt) in enumerate(zip(test, self.prompts, strict=True)):
             for key in _keys(row, prompt).values():
@@ -255,7 +255,7 @@ class Search:
             for i, at in places if needle not in boilerplate else ():
                 if i < len(self.prompts) and i not in hits and len(needle) >= COVERED * len(self.prompts[i]):
                     telling = self.telling[i]
-                    if len(telling.intersection(range(at, at + len(needle)))) >= COVERED * len(telling):
+                    if len(set(telling).intersection(range(at, at + len(needle)))) >= COVERED * len(telling):
                         hits[i] = (j, "contained")
         for i, prompt in enumerate(self.prompts):
             if prompt in self.inside.rows and prompt not in boilerplate:

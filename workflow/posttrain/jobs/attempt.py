@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from posttrain.config.sections import LARGEST_BATCH
-from posttrain.config.stages import TRAINERS
+from posttrain.config.stages import STAGES, TRAINERS
 from posttrain.dag.artifacts import at
 from posttrain.ground import progress
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, UserError
@@ -25,7 +25,6 @@ from posttrain.ground.progress import say
 from posttrain.jobs import cards, launch, slurm
 
 SMALLER = "out of GPU memory: goes on with micro-batches of"
-IN_PARTS = (*TRAINERS, "evaluate")  # stages whose result does not depend on how many rows are in memory at once
 FRUITLESS = 3  # consecutive attempts that ended at a time limit without a saved step, after which the stage fails
 
 
@@ -54,7 +53,7 @@ def attempt(arguments: list[str], gpus: int, batch_size: int = 0) -> int:
         taken, _held = cards.take(gpus)
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
     code = trial.run(environment, stop)
-    while code == TOO_LARGE and trial.stage in IN_PARTS:
+    while code == TOO_LARGE and (trial.stage in TRAINERS or STAGES[trial.stage].any_batch):
         trial.halve_micro_batch(launch.processes(environment) * trial.nodes)
         code = trial.run(environment, stop)
     if code == 0:
