@@ -186,6 +186,8 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
         "base",
         said=first.said,
     )
+    base = of(nodes, "base", "calm")[0]["JobId"]
+    cluster.run(nodes, "scontrol", "suspend", base)  # else it may be over before the third Snakemake looks for it
     second = Controller(project, nodes, *TARGETS)
     seen["second"] = (second.end(), second.said())
     seen["dry"] = subprocess.run(
@@ -195,6 +197,8 @@ def story(root, nodes, watched, tmp_path_factory) -> dict:
     first.process.wait()
 
     third = Controller(project, nodes, *TARGETS, **watched)
+    until(lambda: "waiting for them: " in third.said(), "wait for the base", said=third.said)
+    cluster.run(nodes, "scontrol", "resume", base)
     left = {"preempted": preempt, "died": kill_node, "cancelled": cancel}
     while left:  # each as soon as it has a checkpoint
         name = until(lambda: next((name for name in left if saved(project, name)), None), f"checkpoint of {[*left]}")

@@ -187,9 +187,11 @@ def test_fetch_then_offline(hub, tmp_path):
 
 READ = """import os
     from posttrain.config.sections import Prepare, Source
+    from posttrain.data.dropped import Dropped
     from posttrain.data.reading import read_source
+    dropped = Dropped(Path(sys.argv[1]).with_name("dropped.jsonl"))
     for keys in ({"subset": "main", "rows": "train[2:4]"}, {"files": ["*/test-*"]}, {"files": ["gone-*"]}):
-        source, cards, dropped = Source(dataset="openai/gsm8k", revision="e" * 40, **keys), [], []
+        source, cards = Source(dataset="openai/gsm8k", revision="e" * 40, **keys), []
         for row in read_source(Prepare(), source, "generation", cards, dropped, [Path(sys.argv[1])]):
             print(row["source"], row["question"])
 """
