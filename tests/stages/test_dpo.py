@@ -56,7 +56,7 @@ def test_the_reference_is_the_sft_policy_by_hand(inputs, data, base, tuned_polic
     rows = read_jsonl(data.parent / "data/preference/test.jsonl")[:4]
     known = read_jsonl(referenced.parent / "data/test.jsonl")
     for row, expected in zip(rows, known, strict=False):
-        pair = tokens.encode_answers(tokenizer, row)
+        pair = tokens.alone(tokenizer, tokens.answers(tokenizer, row))
         for side in ("chosen", "rejected"):
             ids = torch.tensor([pair["prompt_ids"] + pair[f"{side}_ids"]])
             with torch.no_grad():

@@ -41,8 +41,8 @@ def scoring(base, tuned_policy, rewarded):
 @pytest.fixture(scope="module")
 def pairs(data, base) -> list[tuple[list[int], list[int]]]:
     """Held-out prompts, each with its chosen answer."""
-    rows = read_jsonl(data.parent / "data/preference/test.jsonl")
-    encoded = [tokens.encode_answers(policy.load_tokenizer(base), row) for row in rows]
+    rows, tokenizer = read_jsonl(data.parent / "data/preference/test.jsonl"), policy.load_tokenizer(base)
+    encoded = [tokens.alone(tokenizer, tokens.answers(tokenizer, row)) for row in rows]
     return [(pair["prompt_ids"], pair["chosen_ids"]) for pair in encoded]
 
 

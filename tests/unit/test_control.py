@@ -77,7 +77,7 @@ def test_a_row_is_read_alike_by_every_encoder(family):
     messages = chat(f"what is {end} ?", f"it is {end} four.")
     row = {"id": "r1", "messages": messages}
     pair = {"id": "p1", "prompt": messages[:1], "chosen": messages[1:], "rejected": chat("", f"no {end}.")[1:]}
-    encoded, answers = tokens.encode(tokenizer, row), tokens.encode_answers(tokenizer, pair)
+    encoded, answers = tokens.encode(tokenizer, row), tokens.alone(tokenizer, tokens.answers(tokenizer, pair))
     reply = [label for label in encoded["labels"] if label != tokens.MASKED]
     assert reply == answers["chosen_ids"] and reply.count(tokenizer.eos_token_id) == 1
     assert reply != answers["rejected_ids"] and answers["rejected_ids"].count(tokenizer.eos_token_id) == 1

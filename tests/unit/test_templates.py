@@ -92,7 +92,7 @@ def test_the_pairs_of_a_family_end_with_its_end_of_turn(family, tmp_path):
     if keys.get("system_turns"):
         pair = conversations.without_system_turn(pair)
     tokenizer, _ = prepared(tmp_path, family, [ONE], **keys)
-    encoded = tokens.encode_answers(tokenizer, pair)
+    encoded = tokens.alone(tokenizer, tokens.answers(tokenizer, pair))
     assert {encoded[f"{side}_ids"][-1] for side in ("chosen", "rejected")} == {tokenizer.eos_token_id}
     assert tokenizer.decode(encoded["rejected_ids"]).endswith("no." + tokenizer.eos_token)
 

@@ -189,7 +189,7 @@ def test_good_rows_of_every_task_are_counted_and_bad_ones_refused(tokenizer):
         (encoded,) = token_contract.encode_all(tokenizer, [row])
         sides = token_contract.answers_of(row)
         if sides:
-            assert encoded == tokens.encode_answers(tokenizer, row, sides)
+            assert encoded == tokens.alone(tokenizer, tokens.answers(tokenizer, row, sides))
             longest = len(encoded["prompt_ids"]) + max(len(encoded[f"{side}_ids"]) for side in sides)
         else:
             assert encoded == tokens.encode(tokenizer, row)

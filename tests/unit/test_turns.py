@@ -103,7 +103,7 @@ def test_a_masked_answer_is_no_answer():
         assert dropped(row | {key: [row[key][0] | {"weight": 0}]}, task)[0] == "turn_weight"
         read(row, task)
     masked = {"prompt": [USER, REPLY | {"train": False}, MORE], "chosen": [YES], "rejected": [REPLY]}
-    ids = tokens.encode_answers(tokenizer_of("qwen2.5"), read(masked, "preference"))
+    ids = tokens.alone(tokenizer_of("qwen2.5"), tokens.answers(tokenizer_of("qwen2.5"), read(masked, "preference")))
     assert tokenizer_of("qwen2.5").decode(ids["chosen_ids"]) == "yes.<|im_end|>", (
         "a masked turn of the prompt is context"
     )
@@ -167,7 +167,7 @@ def test_tool_calls_are_trained_through_the_chat_template(family):
     assert row["messages"][1:3] == [CALLING, RESULT] and row["tools"] == [TOOL]
     assert shown(tokenizer, row) == expected
     pair = {"prompt": [USER], "chosen": [CALLING], "rejected": [REPLY], "tools": [TOOL]}
-    answers = tokens.encode_answers(tokenizer, read(pair, "preference"))
+    answers = tokens.alone(tokenizer, tokens.answers(tokenizer, read(pair, "preference")))
     whole = tokenizer.decode(answers["prompt_ids"] + answers["chosen_ids"])
     assert expected.replace("\u00ab", "").replace("\u00bb", "").startswith(whole), "as a pair, and as a prompt"
     assert tokens.encode_prompt(tokenizer, read(pair, "preference")) == answers["prompt_ids"]

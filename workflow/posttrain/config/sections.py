@@ -346,6 +346,8 @@ class Prepare(Section):
 SOURCES = tuple(key for key, field in Prepare.model_fields.items() if section_class(field.annotation) is Source)
 ASKED = ("choices", "answers")  # sources that become benchmarks
 TRAINED = tuple(key for key in SOURCES if key not in ASKED)  # each has a training and a held-out side
+DOCUMENTS = ("text", "long")  # kinds of data whose rows are one text
+ANSWERED = tuple(key for key in TRAINED if key not in DOCUMENTS)  # kinds whose rows hold an answer to a prompt
 
 
 class Optimisation(Section):

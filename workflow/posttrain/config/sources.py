@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from posttrain.config.sections import SOURCES, Base, HubModel, Prepare, Section, Source, Task, Tokenizer
+from posttrain.config.sections import DOCUMENTS, SOURCES, Base, HubModel, Prepare, Section, Source, Task, Tokenizer
 
 TOKENIZER = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt"]
 SENTENCEPIECE = (
@@ -27,6 +27,11 @@ def sides(prepare: Prepare, task: str) -> set[str]:
     return uses - {"split"} | (split if "split" in uses else set())
 
 
+def is_mixture(prepare: Prepare, task: str) -> bool:
+    """Whether a source of a kind of data has a weight."""
+    return any(source.weight is not None for source in getattr(prepare, task))
+
+
 def without_packing(path) -> str:
     """A file's path without .gz or .zst."""
     end = Path(path).suffix.lower()
@@ -37,7 +42,7 @@ def data_files(path: str, task: str) -> list[Path]:
     """The files that a source's `path` names, in the order of their names: itself; of a folder those directly in it
     that can be read for the task; or those that match a pattern. The path itself where there is none."""
     if os.path.isdir(path):
-        ends = (*DATA_ENDS, *TEXT_ENDS) if task in ("text", "long") else DATA_ENDS
+        ends = (*DATA_ENDS, *TEXT_ENDS) if task in DOCUMENTS else DATA_ENDS
         named = [os.path.join(path, name) for name in os.listdir(path) if not name.startswith((".", "_"))]
         listed = [file for file in named if os.path.splitext(without_packing(file))[1].lower() in ends]
     else:

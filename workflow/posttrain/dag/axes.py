@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from posttrain.config import grid
 from posttrain.config.mistakes import checked, place_of
 from posttrain.config.stages import Experiment
-from posttrain.dag.layers import Merged, Told, copied, put
+from posttrain.dag.layers import Faults, Merged, copied, put
 
 MOST = 2000  # cells in a campaign: each takes about 20 KB, and 2 ms whenever the plan is made
 
 
-def axes(merged: Merged, told: Told, problems: list) -> dict[str, list]:
-    """The axes of an experiment's grid; empty where they have mistakes, which are added to `problems` and `told`."""
+def axes(merged: Merged, faults: Faults, problems: list) -> dict[str, list]:
+    """The axes of an experiment's grid; empty where they have mistakes, which are added to `problems` and `faults`."""
     wanted = merged.values.get("grid") or {}
     is_grid = isinstance(wanted, dict) and all(isinstance(axis, list) and axis for axis in wanted.values())
     if not is_grid or not merged.whole:
@@ -23,11 +23,11 @@ def axes(merged: Merged, told: Told, problems: list) -> dict[str, list]:
             mistakes[key] = "cannot be an axis"
         elif number(wanted) <= MOST and key not in mistakes:
             mistakes |= _wrong_values(merged, key, values)
-    found = {f"grid.{key}": text for key, text in mistakes.items()} or dict(_set_twice(merged, wanted))
-    new = [(key, text) for key, text in found.items() if (key, text) not in told.mistakes]
+    wrong = {f"grid.{key}": text for key, text in mistakes.items()} or dict(_set_twice(merged, wanted))
+    new = [(key, text) for key, text in wrong.items() if (key, text) not in faults.mistakes]
     problems += [f"{place_of(merged.places, key)}: {key}: {text}" for key, text in new]
-    told.mistakes.update(new)
-    return {} if found else wanted
+    faults.mistakes.update(new)
+    return {} if wrong else wanted
 
 
 def number(wanted: dict[str, list]) -> int:
@@ -35,13 +35,13 @@ def number(wanted: dict[str, list]) -> int:
     return math.prod(map(len, wanted.values())) if wanted else 0
 
 
-def refuse_many(merged: Merged, cells: int, all_cells: int, told: Told, problems: list) -> None:
+def refuse_many(merged: Merged, cells: int, all_cells: int, faults: Faults, problems: list) -> None:
     """Add a line on a grid with which the campaign has more cells than MOST to `problems`."""
     together = "" if all_cells == cells else f", {all_cells} with the campaign's others"
     text = f"makes {cells} cells{together}; at most {MOST} in a campaign"
-    if not any(key == "grid" for key, _ in told.mistakes):  # an ancestor's grid, which is inherited, has too many
+    if not any(key == "grid" for key, _ in faults.mistakes):  # an ancestor's grid, which is inherited, has too many
         problems.append(f"{place_of(merged.places, 'grid')}: grid: {text}")
-    told.mistakes.add(("grid", text))
+    faults.mistakes.add(("grid", text))
 
 
 def _wrong_values(merged: Merged, key: str, values: list) -> dict[str, str]:

@@ -16,7 +16,7 @@ from posttrain.config.settings import OPTION, Settings, read_settings
 from posttrain.config.stages import STAGES, Experiment
 from posttrain.dag import axes, functions
 from posttrain.dag.checks import FOUNDATIONS, RULES, UNUSED
-from posttrain.dag.layers import Merged, Told, copied, oldest_first, put, read_layers
+from posttrain.dag.layers import Faults, Merged, copied, oldest_first, put, read_layers
 from posttrain.dag.plan import Plan
 from posttrain.dag.rules import ANYWHERE, Broken, broken, is_unreadable
 from posttrain.ground.errors import UserError
@@ -78,27 +78,27 @@ def _experiments(layers: dict[str, Settings | None], root: Settings, problems: l
     root: the settings that every experiment starts from: the campaign's grid.
     """
     experiments: dict[str, dict[str, Experiment | None]] = {name: {} for name in layers}
-    told: dict[str, Told] = {}
+    faults: dict[str, Faults] = {}
     cells = 0
     for merged in oldest_first(layers, root, problems):
-        above = [told[name] for name in merged.ancestors if name in told]
-        told[merged.name] = Told(
+        above = [faults[name] for name in merged.ancestors if name in faults]
+        faults[merged.name] = Faults(
             {mistake for other in above for mistake in other.mistakes},
             {key for other in above for key in other.unreadable},
         )
-        wanted = axes.axes(merged, told[merged.name], problems)
+        wanted = axes.axes(merged, faults[merged.name], problems)
         cells += (more := axes.number(wanted))
         if cells > axes.MOST:
-            axes.refuse_many(merged, more, cells, told[merged.name], problems)
+            axes.refuse_many(merged, more, cells, faults[merged.name], problems)
             cells, wanted = cells - more, {}
-        experiment = _resolved(merged, told[merged.name], problems)
+        experiment = _resolved(merged, faults[merged.name], problems)
         experiments[merged.name][merged.name] = experiment
         if wanted and experiment:
-            experiments[merged.name] |= _cells(merged, wanted, told[merged.name], problems)
+            experiments[merged.name] |= _cells(merged, wanted, faults[merged.name], problems)
     return {name: experiment for group in experiments.values() for name, experiment in group.items() if experiment}
 
 
-def _cells(merged: Merged, wanted: dict[str, list], told: Told, problems: list) -> dict[str, Experiment | None]:
+def _cells(merged: Merged, wanted: dict[str, list], faults: Faults, problems: list) -> dict[str, Experiment | None]:
     """The cells of an experiment's grid, by name. A section that no axis changes is validated once for all cells."""
     experiment = Experiment.model_validate(merged.values)
     unchanged = merged.values.keys() - {key.partition(".")[0] for key in wanted}
@@ -109,56 +109,56 @@ def _cells(merged: Merged, wanted: dict[str, list], told: Told, problems: list) 
         for key, value in cell.items():
             put(settings, key, value)
         cells[grid.cell_name(merged.name, cell, labels)] = _resolved(
-            merged._replace(values=settings), told, problems, tuple(wanted)
+            merged._replace(values=settings), faults, problems, tuple(wanted)
         )
     return cells
 
 
-def _resolved(merged: Merged, told: Told, problems: list, cell: tuple[str, ...] = ()) -> Experiment | None:
+def _resolved(merged: Merged, faults: Faults, problems: list, cell: tuple[str, ...] = ()) -> Experiment | None:
     """The experiment with its defaults filled in, or None after adding every mistake in it to `problems`.
 
-    told: the mistakes of the experiment and its ancestors, to which these are added. cell: the axes, where the settings
-    are those of a grid's cell.
+    faults: those of the experiment and its ancestors, to which these are added. cell: the axes, where the settings are
+    those of a grid's cell.
     """
     before = len(problems)
-    experiment, is_valid = _checked(merged, told, problems)
-    for rule in _broken(experiment, merged, told, cell) if experiment else ():
-        if (rule.key, rule.text) not in told.mistakes:
-            told.mistakes.add((rule.key, rule.text))
-            problems.append(_told(rule, merged, cell))
+    experiment, is_valid = _checked(merged, faults, problems)
+    for rule in _broken(experiment, merged, faults, cell) if experiment else ():
+        if (rule.key, rule.text) not in faults.mistakes:
+            faults.mistakes.add((rule.key, rule.text))
+            problems.append(_line_of(rule, merged, cell))
     return resolve(experiment) if experiment and is_valid and len(problems) == before else None
 
 
-def _checked(merged: Merged, told: Told, problems: list) -> tuple[Experiment | None, bool]:
+def _checked(merged: Merged, faults: Faults, problems: list) -> tuple[Experiment | None, bool]:
     """(the experiment without its wrong keys, whether it has none); None where what it inherits is not known."""
-    inherited = told.unreadable.copy()
+    inherited = faults.unreadable.copy()
     experiment, mistakes = checked(Experiment, merged.values)
     if mistakes:
         experiment, unreadable = valid_part(Experiment, merged.values, mistakes)
         unknown = (key for key, text in mistakes.items() if text.startswith("unknown key"))
-        told.unreadable |= unreadable | {ANYWHERE + key.rpartition(".")[2] for key in unknown}  # it may be misplaced
-    whole = merged.whole and "extends" not in told.unreadable
+        faults.unreadable |= unreadable | {ANYWHERE + key.rpartition(".")[2] for key in unknown}  # it may be misplaced
+    whole = merged.whole and "extends" not in faults.unreadable
     for key, text in mistakes.items():
-        known = (key, text) in told.mistakes or not whole or is_unreadable(key, inherited)
-        if text != "missing" or not known:
+        is_certain = (key, text) not in faults.mistakes and whole and not is_unreadable(key, inherited)
+        if text != "missing" or is_certain:
             problems.append(f"{place_of(merged.places, key)}: {key}: {text}")
-            told.mistakes.add((key, text))
+            faults.mistakes.add((key, text))
     return experiment if whole else None, not mistakes
 
 
-def _broken(experiment: Experiment, merged: Merged, told: Told, cell: tuple[str, ...]) -> Iterator[Broken]:
+def _broken(experiment: Experiment, merged: Merged, faults: Faults, cell: tuple[str, ...]) -> Iterator[Broken]:
     """The rules that an experiment breaks. That a setting has no effect is one for its own file's settings, not for
     inherited ones; nor is it one for a cell whose axis makes it so."""
-    foundations = [*broken(FOUNDATIONS, experiment, told.unreadable)]
+    foundations = [*broken(FOUNDATIONS, experiment, faults.unreadable)]
     yield from foundations
-    yield from broken(RULES, experiment, told.unreadable | {rule.key for rule in foundations})
+    yield from broken(RULES, experiment, faults.unreadable | {rule.key for rule in foundations})
     chosen = merged.own.places.keys() | cell
-    for rule in broken(UNUSED, experiment, told.unreadable):
+    for rule in broken(UNUSED, experiment, faults.unreadable):
         if rule.key in chosen and not {*cell} & {*rule.read}:
             yield rule
 
 
-def _told(rule: Broken, merged: Merged, cell: tuple[str, ...]) -> str:
+def _line_of(rule: Broken, merged: Merged, cell: tuple[str, ...]) -> str:
     """The line about a rule that an experiment breaks. In a cell the cause is an axis, and in a child what its own file
     sets: the last of these that the rule read is named first."""
     key, places, own = rule.key, merged.places, merged.own.places

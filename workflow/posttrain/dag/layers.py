@@ -16,8 +16,8 @@ DEEPEST = 50  # generations above an experiment: more would overflow the stack w
 
 
 @dataclass
-class Told:
-    """What is known of the mistakes of an experiment and its ancestors, so that each is told once."""
+class Faults:
+    """The mistakes of an experiment and its ancestors, of which each is told once."""
 
     mistakes: set[tuple[str, str]] = field(default_factory=set)  # (key, text)
     unreadable: set[str] = field(default_factory=set)  # keys that no rule may read

@@ -5,16 +5,14 @@ import os
 from itertools import islice
 
 from posttrain.config.mistakes import one_of
-from posttrain.config.sections import ASKED, HubModel, Source, Task
-from posttrain.config.sources import OF_WORLD, data_files
+from posttrain.config.sections import ANSWERED, ASKED, DOCUMENTS, HubModel, Source, Task
+from posttrain.config.sources import OF_WORLD, data_files, is_mixture
 from posttrain.config.stages import Experiment
 from posttrain.dag.rules import Mistakes
 from posttrain.data import files, layouts, lines, shape
 from posttrain.data.lines import RowError
 from posttrain.ground.errors import UserError
 
-WEIGHED = ("sft", "preference", "kto")  # kinds of data whose rows may be read by weight
-KINDS = {"choices": "eval", "answers": "generation"}  # names of kinds of data in `data.layouts`
 FIRST = 100  # rows of a source's first file in which columns and layout are searched for
 
 
@@ -45,15 +43,10 @@ def source_mistakes(where: str, task: str, source: Source, group_key: str) -> Mi
     yield from mistakes or [*absent_columns(where, task, source)] or unknown_layout(where, task, source)
 
 
-def weighted(task: str, experiment: Experiment) -> bool:
-    """Whether a source of the kind has a weight."""
-    return any(source.weight is not None for source in getattr(experiment.prepare, task))
-
-
 def weight_mistakes(task: str, experiment: Experiment) -> Mistakes:
-    """Weights of sources that cannot be told apart, or of the only one. task: one of WEIGHED."""
+    """Weights of sources that cannot be told apart, or of the only one. task: one of ANSWERED."""
     sources = getattr(experiment.prepare, task)
-    if not weighted(task, experiment):
+    if not is_mixture(experiment.prepare, task):
         return
     if len(sources) == 1 and not (experiment.prepare.world and task in OF_WORLD):
         yield f"prepare.{task}[0].weight", "has no effect on the only source"
@@ -66,9 +59,9 @@ def weight_mistakes(task: str, experiment: Experiment) -> Mistakes:
 
 def mixture_mistakes(experiment: Experiment) -> Mistakes:
     """Settings that have no effect without a weight, or do not go with one."""
-    if experiment.prepare.weigh_by and not any(weighted(task, experiment) for task in WEIGHED):
+    if experiment.prepare.weigh_by and not any(is_mixture(experiment.prepare, task) for task in ANSWERED):
         yield "prepare.weigh_by", "has no effect without a source with a weight"
-    if experiment.sft and experiment.sft.packing and weighted("sft", experiment):
+    if experiment.sft and experiment.sft.packing and is_mixture(experiment.prepare, "sft"):
         yield "sft.packing", "a packed sequence holds rows of several sources, which `weight` would read apart"
 
 
@@ -77,11 +70,11 @@ def without_effect(task: str, source: Source) -> list[str]:
     keys = ["revision", "subset", "rows", "files", "allow_floating"] if source.path and not source.dataset else []
     keys += ["subset", "rows"] if source.files else []
     keys += [] if source.max_rows else ["sample"]
-    keys += ["weight"] * (task not in WEIGHED or source.use == "test")
+    keys += ["weight"] * (task not in ANSWERED or source.use == "test")
     if task in ASKED:
         keys.append("use")
     keys += ["threshold"] * (task != "kto" or source.format in ("kto", "preference"))
-    return keys + ["separator", "system"] * (task in ("text", "long", *ASKED))
+    return keys + ["separator", "system"] * (task in (*DOCUMENTS, *ASKED))
 
 
 def unknown_files(where: str, task: str, source: Source) -> Mistakes:
@@ -128,7 +121,7 @@ def absent_columns(where: str, task: str, source: Source) -> Mistakes:
 
 def unknown_layout(where: str, task: str, source: Source) -> Mistakes:
     """A source none of whose first rows has a layout of its kind."""
-    kind = KINDS.get(task, task)
+    kind = layouts.TASKS.get(task, task)
     rows = first_rows(source, task) if source.format == "auto" else []
     shaped = [value for _, value, _ in shape.stream(((0, row, False) for row in rows), source)]
     usable = [row for row in shaped if row and not isinstance(row, RowError)]
@@ -143,7 +136,8 @@ def unknown_layout(where: str, task: str, source: Source) -> Mistakes:
 
 def way_out(task: str, row: dict) -> str:
     """What helps for a row that has no layout of its kind of data."""
-    others = [other for other in (*WEIGHED, *ASKED) if other != task and layouts.guess(row, KINDS.get(other, other))]
+    kinds = {kind: layouts.TASKS.get(kind, kind) for kind in (*ANSWERED, *ASKED) if kind != task}
+    others = [kind for kind, of_layouts in kinds.items() if layouts.guess(row, of_layouts)]
     if others:
         return f"prepare.{others[0]} reads such rows"
     hint = ", and `format: text` trains on whole texts" if task == "sft" and "text" in row else ""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from posttrain.config.sections import DOCUMENTS
 from posttrain.config.sources import DATA_ENDS, TEXT_ENDS, without_packing
 from posttrain.data import arrays, lines, tables
 from posttrain.ground.errors import UserError
@@ -36,6 +37,6 @@ def reader(path, task: str) -> Reader:
         if Path(path).is_dir():
             raise UserError(f"{path}: is a directory; name the files in it")
         raise UserError(f"{path}: unknown kind of file; allowed: {allowed}; for text {' or '.join(TEXT_ENDS)} too")
-    if end in TEXT_ENDS and task not in ("text", "long"):
+    if end in TEXT_ENDS and task not in DOCUMENTS:
         raise UserError(f"{path}: plain text is read for text and long only; for {task} allowed: {allowed}")
     return READERS[end]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from posttrain.data import formats, judged, rankings, transcripts
 from posttrain.ground.errors import UserError
 
+TASKS = {"choices": "eval", "answers": "generation"}  # key of `prepare` -> task; others are tasks themselves
 # Task -> its formats, each with the function that checks a row and returns its content in canonical form (a list where
 # a row holds several), or raises RowError. A row that fits several formats has the first of them.
 FORMATS: dict[str, dict[str, Callable[[dict, bool], dict | list[dict]]]] = {

@@ -12,11 +12,6 @@ from posttrain.ground.progress import say
 WORLD = "the built-in world"
 
 
-def is_mixture(section: Prepare, task: str) -> bool:
-    """Whether a source of the task has a weight."""
-    return any(source.weight is not None for source in getattr(section, task))
-
-
 def shares(
     section: Prepare, task: str, fetched: list[Path], places: Iterable[str], lengths: Iterable[int]
 ) -> list[dict]:
@@ -30,10 +25,9 @@ def shares(
     for source in getattr(section, task):
         weights[name_of(source)] = 1.0 if source.weight is None else source.weight
         of_file |= {file: name_of(source) for file in files_of(source, task, fetched)}
-    owned = ((of_file.get(place.rpartition(":")[0], WORLD), length)
-             for place, length in zip(places, lengths, strict=True))  # fmt: skip
+    owners = (of_file.get(place.rpartition(":")[0], WORLD) for place in places)
     entries = []
-    for name, run in groupby(owned, key=lambda one: one[0]):
+    for name, run in groupby(zip(owners, lengths, strict=True), key=lambda pair: pair[0]):
         sizes = [length for _, length in run]
         entries.append({"source": name, "rows": len(sizes), "tokens": sum(sizes)})
     per_row = [weights[entry["source"]] for entry in entries]

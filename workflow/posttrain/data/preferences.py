@@ -43,16 +43,11 @@ def tokenized(tokenizer, data: Path, side: str, longest: int | None = None, task
     """The rows as tokens: `prompt_ids`, and each answer up to its end of turn as `chosen_ids`, `rejected_ids` or
     `completion_ids`; with their `id`, `source`, `kind` and `label`, where they have one.
 
-    Raises UserError naming a row that has other tokens by the tokenizer, or is longer than `longest` tokens.
+    Raises UserError as `data.tokenized.load` does.
     """
-    encoded = []
-    tokens = load(tokenizer, data, task, side) or ()
-    for row, ids in zip(rows(data, side, task), tokens, strict=True):
-        length = len(ids["prompt_ids"]) + max(len(ids[f"{answer}_ids"]) for answer in ANSWERS[task])
-        if longest and length > longest:
-            raise UserError(f"row {row['id']}: over max_length ({longest} tokens)")
-        encoded.append(ids | {key: row[key] for key in ("id", "source", "kind", "label") if key in row})
-    return encoded
+    prepared, tokens = rows(data, side, task), load(tokenizer, data, task, side, longest) or ()
+    names = ("id", "source", "kind", "label")
+    return [ids | {key: row[key] for key in names if key in row} for row, ids in zip(prepared, tokens, strict=True)]
 
 
 def referenced_rows(tokenizer, data: Path, reference: Path, section: Referenced) -> tuple[list[dict], list[dict]]:

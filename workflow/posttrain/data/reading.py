@@ -20,7 +20,7 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
 
 UNKNOWN = "unknown"
-MEANT = {  # (task, layout) -> what becomes of rows that were written for something else
+READ_AS = {  # (task, layout) -> what becomes of rows that were written for something else
     ("sft", "preference"): "the chosen answers of pairs",
     ("sft", "text"): "whole texts",
     ("kto", "preference"): "both answers of pairs",
@@ -51,9 +51,9 @@ def read_source(
     for report in reports(section, source, task, fetched, scratch):
         for row in report.rows if source.use == "test" else ():
             warn_examples(report, row)
-        for sentence in report.describe():
+        for sentence in (lines := report.describe()):
             say(sentence)
-        sentences += report.describe()
+        sentences += lines
         rows.append(report.rows)
         total += report.total
         counts.update({reason: len(cases) for reason, cases in report.dropped.items()})
@@ -70,13 +70,13 @@ def read_source(
     cards.append(card(name_of(source), task, counts, dict(warnings), total, len(distinct)) | described(source))
     if not kept:
         raise UserError(f"{name_of(source)}: no row of {total} can be used", *sentences[:5])
-    say(f"{name_of(source)}: {len(distinct):,} rows of {task}, {meant(task, layouts)}")
+    say(f"{name_of(source)}: {len(distinct):,} rows of {task}, {read_as(task, layouts)}")
     return distinct
 
 
-def meant(task: str, layouts: set[str]) -> str:
+def read_as(task: str, layouts: set[str]) -> str:
     """What the rows of a source were read as."""
-    return " and ".join(MEANT.get((task, layout), layout) for layout in sorted(layouts))
+    return " and ".join(READ_AS.get((task, layout), layout) for layout in sorted(layouts))
 
 
 def entries(report: Report) -> Iterator[dict]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from posttrain.config.sections import Source
+from posttrain.config.sections import DOCUMENTS, Source
 from posttrain.config.sources import without_packing
 from posttrain.data import consistency, files, lines, stored, texts, turns
 from posttrain.data.layouts import FORMATS, choose, guess
@@ -203,5 +203,5 @@ def _label(row: dict, key: str) -> str | None:
 def _check_size(content: dict, task: str) -> None:
     """Raise RowError for a row too long for any context; plain text is exempt, as it is cut into blocks."""
     size = len(texts.full_text(content))
-    if task not in ("text", "long") and size > MAX_ROW_CHARACTERS:
+    if task not in DOCUMENTS and size > MAX_ROW_CHARACTERS:
         raise RowError("too_long", f"row is over the max length: {size:,} characters, allowed {MAX_ROW_CHARACTERS:,}")

@@ -99,10 +99,10 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
 def counted(items: Iterable, what: str, total: int = 0) -> Iterator:
     """The items of a long job. Every EVERY seconds a line tells how many are done, how many a second and, with a total,
     the minutes that are left."""
-    begun = told = time.monotonic()
+    start = last_line = time.monotonic()
     for number, item in enumerate(items):
-        if (now := time.monotonic()) - told >= EVERY:
-            told, speed = now, number / (now - begun)
+        if (now := time.monotonic()) - last_line >= EVERY:
+            last_line, speed = now, number / (now - start)
             if total:
                 minutes = (total - number) / speed / 60
                 say(f"{what}: {number:,} rows of {total:,}, {speed:,.1f} a second, {minutes:.0f} min left")

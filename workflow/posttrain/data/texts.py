@@ -9,6 +9,7 @@ import json
 import re
 import unicodedata
 
+from posttrain.models.control import strings
 from posttrain.models.tokens import prompt_text, spoken, turn_text
 
 DERIVED = re.compile(r"prompt:[0-9a-f]{32}")  # the group of a row that declares none
@@ -89,16 +90,7 @@ def word_parts(row: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def all_text(value) -> str:
     """Every string in a row's content, system turns and wrong choices too."""
-    strings, waiting = [], [value]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, str):
-            strings.append(part)
-        elif isinstance(part, dict):
-            waiting += reversed(part.values())
-        elif isinstance(part, list):
-            waiting += reversed(part)
-    return "\n".join(strings)
+    return "\n".join(strings(value))
 
 
 def digest(value) -> str:

@@ -6,57 +6,57 @@ A row of `sft` has `input_ids` and `labels`; of `preference`, `prompt_ids`, `cho
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from posttrain.ground.errors import UserError
+from posttrain.ground.files import rows_of
 
 BATCH = 1000  # rows of a record batch
-MASKED = -100  # as in `models.tokens`, which reading tokens does not need
 PROBE = "Élan: 3 * 14 = 42.\n\tWas it “fine”, ﬁne, 好的 or 👍🏽? don't</s>"
 
 
-@contextmanager
-def writing(tokenizer, file: Path) -> Iterator[Callable[[dict[str, list[int]]], None]]:
-    """Yields a function that appends the tokens of a row. There is no file where it is not called."""
-    import pyarrow as pa
+class Writer:
+    """Writes the tokens of rows, one row after the other, into a file; there is no file where there is no row."""
 
-    waiting: list[dict[str, list[int]]] = []
-    writer = None
+    def __init__(self, tokenizer, file: Path):
+        self.tokenizer, self.file = tokenizer, file
+        self._rows: list[dict[str, list[int]]] = []
+        self._stream: Any = None  # pyarrow's, once there is a row
 
-    def flush() -> None:
-        nonlocal writer
-        if not waiting:
-            return
-        table = pa.table({key: pa.array([row[key] for row in waiting], pa.list_(pa.int32())) for key in waiting[0]})
-        table = table.replace_schema_metadata({"tokenizer": digest(tokenizer)})
-        if writer is None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            writer = pa.ipc.new_stream(str(file), table.schema)
-        writer.write_table(table)
-        waiting.clear()
+    def add(self, row: dict[str, list[int]]) -> None:
+        """Append a row."""
+        self._rows.append(row)
+        if len(self._rows) == BATCH:
+            self._flush()
 
-    def append(row: dict[str, list[int]]) -> None:
-        waiting.append(row)
-        if len(waiting) == BATCH:
-            flush()
+    def close(self) -> None:
+        """Write what is left, and close the file."""
+        if self._rows:
+            self._flush()
+        if self._stream is not None:
+            self._stream.close()
 
-    try:
-        yield append
-        flush()
-    finally:
-        if writer is not None:
-            writer.close()
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        columns = {name: pa.array([row[name] for row in self._rows], pa.list_(pa.int32())) for name in self._rows[0]}
+        if self._stream is None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            schema = pa.table(columns).schema.with_metadata({"tokenizer": digest(self.tokenizer)})
+            self._stream = pa.ipc.new_stream(str(self.file), schema)
+        self._stream.write_table(pa.table(columns))
+        self._rows.clear()
 
 
-def load(tokenizer, data: Path, task: str, side: str):
+def load(tokenizer, data: Path, task: str, side: str, longest: int | None = None):
     """The tokens of one side's rows as a datasets.Dataset, which is mapped into memory; None where there are no rows.
 
-    data: manifest of `prepare`. Raises UserError where the tokens are those of another tokenizer: the model would read
-    other words than the rows hold.
+    data: manifest of `prepare`. Raises UserError, naming a row with more than `longest` tokens, and where the tokens
+    are those of another tokenizer: the model would read other words than the rows hold.
     """
     import pyarrow as pa
 
@@ -67,7 +67,13 @@ def load(tokenizer, data: Path, task: str, side: str):
         names = pa.ipc.open_stream(opened).schema.metadata  # datasets leaves it out
     if names[b"tokenizer"].decode() != digest(tokenizer):
         raise UserError(f"{file}: holds tokens of another tokenizer than that of the base; remake both: rm {data}")
-    return mapped(file)
+    tokens = mapped(file)
+    sizes = lengths(tokens)
+    if longest is not None and (over := np.flatnonzero(sizes > longest)).size:
+        row = next(islice(rows_of(file.with_suffix(".jsonl")), int(over[0]), None))
+        what = f"row {row['id']} ({row['source']}), {sizes[over[0]]} tokens"
+        raise UserError(f"{what}: over max_length ({longest} tokens)")
+    return tokens
 
 
 def mapped(file: Path):
@@ -88,21 +94,19 @@ def lengths(tokens) -> np.ndarray:
     """The number of tokens of each row; of a pair, with the longer answer."""
     import pyarrow.compute
 
-    of = {
+    of_column = {
         name: pyarrow.compute.list_value_length(tokens.data.column(name)).to_numpy()
         for name in tokens.column_names
         if name != "labels"
     }
-    whole = of.pop("prompt_ids", 0)
-    return whole + np.maximum.reduce(list(of.values()))
+    prompt = of_column.pop("prompt_ids", 0)
+    return prompt + np.maximum.reduce(list(of_column.values()))
 
 
 def count(tokens) -> dict[str, int]:
-    """Numbers of rows of `sft`, their tokens, and the tokens that are trained."""
+    """Numbers of rows of `sft`, their tokens, and the tokens that are trained. Masked labels are negative."""
     import pyarrow.compute
 
-    trained = sum(
-        pyarrow.compute.sum(pyarrow.compute.not_equal(part.flatten(), MASKED)).as_py() or 0
-        for part in tokens.data.column("labels").chunks
-    )
+    labels = tokens.data.column("labels").chunks
+    trained = sum(pyarrow.compute.sum(pyarrow.compute.greater_equal(part.flatten(), 0)).as_py() or 0 for part in labels)
     return {"rows": len(tokens), "tokens": int(lengths(tokens).sum()), "trained_tokens": trained}

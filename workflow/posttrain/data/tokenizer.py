@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from posttrain.config.sections import HubModel, Prepare
+from posttrain.config.sections import ANSWERED, HubModel, Prepare
 from posttrain.config.sources import SENTENCEPIECE
 from posttrain.data.hub import fetched_repo
 from posttrain.ground.errors import UserError
@@ -43,7 +43,7 @@ def make_tokenizer(section: Prepare, sides: dict, fetched: list[Path]):
 
 def conversations(sides: dict) -> Iterator[tuple[dict, list[dict]]]:
     """The rows that are conversations, each with its messages."""
-    for task in ("sft", "preference", "kto"):
+    for task in ANSWERED:
         for side in sides[task].values():
             yield from ((row, messages) for row in side if (messages := conversation_of(row)))
 

@@ -3,15 +3,14 @@
 `sides` is side ("train", "test") -> rows of a task. Every other row is dropped, listed and counted in the data card.
 """
 
-import bisect
-import statistics
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
-from posttrain.config.sections import Prepare
+from posttrain.config.sections import DOCUMENTS, Prepare
 from posttrain.data import tokenized
 from posttrain.data.dropped import Dropped, Kinds, entry
 from posttrain.data.rows import card
@@ -21,9 +20,10 @@ from posttrain.models import token_contract
 from posttrain.models.chat import Breach
 from posttrain.models.control import control_text
 from posttrain.models.token_contract import CONTROL_TEXT
-from posttrain.models.tokens import together
+from posttrain.models.tokens import alone
 
 FEWEST_LEFT = 8  # characters that a cut text keeps at least
+QUANTILES = {"min": 0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1}
 TOO_LONG = "too long"
 Tokens = dict[str, list[int]]
 
@@ -37,31 +37,31 @@ class Fitting:
         self.truncated = 0
         self.kinds = Kinds()
 
-    def rows(self, rows: Rows, keep: Callable[[Tokens], None], scratch: Path) -> Rows:
+    def rows(self, rows: Rows, tokens: tokenized.Writer, scratch: Path) -> Rows:
         """The rows that can be trained on, cut where `prepare.long_rows` says so; the others are listed.
 
-        keep: is called with the tokens of each; not for documents, which have no form of their own.
+        tokens: the file for the tokens of each; not for those of documents, which have no form of their own.
         """
         order = array("q")  # places of the rows that are kept; a row that was cut stands behind all others
-        cut_rows = store(self._cut(rows, keep, order), scratch, numbered=False)
+        cut_rows = store(self._cut(rows, tokens, order), scratch, numbered=False)
         self.truncated += len(cut_rows)
         return join([rows, cut_rows]).take(np.array(order, int))
 
-    def _cut(self, rows: Rows, keep: Callable[[Tokens], None], order: array) -> Iterator[dict]:
+    def _cut(self, rows: Rows, tokens: tokenized.Writer, order: array) -> Iterator[dict]:
         """The rows that were cut. The place of each row that can be trained on is put into `order`."""
         place, cuts = 0, len(rows)
         for batch in batches(counted(rows, f"prepare.{self.task}, as tokens", len(rows)), BATCH):
             for row, encoded in zip(batch, self._encoded(batch), strict=True):
                 try:
-                    fitting, tokens = self._fitted(row, encoded)
+                    fitting, ids = self._fitted(row, encoded)
                 except Breach as fault:
                     one = entry(row["source"], self.task, fault.reason, str(fault))
                     self.kinds.note(one)
                     self.dropped.add([one])
                 else:
-                    if tokens:
-                        keep(tokens)
-                        self.lengths.append(token_contract.size(tokens))
+                    if ids:
+                        tokens.add(ids)
+                        self.lengths.append(token_contract.size(ids))
                     order.append(place if fitting is row else cuts)
                     if fitting is not row:
                         cuts += 1
@@ -79,7 +79,7 @@ class Fitting:
                 readable.append(place)
             except Breach as fault:
                 encoded[place] = fault
-        if self.task not in ("text", "long"):
+        if self.task not in DOCUMENTS:
             items = token_contract.encode_all(self.tokenizer, [rows[place] for place in readable])
             for place, item in zip(readable, items, strict=True):
                 encoded[place] = item
@@ -115,8 +115,8 @@ def usable(
     """
     fitting, total = Fitting(section, tokenizer, task, dropped), sum(map(len, sides.values()))
     for side, rows in sides.items():
-        with tokenized.writing(tokenizer, folder / task / f"{side}.arrow") as keep:
-            sides[side] = fitting.rows(rows, keep, scratch)
+        with closing(tokenized.Writer(tokenizer, folder / task / f"{side}.arrow")) as tokens:
+            sides[side] = fitting.rows(rows, tokens, scratch)
         if rows and not sides[side]:
             say(f"warning: no {side} row of {task} is left")
     tell(section, task, total, fitting.kinds, cards)
@@ -161,24 +161,15 @@ def tell(section: Prepare, task: str, total: int, kinds: Kinds, cards: list) -> 
 
 
 def summary(lengths: Iterable[int]) -> dict:
-    """Quantiles of lengths in tokens, and how many rows have up to 4, 6, 8, 12, 16, 24 ... tokens and no fewer than the
-    bound before."""
-    lengths = sorted(lengths)
+    """Quantiles of lengths in tokens, and their histogram: [bound, number of rows with at most as many tokens and more
+    than the bound before], for the bounds 4, 6, 8, 12, 16, 24 ..."""
+    of_rows = np.sort(np.fromiter(lengths, np.int64))
     bounds = [bound for power in range(2, 32) for bound in (2**power, 3 * 2 ** (power - 1))]
-    bounds = bounds[: bisect.bisect_left(bounds, lengths[-1]) + 1]
-    behind = [0, *(bisect.bisect_right(lengths, bound) for bound in bounds)]
-    histogram = [[bound, stop - start] for bound, start, stop in zip(bounds, behind, behind[1:], strict=False)]
-    first = next(place for place, (_, rows) in enumerate(histogram) if rows)
-    return {
-        "min": lengths[0],
-        "p25": lengths[int(0.25 * (len(lengths) - 1))],
-        "median": statistics.median_low(lengths),
-        "p75": lengths[int(0.75 * (len(lengths) - 1))],
-        "p95": lengths[int(0.95 * (len(lengths) - 1))],
-        "p99": lengths[int(0.99 * (len(lengths) - 1))],
-        "max": lengths[-1],
-        "histogram": histogram[first:],
-    }
+    rows = np.diff(np.searchsorted(of_rows, [0, *bounds], side="right"))
+    first, *_, last = np.flatnonzero(rows).repeat(2)
+    histogram = [[bound, int(count)] for bound, count in zip(bounds, rows, strict=True)]
+    quantiles = np.quantile(of_rows, list(QUANTILES.values()), method="lower").tolist()
+    return dict(zip(QUANTILES, quantiles, strict=True)) | {"histogram": histogram[first : last + 1]}
 
 
 def cut(tokenizer, row: dict, longest: int) -> dict | None:
@@ -188,7 +179,7 @@ def cut(tokenizer, row: dict, longest: int) -> dict | None:
     """
     if "chosen" in row:
         return None
-    while (size := _size(tokenizer, row)) > longest:
+    while (size := token_contract.size(alone(tokenizer, token_contract.encoding(tokenizer, row)))) > longest:
         turns = _turns_of(row)
         at = max(range(len(turns)), key=lambda n: len(turns[n]["content"]))
         role, text = turns[at]["role"], turns[at]["content"]
@@ -198,14 +189,6 @@ def cut(tokenizer, row: dict, longest: int) -> dict | None:
         shorter = text[:keep] if role in ("assistant", "completion") else text[-keep:]
         row = _with_turns(row, [*turns[:at], {**turns[at], "content": shorter}, *turns[at + 1 :]])
     return row
-
-
-def _size(tokenizer, row: dict) -> int:
-    """Number of tokens of a row, whether or not it can be trained on. Raises Breach for one without tokens."""
-    (tokens,) = together(tokenizer, [token_contract.encoding(tokenizer, row)])
-    if isinstance(tokens, Breach):
-        raise tokens
-    return token_contract.size(tokens)
 
 
 def _turns_of(row: dict) -> list[dict]:

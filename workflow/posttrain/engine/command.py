@@ -41,9 +41,8 @@ def _typed(key: str, value) -> Any:
 
 
 def check_configfile(command: list[str]) -> None:
-    """End this process with the reason where Snakemake could not read a file of `--configfile`, as it would end with a
-    traceback. A job of a run, which
-    has `--mode`, goes by the plan of its run, whatever became of the file."""
+    """End this process with the reason where Snakemake cannot read a file of `--configfile`: it would end with a
+    traceback. A job of a run, which has `--mode`, goes by the plan of its run, whatever became of the file."""
     if "--mode" in command:
         return
     try:

@@ -3,10 +3,11 @@
 Snakemake copies the environment's file alone, so that a list of pins beside it would be missing where it is installed.
 """
 
-import os
 from pathlib import Path
 
 import yaml
+
+from posttrain.ground.files import write_text
 
 FILE = Path(".snakemake/environment.yaml")
 
@@ -19,7 +20,5 @@ def conda_environment(envs: Path) -> str:
     text = yaml.safe_dump(environment, sort_keys=False)
     if not FILE.is_file() or FILE.read_text(encoding="utf-8") != text:
         FILE.parent.mkdir(exist_ok=True)
-        beside = FILE.with_suffix(f".{os.getpid()}")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(FILE)
+        write_text(FILE, text)
     return str(FILE.absolute())

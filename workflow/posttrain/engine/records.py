@@ -13,7 +13,7 @@ from pathlib import Path
 from posttrain.dag import artifacts
 from posttrain.dag.plan import arguments
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import of_another_size, read_object, sha256, stats_of
+from posttrain.ground.files import of_another_size, read_object, sha256, stats_of, write_text
 from posttrain.ground.identity import DAMAGED, canonical, record_of
 from posttrain.ground.progress import say
 from posttrain.jobs import damage
@@ -98,11 +98,9 @@ def _set_aside(manifest: Path, problem: str) -> None:
 
 
 def _note(file: Path, value: dict) -> None:
-    """Write a note of this module by rename."""
+    """Write a note of this module."""
     file.parent.mkdir(exist_ok=True)
-    beside = file.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(value))
-    beside.replace(file)
+    write_text(file, json.dumps(value))
 
 
 def _params(folder: Path, record: dict, other: list[str]) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from posttrain.config.sections import TRAINED
 from posttrain.data.overlap import Finding, overlap
-from posttrain.ground.files import read_jsonl
+from posttrain.data.stored import Rows, store
+from posttrain.ground.files import rows_of
 
 
 def contaminated(manager, names: list, data: Path) -> dict[str, tuple[int, list[Finding]]]:
@@ -18,15 +19,15 @@ def contaminated(manager, names: list, data: Path) -> dict[str, tuple[int, list[
     own = (data.parent / "data" / "tasks").resolve()
     tasks = manager.load(names)["tasks"]
     foreign = {name: questions(task) for name, task in tasks.items() if not (own / f"{name}.yaml").is_file()}
-    train = training_rows(data) if foreign else []
+    train = training_rows(data) if foreign else store([])
     leaks = {name: [finding for finding in overlap(train, rows) if finding.is_leak] for name, rows in foreign.items()}
     return {name: (len(rows), leaks[name]) for name, rows in foreign.items()}
 
 
-def training_rows(data: Path) -> list[dict]:
+def training_rows(data: Path) -> Rows:
     """The training rows of all tasks."""
     files = [data.parent / "data" / task / "train.jsonl" for task in TRAINED]
-    return [row for file in files if file.is_file() for row in read_jsonl(file)]
+    return store((row for file in files if file.is_file() for row in rows_of(file)), numbered=False)
 
 
 def questions(task) -> list[dict]:

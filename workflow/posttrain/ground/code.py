@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from posttrain.ground.counted import counted, mentions, parts
 from posttrain.ground.errors import UserError
+from posttrain.ground.files import write_text
 from posttrain.ground.syntax import digest, spelled
 
 PACKAGE = Path(__file__).parents[1]
@@ -218,9 +219,7 @@ def remember() -> None:
     """Write the cache of parsed modules, so that the next `snakemake` parses only changed ones."""
     text = json.dumps(_USED, sort_keys=True)
     if CACHE.parent.is_dir() and not (CACHE.is_file() and CACHE.read_text(encoding="utf-8") == text):
-        beside = CACHE.with_suffix(f".{os.getpid()}")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(CACHE)
+        write_text(CACHE, text)
 
 
 _USED: dict[str, dict[str, Part]] = {}  # entries of `_parsed` that this process used

@@ -56,6 +56,13 @@ def read_object(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text by rename, for a file that several processes may write at once."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
 def write_json(path: Path, value) -> None:
     """Write a JSON file by rename, so that readers see the old content or the new."""
     temporary = path.with_name(f".{path.name}.new")

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
+
+from posttrain.ground.files import write_text
 
 DAMAGED = "damaged-manifest.json"  # the manifest of a damaged artifact is renamed to this
 
@@ -22,9 +23,7 @@ def write_named(text: str) -> str:
     """Write a text to its file (`named`), and return the file's name."""
     file = Path(named(text))
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(file)
+    write_text(file, text)
     return str(file)
 
 

@@ -7,6 +7,7 @@ have other tokens than in plain text, and takes a reply's `<think>` for control 
 import copy
 import functools
 import re
+from collections.abc import Iterator
 
 # A control token's number between noncharacters of Unicode, which no text holds (U+FDD0 to U+FDEF): in place of the
 # token in a row's text (IN_ROW), and where the chat template writes it (IN_TEMPLATE).
@@ -35,17 +36,20 @@ def _pattern(tokenizer, end: str) -> re.Pattern:
 def control_text(tokenizer, value) -> str | None:
     """The first control token in any string of a value; None where there is none."""
     search = _pattern(tokenizer, tokenizer.eos_token).search
+    return next((match.group() for text in strings(value) if (match := search(text))), None)
+
+
+def strings(value) -> Iterator[str]:
+    """All strings in a value, in their order; a loop, as every row of a data set is searched."""
     waiting = [value]
     while waiting:
         part = waiting.pop()
         if isinstance(part, str):
-            if match := search(part):
-                return match.group()
+            yield part
         elif isinstance(part, dict):
             waiting += reversed(part.values())
         elif isinstance(part, list):
             waiting += reversed(part)
-    return None
 
 
 def shielded(tokenizer, value):

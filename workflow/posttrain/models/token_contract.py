@@ -30,8 +30,10 @@ def check(tokenizer, row: dict) -> int:
 
 
 def encode_all(tokenizer, rows: Sequence[dict]) -> list[dict[str, list[int]] | Breach]:
-    """Rows of `sft` as `tokens.encode` gives them, of `preference` and `kto` as `tokens.encode_answers` does: what SFT,
-    reward, DPO, KTO and PPO read. In place of a row that cannot be trained on, the Breach that says why."""
+    """Rows as the trainers read them: of `sft` by `tokens.demonstration`, others by `tokens.answers`.
+
+    In place of a row that cannot be trained on stands the Breach that says why.
+    """
     results = together(tokenizer, [encoding(tokenizer, row) for row in rows])
     return [
         item if isinstance(item, Breach) else _fault(tokenizer, row, item) or item

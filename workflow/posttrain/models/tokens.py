@@ -34,19 +34,11 @@ def encode(tokenizer, row: dict) -> dict[str, list[int]]:
     and including its end-of-turn token. Raises Breach where the template is not prefix-preserving or changes the
     assistant's text.
     """
-    return _only(tokenizer, demonstration(tokenizer, row))
+    return alone(tokenizer, demonstration(tokenizer, row))
 
 
-def encode_answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "rejected")) -> dict[str, list[int]]:
-    """`prompt_ids` of a row and the tokens of its answers, `chosen_ids` and so on, up to and including the end of turn.
-
-    sides: the row's keys that hold answers. Raises Breach where the template is not prefix-preserving or an answer has
-    no end of turn.
-    """
-    return _only(tokenizer, answers(tokenizer, row, sides))
-
-
-def _only(tokenizer, encoding: Encoding) -> dict[str, list[int]]:
+def alone(tokenizer, encoding: Encoding) -> dict[str, list[int]]:
+    """What one row is encoded to. Raises Breach as its encoding does."""
     (encoded,) = together(tokenizer, [encoding])
     if isinstance(encoded, Breach):
         raise encoded
@@ -165,8 +157,13 @@ def encode_prompt(tokenizer, row: dict) -> list[int]:
     return tokenize(tokenizer, [write(tokenizer, row, prompt, prompt=True)])[0]
 
 
-def answers(tokenizer, row: dict, sides: tuple[str, ...]) -> Encoding:
-    """The encoding of a row as `encode_answers` gives it."""
+def answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "rejected")) -> Encoding:
+    """The encoding of a row with judged answers: `prompt_ids`, and the tokens of each answer, as `chosen_ids`, with its
+    end of turn.
+
+    sides: the row's keys that hold answers. Raises Breach where the template is not prefix-preserving or an answer has
+    no end of turn.
+    """
     if isinstance(row["prompt"], str):
         prompt, *whole = yield True, [row["prompt"], *(row["prompt"] + row[side] for side in sides)]
         prompt, whole = _not_ended(tokenizer, prompt), [_ended(tokenizer, ids) for ids in whole]

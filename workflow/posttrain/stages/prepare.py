@@ -12,14 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from posttrain.config.sections import ASKED, TRAINED, Prepare, Source
+from posttrain.config.sections import ANSWERED, ASKED, TRAINED, Prepare, Source
+from posttrain.config.sources import is_mixture
 from posttrain.config.sources import sides as sides_with_source
 from posttrain.data import mixture, repeats, tokenized
 from posttrain.data.conversations import suited
 from posttrain.data.dropped import REPEAT, Dropped, entry, repeated
+from posttrain.data.layouts import TASKS
 from posttrain.data.overlap import Finding, overlap
 from posttrain.data.reading import read_source
 from posttrain.data.rows import card
@@ -78,19 +81,24 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     mixtures = {task: weigh(section, task, sides[task]["train"], list(fetched), work) for task in TRAINED}
     if dropped:
         say(f"{len(dropped):,} rows are dropped: data/dropped.jsonl lists each with file, line and reason")
+    return data_card(sides, cards, tokenizer, names, tokens=lengths, mixture=mixtures)
+
+
+def data_card(sides: dict, cards: list, tokenizer, names: list[str], **of_tasks: dict[str, Any]) -> dict:
+    """The data card. names: of the benchmark tasks; of_tasks: figures of each task, which are left out where empty."""
     splits = {
         task: {side: len(rows) for side, rows in sides[task].items()} for task in TRAINED if any(sides[task].values())
     }
     say(", ".join(f"{n['train']}+{n['test']} {task} rows" for task, n in splits.items()) + f"; tasks {names}")
-    rows = join([sides[task][side] for task in ("sft", "preference", "kto") for side in sides[task]])
+    figures = {name: {task: of for task, of in tasks.items() if of} for name, tasks in of_tasks.items()}
+    answered = join([rows for task in ANSWERED for rows in sides[task].values()])
     return {
         "sources": [entry for entry in cards if entry["total"] or entry["dropped"] or entry["warnings"]],
         "splits": splits,
-        "tokens": {task: counts for task, counts in lengths.items() if counts},
-        **({"mixture": mixed} if (mixed := {task: of for task, of in mixtures.items() if of}) else {}),
+        **{name: tasks for name, tasks in figures.items() if tasks or name == "tokens"},
         "vocabulary": len(tokenizer),
         "tasks": names,
-        **({"form": "plain"} if rows and tokens.form_of(rows) == "plain" else {}),
+        **({"form": "plain"} if answered and tokens.form_of(answered) == "plain" else {}),
     }
 
 
@@ -116,8 +124,7 @@ def add_world(section: Prepare, parts: dict, cards: list, count: Count, scratch:
 
 def read_asked(section: Prepare, kind: str, read: Callable[..., Rows], cards: list, dropped: Dropped) -> Rows:
     """The questions of all sources of `choices` or `answers`, without repeats."""
-    task = {"choices": "eval", "answers": "generation"}[kind]
-    rows = join([read(source, task) for source in getattr(section, kind)])
+    rows = join([read(source, TASKS[kind]) for source in getattr(section, kind)])
     distinct = without_repeats(rows, kind, cards, dropped)
     warn_contradictions(distinct, kind, cards)
     return distinct
@@ -240,7 +247,7 @@ def warn_one_label(rows: Rows, cards: list) -> None:
 
 def weigh(section: Prepare, task: str, rows: Rows, fetched: list[Path], work: Path) -> list[dict]:
     """How often the training rows of each source are read (see `data/mixture.py`); nothing without weights."""
-    if not mixture.is_mixture(section, task):
+    if not is_mixture(section, task):
         return []
     lengths = tokenized.lengths(tokenized.mapped(work / "data" / task / "train.arrow"))
     shares = mixture.shares(section, task, fetched, (row["source"] for row in rows), lengths.tolist())

@@ -27,7 +27,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     from posttrain.training import order, trainers
 
     tokenizer = policy.load_tokenizer(base)
-    train, test = (tokenized.load(tokenizer, data, "sft", side) for side in ("train", "test"))
+    train, test = (tokenized.load(tokenizer, data, "sft", side, section.max_length) for side in ("train", "test"))
     rows = data.parent / "data" / "sft" / "train.jsonl"
     if train is None:
         raise UserError(f"{rows}: does not exist: the prepared data has no such rows; its metrics.json counts them")
@@ -82,7 +82,7 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
         processing_class=tokenizer,
         peft_config=adapter(section, model),
     )
-    refuse_beyond(section, trainer.model, [*filter(None, (train, test))])
+    refuse_beyond(trainer.model, [*filter(None, (train, test))])
     trainers.make_trained_float32(trainer.model)
     rows = list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))
     prove_batch(trainer.data_collator(rows))
@@ -100,14 +100,14 @@ def quantization_of(section: Sft, dtype: str) -> dict | None:
     return quantization.settings(section.compute or dtype, section.double_quantization)
 
 
-def refuse_beyond(section: Sft, model, sides: list) -> None:
-    """Raise UserError where a row is longer than `sft.max_length`, or does not fit into the model's positions, of which
-    virtual tokens take some. sides: the tokens of the rows."""
+def refuse_beyond(model, sides: list) -> None:
+    """Raise UserError where a row does not fit into the model's positions, of which virtual tokens take some.
+
+    sides: the tokens of the rows.
+    """
     from posttrain.models import positions
 
     longest = max(int(tokenized.lengths(side).max()) for side in sides)
-    if section.max_length is not None and longest > section.max_length:
-        raise UserError(f"sft: a row has {longest} tokens, over sft.max_length ({section.max_length})")
     if longest > (room := positions.room(model, longest)):
         raise UserError(f"sft: a row has {longest} tokens, and the model has positions for {room}: lower max_tokens")
 

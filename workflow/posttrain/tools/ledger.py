@@ -14,6 +14,7 @@ from posttrain.dag.artifacts import REPORT, Artifact
 from posttrain.dag.campaign import DEFAULT
 from posttrain.dag.plan import Plan
 from posttrain.ground.errors import UserError
+from posttrain.ground.files import write_text
 from posttrain.ground.progress import say
 
 PAGES = ("table.csv", "table.md", "summary.txt", "index.html", "figures", "curves.csv")
@@ -27,9 +28,7 @@ HEAD = """# Written by `posttrain ledger`, and by each run of its campaign whose
 
 def write(plan: Plan) -> None:
     """Write dvc.yaml."""
-    beside = FILE.with_name(f".{FILE.name}.{os.getpid()}")
-    beside.write_text(ledger(plan), encoding="utf-8")
-    beside.replace(FILE)
+    write_text(FILE, ledger(plan))
 
 
 def keep_up(plan: Plan, overridden: bool) -> str:

@@ -126,10 +126,8 @@ def cause(failure: Failure, since: float) -> str:
     log = at(failure.output).log
     if is_written(log, since) and (text := text_of_last_attempt(log).strip()):
         stops = re.findall(rf"\] (.*{STOPPED})", text)
-        lines = dict.fromkeys(
-            errors(text) or stops or exception(text) or last_line(text)
-        )  # several processes print the same
-        return "\n      ".join(lines)
+        lines = errors(text) or stops or exception(text) or last_line(text)
+        return "\n      ".join(dict.fromkeys(lines))  # several processes print the same
     if failure.refusal:
         return f"SLURM refused the job ({failure.refusal}): see `posttrain doctor`"
     return f"its stage printed nothing. {failure.message}".strip()
