@@ -322,9 +322,9 @@ def test_every_rail(tmp_path):
     assert "answers no longer end: EOS rate 0.05" in rail({"eos_rate": 0.05}, tmp_path)
     assert "answers run away: 31 tokens, 10 at first" in rail({"length": 31.0}, tmp_path)
     assert "answers run away: 12 tokens, 3 at first" in rail({"length": 12.0}, tmp_path, first=3.0)
-    with pytest.raises(UserError, match=r"first ratio is off 1 by 0\.5"):
-        ppo_health.check_ratio(ppo(), 0.5)
-    ppo_health.check_ratio(ppo(), 0.0)
+    with pytest.raises(UserError, match=r"at iteration 7, before its first update: the first ratio is off 1 by 0\.5"):
+        ppo_health.check_ratio(ppo(), 6, 0.5)
+    ppo_health.check_ratio(ppo(), 6, 0.0)
     assert "is no number" in rail({"reward": math.nan}, tmp_path)
     assert "KL exploded: 51.0 nats" in rail({"kl": 51.0}, tmp_path)
 
@@ -364,12 +364,13 @@ def test_answers_longer_than_the_context_are_refused(setting):
 
 def test_a_loss_that_is_no_number_and_another_policys_answers_never_reach_the_weights(setting):
     section, models, scorer, rows = setting(batch_size=4)
-    made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
+    made = stage.gather(section, models, scorer, rows[:4], 2, 0.1)
     optimizer, _ = ppo_state.optimizers(section, models)
     before = [w.detach().clone() for w in optimizer.weights["policy"]]
     no_number = made._replace(advantages=made.advantages * math.nan)
     of_another = made._replace(logp=made.logp - 0.5)
-    for bad, message in ((no_number, "a loss is no number"), (of_another, r"the first ratio is off 1 by 0\.6")):
+    off = r"stopped at iteration 3, .* the first ratio is off 1 by 0\.6"
+    for bad, message in ((no_number, "a loss is no number"), (of_another, off)):
         with pytest.raises(UserError, match=message):
             stage.update(section, models, optimizer, bad, warming=False)
     assert all(torch.equal(one, two) for one, two in zip(before, optimizer.weights["policy"], strict=True))

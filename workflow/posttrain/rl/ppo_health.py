@@ -58,9 +58,10 @@ def check_rails(section: Ppo, health: dict, history: list[dict], checkpoints: Pa
         raise Diverged(f"ppo: stopped at iteration {health['step']}: {'; '.join(broken)}; {where}")
 
 
-def check_ratio(section: Ppo, off: float) -> None:
+def check_ratio(section: Ppo, iteration: int, off: float) -> None:
     """Raise Diverged where the ratio of an iteration's first minibatch is off 1: the policy to update is not the one
-    that answered."""
+    that answered. iteration: its number, from 0."""
     if off > section.rails.max_ratio_error:
         limit = f"ppo.rails.max_ratio_error is {section.rails.max_ratio_error}"
-        raise Diverged(f"ppo: stopped before an update: the first ratio is off 1 by {off:.2g}, {limit}")
+        where = f"ppo: stopped at iteration {iteration + 1}, before its first update"
+        raise Diverged(f"{where}: the first ratio is off 1 by {off:.2g}, {limit}")

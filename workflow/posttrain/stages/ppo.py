@@ -50,6 +50,7 @@ class Models(NamedTuple):
 class Experience(NamedTuple):
     """One iteration's B answers of at most T tokens, and their numbers, B x T but for the scores."""
 
+    iteration: int  # from 0
     answers: Answers
     logp: Tensor
     reference: Tensor
@@ -169,7 +170,8 @@ def gather(
     if section.whiten_rewards:
         rewards = maths.whiten(rewards, batch.mask, shift=False)
     advantages, returns = maths.advantages(rewards, values, batch.mask, section.gamma, section.gae_lambda)
-    return Experience(batch, logp, reference, values, scores, maths.whiten(advantages, batch.mask), returns)
+    advantages = maths.whiten(advantages, batch.mask)
+    return Experience(iteration, batch, logp, reference, values, scores, advantages, returns)
 
 
 def update(
@@ -229,7 +231,7 @@ def step(
     if not all(map(math.isfinite, sums.values())):
         raise Diverged(f"ppo: a loss is no number ({sums}): lower learning_rate")
     if first:
-        ppo_health.check_ratio(section, ratio_error)
+        ppo_health.check_ratio(section, experience.iteration, ratio_error)
     norms = optimizer.step(section.max_grad_norm, policy=not warming)
     return sums | norms | {"ratio_error": ratio_error}
 
