@@ -1,14 +1,15 @@
 """prepare: the built-in world, local files, splits that do not leak, lengths, and the tasks that come of it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from families import tokenizer_of
-from tiny import make, sft
+from tiny import make, scratch, sft
 
-from posttrain.config.sections import Prepare, Source, Tokenizer, World
+from posttrain.config.sections import Base, Prepare, Source, Tokenizer, World
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 
@@ -24,9 +25,10 @@ def chat_file(folder, name="chat.jsonl", rows=40, start=0):
     return str(path)
 
 
-def text_file(folder):
-    path = folder / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": f"Document {n} about thing {n * 31}."}) + "\n" for n in range(60)))
+def text_file(folder, name="text.jsonl", rows=60, start=0):
+    path = folder / name
+    texts = [f"Document {n} about thing {n * 31}." for n in range(start, start + rows)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(path)
 
 
@@ -482,7 +484,7 @@ def test_a_tokenizer_of_sentencepiece_alone_is_refused(tmp_path, cache):
 
 
 def test_a_mixture_is_read_by_its_weights(tmp_path, base, capsys):
-    """From the config to the trainer; control: without weights there is no such file."""
+    """From the config to the trainers, with packing too; control: without weights there is no such file."""
     few, many = chat_file(tmp_path, "few.jsonl", 10), chat_file(tmp_path, "many.jsonl", 30, start=100)
     tokenizer = Tokenizer(path=str(base.parent / "model"))
     section = {"tokenizer": tokenizer, "test_fraction": 0.0, "max_tokens": 128}
@@ -491,10 +493,21 @@ def test_a_mixture_is_read_by_its_weights(tmp_path, base, capsys):
         plain.parent / "metrics.json"
     )
     weighed = [Source(path=few, weight=3.0), Source(path=many)]
-    data = prepare(tmp_path / "weighed", sft=weighed, weigh_by="tokens", **section)
-    first, second = read_json(data.parent / "metrics.json")["mixture"]["sft"]
+    texts = [text_file(tmp_path, "a.jsonl", 40), text_file(tmp_path, "b.jsonl", 80, start=500)]
+    documents = [Source(path=texts[0], weight=3.0), Source(path=texts[1])]
+    documents.append(Source(path=text_file(tmp_path, start=900), use="test"))
+    data = prepare(tmp_path / "weighed", sft=weighed, text=documents, weigh_by="tokens", **section)
+    mixtures = read_json(data.parent / "metrics.json")["mixture"]
+    first, second = mixtures["sft"]
     assert (first["source"], first["rows"], second["rows"]) == (few, 10, 30)
     of_tokens = [one["share"] * one["tokens"] / one["rows"] for one in (first, second)]
     assert of_tokens[0] == pytest.approx(3 * of_tokens[1]) and first["times"] == pytest.approx(4 * first["share"])
-    make("sft", sft(steps=2, batch_size=8), tmp_path / "weighed/out/sft/manifest.json", data=data, base=base)
-    assert f"{round(16 * first['share'])} of 16 rows that are read are of {few}" in capsys.readouterr().err
+    for packing, what in ((False, "rows"), (True, "packed sequences")):
+        section = sft(steps=2, batch_size=8, method="lora", packing=packing)
+        make("sft", section, tmp_path / f"{what}/sft/manifest.json", data=data, base=base)
+        assert re.search(rf"(\d+) of 16 {what} that are read are of {few}", capsys.readouterr().err)[1] == "12"
+    of_tokens = [one["tokens"] * one["times"] for one in mixtures["text"]]
+    assert of_tokens[0] == pytest.approx(3 * of_tokens[1])
+    section = Base(scratch=scratch(context=32, steps=40))
+    make("base", section, tmp_path / "weighed/out/base/manifest.json", data=data)
+    assert f"240 of 320 blocks that are read are of {texts[0]}" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from posttrain.ground.files import read_json
 from posttrain.models import policy, quantization
 from posttrain.stages import sft as stage
 from posttrain.training import trainers
+from posttrain.training.order import Part, in_sequences
 
 METHODS = ("full", "lora", "qlora", "prefix", "prompt")
 
@@ -260,6 +261,23 @@ def test_packing_trains_the_same_tokens(data, base, home):
     )
     summary = read_json(packed.parent / "metrics.json")["summary"]
     assert summary["eval_loss"] < summary["eval_loss_before"]
+
+
+def test_rows_of_a_mixture_are_packed_apart():
+    """Each row once, beside rows of its own source only; control: TRL packs all together."""
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    rows = [[100 * (1 + (n >= 4)) + n] + [1] * (n % 3) for n in range(14)]
+    table = Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in rows])
+    sources = [Part("a", 4, 0.75, 0.75), Part("b", 10, 0.25, 0.25)]
+    packed, parts = stage.packed_apart(table, 8, sources)
+    owners = [{token // 100 for token in ids if token >= 100} for ids in packed["input_ids"]]
+    assert owners == [{1}] * parts[0].rows + [{2}] * parts[1].rows and max(map(len, packed["input_ids"])) <= 8
+    assert sorted(token for ids in packed["input_ids"] for token in ids if token >= 100) == [row[0] for row in rows]
+    assert parts == in_sequences(sources, [parts[0].rows, parts[1].rows])
+    together = pack_dataset(table, 8)["input_ids"]
+    assert any(len({token // 100 for token in ids if token >= 100}) == 2 for ids in together), "control"
 
 
 def test_the_micro_batch_changes_nothing_that_is_learned(tuned, data, base, home):

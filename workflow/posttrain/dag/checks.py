@@ -7,7 +7,6 @@ from functools import partial
 
 from posttrain.config.mistakes import one_of
 from posttrain.config.sections import (
-    ANSWERED,
     ASKED,
     SOURCES,
     TRAINED,
@@ -23,7 +22,7 @@ from posttrain.dag.files import base_files, prepare_files
 from posttrain.dag.given import given_mistakes
 from posttrain.dag.position_checks import position_mistakes
 from posttrain.dag.rules import Mistakes, Rule
-from posttrain.dag.source_checks import mixture_mistakes, pinned, source_mistakes, weight_mistakes
+from posttrain.dag.source_checks import mixture_mistakes, pinned, source_mistakes, unused_weights, weight_mistakes
 from posttrain.dag.stage_checks import stage_rules, training_mistakes
 from posttrain.world import tasks as world_tasks
 
@@ -200,7 +199,7 @@ FOUNDATIONS: list[Rule] = [_data, _base, _sft]  # what other rules rest on: they
 RULES: list[Rule] = [
     *(partial(_without_effect, stage) for stage in STAGES),
     *(partial(_sources, task) for task in SOURCES),
-    *(partial(weight_mistakes, task) for task in ANSWERED),
+    *(partial(weight_mistakes, task) for task in TRAINED),
     mixture_mistakes,
     _given_tokenizer,
     _scratch,
@@ -214,4 +213,4 @@ RULES: list[Rule] = [
     prepare_files,
     base_files,
 ]
-UNUSED: list[Rule] = [unused, unused_training]
+UNUSED: list[Rule] = [unused, unused_training, unused_weights]

@@ -5,7 +5,7 @@ import os
 from itertools import islice
 
 from posttrain.config.mistakes import one_of
-from posttrain.config.sections import ANSWERED, ASKED, DOCUMENTS, HubModel, Source, Task
+from posttrain.config.sections import ANSWERED, ASKED, DOCUMENTS, TRAINED, HubModel, Source, Task
 from posttrain.config.sources import OF_WORLD, data_files, is_mixture
 from posttrain.config.stages import Experiment
 from posttrain.dag.rules import Mistakes
@@ -44,7 +44,7 @@ def source_mistakes(where: str, task: str, source: Source, group_key: str) -> Mi
 
 
 def weight_mistakes(task: str, experiment: Experiment) -> Mistakes:
-    """Weights of sources that cannot be told apart, or of the only one. task: one of ANSWERED."""
+    """Weights of sources that cannot be told apart, or of the only one. task: one of TRAINED."""
     sources = getattr(experiment.prepare, task)
     if not is_mixture(experiment.prepare, task):
         return
@@ -58,11 +58,20 @@ def weight_mistakes(task: str, experiment: Experiment) -> Mistakes:
 
 
 def mixture_mistakes(experiment: Experiment) -> Mistakes:
-    """Settings that have no effect without a weight, or do not go with one."""
-    if experiment.prepare.weigh_by and not any(is_mixture(experiment.prepare, task) for task in ANSWERED):
+    """A setting that has no effect without a weight."""
+    if experiment.prepare.weigh_by and not any(is_mixture(experiment.prepare, task) for task in TRAINED):
         yield "prepare.weigh_by", "has no effect without a source with a weight"
-    if experiment.sft and experiment.sft.packing and is_mixture(experiment.prepare, "sft"):
-        yield "sft.packing", "a packed sequence holds rows of several sources, which `weight` would read apart"
+
+
+def unused_weights(experiment: Experiment) -> Mistakes:
+    """Weights of documents that no stage trains on. The caller ignores inherited ones."""
+    prepare, longctx = experiment.prepare, experiment.longctx
+    for number, source in enumerate(prepare.text if not experiment.base.scratch else ()):
+        if source.weight is not None:
+            yield f"prepare.text[{number}].weight", "has no effect without base.scratch, which trains on documents"
+    for number, source in enumerate(prepare.long if not longctx or longctx.tuning == "none" else ()):
+        if source.weight is not None:
+            yield f"prepare.long[{number}].weight", "has no effect without a longctx that trains"
 
 
 def without_effect(task: str, source: Source) -> list[str]:
@@ -70,7 +79,7 @@ def without_effect(task: str, source: Source) -> list[str]:
     keys = ["revision", "subset", "rows", "files", "allow_floating"] if source.path and not source.dataset else []
     keys += ["subset", "rows"] if source.files else []
     keys += [] if source.max_rows else ["sample"]
-    keys += ["weight"] * (task not in ANSWERED or source.use == "test")
+    keys += ["weight"] * (task in ASKED or source.use == "test")
     if task in ASKED:
         keys.append("use")
     keys += ["threshold"] * (task != "kto" or source.format in ("kto", "preference"))

@@ -7,6 +7,7 @@ python -m posttrain base --config results/NAME/base/config.yaml --data results/N
 import collections
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from posttrain.config.sections import Base, Scratch
@@ -17,7 +18,8 @@ from posttrain.ground.files import read_json, read_jsonl
 from posttrain.ground.progress import say
 from posttrain.ground.weights import frozen_dtype
 from posttrain.models.policy import write_contract
-from posttrain.training import parallel
+from posttrain.training import order, parallel
+from posttrain.training.order import Part
 
 
 def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequence[Path] = ()) -> dict:
@@ -30,7 +32,7 @@ def base(section: Base, data: Path, work: Path, checkpoints: Path, fetched: Sequ
     tokenizer = AutoTokenizer.from_pretrained(prepared)
     model_folder = work / "model"
     if section.scratch:
-        metrics = from_scratch(section.scratch, tokenizer, data.parent / "data" / "text", model_folder, checkpoints)
+        metrics = from_scratch(section.scratch, tokenizer, data, model_folder, checkpoints)
     else:
         source = source_folder(section, list(fetched))
         metrics = given.copy(source, model_folder)
@@ -61,8 +63,8 @@ def source_folder(section: Base, fetched: list[Path]) -> Path:
     return folder
 
 
-def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoints: Path) -> dict:
-    """Train a model on blocks of `context` tokens, save it, and return its metrics.
+def from_scratch(section: Scratch, tokenizer, data: Path, folder: Path, checkpoints: Path) -> dict:
+    """Train a model on blocks of `context` tokens, save it, and return its metrics. data: manifest of `prepare`.
 
     Raises Diverged where the held-out perplexity is not under `learned` times that of a unigram model.
     """
@@ -71,8 +73,10 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
     from posttrain.training import optimizer, trainers
 
     model = initial_model(section, tokenizer)
-    encoded = (read(tokenizer, text / f"{side}.jsonl") for side in ("train", "test"))
-    train, test = (packing.blocks(tokenizer, documents, section.context) for documents in encoded)
+    text = data.parent / "data" / "text"
+    documents, held_out = (read(tokenizer, text / f"{side}.jsonl") for side in ("train", "test"))
+    train, parts = mixed_blocks(tokenizer, documents, section.context, order.parts_of(data, "text"))
+    test = packing.blocks(tokenizer, held_out, section.context)
     say(f"{model.num_parameters():,} parameters, {len(train) * section.context:,} tokens of text")
     trainer = Trainer(
         model=model,
@@ -82,7 +86,7 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
         data_collator=packing.collate,
         optimizers=(optimizer.chosen(section, model), None),
     )
-    trainers.share_rows(trainer, section)
+    trainers.share_rows(trainer, section, parts, "blocks")
     trainers.run(trainer, section, checkpoints)
     perplexity, unigram = math.exp(trainer.evaluate()["eval_loss"]), unigram_perplexity(train, test)
     say(f"held-out perplexity {perplexity:.2f} (unigram {unigram:.2f})")
@@ -96,6 +100,17 @@ def from_scratch(section: Scratch, tokenizer, text: Path, folder: Path, checkpoi
     summary = {"parameters": model.num_parameters(), "perplexity": perplexity, "unigram_perplexity": unigram}
     summary["trained_tokens"] = section.steps * section.batch_size * section.context
     return {"summary": summary, "history": trainers.history(trainer)}
+
+
+def mixed_blocks(
+    tokenizer, documents: list[list[int]], context: int, parts: Sequence[Part]
+) -> tuple[list[dict], list[Part]]:
+    """(the blocks of all documents, the parts counted in blocks), each part of a mixture in blocks of its own."""
+    of_parts = [
+        packing.blocks(tokenizer, documents[numbers.start : numbers.stop], context, f"the text of {name}")
+        for name, numbers in order.divided(len(documents), parts)
+    ]
+    return list(chain.from_iterable(of_parts)), order.in_sequences(parts, list(map(len, of_parts)))
 
 
 def read(tokenizer, file: Path) -> list[list[int]]:

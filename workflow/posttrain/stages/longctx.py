@@ -8,6 +8,8 @@ An adapter cannot hold positions, so the artifact is a whole model, which transf
 """
 
 import math
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from posttrain.config.sections import Longctx
@@ -18,7 +20,8 @@ from posttrain.ground.progress import say
 from posttrain.models import control, positions
 from posttrain.models import policy as policies
 from posttrain.models import quantization as nf4
-from posttrain.training import parallel
+from posttrain.training import order, parallel
+from posttrain.training.order import Part
 
 
 def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, checkpoints: Path) -> dict:
@@ -34,14 +37,15 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
     context = positions.contract(model.config, tokenizer.model_max_length)["context"]
     tokenizer.model_max_length = context
     set_seed(section.seed)
-    rows = {side: documents(section, tokenizer, data, side, context) for side in ("train", "test")}
+    train, parts = documents(section, tokenizer, data, "train", context, order.parts_of(data, "long"))
+    test, _ = documents(section, tokenizer, data, "test", context)
     adapted = with_adapter(section, model)
-    trainer = trainer_of(section, adapted, rows, checkpoints)
-    trainers.share_rows(trainer, section)
+    trainer = trainer_of(section, adapted, train, test, checkpoints)
+    trainers.share_rows(trainer, section, parts, "blocks" if section.packing else "rows")
     before = trainer.evaluate()["eval_loss"]
     if section.tuning != "none":
         trainable = trainers.trainable(adapted)
-        say(f"{section.method} x{section.factor:g}: {trainable:,} trainable parameters, {len(rows['train']):,} rows")
+        say(f"{section.method} x{section.factor:g}: {trainable:,} trainable parameters, {len(train):,} rows")
         trainers.run(trainer, section, checkpoints)
     if section.tuning == "full":
         trainers.round_trained(adapted, dtype)  # it is published in this type
@@ -88,21 +92,40 @@ def quantization(section: Longctx, dtype: str) -> dict | None:
     return nf4.settings(dtype) if section.tuning == "qlora" else None
 
 
-def documents(section: Longctx, tokenizer, data: Path, side: str, context: int) -> list[dict]:
-    """Rows of `context` tokens: each the beginning of a document or, with `packing`, concatenated documents.
+def documents(
+    section: Longctx, tokenizer, data: Path, side: str, context: int, parts: Sequence[Part] = ()
+) -> tuple[list[dict], list[Part]]:
+    """(rows of `context` tokens, the parts of a mixture counted in them).
 
-    Raises UserError where there are none.
+    Raises UserError where there is no row, of any part.
     """
     file = data.parent / "data" / "long" / f"{side}.jsonl"
     prepared = read_jsonl(file) if file.is_file() else []
+    of_parts = [
+        rows_of(section, tokenizer, prepared[numbers.start : numbers.stop], context, f"{file} ({name})")
+        for name, numbers in order.divided(len(prepared), parts)
+    ]
+    counts = list(map(len, of_parts))
+    if section.packing:
+        counted = order.in_sequences(parts, counts)
+    else:  # all rows have as many tokens, so that shares of rows are those of tokens too
+        counted = [part._replace(rows=n, share=part.weight) for part, n in zip(parts, counts, strict=False)]
+    return list(chain.from_iterable(of_parts)), counted
+
+
+def rows_of(section: Longctx, tokenizer, prepared: list[dict], context: int, where: str) -> list[dict]:
+    """Rows of `context` tokens: each the beginning of a document or, with `packing`, concatenated documents.
+
+    where: the documents' file and source, for the UserError where there are none.
+    """
     long = [row for row in prepared if not {"answer", "task"} & row.keys() and row.get("length", context) >= context]
     encoded = control.plain(tokenizer, [row["text"] for row in long]) if long else []
     if section.packing and long:
-        return packing.blocks(tokenizer, encoded, context)
+        return packing.blocks(tokenizer, encoded, context, f"the text of {where}")
     rows = [{"input_ids": [control.opening(tokenizer), *ids][:context]} for ids in encoded if len(ids) + 1 >= context]
     if not rows:
         raise UserError(
-            f"longctx: none of {len(long)} documents in {file} has {context} tokens; give longer ones or set packing"
+            f"longctx: none of {len(long)} documents in {where} has {context} tokens; give longer ones or set packing"
         )
     return rows
 
@@ -143,7 +166,7 @@ def dense_modules(model) -> list[str]:
     )
 
 
-def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
+def trainer_of(section: Longctx, model, train: list[dict], test: list[dict], checkpoints: Path):
     """transformers' trainer, for next-token prediction on rows of tokens."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -153,8 +176,8 @@ def trainer_of(section: Longctx, model, rows: dict, checkpoints: Path):
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**trainers.arguments(section, checkpoints), remove_unused_columns=False),
-        train_dataset=rows["train"],
-        eval_dataset=rows["test"],
+        train_dataset=train,
+        eval_dataset=test,
         data_collator=packing.collate,
         optimizers=(chosen, None),
     )

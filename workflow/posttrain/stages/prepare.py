@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from posttrain.config.sections import ANSWERED, ASKED, TRAINED, Prepare, Source
-from posttrain.config.sources import is_mixture
 from posttrain.config.sources import sides as sides_with_source
-from posttrain.data import mixture, repeats, tokenized
+from posttrain.data import mixture, repeats
 from posttrain.data.conversations import suited
 from posttrain.data.dropped import REPEAT, Dropped, entry, repeated
 from posttrain.data.layouts import TASKS
@@ -78,7 +77,10 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     refuse_empty(section, sides, dropped)
     warn_one_label(sides["kto"]["train"], cards)
     names = write_data(section, work, sides, tokenizer, questions, asked, count)
-    mixtures = {task: weigh(section, task, sides[task]["train"], list(fetched), work) for task in TRAINED}
+    mixtures = {
+        task: mixture.weigh(section, task, sides[task]["train"], tokenizer, list(fetched), work / "data")
+        for task in TRAINED
+    }
     if dropped:
         say(f"{len(dropped):,} rows are dropped: data/dropped.jsonl lists each with file, line and reason")
     return data_card(sides, cards, tokenizer, names, tokens=lengths, mixture=mixtures)
@@ -243,17 +245,6 @@ def warn_one_label(rows: Rows, cards: list) -> None:
         ((label, count),) = labels.items()
         say(f"prepare.kto: warning: all {count} training rows have label {label}: nothing to contrast")
         cards.append(card("kto: training rows", "kto", {}, {"one_label": count}))
-
-
-def weigh(section: Prepare, task: str, rows: Rows, fetched: list[Path], work: Path) -> list[dict]:
-    """How often the training rows of each source are read (see `data/mixture.py`); nothing without weights."""
-    if not is_mixture(section, task):
-        return []
-    lengths = tokenized.lengths(tokenized.mapped(work / "data" / task / "train.arrow"))
-    shares = mixture.shares(section, task, fetched, (row["source"] for row in rows), lengths.tolist())
-    mixture.tell(task, shares)
-    mixture.write(work / "data", task, shares)
-    return shares
 
 
 def write_data(

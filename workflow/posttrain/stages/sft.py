@@ -5,6 +5,7 @@ python -m posttrain sft --config results/NAME/sft/config.yaml --data results/NAM
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.config.sections import Sft
@@ -13,7 +14,8 @@ from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import rows_of
 from posttrain.ground.progress import say
 from posttrain.models import tokens
-from posttrain.training import parallel
+from posttrain.training import order, parallel
+from posttrain.training.order import Part
 
 # Share of the largest logit by which a packed row may differ, by the type of the weights. Rows that see each other do
 # so by more than half (OPT, Falcon), others by 1e-6 in float32 and 1e-2 in bfloat16.
@@ -24,7 +26,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     """Write `work/model`, an adapter or (method `full`) a whole model, and return its metrics."""
     from posttrain.models import policy
     from posttrain.models import quantization as nf4
-    from posttrain.training import order, trainers
+    from posttrain.training import trainers
 
     tokenizer = policy.load_tokenizer(base)
     train, test = (tokenized.load(tokenizer, data, "sft", side, section.max_length) for side in ("train", "test"))
@@ -57,7 +59,7 @@ def sft(section: Sft, data: Path, base: Path, work: Path, checkpoints: Path) -> 
     }
 
 
-def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, parts=()):
+def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, parts: Sequence[Part] = ()):
     """TRL's trainer, which adds the adapter to the model. A batch of its collator is checked.
 
     train, test: the tokens of the rows (see `data/tokenized.py`); test may be None. parts: of a mixture.
@@ -82,13 +84,27 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
         processing_class=tokenizer,
         peft_config=adapter(section, model),
     )
+    if section.packing and parts:
+        trainer.train_dataset, parts = packed_apart(train, trainer.args.max_length, parts)
     refuse_beyond(trainer.model, [*filter(None, (train, test))])
     trainers.make_trained_float32(trainer.model)
     rows = list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))
     prove_batch(trainer.data_collator(rows))
     prove_loss(trainer, trainer.data_collator(rows[:1]))
-    trainers.share_rows(trainer, section, parts)
+    trainers.share_rows(trainer, section, parts, "packed sequences" if section.packing else "rows")
     return trainer
+
+
+def packed_apart(rows, length: int, parts: Sequence[Part]) -> tuple:
+    """(packed sequences of at most `length` tokens, the parts of a mixture counted in them).
+
+    Each part's rows are packed apart, by TRL's rule, so that a sequence can be read as often as each of its rows.
+    """
+    from datasets import concatenate_datasets
+    from trl import pack_dataset
+
+    of_parts = [pack_dataset(rows.select(numbers), length) for _, numbers in order.divided(len(rows), parts)]
+    return concatenate_datasets(of_parts), order.in_sequences(parts, list(map(len, of_parts)))
 
 
 def quantization_of(section: Sft, dtype: str) -> dict | None:

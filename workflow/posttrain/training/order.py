@@ -2,7 +2,7 @@
 
 import array
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,37 +17,62 @@ APART = 1_000_003  # between the seeds of two sources of a mixture
 
 
 class Part(NamedTuple):
-    """Rows of one source of a mixture, which follow each other, and their share of all rows that a run reads."""
+    """Rows of one source of a mixture, which follow each other.
+
+    share: of all rows that a run reads. weight: of all that weights count, rows or, with `weigh_by: tokens`, tokens.
+    """
 
     name: str
     rows: int
     share: float
+    weight: float
 
 
 def parts_of(data: Path, task: str) -> list[Part]:
     """The parts of a task's training rows; none where no source has a weight. data: manifest of `prepare`."""
     file = data.parent / "data" / task / "mixture.json"
     entries = read_json(file) if file.is_file() else []
-    return [Part(entry["source"], entry["rows"], entry["share"]) for entry in entries]
+    return [Part(entry["source"], entry["rows"], entry["share"], entry["weight"]) for entry in entries]
 
 
-def in_batches(rows, training: Training, parts: Sequence[Part] = ()) -> torch.utils.data.Subset:
+def divided(count: int, parts: Sequence[Part]) -> Iterator[tuple[str, range]]:
+    """(name, numbers of its rows) of each part; without parts, of all `count` rows."""
+    start = 0
+    for part in parts or [Part("all sources", count, 1.0, 1.0)]:
+        yield part.name, range(start, start + part.rows)
+        start += part.rows
+
+
+def in_sequences(parts: Sequence[Part], counts: Sequence[int]) -> list[Part]:
+    """The parts counted in the sequences that their rows were packed into, each part's apart.
+
+    A row is read as often as its sequence, and as often, beside rows of other parts, as without packing. counts:
+    sequences of each part; without parts, not looked at.
+    """
+    shares = [part.share / part.rows * count for part, count in zip(parts, counts, strict=False)]
+    return [
+        part._replace(rows=count, share=share / sum(shares))
+        for part, count, share in zip(parts, counts, shares, strict=False)
+    ]
+
+
+def in_batches(rows, training: Training, parts: Sequence[Part] = (), what: str = "rows") -> torch.utils.data.Subset:
     """The rows of a whole run in the order of its batches: passes through all rows, each in a random order, or in that
     of the file; with `parts`, passes through each of them, in their shares. It says how often a row is read.
 
     Without it, a trainer would end each pass with a smaller batch, which processes and micro-batches would share
     unevenly; and from a checkpoint of the last step it would take another step, as rows would be left.
-    rows: a sequence, of several rows for each one of `parts` where they were divided. Returns `steps` x `batch_size`
-    rows.
+    rows: a sequence, of several rows for each one of `parts` where they were divided. what: the word for them, such as
+    packed sequences. Returns `steps` x `batch_size` rows.
     """
     wanted = training.steps * training.batch_size
     if parts:
-        return torch.utils.data.Subset(rows, mixed(len(rows), wanted, training, parts))
-    say(f"{wanted:,} rows are read in all: each of {len(rows):,} {wanted / len(rows):.2f} times")
+        return torch.utils.data.Subset(rows, mixed(len(rows), wanted, training, parts, what))
+    say(f"{wanted:,} {what} are read in all: each of {len(rows):,} {wanted / len(rows):.2f} times")
     return torch.utils.data.Subset(rows, passes(len(rows), wanted, training))
 
 
-def mixed(count: int, wanted: int, training: Training, parts: Sequence[Part]) -> array.array:
+def mixed(count: int, wanted: int, training: Training, parts: Sequence[Part], what: str = "rows") -> array.array:
     """`wanted` numbers of rows. At every place, a part has been read as often as its share says, within two rows, and
     none of its rows more than once more than another."""
     times = count // sum(part.rows for part in parts)
@@ -58,7 +83,7 @@ def mixed(count: int, wanted: int, training: Training, parts: Sequence[Part]) ->
         order[places] = start + np.array(passes(size, len(places), training, number * APART), np.int64)
         start += size
         often = f"each of its {size:,} {len(places) / size:.2f} times"
-        say(f"{len(places):,} of {wanted:,} rows that are read are of {part.name}: {often}")
+        say(f"{len(places):,} of {wanted:,} {what} that are read are of {part.name}: {often}")
     return array.array("q", order.tobytes())
 
 
