@@ -19,6 +19,7 @@ HEAD = """<svg xmlns="http://www.w3.org/2000/svg" width="{0}" height="{1}" viewB
 <path d="M0 0 L8 4 L0 8 z" fill="#555"/></marker></defs>
 <rect width="{0}" height="{1}" rx="8" fill="#fff"/>"""
 TUNED = [name for name in ALIGNED if name in POLICIES]
+APART = [name for name, stage in STAGES.items() if stage.makes == "identities"]  # they read no artifact
 HELPERS = {name: [role for role in STAGES[name].reads if role in STAGES and role not in POLICIES] for name in TUNED}
 
 
@@ -31,6 +32,7 @@ def places() -> dict[str, tuple[float, int]]:
     spots |= {
         name: (WIDTH / 2, row) for name, row in (("prepare", 0), ("base", 1), ("sft", 2), ("longctx", 5), ("report", 7))
     }
+    spots |= {name: (WIDTH / 6, 7) for name in APART}
     readers = {role: [name for name in aligned if role in HELPERS[name]] for name in aligned for role in HELPERS[name]}
     return spots | {role: (fmean(spots[name][0] for name in names), 3) for role, names in readers.items()}
 
@@ -77,8 +79,9 @@ def picture() -> str:
     tall = 10 + 8 * STEP + 30
     parts = [HEAD.format(WIDTH, tall, ", ".join(spots))]
     parts += [LINE.format(spots[a][0], top[a] + HEIGHT, spots[b][0], top[b] - 2) for a, b in edges()]
-    level = top["fetch"] + HEIGHT / 2
-    parts += [LINE.format(spots["fetch"][0] + wide / 2, level, spots["prepare"][0] - wide / 2 - 2, level)]
+    for left, right in (("fetch", "prepare"), *((name, "report") for name in APART)):
+        level = top[left] + HEIGHT / 2
+        parts += [LINE.format(spots[left][0] + wide / 2, level, spots[right][0] - wide / 2 - 2, level)]
     for name, (x, _) in spots.items():
         parts += box(name, x, top[name], wide)
     parts += [words(spots[name][0] + wide / 2 + 10, top[name] + 21, note, "start") for name, note in NOTES.items()]

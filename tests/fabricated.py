@@ -15,7 +15,7 @@ from posttrain.ground.identity import canonical, named
 from posttrain.jobs.artifact import digests
 
 MADE = {"prepare": ["data"], "ppo": ["model", "snapshots"], "reference": ["data"], "report": ["figures"]}
-MADE |= {stage: ["data"] for stage in ("evaluate", "compare", "lengths")}
+MADE |= {stage: ["data"] for stage in ("evaluate", "compare", "lengths")} | {"algebra": []}
 
 
 def fabricate(plan, folders=None, text: str = "") -> None:
@@ -23,8 +23,9 @@ def fabricate(plan, folders=None, text: str = "") -> None:
     for folder in map(Path, folders or plan.folders()):
         _, experiment, stage, policy = [*folder.parts, "", ""][:4] if len(folder.parts) > 2 else ("", "", "report", "")
         parts = MADE.get(stage, ["model"])
+        folder.mkdir(parents=True, exist_ok=True)
         for part in parts:
-            (folder / part).mkdir(parents=True, exist_ok=True)
+            (folder / part).mkdir(exist_ok=True)
             (folder / part / "bytes").write_text(f"{folder} {part}{text}")
         for name in (
             "metrics.json",
@@ -93,6 +94,7 @@ RERUN = {  # by the section that a key stands in, of the experiment `whole`
     "evaluate": {"report"} | judged("evaluate"),
     "compare": {"report"} | judged("compare"),
     "lengths": {"report"} | judged("lengths"),
+    "algebra": {"algebra", "report"},
     "seed": ALL,
     "question": {"report"},
 }

@@ -12,7 +12,7 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.syntax import spelled
 
 STAGES = ("prepare", "base", "sft", "reward", "reference", "ppo", "dpo", "longctx", "evaluate", "compare", "lengths",
-          "report")  # fmt: skip
+          "algebra", "report")  # fmt: skip
 REPORTED = {"RowError"}  # exceptions whose words stand in an artifact: the data card
 START = """
 from collections.abc import Iterator

@@ -125,7 +125,8 @@ def test_the_tables_of_families_are_true(kind):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from posttrain.config.sections import Sft
-    from posttrain.stages.sft import adapter, prove_isolation
+    from posttrain.models.methods import adapter
+    from posttrain.stages.sft import prove_isolation
 
     torch.manual_seed(0)
     other = {"gptj": {"rotary_dim": 8}, "deepseek_v3": LATENT}.get(kind, {})

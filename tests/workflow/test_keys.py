@@ -115,6 +115,7 @@ SPECIAL = {
     "longctx.policy": ({}, "sft"),
     "lengths": ({}, {"tokens": [64]}),
     "lengths.tokens": ({}, [64, 128]),
+    "algebra": ({}, {"seed": 1}),
     "compare": ({}, {"prompts": 100}),
     "evaluate": ({}, {"limit": 5}),
     **{f"{judge}.quantize": ({}, True) for judge in ("evaluate", "compare", "lengths")},

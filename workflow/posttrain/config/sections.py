@@ -808,6 +808,13 @@ class Evaluate(Measured):
     """Longest input in tokens. Default: the model's own context."""
 
 
+class Algebra(Section):
+    """Identities of the methods' papers, computed with the code that the stages use; nothing is trained."""
+
+    seed: Seed = 0
+    """Seed of the random weights, tokens and numbers that identities are computed on."""
+
+
 class Chain(Section):
     """One chain of stages. A stage runs when its section is set; a section inherits from that of `extends`."""
 

@@ -11,7 +11,7 @@ from pydantic import Field, create_model
 from posttrain.config import sections
 from posttrain.config.sections import Adapter, Base, Chain, Optimisation, Section, has_hub_items
 
-Kind = Literal["data", "policy", "reward", "judgement"]
+Kind = Literal["data", "policy", "reward", "judgement", "identities"]
 
 # The inputs of stages by role. A role is an option of a stage's command; its value is the manifest of the artifact.
 ROLES = {
@@ -99,10 +99,13 @@ STAGES: dict[str, Stage] = {
         sections.Lengths, "judgement", "perplexity by length and position",
         ("data", "base", "policy"), optional=("base",),
     ),
+    "algebra": Stage(sections.Algebra, "identities", "identities of the papers, by the code of the stages"),
 }  # fmt: skip
 
 POLICIES = tuple(name for name, stage in STAGES.items() if stage.makes == "policy")
 JUDGES = tuple(name for name, stage in STAGES.items() if stage.makes == "judgement")
+REPORTED = tuple(name for name, stage in STAGES.items() if stage.makes in ("judgement", "identities"))
+"""Stages whose artifacts the report reads, since no other stage does."""
 BUILDERS = tuple(name for name in STAGES if name not in JUDGES)
 """Stages that run once in an experiment; judges run once for each policy."""
 ALIGNED = tuple(name for name, stage in STAGES.items() if stage.aligns)

@@ -10,7 +10,7 @@ from pathlib import Path
 from posttrain.config import grid
 from posttrain.config.sections import Campaign, Section, declared, section_class, slice_of
 from posttrain.config.sources import hub_items, own_files
-from posttrain.config.stages import ALIGNED, BUILDERS, FETCHERS, JUDGES, POLICIES, STAGES, Experiment, source
+from posttrain.config.stages import ALIGNED, BUILDERS, FETCHERS, JUDGES, POLICIES, REPORTED, STAGES, Experiment, source
 from posttrain.dag.artifacts import REPORT, Artifact, at, flat
 from posttrain.ground.accepted import standing
 from posttrain.ground.errors import UserError
@@ -212,7 +212,7 @@ class Plan:
     def _inputs(self, experiment: str, stage: str, policy: str = "") -> dict[str, str | list[str]]:
         """The inputs of an artifact by role: manifests, and the user's own files."""
         if stage == "report":
-            return {"evaluations": [artifact.manifest for artifact in self.artifacts() if artifact.policy]}
+            return {"evaluations": [artifact.manifest for artifact in self.artifacts() if artifact.stage in REPORTED]}
         inputs: dict[str, str | list[str]] = {
             role: self.artifact(experiment, part, judged).manifest
             for role, part, judged in self.reads(experiment, stage, policy)

@@ -5,7 +5,7 @@ posttrain report --campaign .snakemake/campaigns/DIGEST.json --output results/re
 
 from pathlib import Path
 
-from posttrain.config.stages import STAGES
+from posttrain.config.stages import REPORTED, STAGES
 from posttrain.ground import accepted, progress
 from posttrain.ground.errors import UserError, gather
 from posttrain.ground.files import read_json, sha256, write_json
@@ -24,10 +24,10 @@ def run_report(
     progress.name = "report"
     summary, folder = read_json(campaign), output.parent
     places = (place for experiment in summary["experiments"] for place in experiment["stages"].items())
-    judged = sorted(f"{place}/manifest.json" for stage, place in places if "/" in stage)
+    read = sorted(f"{place}/manifest.json" for stage, place in places if stage.partition("/")[0] in REPORTED)
     if not partial:
-        gather(verify_artifact, [Path(file) for file in judged if Path(file).is_file()])
-    digests = {"evaluations": {file: sha256(Path(file)) for file in judged if Path(file).is_file()}}
+        gather(verify_artifact, [Path(file) for file in read if Path(file).is_file()])
+    digests = {"evaluations": {file: sha256(Path(file)) for file in read if Path(file).is_file()}}
     edits = {"accepted": accepted.edits([*STAGES, "report"])}
     missing = report(summary | edits, folder, reasons=read_json(left_out) if left_out else {})
     record = {"stage": "report", "params": [str(campaign), code or "", lineage], "inputs": digests}

@@ -37,8 +37,25 @@ def train(
     answers under the SFT policy. reference: manifest of these. parts: see `order.parts_of`. settings: further
     arguments of `config_class`.
     """
+    prove_reference(section, start, rows[0][:PROVED], reference)
+    trainer = trainer_of(trainer_class, config_class, section, start, rows, checkpoints, parts, **settings)
+    metrics = run_measured(trainer, section, checkpoints)
+    adapters.publish(trainer.model, start.tokenizer, start.foundation, work / "model")
+    return metrics
+
+
+def trainer_of(
+    trainer_class: type,
+    config_class: type,
+    section: Referenced,
+    start: adapters.Start,
+    rows: tuple[list[dict], list[dict]],
+    checkpoints: Path,
+    parts: Sequence[Part] = (),
+    **settings,
+):
+    """TRL's trainer with its rows; arguments as in `train`."""
     train_rows, held_out = rows
-    prove_reference(section, start, train_rows[:PROVED], reference)
     with trainers.exact_weights(start.model):
         trainer = trainer_class(
             model=start.model,
@@ -56,9 +73,7 @@ def train(
     # draw from the training's random stream.
     trainer.precompute_ref_logps = True
     trainers.give_rows(trainer, section, train_rows, held_out, parts)
-    metrics = run_measured(trainer, section, checkpoints)
-    adapters.publish(trainer.model, start.tokenizer, start.foundation, work / "model")
-    return metrics
+    return trainer
 
 
 def prove_reference(section: Referenced, start: adapters.Start, rows: list[dict], reference: Path) -> None:

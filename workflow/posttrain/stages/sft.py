@@ -67,6 +67,7 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
+    from posttrain.models import methods
     from posttrain.training import trainers
 
     set_seed(section.seed)
@@ -82,7 +83,7 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
-        peft_config=adapter(section, model),
+        peft_config=methods.adapter(section, model),
     )
     if section.packing and parts:
         trainer.train_dataset, parts = packed_apart(train, trainer.args.max_length, parts)
@@ -126,46 +127,6 @@ def refuse_beyond(model, sides: list) -> None:
     longest = max(int(tokenized.lengths(side).max()) for side in sides)
     if longest > (room := positions.room(model, longest)):
         raise UserError(f"sft: a row has {longest} tokens, and the model has positions for {room}: lower max_tokens")
-
-
-def adapter(section: Sft, model):
-    """PEFT's configuration for the method; None for full weights. Raises UserError for layers that get no adapter."""
-    import peft
-
-    from posttrain.models import targets
-
-    if section.method in ("lora", "qlora"):
-        return peft.LoraConfig(
-            r=section.rank,
-            lora_alpha=section.alpha,
-            lora_dropout=section.dropout,
-            target_modules=targets.layers(model, section.target_modules, "sft.target_modules"),
-            task_type="CAUSAL_LM",
-        )
-    if section.method == "prefix":
-        layers, heads, width = cached_keys(model)
-        return peft.PrefixTuningConfig(
-            num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM",
-            num_layers=layers, num_attention_heads=heads, token_dim=heads * width,
-        )  # fmt: skip
-    if section.method == "prompt":
-        return peft.PromptTuningConfig(
-            num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM", prompt_tuning_init="SAMPLE_VOCAB",
-            num_attention_heads=cached_keys(model)[1],
-        )  # fmt: skip
-    return None
-
-
-def cached_keys(model) -> tuple[int, int, int]:
-    """(layers, heads, width of a head) of the keys that a model caches, measured on one token.
-
-    PEFT reads them from the configuration, where Falcon has the heads of its queries and MPT another name.
-    """
-    import torch
-
-    with torch.no_grad():
-        cache = model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values
-    return len(cache.layers), cache.layers[0].keys.shape[1], cache.layers[0].keys.shape[3]
 
 
 def prove_isolation(model, rows) -> None:
