@@ -52,6 +52,15 @@ def test_without_gpu_memory_the_micro_batch_is_halved(stage, here, monkeypatch, 
     assert (here / "sizes").read_text().split() == ["8"], "a stage whose result the batch can change is not tried again"
 
 
+def test_a_stage_that_has_no_model_sees_no_gpu(stage, here, monkeypatch):
+    """None is reserved for it, and another stage may have them all."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    script = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], file=open('seen', 'a'))"
+    for name in ("algebra", "prepare", "evaluate"):
+        assert stage(script, name=name) == 0
+    assert (here / "seen").read_text().split("\n") == ["", "", "0,1", ""], "the last is the control"
+
+
 def test_an_attempt_by_hand_takes_a_file_of_settings(here):
     """As a stage does; and says which of its arguments is missing."""
     (here / "sft.yaml").write_text("batch_size: 8\n")

@@ -104,6 +104,8 @@ STAGES: dict[str, Stage] = {
 
 POLICIES = tuple(name for name, stage in STAGES.items() if stage.makes == "policy")
 JUDGES = tuple(name for name, stage in STAGES.items() if stage.makes == "judgement")
+ON_CPU = tuple(name for name, stage in STAGES.items() if not stage.reads)
+"""Stages that read no artifact, and so no model: they prepare data, or compute identities on the CPU."""
 REPORTED = tuple(name for name, stage in STAGES.items() if stage.makes in ("judgement", "identities"))
 """Stages whose artifacts the report reads, since no other stage does."""
 BUILDERS = tuple(name for name in STAGES if name not in JUDGES)

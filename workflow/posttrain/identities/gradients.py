@@ -20,7 +20,7 @@ class Kept(TrainerCallback):
     """Keeps the gradient of the first optimiser step."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
-        self.gradient = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+        self.gradient = torch.cat([weight.grad.flatten() for weight in model.parameters()]).cpu()
 
 
 def of_step(model, rows: list[dict], micro: int) -> Tensor:

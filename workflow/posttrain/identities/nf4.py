@@ -41,7 +41,7 @@ def nf4_levels() -> Identity:
     packed = quantized_weight(double=False)
     state = packed.quant_state
     weights = dequantize_4bit(packed.data, state).reshape(-1, BLOCK) / state.absmax[:, None]
-    distinct = weights.unique()
+    distinct = weights.unique().cpu()
 
     def apart(levels: Tensor) -> float:
         distances = (distinct[:, None] - levels).abs()

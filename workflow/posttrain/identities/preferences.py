@@ -45,7 +45,7 @@ class Pair(NamedTuple):
 
     def loss(self, row: dict | None = None) -> Tensor:
         """TRL's loss of the pair, or of a changed one."""
-        return self.trainer.compute_loss(self.trainer.model, self.trainer.data_collator([row or self.row]))
+        return small.loss_of(self.trainer, [row or self.row])
 
 
 def policy() -> peft.PeftModel:
@@ -71,8 +71,8 @@ def settings() -> dict:
 
 def answer_logps(model, prompt: list[int], answers: list[list[int]]) -> Tensor:
     """Log-probabilities of answers to one prompt, summed over their tokens."""
-    batch = completions.answers_of(small.tokenizer(), [prompt] * len(answers), answers, "cpu")
-    return completions.log_probs(model, batch).sum(dim=1)
+    batch = completions.answers_of(small.tokenizer(), [prompt] * len(answers), answers, model.device)
+    return completions.log_probs(model, batch).sum(dim=1).cpu()
 
 
 def pair(apart: float = 1.0) -> Pair:
@@ -171,7 +171,7 @@ def reward_loss() -> Identity:
     """TRL's loss is the mean of - log sigma(r_w - r_l) (2203.02155, eq. 1). Control: labels swapped."""
     trainer, rows = reward_pairs()
     with torch.no_grad():
-        loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+        loss = small.loss_of(trainer, rows)
     chosen, rejected = (
         torch.tensor(reward_head.classify(trainer.model, small.tokenizer(), [row[f"{name}_ids"] for row in rows]))
         for name in ("chosen", "rejected")
@@ -188,7 +188,7 @@ def reward_shift() -> Identity:
     @torch.no_grad()
     def loss(constant: float) -> Tensor:
         hook = trainer.model.score.register_forward_hook(lambda *call: call[-1] + constant)
-        value = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+        value = small.loss_of(trainer, rows)
         hook.remove()
         return value
 

@@ -50,6 +50,14 @@ def tokens(count: int) -> list[int]:
     return torch.randint(END + 1, VOCABULARY, (count,)).tolist()
 
 
+def loss_of(trainer, rows: list[dict]) -> torch.Tensor:
+    """A trainer's loss of a batch."""
+    batch = trainer.data_collator(rows)
+    return trainer.compute_loss(
+        trainer.model, {key: value.to(trainer.model.device) for key, value in batch.items()}
+    ).cpu()
+
+
 def largest(first: torch.Tensor, second: torch.Tensor | float = 0.0) -> float:
     """The largest absolute difference between two sides."""
     return (first - second).abs().max().item()

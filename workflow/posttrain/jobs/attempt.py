@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from posttrain.config.sections import LARGEST_BATCH
-from posttrain.config.stages import STAGES, TRAINERS
+from posttrain.config.stages import ON_CPU, STAGES, TRAINERS
 from posttrain.dag.artifacts import at
 from posttrain.ground import progress
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, UserError
@@ -52,6 +52,8 @@ def attempt(arguments: list[str], gpus: int, batch_size: int = 0) -> int:
     if not trial.job and gpus:
         taken, _held = cards.take(gpus)
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+    if trial.stage in ON_CPU:  # no GPU is reserved for it
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     code = trial.run(environment, stop)
     while code == TOO_LARGE and (trial.stage in TRAINERS or STAGES[trial.stage].any_batch):
         trial.halve_micro_batch(launch.processes(environment) * trial.nodes)

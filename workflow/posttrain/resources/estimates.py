@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from posttrain.config.sections import LARGEST_BATCH, Base, Longctx, Ppo
-from posttrain.config.stages import JUDGES, STAGES, TRAINERS, Experiment
+from posttrain.config.stages import JUDGES, ON_CPU, STAGES, TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact, at
 from posttrain.dag.plan import Plan
 from posttrain.ground.files import read_object
@@ -61,7 +61,7 @@ def request(plan: Plan, artifact: Artifact, processes: int = 1) -> dict[str, int
     Reads the data card, headers and past records, each once, and no weights.
     """
     stage = artifact.stage
-    values = dict(UNKNOWN if holds_model(stage) else WITHOUT_MODEL)
+    values = dict(WITHOUT_MODEL if stage in ON_CPU else UNKNOWN)
     values |= {"runtime": JUDGED} if stage in JUDGES else {}
     need = predicted(plan, artifact)
     if need:
@@ -74,11 +74,6 @@ def request(plan: Plan, artifact: Artifact, processes: int = 1) -> dict[str, int
             values["runtime"] = min(values["runtime"], UNKNOWN["runtime"])
     values["mem_mb"] = max(processes * values["mem_mb"], 2 * exhausted_mb(plan, artifact))
     return values
-
-
-def holds_model(stage: str) -> bool:
-    """Whether a stage has a model; stages that read no artifact prepare data."""
-    return bool(STAGES[stage].reads)
 
 
 def predicted(
@@ -94,7 +89,7 @@ def predicted(
     a batch size `auto` must fit (default: `device_memory_gb`); where none does, it is 1.
     """
     experiment, stage, policy = artifact
-    shape = architecture.of_experiment(plan, experiment) if holds_model(stage) else None
+    shape = None if stage in ON_CPU else architecture.of_experiment(plan, experiment)
     if shape is None:
         return None
     counts = architecture.prepared(plan, experiment).get("tokens", {})
@@ -253,7 +248,7 @@ def seconds(plan: Plan, artifact: Artifact, need: Need | None) -> float | None:
     need: the prediction. Only the nearest count, as small runs spend their time on starting.
     """
     stage = artifact.stage
-    if not holds_model(stage):
+    if stage in ON_CPU:
         of_stage = [record for _, record in records(os.getcwd()) if record["stage"] == stage]
         times = [record["seconds"] for record in of_stage if record.get("seconds")]
         return statistics.median(times) if times else None

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from posttrain.config.sections import Adapter, Base, Judgement, Longctx, Measured, Ppo, Sft
-from posttrain.config.stages import SHARDED, TRAINERS, Experiment
+from posttrain.config.stages import ON_CPU, SHARDED, TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.campaign import load
 from posttrain.dag.checks import contradictions
@@ -62,7 +62,7 @@ def line(plan: Plan, artifact: Artifact, request: dict[str, int]) -> str:
     """The line of one stage: trained parameters, peak on the device with its largest term, and requested resources."""
     need = estimates.predicted(plan, artifact)
     time = estimates.seconds(plan, artifact, need)
-    trained, peak, most = "", "", UNTIL if estimates.holds_model(artifact.stage) else ""
+    trained, peak, most = "", "", "" if artifact.stage in ON_CPU else UNTIL
     if need:
         largest = max(need.terms, key=lambda name: need.terms[name], default="")
         used = estimates.ratio(plan, artifact, gpu=True)
