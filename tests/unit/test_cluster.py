@@ -132,6 +132,7 @@ def test_the_users_own_filters_of_slurm_are_not_for_this_run(here, monkeypatch):
 def test_a_run_on_a_machine_without_slurm_ends_at_once(here, monkeypatch, capsys):
     """Control: who only looks needs none."""
     monkeypatch.setattr(shutil, "which", lambda name, **_: None if name in ("sbatch", "srun") else name)
+    monkeypatch.setattr(slurm, "wait_until_reachable", lambda why: pytest.fail("it waits for a controller"))
     assert sites.read_for_profile(works=False) == sites.Site()
     with pytest.raises(SystemExit, match="2"):
         sites.read_for_profile(works=True)

@@ -170,13 +170,13 @@ def test_a_mistake_in_the_campaigns_grid_is_told_in_its_file(told):
 
 
 def test_too_many_cells_are_refused_before_they_are_made(told):
+    some = f"grid: {{ppo.seed: {list(range(30))}, dpo.seed: {list(range(40))}}}\n"
+    (said,) = told(GOOD + some, listed="one, two", two=GOOD + some)
+    assert "yaml:8: grid: makes 1200 cells, 2400 with the campaign's others; at most 2000 in a campaign" in said
     keys = ("seed", "sft.rank", "dpo.steps", "dpo.rank", "ppo.seed")
     axes = ", ".join(f"{key}: {list(range(1, 41))}" for key in keys)
     (said,) = told(GOOD + f"grid: {{{axes}}}\n")
     assert said == "experiments/one.yaml:8: grid: makes 102400000 cells; at most 2000 in a campaign"
-    some = f"grid: {{ppo.seed: {list(range(30))}, dpo.seed: {list(range(40))}}}\n"
-    (said,) = told(GOOD + some, listed="one, two", two=GOOD + some)
-    assert "yaml:8: grid: makes 1200 cells, 2400 with the campaign's others; at most 2000 in a campaign" in said
 
 
 @pytest.mark.parametrize(
