@@ -3,6 +3,8 @@
 pytest tests/unit/test_control.py
 """
 
+import copy
+
 import pytest
 from families import FAMILIES, tokenizer_of
 
@@ -56,6 +58,26 @@ def test_a_text_without_control_text_has_the_tokens_of_the_ordinary_call(tokeniz
     both = control.tokenize(tokenizer, [text + tokenizer.eos_token + shielded])[0]
     longer = tokenizer(text + tokenizer.eos_token, add_special_tokens=False).input_ids
     assert both[: len(longer)] == longer and len(both) > len(longer) + 1
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_texts_have_the_tokens_of_the_ordinary_call_though_it_is_passed_by(tokenizer, special):
+    texts = ["", " what  is\n\nit?", "".join(f"{token}a {token}" for token in control.control_tokens(tokenizer))]
+    called = tokenizer(texts, add_special_tokens=special, split_special_tokens=True).input_ids
+    assert control.plain(tokenizer, texts, add_special_tokens=special) == called
+    assert called[2] != tokenizer(texts[2], add_special_tokens=special).input_ids, "control"
+
+
+def test_a_tokenizer_whose_class_adds_to_the_ordinary_call_is_called():
+    tokenizer = copy.deepcopy(tokenizer_of("llama3"))
+
+    class Lower(type(tokenizer)):
+        def __call__(self, text, **options):
+            return super().__call__(text.lower() if isinstance(text, str) else [t.lower() for t in text], **options)
+
+    tokenizer.__class__ = Lower
+    assert control.tokenize(tokenizer, ["IT IS"]) == control.tokenize(tokenizer, ["it is"])
+    assert control.tokenize(tokenizer_of("llama3"), ["IT IS"]) != control.tokenize(tokenizer, ["it is"]), "control"
 
 
 def test_shielding_changes_control_text_alone_and_can_be_undone(tokenizer):

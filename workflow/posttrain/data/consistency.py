@@ -20,7 +20,8 @@ def refuse_no_group(report: Report, group_key: str, objects: list[dict]) -> None
 
 def refuse_clashes(report: Report) -> None:
     """Raise UserError where different rows have one id; equal rows are removed by deduplication."""
-    first, exact = stored.first_with(report.rows.numbers("id")), report.rows.numbers("exact")
+    ids, exact = report.rows.numbers("id", "exact")
+    first = stored.first_with(ids)
     clashes = np.flatnonzero(exact != exact[first])
     problems = []
     for row, earlier in repeats.pairs(report.rows, clashes[: lines.MAX_PROBLEMS], first):

@@ -9,7 +9,8 @@ from posttrain.data.stored import Rows, first_with
 
 def without_repeats(rows: Rows) -> tuple[Rows, Iterator[tuple[dict, dict]]]:
     """(rows without exact repeats of earlier content, the repeats, each with the earlier row)."""
-    first = first_with(rows.numbers("exact"))
+    (exact,) = rows.numbers("exact")
+    first = first_with(exact)
     own = np.arange(len(rows))
     return rows.take(np.flatnonzero(first == own)), pairs(rows, np.flatnonzero(first != own), first)
 
@@ -17,14 +18,15 @@ def without_repeats(rows: Rows) -> tuple[Rows, Iterator[tuple[dict, dict]]]:
 def near_duplicates(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """(places of rows that differ from an earlier one only in case, space and sentence punctuation, for each row the
     place of the first such)."""
-    first, exact = first_with(rows.numbers("near")), rows.numbers("exact")
+    near, exact = rows.numbers("near", "exact")
+    first = first_with(near)
     return np.flatnonzero(exact != exact[first]), first
 
 
 def contradictions(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """(places of rows that judge the same as an earlier one with another verdict, for each row the place of the first
     such): see `texts.fingerprints`."""
-    judged, verdict = rows.numbers("judged"), rows.numbers("verdict")
+    judged, verdict = rows.numbers("judged", "verdict")
     first = first_with(judged)
     return np.flatnonzero((judged != 0) & (verdict != verdict[first])), first
 

@@ -52,7 +52,8 @@ def shaped(row: dict, source: Source, of_text: bool) -> dict:
     Raises RowError where a column is missing, and for a row with images, video or sound.
     """
     refuse_media(row)
-    row = filled(renamed(row, source.columns or {}), source.template or {})
+    row = renamed(row, source.columns) if source.columns else row
+    row = filled(row, source.template) if source.template else row
     row = typed(row) if of_text else row
     has_scores = "score" in row or "completions" in row
     return row | {"threshold": source.threshold} if source.threshold is not None and has_scores else row

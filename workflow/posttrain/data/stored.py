@@ -14,6 +14,7 @@ from posttrain.ground.progress import say
 
 EVERY = 30  # seconds between the lines of `counted`
 BATCH = 1000  # rows that are written or read at once
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 COLUMNS = ("exact", "near", "judged", "verdict", "id")  # see `texts.fingerprints`
 
 
@@ -43,9 +44,14 @@ class Rows(Sequence[dict]):
         for batch in self._table.select_columns(name).with_format("arrow").iter(BATCH):
             yield from batch.column(name).to_pylist()
 
-    def numbers(self, name: str) -> np.ndarray:
-        """A column of COLUMNS, 8 bytes a row."""
-        return np.fromiter(self.column(name), np.uint64, len(self))
+    def numbers(self, *names: str) -> list[np.ndarray]:
+        """Columns of COLUMNS, 8 bytes a row each."""
+        start, columns = 0, [np.empty(len(self), np.uint64) for _ in names]
+        for batch in self._table.select_columns(list(names)).with_format("arrow").iter(BATCH):
+            for name, column in zip(names, columns, strict=True):
+                column[start : start + len(batch)] = batch.column(name).to_numpy()
+            start += len(batch)
+        return columns
 
     def write(self, file: Path) -> None:
         """Write the rows as JSON Lines."""
@@ -69,7 +75,7 @@ def store(rows: Iterable[dict], scratch: Path | None = None, numbered: bool = Tr
     with tempfile.NamedTemporaryFile(dir=scratch, suffix=".arrow") as file:
         with pa.ipc.new_stream(file, schema) as writer:
             for batch in batches(rows, BATCH):
-                columns: list[list] = [[json.dumps(row, ensure_ascii=False) for row in batch]]
+                columns: list[list] = [list(map(ENCODER.encode, batch))]
                 if numbered:
                     prints = list(map(fingerprints, batch))
                     columns += [[row["group"] for row in batch], *([one[name] for one in prints] for name in COLUMNS)]

@@ -9,6 +9,8 @@ import json
 import re
 import unicodedata
 
+import orjson
+
 from posttrain.models.control import strings
 from posttrain.models.tokens import prompt_text, spoken, turn_text
 
@@ -26,6 +28,7 @@ ODD = {
     "control_character": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
     "special_token": re.compile(r"<\|[a-z0-9_]+\|>|</s>|\[/?INST\]|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"),
 }
+_IN_ASCII = ("control_character", "special_token")  # the kinds of ODD that a text of ASCII alone can have
 ODD_MEANING = {
     "zero_width": "zero-width characters, kept",
     "bidi_override": "bidi override characters (such as U+202E), kept: the text is not what it looks like",
@@ -37,7 +40,12 @@ _INVISIBLE = set("\u115f\u1160\u2800\u3164\uffa0")
 # In scripts without spaces, each character is a word. Sentence punctuation is not a word; an operator is.
 _UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
 _SENTENCE = ".,;:!?'\"`\u2013\u2014\u2018\u2019\u201c\u201d\u2026\u00ab\u00bb\u00bf\u00a1\u3001\u3002"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+|[^\\w\\s{_SENTENCE}]")
+_OPERATOR = f"[^\\w\\s{_SENTENCE}]"
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+|{_OPERATOR}")
+_SPACED = {  # what a character of ASCII becomes so that spaces stand between the words
+    **{ord(sign): " " for sign in _SENTENCE if sign.isascii()},
+    **{code: f" {chr(code)} " for code in range(128) if re.fullmatch(_OPERATOR, chr(code))},
+}
 
 
 def is_blank(text: str) -> bool:
@@ -49,14 +57,14 @@ def is_blank(text: str) -> bool:
 @functools.lru_cache(maxsize=16)  # a row's texts are asked for several times
 def words(text: str) -> tuple[str, ...]:
     """The text's words and operators, without case, spaces and sentence punctuation."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return tuple(_WORD.findall(text.casefold()))
+    if text.isascii():  # a third of the time that the pattern takes
+        return tuple(text.lower().translate(_SPACED).split())
+    return tuple(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def odd(text: str) -> list[str]:
     """The kinds of ODD characters in the text."""
-    return [kind for kind, pattern in ODD.items() if pattern.search(text)]
+    return [kind for kind in (_IN_ASCII if text.isascii() else ODD) if ODD[kind].search(text)]
 
 
 def reply_texts(row: dict) -> list[str]:
@@ -126,7 +134,11 @@ def fingerprints(row: dict) -> dict[str, int]:
 
 def number(value) -> int:
     """A 64-bit fingerprint of a JSON value."""
-    return int.from_bytes(hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).digest(), "big")
+    try:
+        written = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:  # an integer of more than 64 bits
+        written = json.dumps(value, sort_keys=True).encode()
+    return int.from_bytes(hashlib.blake2b(written, digest_size=8).digest(), "big")
 
 
 def _judgement(row: dict) -> tuple[list, str] | None:

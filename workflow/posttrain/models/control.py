@@ -77,9 +77,35 @@ def unshielded(tokenizer, text: str) -> str:
 def tokenize(tokenizer, texts: list[str]) -> list[list[int]]:
     """Tokens of each text from a chat template, with its control tokens; what was shielded is plain text."""
     unshielded_texts = [text for text in texts if not IN_ROW_PATTERN.search(text)]
-    options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-    others = iter(tokenizer(unshielded_texts, **options).input_ids if unshielded_texts else [])
+    others = iter(_ids(tokenizer, unshielded_texts))
     return [_tokenize_shielded(tokenizer, text) if IN_ROW_PATTERN.search(text) else next(others) for text in texts]
+
+
+def _ids(tokenizer, texts: list[str], special: bool = False, split: bool = False) -> list[list[int]]:
+    """Tokens of each text. special: whether BOS and the like are added; split: whether control text is plain text."""
+    if not _is_fast(tokenizer, special, split):
+        options = {"return_attention_mask": False, "return_token_type_ids": False}
+        options |= {"add_special_tokens": special, "split_special_tokens": split}
+        return tokenizer(texts, **options).input_ids if texts else []
+    return _fast_ids(tokenizer, texts, special, split)
+
+
+def _fast_ids(tokenizer, texts: list[str], special: bool, split: bool) -> list[list[int]]:
+    """Tokens of each text from the library tokenizers itself, which skips the places of tokens in the text: half of the
+    time of transformers' call."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = split
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=special)]
+
+
+@functools.lru_cache(maxsize=32)
+def _is_fast(tokenizer, special: bool, split: bool) -> bool:
+    """Whether the library tokenizers does all that transformers' call does: some models' classes add to it."""
+    text = " Élan: 3 * 14\n\n好 ".join(["", *control_tokens(tokenizer), ""])
+    called = tokenizer(text, add_special_tokens=special, split_special_tokens=split).input_ids
+    return hasattr(tokenizer, "backend_tokenizer") and _fast_ids(tokenizer, [text], special, split) == [called]
 
 
 def _tokenize_shielded(tokenizer, text: str) -> list[int]:
@@ -115,4 +141,6 @@ def opening(tokenizer) -> int:
 
 def plain(tokenizer, text: str | list[str], add_special_tokens: bool = False) -> list:
     """Tokens of a text, or of each of several, that no chat template wrote: control text is plain text."""
-    return tokenizer(text, add_special_tokens=add_special_tokens, split_special_tokens=True).input_ids
+    texts = [text] if isinstance(text, str) else text
+    ids = _ids(tokenizer, texts, add_special_tokens, split=True)
+    return ids[0] if isinstance(text, str) else ids
