@@ -15,6 +15,7 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.models import policy, tokens
 from posttrain.stages import lengths as lengths_stage
+from posttrain.tools.export import export
 
 WEIGHTS = "model/model.safetensors"
 
@@ -99,6 +100,23 @@ def test_an_untuned_model_has_the_bases_weights_and_reads_otherwise(data, base):
         expected = own(**given, position_ids=places).logits
         assert torch.allclose(model(**given, position_ids=4 * places).logits, expected, atol=1e-5)
         assert not torch.allclose(model(**given, position_ids=places).logits, expected, atol=1e-3)
+
+
+def test_positions_modulo_the_context_are_read_here_alone(data, base, tmp_path):
+    """The base up to its context, another model beyond it, which transformers alone does not read: no export."""
+    section = longctx(method="modulo", tuning="none")
+    made = make("longctx", section, Path("results/modulo/longctx/manifest.json"), data=data, base=base, policy=base)
+    ids = long_ids(data)
+    model, own = policy.load_policy(made)[0], policy.load_policy(base)[0]
+    with torch.no_grad():
+        found, alone = model(ids).logits, own(ids).logits
+        wrapped = own(ids, attention_mask=torch.ones_like(ids), position_ids=torch.arange(256)[None] % 64).logits
+    assert torch.allclose(found, wrapped, atol=1e-5) and torch.allclose(found[:, :64], alone[:, :64], atol=1e-5)
+    assert not torch.allclose(found, alone, atol=1e-3), "control"
+    assert loss(made.parent / "model", ids[0].tolist()) == pytest.approx(loss(base.parent / "model", ids[0].tolist()))
+    with pytest.raises(UserError, match="its positions are read modulo 64, which transformers alone does not do"):
+        export(made, tmp_path / "exported")
+    assert "RoPE's are taken modulo 64" in (made.parent / "model/README.md").read_text()
 
 
 def test_dynamic_frequencies_are_those_of_each_request(data, base, tmp_path):

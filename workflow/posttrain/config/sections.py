@@ -723,9 +723,10 @@ class Longctx(Training):
 
     policy: Name = "base"
     """Policy whose context is extended: a policy of this experiment."""
-    method: Literal["linear", "dynamic", "yarn", "none"] = "linear"
+    method: Literal["linear", "dynamic", "yarn", "modulo", "none"] = "linear"
     """`linear`: position interpolation (arXiv 2306.15595); `dynamic`: NTK-aware scaling by the text's length, and
-    `yarn` (both arXiv 2309.00071); `none`: unchanged positions. Of a model that is rescaled already: `yarn` with
+    `yarn` (both arXiv 2309.00071); `modulo`: positions begin again after each old context, which `export` refuses;
+    `none`: unchanged positions. Of a model that is rescaled already: `yarn` with
     llama3 or yarn, `linear` with linear or longrope, `dynamic` with dynamic (`maths/rope.py` says why)."""
     factor: Annotated[float, Field(gt=1, le=LARGEST)] = 4.0
     """New context divided by the old one."""

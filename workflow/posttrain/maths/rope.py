@@ -11,6 +11,9 @@ Which method extends which RoPE: the frequencies that a model was trained with m
 - `longrope` (arXiv 2402.13753, section 3): `linear` multiplies the factors of long texts; short texts, and the
   temperature that belongs to the trained context, stay.
 - `dynamic` (arXiv 2309.00071, appendix B.2) by the product of both factors.
+- `modulo`: the frequencies stay, and position p turns by the angles of p mod W, W the trained context. The score of a
+  query at m and a key at n then depends on (m - n) - W (m // W - n // W): the distance within a window of W tokens, and
+  wrong by W for each window that ends between the two; 0 for two tokens W apart, and negative where n mod W > m mod W.
 - Layers with a sliding window never see a distance over it and stay (Gemma 3, arXiv 2503.19786, section 2.1, which
   interpolates its global layers only).
 """
@@ -33,6 +36,11 @@ LONGROPE_ONLY = ("phi3", "phi4_multimodal")  # families that transformers gives 
 # The longest text of a model with dynamic NTK that was tuned on longer ones as it is: `max_position_embeddings` is the
 # trained context in its formula, and must stay.
 TUNED = "tuned_context"
+# The trained context W of a model whose positions are read modulo W. transformers does not know this key.
+MODULO = "modulo_context"
+# What a model has instead of RoPE by the configuration's frequencies.
+INSTEAD = {"alibi": "ALiBi", "turns": "RoPE of its own", "table": "a learned position for each token",
+           "other": "neither RoPE nor ALiBi"}  # fmt: skip
 # Names of the longest text.
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 
@@ -45,7 +53,7 @@ def whole(values: dict) -> dict:
 
 
 def kind(values: dict) -> str:
-    """`default` or another kind of RoPE; `alibi`; `table`, learned positions; `turns`, RoPE of its own; or `other`."""
+    """`default` or another kind of RoPE, such as `modulo`; or one of INSTEAD: `table` of learned positions, `turns`."""
     family = values.get("model_type")
     if family in ("bloom", "mpt") or values.get("alibi"):
         return "alibi"
@@ -53,6 +61,8 @@ def kind(values: dict) -> str:
         return "table" if family in TABLES else "turns"
     if family in OTHER or ("rope_parameters" in values and not values["rope_parameters"]):
         return "other"
+    if values.get(MODULO):
+        return "modulo"
     named = whole(values).get("rope_type") or whole(values).get("type") or "default"
     return "longrope" if family in LONGROPE_ONLY and named != "default" else named
 
@@ -83,15 +93,16 @@ def extended(values: dict, method: str, factor: float) -> dict[str, Any]:
     """
     old, trained, family = kind(values), longest(values), values.get("model_type")
     grown: dict[str, Any] = {name: round(trained * factor) for name in CONTEXT if values.get(name) and trained}
+    if method == "modulo":
+        return _modulo(values, factor)
     if old == "table":
         raise UserError(f"{family} has a learned position for each of {trained} tokens, and none beyond them")
     if method == "none" and old == "dynamic":
         return {TUNED: round((context(values) or 0) * factor)}
     if method == "none":
         return grown | ({"rope_parameters": _by_layer(values, _ratio(values))} if _ratio(values) else {})
-    if old in ("alibi", "turns", "other"):
-        has = {"alibi": "ALiBi", "turns": "RoPE of its own"}.get(old, "neither RoPE nor ALiBi")
-        raise UserError(f"{family} has {has}, no RoPE that can be rescaled: set method: none")
+    if old in INSTEAD:
+        raise UserError(f"{family} has {INSTEAD[old]}, no RoPE that can be rescaled: set method: none")
     if old != "default" and ON_TOP.get(old) != method:
         ways = " or ".join(filter(None, [ON_TOP.get(old), "none"]))
         raise UserError(f"{family}'s positions are rescaled already ({old}), which {method} cannot extend: set {ways}")
@@ -119,6 +130,21 @@ def extended(values: dict, method: str, factor: float) -> dict[str, Any]:
         grown = {name: value for name, value in grown.items() if name not in CONTEXT}
         grown |= {TUNED: round(values[TUNED] * factor)} if values.get(TUNED) else {}
     return grown | {"rope_parameters": _by_layer(values, changed)}
+
+
+def _modulo(values: dict, factor: float) -> dict[str, Any]:
+    """The values that change where positions are read modulo the context; frequencies stay. Raises UserError."""
+    old, family = kind(values), values.get("model_type")
+    if old in INSTEAD or not longest(values):
+        has = INSTEAD.get(old, "no longest text in its config.json")
+        raise UserError(f"{family} has {has}, no RoPE whose positions can be read modulo a context")
+    if old in BY_LENGTH:
+        raise UserError(
+            f"{family}'s frequencies depend on the text's length ({old}), which modulo would hide: set none"
+        )
+    if old == "modulo":
+        raise UserError(f"{family}'s positions are read modulo {values[MODULO]} already: set none")
+    return extended(values, "none", factor) | {MODULO: longest(values)}
 
 
 def _ratio(values: dict) -> dict[str, float]:

@@ -109,6 +109,7 @@ def load_model(folder: Path, quantization: dict | None = None, head: bool = Fals
     if quantization:
         nf4.finish(model)
     positions.measure_each_row(model)
+    positions.read_modulo(model)
     if not hasattr(model, model.base_model_prefix):  # the text part of Llama 4 in transformers 5.23; TRL reads it
         model.base_model_prefix = "model"
     return model.to(parallel.device())

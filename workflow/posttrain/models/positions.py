@@ -11,6 +11,8 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json
 from posttrain.maths import rope
 
+ARGUMENTS = ("x", "position_ids", "layer_type")  # of transformers' modules that compute RoPE
+
 
 def values_of(config) -> dict:
     """The values of a transformers configuration; `rope_parameters` is None in one that knows none."""
@@ -25,7 +27,7 @@ def contract(config, longest_input: int) -> dict:
     parameters, kind = rope.whole(values), rope.kind(values)
     longest = rope.longest(values) or longest_input
     factor = float(parameters.get("factor") or 1.0)
-    original = int(parameters.get("original_max_position_embeddings") or longest)
+    original = int(values.get(rope.MODULO) or parameters.get("original_max_position_embeddings") or longest)
     if kind == "linear" and "original_max_position_embeddings" not in parameters:
         original = round(longest / factor)
     return {
@@ -101,6 +103,30 @@ def measure_each_row(model) -> None:
         model.generate = functools.partial(_generate, model.generate, limit)
 
 
+def read_modulo(model) -> None:
+    """Make RoPE of a model with `rope.MODULO` turn each token by its position modulo that number.
+
+    Nothing else sees such positions: where `position_ids` begin again, transformers reads several rows, which do not
+    attend to each other. Positions count from the first token that is not padding; a cached key was turned by its own.
+    Raises UserError where the model has no module that computes RoPE.
+    """
+    modulo = values_of(model.config).get(rope.MODULO)
+    if not modulo:
+        return
+    rotations = [module for module in model.modules() if _kinds(module)]
+    if not rotations:
+        raise UserError(f"{model.config.model_type} has no RoPE whose positions can be read modulo {modulo}")
+    for module in rotations:
+        module.register_forward_pre_hook(functools.partial(_take_modulo, modulo), with_kwargs=True)
+    model.base_model.register_forward_pre_hook(_count_from_padding, with_kwargs=True)
+
+
+def _take_modulo(modulo: int, _, arguments: tuple, options: dict) -> tuple[tuple, dict]:
+    """The arguments of a RoPE module with positions modulo a number."""
+    given = dict(zip(ARGUMENTS, arguments, strict=False)) | options
+    return (), given | {"position_ids": given["position_ids"] % modulo}
+
+
 def _kinds(module) -> dict:
     """The kinds of RoPE of a module that computes rotations, by its type of layer; of any other module, none."""
     kinds = getattr(module, "rope_type", {})
@@ -125,7 +151,7 @@ def _rotate_each_row(limit: int, module, arguments: tuple, options: dict, output
     """
     import torch
 
-    given = dict(zip(("x", "position_ids", "layer_type"), arguments, strict=False)) | options
+    given = dict(zip(ARGUMENTS, arguments, strict=False)) | options
     kind = _kinds(module).get(given.get("layer_type"))
     if kind not in rope.BY_LENGTH:
         return output

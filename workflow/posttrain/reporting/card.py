@@ -19,6 +19,7 @@ from posttrain.reporting.text import clean, short, visible
 
 UNKNOWN = "unknown"
 FROM_SCRATCH = "trained-from-scratch"  # tag of a model whose base was trained on the prepared text
+MODULO = "RoPE's are taken modulo {original_context}, which transformers alone does not do"
 HOW_TO_LOAD = {"transformers": "a whole model", "peft": "an adapter: load it with PEFT on its base"}
 
 
@@ -79,6 +80,7 @@ def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict,
     metadata["library_name"] = "transformers" if contract["method"] == "weights" else "peft"
     metadata["datasets"] = datasets_of(inputs.get("data")) or None
     metadata["pipeline_tag"] = "text-classification" if contract["method"] == "reward" else "text-generation"
+    positions = contract.get("positions", {})
     origin = "trained from scratch" if FROM_SCRATCH in metadata["tags"] else metadata["base_model"]
     method = f"{contract['merged']}, merged" if contract.get("merged", "weights") != "weights" else contract["method"]
     facts = {
@@ -87,7 +89,8 @@ def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict,
         "base model": origin,
         "revision of the base": hub.get("revision"),
         "licence": metadata["license"],
-        "context, tokens": contract.get("positions", {}).get("context"),
+        "context, tokens": positions.get("context"),
+        **({"positions": MODULO.format(**positions)} if positions.get("type") == "modulo" else {}),
         **({"type of frozen weights": contract["dtype"]} if "dtype" in contract else {}),
         **{f"{role}, sha256 of its manifest": sha256(file) for role, file in inputs.items() if isinstance(file, Path)},
     }

@@ -4,7 +4,8 @@ python -m posttrain longctx --config results/NAME/longctx/config.yaml --data res
     --base results/NAME/base/manifest.json --policy results/NAME/sft/manifest.json \
     --output results/NAME/longctx/manifest.json
 
-An adapter cannot hold positions, so the artifact is a whole model, which transformers and lm-eval load correctly.
+An adapter cannot hold positions, so the artifact is a whole model, which transformers and lm-eval load correctly, but
+for `modulo`, which is read here alone.
 """
 
 import math

@@ -34,6 +34,12 @@ def export(policy: Path, folder: Path, dtype: str | None = None) -> None:
     contract = read_contract(policy)
     if contract["method"] not in (*MERGEABLE, "weights"):
         raise UserError(f"{policy}: {contract['method']} tuning cannot be merged; load it with peft on its base")
+    if contract["positions"]["type"] == "modulo":
+        modulo = contract["positions"]["original_context"]
+        raise UserError(
+            f"{policy}: its positions are read modulo {modulo}, which transformers alone does not do: it would read "
+            "another model; export one with another longctx.method"
+        )
     if folder.exists():
         raise UserError(f"{folder}: exists already; name a new folder")
     base = Path(contract["base_path"]) if contract["base"] else None
