@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from posttrain.config.sections import Sft
 from posttrain.identities import small
@@ -32,8 +32,7 @@ def of_step(model, rows: list[dict], micro: int) -> Tensor:
             model=copy.deepcopy(model), args=TrainingArguments(**trainers.arguments(section, Path(folder))),
             train_dataset=rows, data_collator=padded, callbacks=[kept],
         )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        small.quiet(trainer).train()
     return kept.gradient
 
 

@@ -68,6 +68,13 @@ def nf4_double_constants() -> Identity:
     return bits_of_constants(quantized_weight(double=True)), bits_of_constants(quantized_weight(double=False))
 
 
+def nf4_bits() -> Identity:
+    """4 + 0.127 bits a weight, with double quantisation (2305.14314, section 3). Control: in bfloat16."""
+    packed = quantized_weight(double=True)
+    count = packed.quant_state.shape.numel()
+    return 8 * packed.data.nbytes / count + bits_of_constants(packed), 8 * torch.bfloat16.itemsize
+
+
 def error(weights: Tensor, kind: str, **settings) -> float:
     """Root mean square of what quantisation changes, divided by that of the weights."""
     packed, state = quantize_4bit(weights, quant_type=kind, **{"blocksize": BLOCK} | settings)

@@ -12,10 +12,9 @@ import datasets
 import peft
 import torch
 from torch import Tensor
-from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, RewardConfig, RewardTrainer
 
-from posttrain.config.sections import Dpo, Kto, Referenced, Reward
+from posttrain.config.sections import Dpo, Kto, Reward
 from posttrain.identities import small
 from posttrain.identities.small import Identity, largest
 from posttrain.models import completions, referenced, reward_head
@@ -55,13 +54,14 @@ def policy() -> peft.PeftModel:
     return model
 
 
-def trainer_of(kind: type, config: type, section: Referenced, model, rows: list[dict]):
+def trainer_of(kind: type, config: type, section: Dpo | Kto, model, rows: list[dict]):
     """The trainer of a stage, as `models/referenced.py` makes it, with rows to train on and to evaluate."""
     start = Start(Foundation(Path(), None, None), small.tokenizer(), model)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = referenced.trainer_of(kind, config, section, start, (rows, rows), Path(folder))
-    trainer.remove_callback(PrinterCallback)  # an evaluation would print a dict
-    return trainer
+        trainer = referenced.trainer_of(
+            kind, config, section, start, (rows, rows), Path(folder), loss_type=section.loss
+        )
+    return small.quiet(trainer)
 
 
 def settings() -> dict:

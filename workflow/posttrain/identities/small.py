@@ -6,7 +6,14 @@ import torch
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+)
+from transformers.integrations import WandbCallback
 
 VOCABULARY, PAD, END = 64, 0, 1
 LAYERS, WIDTH, INNER, NARROW = 2, 32, 48, 16  # NARROW: width of keys and values; that of queries is WIDTH
@@ -48,6 +55,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def tokens(count: int) -> list[int]:
     """Random token ids without padding and end of turn."""
     return torch.randint(END + 1, VOCABULARY, (count,)).tolist()
+
+
+def quiet(trainer):
+    """A trainer that neither prints its figures nor sends them to a tracker."""
+    for callback in (PrinterCallback, WandbCallback):
+        trainer.remove_callback(callback)
+    return trainer
 
 
 def loss_of(trainer, rows: list[dict]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from posttrain.identities import adapters, best_of_n, gradients, nf4, positions,
 IDENTITIES = (
     adapters.lora_count, adapters.lora_start, adapters.lora_merge, adapters.lora_merge_logits,
     adapters.prefix_count, adapters.prompt_count,
-    nf4.nf4_levels, nf4.nf4_constants, nf4.nf4_double_constants, nf4.nf4_error, nf4.nf4_double_error,
+    nf4.nf4_levels, nf4.nf4_constants, nf4.nf4_double_constants, nf4.nf4_bits, nf4.nf4_error, nf4.nf4_double_error,
     preferences.dpo_start, preferences.dpo_loss, preferences.dpo_sign, preferences.dpo_weight, preferences.dpo_reward,
     preferences.kto_start, preferences.reward_loss, preferences.reward_shift, preferences.reward_padding,
     ppo.ppo_gae, ppo.ppo_clip, ppo.ppo_start, ppo.ppo_ratio, ppo.ppo_kl, ppo.ppo_reward, ppo.kl_unbiased, ppo.kl_sign,

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from posttrain.config.sections import LARGEST, Campaign
-from posttrain.config.stages import BUILDERS, JUDGES, STAGES, Experiment, upstream
+from posttrain.config.stages import BUILDERS, JUDGES, REPORTED, STAGES, Experiment, upstream
 from posttrain.ground import code
 from posttrain.ground.files import write_json
 
@@ -51,8 +51,9 @@ def reference() -> str:
 
 def reruns(stage: str) -> str:
     """A sentence that lists the stages that a key of a stage's section reruns."""
-    if stage in JUDGES:
-        return f"A key here reruns `{stage}` of every policy, then `report`."
+    if stage in REPORTED:
+        of_all = " of every policy" if stage in JUDGES else ""
+        return f"A key here reruns `{stage}`{of_all}, then `report`."
     below = [f"`{other}`" for other in BUILDERS if stage in upstream(other)]
     below += [
         f"`{other}` where it reads one of these"
