@@ -79,6 +79,10 @@ FAULTS = {  # a function of the stages -> what it is replaced by, and the identi
     "prefix_count": ("posttrain.models.methods.cached_keys", lambda _: (1, 2, 8)),
     "nf4_levels": ("posttrain.models.quantization.configuration", lambda *_: fp4()),
     "nf4_double_constants": ("posttrain.models.quantization.settings", lambda *_: single()),
+    "dpo_loss": ("posttrain.maths.likelihood.log_probs", lambda logits, tokens: unnormalised(logits, tokens)),
+    "kto_start": ("posttrain.maths.likelihood.log_probs", lambda logits, tokens: unnormalised(logits, tokens)),
+    "gradient_accumulation": ("posttrain.training.parallel.split", lambda batch, at_once, world: (at_once, 1)),
+    "wrapped_positions": ("posttrain.models.positions.read_modulo", lambda _: None),
     "ppo_gae": ("posttrain.maths.ppo.advantages", lambda rewards, values, *_: (rewards - values, rewards)),
     "ppo_clip": ("posttrain.maths.ppo.policy_loss", lambda logp, old, advantage, _: -(logp - old).exp() * advantage),
     "ppo_reward": ("posttrain.maths.ppo.token_rewards", lambda scores, kl, mask, beta: -beta * kl * mask),
@@ -99,6 +103,10 @@ def fp4():
 
 def single() -> dict:
     return {"type": "nf4", "double_quantization": False, "compute": "float32"}
+
+
+def unnormalised(logits, tokens):
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def unmasked(model, rows: list[list[int]]) -> list[float]:

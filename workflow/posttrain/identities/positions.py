@@ -8,7 +8,7 @@ import math
 
 import torch
 from torch import Tensor
-from transformers import BloomConfig, BloomModel, LlamaConfig, MptConfig, MptModel
+from transformers import BloomConfig, BloomModel, LlamaConfig, LlamaModel, MptConfig, MptModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from posttrain.identities.small import Identity, largest
@@ -20,12 +20,15 @@ HEADS, LENGTH = 16, 32
 
 
 def rotary(method: str = "none") -> LlamaRotaryEmbedding:
-    """Llama's rotations for heads of WIDTH, rescaled as `longctx` does."""
+    """Llama's rotations for heads of WIDTH, with the positions that a method of `longctx` gives a model."""
     config = LlamaConfig(
-        hidden_size=WIDTH, num_attention_heads=1, max_position_embeddings=CONTEXT, rope_parameters={"rope_theta": BASE}
-    )
+        hidden_size=WIDTH, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8,
+        max_position_embeddings=CONTEXT, rope_parameters={"rope_theta": BASE},
+    )  # fmt: skip
     positions.rescale(config, method, FACTOR)
-    return LlamaRotaryEmbedding(config)
+    model = LlamaModel(config)
+    positions.read_modulo(model)
+    return model.rotary_emb
 
 
 def turned(layer: LlamaRotaryEmbedding, states: Tensor, place: float) -> Tensor:
@@ -109,12 +112,15 @@ def pi_advantage() -> Identity:
 
 
 def wrapped_positions() -> Identity:
-    """How far `position_ids % L` moves the score of the tokens L + 1 and L - 1, whose distance is 2, for queries and
-    keys of length 1: it reads 1 and L - 1. Control: unwrapped positions, whose score depends on the distance only."""
-    layer, unit = rotary(), unit_pairs()
-    expected = scores(layer, unit, 2, 0)
-    wrapped = scores(layer, unit, (CONTEXT + 1) % CONTEXT, (CONTEXT - 1) % CONTEXT)
-    return largest(wrapped, expected), largest(scores(layer, unit, CONTEXT + 1, CONTEXT - 1), expected)
+    """How far `position_ids % L`, the method modulo of `longctx`, moves the score of tokens L + 1 and L - 1.
+
+    Their distance is 2, and it reads them as 1 and L - 1; queries and keys have length 1. Control: positions as they
+    are, whose score depends on the distance only.
+    """
+    unit, places = unit_pairs(), (CONTEXT + 1, CONTEXT - 1)
+    expected = scores(rotary(), unit, 2, 0)
+    wrapped, plain = (scores(rotary(method), unit, *places) for method in ("modulo", "none"))
+    return largest(wrapped, expected), largest(plain, expected)
 
 
 def alibi_biases() -> list[Tensor]:

@@ -129,8 +129,7 @@ def dpo_weight() -> Identity:
 
 
 def dpo_reward() -> Identity:
-    """The reward that TRL logs is beta log(pi / pi_ref) (2305.18290, section 4). Control:
-    the same without beta."""
+    """The reward that TRL logs is beta log(pi / pi_ref) (2305.18290, section 4). Control: the same without beta."""
     one = pair()
     figures = one.trainer.evaluate()
     logged = torch.tensor([figures[f"eval_rewards/{name}"] for name in ("chosen", "rejected")])
@@ -157,8 +156,8 @@ def reward_trainer(rows: list[dict], model):
     section = Reward(seed=0, steps=1, batch_size=len(rows), max_length=32)
     with tempfile.TemporaryDirectory() as folder:
         config = RewardConfig(**trainers.arguments(section, Path(folder)), max_length=32)
-        made_of = datasets.Dataset.from_list(rows)
-        return RewardTrainer(model=model, args=config, train_dataset=made_of, processing_class=small.tokenizer())
+        pairs = datasets.Dataset.from_list(rows)
+        return RewardTrainer(model=model, args=config, train_dataset=pairs, processing_class=small.tokenizer())
 
 
 def reward_pairs() -> tuple[Any, list[dict]]:
