@@ -10,8 +10,11 @@ from families import tokenizer_of
 from tiny import make, scratch, sft
 
 from posttrain.config.sections import Base, Prepare, Source, Tokenizer, World
+from posttrain.data import usable
+from posttrain.ground import workers
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
+from posttrain.stages.prepare import prepare as run
 
 CHAT = {
     "messages": [{"role": "user", "content": "Name a colour number {}"}, {"role": "assistant", "content": "It is {}."}]
@@ -88,6 +91,35 @@ def test_long_rows_are_dropped_or_cut_named_and_counted(tmp_path, cache, capsys)
         assert (named in capsys.readouterr().err) == bool(dropped), "with file and line"
     kept = [row for side in ("train", "test") for row in read_jsonl(manifest.parent / f"data/sft/{side}.jsonl")]
     assert all(row["completion"].strip() for row in kept), "a cut row keeps reply tokens"
+
+
+def written(folder, section: Prepare, processes: int) -> dict[str, bytes]:
+    """The files that the stage writes with so many processes, without those that name a folder."""
+    folder.mkdir()
+    run(section, folder / "work", folder / "checkpoints", processes=processes)
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix != ".yaml"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def test_any_number_of_processes_writes_the_same_bytes(tmp_path, cache, monkeypatch, capsys):
+    """Rows that are dropped, or cut, stand in several of the batches that processes take."""
+    monkeypatch.setattr(usable, "BATCH", 10)
+    path = Path(chat_file(tmp_path, rows=90))
+    lines = path.read_text().splitlines()
+    for place, text in ((3, "word " * 300), (44, "<|end|>"), (45, " "), (88, "long " * 90)):
+        lines[place] = json.dumps({"messages": [CHAT["messages"][0], {"role": "assistant", "content": text}]})
+    path.write_text("\n".join(lines) + "\n")
+    section = Prepare(
+        tokenizer=Tokenizer(vocab_size=300), max_tokens=100, long_rows="cut", sft=[Source(path=str(path))]
+    )
+    one, two = (written(tmp_path / str(count), section, count) for count in (1, 2))
+    first, second = capsys.readouterr().err.split("; tasks")[:2]
+    assert one == two and first == second.split("\n", 1)[1], "and says the same"
+    assert one["work/data/dropped.jsonl"].count(b"\n") == 2 and {"work/data/sft/train.arrow"} <= one.keys()
+    results = workers._results
+    monkeypatch.setattr(workers, "_results", lambda *given: reversed(list(results(*given))))
+    other = written(tmp_path / "other", section, 2)
+    assert other["work/data/sft/train.arrow"] != one["work/data/sft/train.arrow"], "control: batches in another order"
 
 
 def test_a_question_asked_twice_is_measured_once(tmp_path, cache):

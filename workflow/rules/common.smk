@@ -25,6 +25,7 @@ from posttrain.ground.identity import canonical, named, write_named
 from posttrain.ground.progress import print_any_text
 from posttrain.jobs import kept, slurm
 from posttrain.reporting.summary import last_lines, last_lines_of_run, outdated
+from posttrain.resources.threads import threads
 from posttrain.tools import budget, ledger, status, why
 
 # Garbage collection would take a fifth of the time of a large plan and free almost nothing. `onstart` enables it again.
@@ -118,6 +119,11 @@ def artifact(wildcards, stage):
 def job_resources(target):
     """The resources that the job of an artifact requests."""
     return sites.request(SITE, PLAN, target)
+
+
+def wanted_threads(stage):
+    """The threads that a stage's job gets, where Snakemake has as many."""
+    return lambda wildcards: threads(PLAN, artifact(wildcards, stage))
 
 
 def need(stage, what):

@@ -25,7 +25,7 @@ for stage, entry in STAGES.items():
             f"results/logs/{place}.log",
         conda:
             CONDA
-        threads: entry.threads
+        threads: wanted_threads(stage)
         resources:
             gpu=need(stage, "gpu"),
             mem_mb=need(stage, "mem_mb"),
@@ -39,4 +39,5 @@ for stage, entry in STAGES.items():
         shell:
             POSTTRAIN
             + " attempt --gpus {resources.gpu} --batch-size {resources.batch_size} {params.arguments} "
-            "--output {output.manifest} 2>&1 | tee -i {log}"
+            + ("--threads {threads} " if entry.any_threads else "")
+            + "--output {output.manifest} 2>&1 | tee -i {log}"

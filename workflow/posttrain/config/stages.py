@@ -45,6 +45,8 @@ class Stage(NamedTuple):
     threads: int = 1
     any_batch: bool = False
     """Whether its result is the same however many rows are in memory at once; that of a stage that trains is."""
+    any_threads: bool = False
+    """Whether its result is the same however many threads it has, so that it gets as many as its data is worth."""
 
     @property
     def trains(self) -> bool:
@@ -63,7 +65,7 @@ class Stage(NamedTuple):
 
 
 STAGES: dict[str, Stage] = {
-    "prepare": Stage(sections.Prepare, "data", "read, check and split the data", runs="always"),
+    "prepare": Stage(sections.Prepare, "data", "read, check and split the data", runs="always", any_threads=True),
     "base": Stage(sections.Base, "policy", "the untouched model", ("data",), runs="always", threads=2),
     "sft": Stage(sections.Sft, "policy", "supervised fine-tuning", ("data", "base"), shards=True),
     "reward": Stage(

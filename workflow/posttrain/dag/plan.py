@@ -285,15 +285,15 @@ def planned_code(strict: bool) -> dict[str, str]:
 
 
 def arguments(stage: str, params: list[str], inputs: dict) -> str:
-    """A stage's command: `STAGE --threads 1 --config SECTION --code FINGERPRINT --lineage DIGEST --data MANIFEST ...`.
+    """A stage's command: `STAGE --threads 1 --config SECTION --code FINGERPRINT --lineage DIGEST --data MANIFEST ...`,
+    without threads where any number of them makes the same artifact.
 
     params: the section, the fingerprint of the code, the lineage. inputs: files by role; those of the role `files` are
     left out, since the section names them.
     """
     section, code, lineage = params
-    text = (
-        f"{stage} --threads {STAGES[stage].threads} --config {shlex.quote(section)} --code {code} --lineage {lineage}"
-    )
+    threads = "" if STAGES[stage].any_threads else f" --threads {STAGES[stage].threads}"
+    text = f"{stage}{threads} --config {shlex.quote(section)} --code {code} --lineage {lineage}"
     for role in sorted(inputs):
         if (files := flat({role: inputs[role]})) and role != "files":
             text += f" --{role} {' '.join(files)}"

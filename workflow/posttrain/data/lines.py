@@ -41,8 +41,10 @@ class RowError(Exception):
     """A row cannot be used. `reason` is a short key, by which such rows are counted; the message explains it."""
 
     def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
+        self.reason, self.message = reason, message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def json_kind(value) -> str:

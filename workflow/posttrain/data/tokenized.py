@@ -6,7 +6,8 @@ A row of `sft` has `input_ids` and `labels`; of `preference`, `prompt_ids`, `cho
 
 import hashlib
 import json
-from itertools import chain, islice
+import struct
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ class Writer:
 
     def __init__(self, tokenizer, file: Path):
         self.tokenizer, self.file = tokenizer, file
-        self._rows: list[dict[str, list[int]]] = []
+        self._rows: list[dict[str, bytes]] = []
         self._stream: Any = None  # pyarrow's, once there is a row
 
-    def add(self, row: dict[str, list[int]]) -> None:
-        """Append a row."""
+    def add(self, row: dict[str, bytes]) -> None:
+        """Append a row: the name of each column with its `packed` tokens."""
         self._rows.append(row)
         if len(self._rows) == BATCH:
             self._flush()
@@ -43,7 +44,7 @@ class Writer:
     def _flush(self) -> None:
         import pyarrow as pa
 
-        columns = {name: arrow([row[name] for row in self._rows]) for name in self._rows[0]}
+        columns = {name: unpacked([row[name] for row in self._rows]) for name in self._rows[0]}
         if self._stream is None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             schema = pa.table(columns).schema.with_metadata({"tokenizer": digest(self.tokenizer)})
@@ -52,12 +53,17 @@ class Writer:
         self._rows.clear()
 
 
-def arrow(lists: list[list[int]]):
-    """Lists of tokens as an Arrow array, in two thirds of the time that Arrow takes for lists in a list."""
+def packed(ids: list[int]) -> bytes:
+    """Tokens as 32-bit numbers, which are sent from one process to another and written as they are."""
+    return struct.pack(f"{len(ids)}i", *ids)
+
+
+def unpacked(rows: list[bytes]):
+    """Packed tokens of rows as a column of an Arrow table."""
     import pyarrow as pa
 
-    ends = np.cumsum([0, *map(len, lists)], dtype=np.int32)
-    return pa.ListArray.from_arrays(ends, np.fromiter(chain.from_iterable(lists), np.int32, int(ends[-1])))
+    ends = np.cumsum([0, *(len(row) // 4 for row in rows)], dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, np.frombuffer(b"".join(rows), np.int32))
 
 
 def load(tokenizer, data: Path, task: str, side: str, longest: int | None = None):

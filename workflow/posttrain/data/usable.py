@@ -6,7 +6,10 @@
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +17,9 @@ from posttrain.config.sections import DOCUMENTS, Prepare
 from posttrain.data import tokenized
 from posttrain.data.dropped import Dropped, Kinds, entry
 from posttrain.data.rows import card
-from posttrain.data.stored import BATCH, Rows, batches, counted, join, store
+from posttrain.data.stored import BATCH, Rows, counted, join, store
 from posttrain.ground.progress import say
+from posttrain.ground.workers import in_order
 from posttrain.models import token_contract
 from posttrain.models.chat import Breach
 from posttrain.models.control import control_text
@@ -25,14 +29,25 @@ from posttrain.models.tokens import alone
 FEWEST_LEFT = 8  # characters that a cut text keeps at least
 QUANTILES = {"min": 0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1}
 TOO_LONG = "too long"
-Tokens = dict[str, list[int]]
+Tokens = dict[str, bytes]  # 32-bit numbers, as `tokenized.packed` writes them
+
+
+class Fitted(NamedTuple):
+    """What becomes of a row: a fault, or its tokens and how many they are; none for a document."""
+
+    fault: Breach | None = None
+    tokens: Tokens = {}  # noqa: RUF012, nothing adds to it
+    size: int = 0
+    shorter: dict | None = None  # the row where it was cut
+    source: str = ""
 
 
 class Fitting:
     """Keeps the rows of a task that can be trained on, and counts them."""
 
-    def __init__(self, section: Prepare, tokenizer, task: str, dropped: Dropped):
+    def __init__(self, section: Prepare, tokenizer, task: str, dropped: Dropped, processes: int = 1):
         self.section, self.tokenizer, self.task, self.dropped = section, tokenizer, task, dropped
+        self.processes = processes
         self.lengths = array("q")
         self.truncated = 0
         self.kinds = Kinds()
@@ -49,28 +64,31 @@ class Fitting:
 
     def _cut(self, rows: Rows, tokens: tokenized.Writer, order: array) -> Iterator[dict]:
         """The rows that were cut. The place of each row that can be trained on is put into `order`."""
-        place, cuts = 0, len(rows)
-        for batch in batches(counted(rows, f"prepare.{self.task}, as tokens", len(rows)), BATCH):
-            for row, encoded in zip(batch, self._encoded(batch), strict=True):
-                try:
-                    fitting, ids = self._fitted(row, encoded)
-                except Breach as fault:
-                    one = entry(row["source"], self.task, fault.reason, str(fault))
-                    self.kinds.note(one)
-                    self.dropped.add([one])
-                else:
-                    if ids:
-                        tokens.add(ids)
-                        self.lengths.append(token_contract.size(ids))
-                    order.append(place if fitting is row else cuts)
-                    if fitting is not row:
-                        cuts += 1
-                        yield fitting
-                place += 1
+        cuts, starts = len(rows), range(0, len(rows), BATCH)
+        batches = in_order(partial(self._fitted, rows), starts, self.processes)
+        fitted = counted(chain.from_iterable(batches), f"prepare.{self.task}, as tokens", len(rows))
+        for place, one in enumerate(fitted):
+            if one.fault:
+                line = entry(one.source, self.task, one.fault.reason, str(one.fault))
+                self.kinds.note(line)
+                self.dropped.add([line])
+                continue
+            if one.tokens:
+                tokens.add(one.tokens)
+                self.lengths.append(one.size)
+            order.append(cuts if one.shorter else place)
+            if one.shorter:
+                cuts += 1
+                yield one.shorter
 
-    def _encoded(self, rows: list[dict]) -> list[Tokens | Breach]:
+    def _fitted(self, rows: Rows, start: int) -> list[Fitted]:
+        """What becomes of each row of the batch that begins with a row's number."""
+        batch = list(rows[start : start + BATCH])
+        return [self._fit(row, encoded) for row, encoded in zip(batch, self._encoded(batch), strict=True)]
+
+    def _encoded(self, rows: list[dict]) -> list[dict[str, list[int]] | Breach]:
         """The tokens of rows, empty for documents, or what is wrong with them."""
-        encoded: list[Tokens | Breach] = [{} for _ in rows]
+        encoded: list[dict[str, list[int]] | Breach] = [{} for _ in rows]
         readable = []
         for place, row in enumerate(rows):
             try:
@@ -85,18 +103,19 @@ class Fitting:
                 encoded[place] = item
         return encoded
 
-    def _fitted(self, row: dict, encoded: Tokens | Breach) -> tuple[dict, Tokens]:
-        """(the row, cut where `prepare.long_rows` says so; its tokens). Raises Breach for a row that cannot be used."""
+    def _fit(self, row: dict, encoded: dict[str, list[int]] | Breach, shorter: dict | None = None) -> Fitted:
+        """What becomes of a row with these tokens: it is cut where `prepare.long_rows` says so."""
         if isinstance(encoded, Breach):
-            raise encoded
-        longest = self.section.max_tokens
+            return Fitted(fault=encoded, source=row["source"])
+        size, longest = token_contract.size(encoded) if encoded else 0, self.section.max_tokens
         assert longest, "filled in when the campaign was read"
-        if not encoded or (size := token_contract.size(encoded)) <= longest:
-            return row, encoded
+        if size <= longest:
+            return Fitted(None, {name: tokenized.packed(ids) for name, ids in encoded.items()}, size, shorter)
         shorter = cut(self.tokenizer, row, longest) if self.section.long_rows == "cut" else None
         if shorter is None:
-            raise Breach(TOO_LONG, f"{size:,} tokens, over prepare.max_tokens ({longest})")
-        return self._fitted(shorter, *token_contract.encode_all(self.tokenizer, [shorter]))
+            fault = Breach(TOO_LONG, f"{size:,} tokens, over prepare.max_tokens ({longest})")
+            return Fitted(fault, source=row["source"])
+        return self._fit(shorter, token_contract.encode_all(self.tokenizer, [shorter])[0], shorter)
 
 
 def usable(
@@ -108,12 +127,13 @@ def usable(
     dropped: Dropped,
     cards: list,
     scratch: Path,
+    processes: int = 1,
 ) -> dict:
     """Drop or cut rows, on both sides; returns the lengths of the others for the data card. Prints warnings.
 
-    folder: for the tokens, see `data/tokenized.py`. scratch: for the rows.
+    folder: for the tokens, see `data/tokenized.py`. scratch: for the rows. processes: that encode rows.
     """
-    fitting, total = Fitting(section, tokenizer, task, dropped), sum(map(len, sides.values()))
+    fitting, total = Fitting(section, tokenizer, task, dropped, processes), sum(map(len, sides.values()))
     for side, rows in sides.items():
         with closing(tokenized.Writer(tokenizer, folder / task / f"{side}.arrow")) as tokens:
             sides[side] = fitting.rows(rows, tokens, scratch)

@@ -11,8 +11,10 @@ class UserError(Exception):
     """
 
     def __init__(self, *problems: str):
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = problems  # the arguments stay those of the class: by them an error is sent between processes
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 class Diverged(UserError):

@@ -54,7 +54,7 @@ def run_stage(arguments: Namespace) -> None:
         gc.freeze()
         gc.enable()
         if stage == "prepare":
-            return function(section, **inputs)
+            return function(section, **inputs, processes=arguments.threads)
         return run_with_torch(arguments, function, section, inputs)
 
     with tempfile.TemporaryDirectory() as cache:

@@ -42,9 +42,10 @@ NAMED = 5  # contradictions between sources that are named; all are counted
 WORLD_DOCUMENTS = 200  # held-out documents whose likelihood is measured
 
 
-def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[Path] = ()) -> dict:
+def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[Path] = (), processes: int = 1) -> dict:
     """Write `work/data` (a folder for each of TRAINED, tasks, tokenizer) and return the data card.
 
+    processes: that check, search and encode rows at the same time; what they write is the same however many they are.
     Rows pass through files in `checkpoints`, so that memory holds a few numbers of each. Raises UserError, naming
     file:line, for data that cannot be used and for rows in both training and evaluation.
     """
@@ -70,7 +71,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     suited(section, sides, cards, checkpoints)
     tokenizer = make_tokenizer(section, sides, list(fetched))
     lengths = {
-        task: usable(section, tokenizer, task, sides[task], work / "data", dropped, cards, checkpoints)
+        task: usable(section, tokenizer, task, sides[task], work / "data", dropped, cards, checkpoints, processes)
         for task in TRAINED
     }
     asked = {kind: askable(tokenizer, kind, rows, dropped, cards) for kind, rows in asked.items()}
