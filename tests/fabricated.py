@@ -97,6 +97,7 @@ RERUN = {  # by the section that a key stands in, of the experiment `whole`
     "algebra": {"algebra", "report"},
     "seed": ALL,
     "question": {"report"},
+    "claims": {"report"},
 }
 
 

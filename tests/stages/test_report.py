@@ -148,7 +148,7 @@ def test_complete_report_has_all_its_parts(made):
     written = {str(p.relative_to(output)) for p in output.rglob("*") if p.is_file()} - {"manifest.json"}
     figures = {"figures/benchmark-exact_match.svg", "figures/lengths.svg", "figures/training-curves.svg"}
     assert set(known) == written == figures | {
-        "index.html", "table.csv", "table.md", "summary.txt", "metrics.json", "curves.csv"
+        "index.html", "table.csv", "table.md", "summary.txt", "metrics.json", "curves.csv", "verdict.json"
     }  # fmt: skip
     for name, entry in known.items():
         assert hashlib.sha256((output / name).read_bytes()).hexdigest() == entry["sha256"]

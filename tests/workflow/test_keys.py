@@ -48,8 +48,17 @@ SOURCE = {"prepare.sft": [{"path": "a.jsonl"}]}
 NO_LONGCTX = {"longctx": None}
 OTHER_TEXT = {"prepare.world.long": None, "prepare.long": [{"path": "a.jsonl"}]}
 GIVEN = {"base.scratch": None, "base.path": "model", "prepare.tokenizer": None}
+CLAIM = {
+    "sentence": "It is so.",
+    "paper": "a paper",
+    "measured": {"of": "sft", "value": "summary.loss"},
+    "expected": {"at_most": 1.0, "date": "2026-11-30"},
+    "tolerance": {"basis": "algebra"},
+    "control": {"of": "base"},
+}
 # Keys that cannot simply get the next value: what must be set beforehand, and the other value.
 SPECIAL = {
+    "claims": ({}, {"it": CLAIM}),
     "prepare": ({}, {"world": {"documents": 500, "long": {"context": 64}}}),
     "base": ({}, {"scratch": {"context": 64, "layers": 3}}),
     "prepare.world": ({"prepare.sft": [{"path": "a.jsonl"}]}, {"documents": 500, "long": {"context": 64}}),
@@ -171,7 +180,7 @@ REFUSED = (
 )
 REFUSED += ("text[].separator", "long[].separator")
 REFUSED += tuple(f"{source}[].threshold" for source in SOURCES if source != "kto")
-REFUSED += tuple(f"{source}[].weight" for source in SOURCES if source not in CONVERSATIONS)
+REFUSED += tuple(f"{source}[].weight" for source in ("choices", "answers"))
 REFUSED += tuple(f"{source}[].system" for source in SOURCES if source not in CONVERSATIONS)
 
 

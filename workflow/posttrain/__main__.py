@@ -148,7 +148,15 @@ def workflow_commands(subparsers) -> None:
     report.add_argument("--output", type=Path, required=True, help="the manifest to write")
     planned(report)
     report.add_argument("--partial", action="store_true", help="render what exists; missing artifacts are no error")
+    claimed = "render what the claims need, and what else exists"
+    report.add_argument("--claimed", action="store_true", help=claimed)
     report.add_argument("--left-out", type=Path, help="JSON file: artifacts to leave out, each with the reason")
+    verdict = command(
+        subparsers, "verdict", "print the rulings on claims; fails where one fails", "tools.verdict:verdict"
+    )
+    verdict.add_argument("file", type=Path, nargs="?", default=Path("results/report/verdict.json"))
+    record = "write a record of the artifacts, so that a later failure names the first stage that departs from it"
+    verdict.add_argument("--record", type=Path, metavar="FILE", help=record)
     summary = command(subparsers, "summary", "print headline figures and the report's path", "tools.check:summary")
     summary.add_argument("folder", type=Path, nargs="?", default=Path("results/report"))
     summary.add_argument("--campaign", default=CAMPAIGN, help=f"default {CAMPAIGN}")

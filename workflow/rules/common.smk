@@ -56,6 +56,7 @@ try:
     if workflow.is_main_process:
         OVERRIDES = command.overrides(sys.argv, dict(workflow.config_settings.config))
         PLAN = campaign.load(FILES[0], OVERRIDES)
+        PLAN.verifying = command.is_target(sys.argv, "verify")
         LOOKING = controller.is_read_only(sys.argv)
         LACKS = "" if LOOKING else ledger.keep_up(PLAN, overridden=bool(OVERRIDES))
         if SITE and SITE.gpu_memory_gb:

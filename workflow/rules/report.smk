@@ -1,8 +1,9 @@
-# The table, the figures and the page, from the records alone.
+# The table, the figures, the page and the verdict, from the records alone; and the target that reads the verdict.
 
 
 localrules:
     report,
+    verify,
 
 
 rule report:
@@ -19,6 +20,7 @@ rule report:
         summary="results/report/summary.txt",
         metrics="results/report/metrics.json",
         curves="results/report/curves.csv",
+        verdict="results/report/verdict.json",
         page=report(
             "results/report/index.html",
             caption="../report/report.rst",
@@ -38,4 +40,20 @@ rule report:
         lineage=LINEAGE,
     shell:
         POSTTRAIN
-        + " report --campaign {params.campaign} --code {params.code} --lineage {params.lineage} --output {output.manifest} 2>&1 | tee -i {log}"
+        + " report --campaign {params.campaign} --code {params.code} --lineage {params.lineage}"
+        + (" --claimed" if PLAN.verifying else "")
+        + " --output {output.manifest} 2>&1 | tee -i {log}"
+
+
+# `snakemake verify` makes what the claims need, and fails where one of them does not hold.
+rule verify:
+    input:
+        verdict="results/report/verdict.json",
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=20,
+    shell:
+        POSTTRAIN + " verdict {input.verdict}"

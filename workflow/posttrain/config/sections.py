@@ -858,11 +858,15 @@ class Campaign(Section):
     """Heading of the report."""
     experiments: Annotated[list[Name], Field(min_length=1)]
     """Names of the experiments; NAME is read from `experiments/NAME.yaml` beside the campaign's file."""
+    verify: list[Name] = []
+    """Names of further experiments whose claims `snakemake verify` rules on; nothing else runs them."""
     grid: dict[str, Annotated[list, Field(min_length=1)]] | None = None
     """Grid of every experiment, such as `seed: [0, 1, 2]`; a key of the experiment's own `grid` has precedence."""
     keep_gb: Annotated[float, Field(ge=0, le=LARGEST)] = 20.0
     """GB of replaced artifacts to keep. A kept one is reused when a stage has its settings, inputs and code again;
     0 keeps none."""
+    scale: Literal["toy", "reduced", "paper"] = "paper"
+    """Size of its models and data beside the papers'. A claim that needs a larger scale is not tested."""
     strict: bool = False
     """Rerun every stage when the software versions (`envs/requirements.txt`) change."""
     wandb: Wandb = Wandb()

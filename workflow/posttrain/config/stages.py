@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import Field, create_model
 
 from posttrain.config import sections
-from posttrain.config.sections import Adapter, Base, Chain, Optimisation, Section, has_hub_items
+from posttrain.config.claims import Claim
+from posttrain.config.sections import Adapter, Base, Chain, Name, Optimisation, Section, has_hub_items
 
 Kind = Literal["data", "policy", "reward", "judgement", "identities"]
 
@@ -139,6 +140,8 @@ def _field(stage: Stage) -> tuple:
     return stage.section | None, Field(default=None, description=f"{help}; unset or `null`: the stage does not run.")
 
 
+CLAIMS = "What the experiment's results should show, by id: `snakemake verify` rules on it. Not inherited."
+
 if TYPE_CHECKING:
     Experiment = Chain
 else:
@@ -147,4 +150,5 @@ else:
         __base__=Chain,
         __doc__=Chain.__doc__,
         **{name: _field(stage) for name, stage in STAGES.items()},
+        claims=(dict[Name, Claim], Field(default={}, description=CLAIMS)),
     )

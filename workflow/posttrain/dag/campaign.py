@@ -14,7 +14,7 @@ from posttrain.config.mistakes import checked, place_of, valid_part, validated
 from posttrain.config.sections import Campaign, Optimisation, Section, Sft, Tokenizer
 from posttrain.config.settings import OPTION, Settings, read_settings
 from posttrain.config.stages import STAGES, Experiment
-from posttrain.dag import axes, functions
+from posttrain.dag import axes, claims, functions
 from posttrain.dag.checks import FOUNDATIONS, RULES, UNUSED
 from posttrain.dag.layers import Faults, Merged, copied, oldest_first, put, read_layers
 from posttrain.dag.plan import Plan
@@ -34,11 +34,11 @@ def load(path: str | Path, overrides: dict | None = None) -> Plan:
     values = _overridden(read_settings(path), overrides or {})
     problems: list[str] = []
     campaign = validated(Campaign, values, values.places, problems)
-    listed = values.get("experiments")
-    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-    if len(set(names)) < len(names):
-        problems.append(f"{values.places['experiments']}: experiments: names an experiment twice")
-    layers = read_layers(names, values.places, path.parent / "experiments", problems)
+    names, verified = (_names(values.get(key)) for key in ("experiments", "verify"))
+    if len({*names, *verified}) < len(names + verified):
+        key = "experiments" if len(set(names)) < len(names) else "verify"
+        problems.append(f"{values.places[key]}: {key}: names an experiment twice")
+    layers = read_layers(names, verified, values.places, path.parent / "experiments", problems)
     grid_places = {key: line for key, line in values.places.items() if f"{key}.".startswith("grid.")}
     root = Settings({"grid": values.get("grid")}, {"": str(path)} | grid_places)
     experiments = _experiments(layers, root, problems)
@@ -46,7 +46,17 @@ def load(path: str | Path, overrides: dict | None = None) -> Plan:
         raise UserError(*dict.fromkeys(problems))
     relative = os.path.relpath(path)  # Snakemake makes it absolute; another clone has it elsewhere
     configfile = str(path) if relative.startswith("..") else relative
-    return Plan(campaign, experiments, "" if configfile == DEFAULT else configfile)
+    plan = Plan(campaign, experiments, "" if configfile == DEFAULT else configfile)
+    if wrong := [*claims.mistakes(plan)]:
+        places = {name: layer.places for name, layer in layers.items() if layer is not None}
+        raise UserError(*(f"{place_of(places[name], key)}: {key}: {text}" for name, key, text in wrong))
+    plan.claimed = claims.needs(plan)
+    return plan
+
+
+def _names(listed) -> list[str]:
+    """The texts of a list; validation reports everything else."""
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
 
 
 def _overridden(values: Settings, overrides: dict) -> Settings:
@@ -105,7 +115,8 @@ def _cells(merged: Merged, wanted: dict[str, list], faults: Faults, problems: li
     shared = {key: part for key, part in experiment if isinstance(part, Section) and key in unchanged}
     labels, cells = grid.labels(list(wanted)), {}
     for cell in grid.cells(wanted):
-        settings = copied({key: value for key, value in merged.values.items() if key not in shared}) | shared
+        own = {key: value for key, value in merged.values.items() if key not in shared and key != "claims"}
+        settings = copied(own) | shared
         for key, value in cell.items():
             put(settings, key, value)
         cells[grid.cell_name(merged.name, cell, labels)] = _resolved(

@@ -6,13 +6,16 @@ from functools import cache
 from posttrain.config import grid
 from posttrain.config.sections import Campaign
 from posttrain.config.stages import STAGES, Experiment
+from posttrain.dag import claims
 from posttrain.dag.plan import Plan
 from posttrain.ground.identity import canonical
 
 
 def freeze(plan: Plan) -> str:
-    """The plan as JSON, from which a job rebuilds the plan of its run."""
-    experiments = {name: experiment.model_dump(mode="json") for name, experiment in plan.experiments.items()}
+    """The plan as JSON, from which a job rebuilds the plan of its run. Claims are the report's alone."""
+    experiments = {
+        name: experiment.model_dump(mode="json", exclude={"claims"}) for name, experiment in plan.experiments.items()
+    }
     campaign = plan.campaign.model_dump(mode="json")
     seeded = {name: sorted(experiment._seeded) for name, experiment in plan.experiments.items()}
     whole = {"campaign": campaign, "experiments": experiments, "seeded": seeded}
@@ -34,6 +37,7 @@ def summary(plan: Plan) -> dict:
     return {
         "title": plan.campaign.title,
         "configfile": plan.configfile,
+        "claims": claims.summary(plan),
         "owners": {name: _without_seed(plan, name) for name in plan.axes if name not in family},
         "experiments": [
             {

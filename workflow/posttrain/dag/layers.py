@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain.config.mistakes import model_at, nearest
+from posttrain.config.mistakes import model_at, nearest, place_of
 from posttrain.config.sections import Section, conditional, is_name
 from posttrain.config.settings import OPTION, Settings, read_settings
 from posttrain.config.stages import Experiment
+from posttrain.dag.claims import named
 from posttrain.dag.plan import RESERVED
 from posttrain.ground.errors import UserError
 
@@ -34,11 +35,18 @@ class Merged(NamedTuple):
     ancestors: list[str]  # from its parent to the oldest
 
 
-def read_layers(names: list[str], places: dict, folder: Path, problems: list) -> dict[str, Settings | None]:
-    """The settings of each listed experiment's file and of its parents'; None where it cannot be read. A name that is
-    none, which validation reports, is left out."""
+def read_layers(
+    names: list[str], verified: list[str], places: dict, folder: Path, problems: list
+) -> dict[str, Settings | None]:
+    """The settings of each listed experiment's file, of its parents' and of those that its claims name; None where it
+    cannot be read. A name that is none, which validation reports, is left out.
+
+    verified: experiments that are listed for their claims alone.
+    """
     layers: dict[str, Settings | None] = {}
-    wanted = [(name, place_of_item(places, number)) for number, name in enumerate(names)]
+    claiming = {*names, *verified}
+    wanted = [(name, place_of_item(places, "experiments", number)) for number, name in enumerate(names)]
+    wanted += [(name, place_of_item(places, "verify", number)) for number, name in enumerate(verified)]
     while wanted:
         name, place = wanted.pop()
         if name in layers or not is_name(name):
@@ -57,12 +65,14 @@ def read_layers(names: list[str], places: dict, folder: Path, problems: list) ->
                 continue
             if isinstance(parent := layer.get("extends"), str):
                 wanted.append((parent, f"{layer.places['extends']}: extends"))
+            if name in claiming:
+                wanted += [(other, f"{place_of(layer.places, key)}: {key}") for key, other in named(layer, name)]
     return layers
 
 
-def place_of_item(places: dict[str, str], number: int) -> str:
-    """file:line and key of an item of the campaign's list of experiments."""
-    key = f"experiments[{number}]"
+def place_of_item(places: dict[str, str], key: str, number: int) -> str:
+    """file:line and key of an item of a list of the campaign."""
+    key = f"{key}[{number}]"
     return f"{places.get(key, OPTION)}: {key}"
 
 
@@ -108,7 +118,7 @@ def _merged(chain: list[Settings]) -> tuple[dict, dict[str, str]]:
         lists = {key.partition("[")[0] for key in layer.places if "[" in key}  # a list replaces an inherited one whole
         inherited = {key: line for key, line in places.items() if "[" not in key or key.partition("[")[0] not in lists}
         places = inherited | layer.places
-    for key in ("extends", "question"):  # not inherited
+    for key in ("extends", "question", "claims"):  # not inherited
         values.pop(key, None)
         if key in chain[-1]:
             values[key] = chain[-1][key]

@@ -42,8 +42,10 @@ class Plan:
         self.axes: dict[str, dict[str, object]] = {}  # cell -> key -> value
         self.grids: dict[str, dict[str, set[str]]] = {}  # experiment with a grid -> axis -> stages that it changes
         self.labels: dict[str, dict[str, str]] = {}  # experiment with a grid -> axis -> its short name
-        cells = {name: self._cells(name) for name in experiments if "@" not in name}
-        self.names = [cell for name in campaign.experiments for cell in cells.get(name, [])]  # what is run
+        self.cells = {name: self._cells(name) for name in experiments if "@" not in name}
+        self.names = [cell for name in campaign.experiments for cell in self.cells.get(name, [])]  # what is run
+        self.claimed: list[Artifact] = []  # what the claims need, which the campaign need not list
+        self.verifying = False  # whether the run makes only what the claims need (`snakemake verify`)
         self.code = code or planned_code(campaign.strict)
         self.owner = cache(self._owner)
         self.lineage = cache(self._lineage)
@@ -206,13 +208,26 @@ class Plan:
         return [*(artifact for artifact in artifacts if not artifact.policy), *judged, REPORT]
 
     def folders(self) -> list[str]:
-        """The folders of all artifacts."""
-        return [artifact.folder for artifact in self.artifacts()]
+        """The folders of all artifacts, those that only claims need and what these depend on among them."""
+        claimed = dict.fromkeys(folder for artifact in self.claimed for folder in self.above(artifact))
+        return [*dict.fromkeys([*claimed, *(artifact.folder for artifact in self.artifacts())])]
+
+    def above(self, artifact: Artifact) -> list[str]:
+        """The folders of the artifacts that an artifact depends on, in the order of the table, with its own last."""
+        name, stage, policy = artifact
+        beside = [role_policy for _, _, role_policy in self.reads(name, stage, policy) if role_policy]
+        judged = [self.folder(name, stage, other) for other in beside]
+        return [*(self.folder(name, part) for part in self.upstream(name, stage, policy)), *judged, artifact.folder]
 
     def _inputs(self, experiment: str, stage: str, policy: str = "") -> dict[str, str | list[str]]:
         """The inputs of an artifact by role: manifests, and the user's own files."""
         if stage == "report":
-            return {"evaluations": [artifact.manifest for artifact in self.artifacts() if artifact.stage in REPORTED]}
+            shown = (
+                self.claimed
+                if self.verifying
+                else [artifact for artifact in self.artifacts() if artifact.stage in REPORTED]
+            )
+            return {"evaluations": [artifact.manifest for artifact in shown]}
         inputs: dict[str, str | list[str]] = {
             role: self.artifact(experiment, part, judged).manifest
             for role, part, judged in self.reads(experiment, stage, policy)
@@ -231,10 +246,15 @@ class Plan:
     def _lineage(self, experiment: str, stage: str, policy: str = "") -> str:
         """Digest of the sections and the code of everything that an artifact depends on, as 16 hex digits.
 
-        It makes an artifact stale when settings upstream changed, even where the upstream artifact is absent.
+        It makes an artifact stale when settings upstream changed, even where the upstream artifact is absent. The
+        report's is the same whether or not a run makes only what the claims need.
         """
         above = []
-        for role, files in self.inputs(experiment, stage, policy).items():
+        inputs = self.inputs(experiment, stage, policy)
+        if stage == "report":
+            shown = dict.fromkeys([*(one for one in self.artifacts() if one.stage in REPORTED), *self.claimed])
+            inputs = {"evaluations": [artifact.manifest for artifact in shown]}
+        for role, files in inputs.items():
             for file in [] if role in ("files", "fetched") else flat({role: files}):
                 part = at(file)
                 section, code = self.section(part.experiment, part.stage), self.code[part.stage]

@@ -52,6 +52,11 @@ def check_configfile(command: list[str]) -> None:
         sys.exit(2)
 
 
+def is_target(command: list[str], target: str) -> bool:
+    """Whether a Snakemake command line names a target; a job of a run, which has `--mode`, is not asked."""
+    return target in command[1:] and "--mode" not in command
+
+
 def _options(command: list[str]) -> argparse.Namespace:
     """`--config` and `--configfile` of a command line."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

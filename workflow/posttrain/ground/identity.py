@@ -39,6 +39,11 @@ def record_of(folder: Path) -> dict:
         return {}
 
 
+def of_params(params: list[str]) -> str:
+    """Digest of the parameters that an artifact was planned or made with: its section, code and lineage."""
+    return hashlib.sha256(canonical(params).encode()).hexdigest()[:16]
+
+
 def identity(stage: str, section: dict, code: str, read: dict[str, dict[str, str]]) -> str:
     """Digest of a stage's settings, code, and the sha256 of its inputs by role (not their paths), as 16 hex digits.
 

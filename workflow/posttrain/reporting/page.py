@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from posttrain.reporting import figures, tables
+from posttrain.reporting import figures, tables, verdict
 from posttrain.reporting.text import clean, short, visible
 
 ANSWERS = ("gold_reward", "reward", "win_rate", "kl_to_sft", "length", "eos_rate", "distinct_2", "distinct_answers")
@@ -17,7 +17,8 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
     folder = FileSystemLoader(Path(__file__).parents[1] / "templates")
     environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
-    environment.filters |= {"short": short, "themed": figures.themed}
+    environment.filters |= {"short": short, "themed": figures.themed, "details": verdict.details}
+    environment.filters |= {"figure": lambda ruling: verdict.figure(ruling["got"], ruling["stderr"])}
     experiments = {experiment["name"]: experiment for experiment in clean(campaign["experiments"])}
     for artifact in record["artifacts"]:  # a parent that owns an artifact may not be listed in the campaign
         experiments.setdefault(artifact["experiment"], {"name": artifact["experiment"], "outside": True})
@@ -26,6 +27,8 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
         side=side_by_side(record["artifacts"]),
         seeds=tables.seeds(record["rows"]),
         title=visible(campaign["title"]),
+        answer=verdict.answer(record["verdict"]),
+        rulings=clean(record["verdict"]["rulings"]),
         accepted=clean(campaign.get("accepted", [])),
         again=lambda target: command(target, campaign.get("configfile", "")),
         experiments=list(experiments.values()),

@@ -6,25 +6,36 @@ It reads JSON and loads no model. A missing artifact is named with the reason, a
 marked partial and gets no manifest, so that the workflow renders it again.
 """
 
+import json
 import os
 from pathlib import Path
 
 from posttrain.ground.files import manifest_of, write_json
-from posttrain.reporting import figures, records, samples, summary, tables
+from posttrain.reporting import figures, records, samples, summary, tables, verdict
 from posttrain.reporting.page import page
 
 
 def report(
-    campaign: dict, output: Path, results: Path = Path("results"), reasons: dict[str, str] | None = None
+    campaign: dict,
+    output: Path,
+    results: Path = Path("results"),
+    reasons: dict[str, str] | None = None,
+    needed: list[str] | None = None,
 ) -> list[dict]:
     """Write table, figures and page into `output`; returns the missing artifacts, none if the report is complete.
 
     campaign: {"title", "experiments": [{"name", "family", "question", "seed", "stages": {stage: artifact folder}}]},
     where a stage is STAGE or JUDGE/POLICY; experiments of one family differ in their seeds only. `owners`: the family
     of artifacts that several cells of a grid share.
-    reasons: artifacts to leave out, each with the reason, e.g. {"results/tiny/ppo": "KL exploded"}.
+    reasons: artifacts to leave out, each with the reason, e.g. {"results/tiny/ppo": "KL exploded"}. needed: manifests
+    of the artifacts that must not be missing; all where None.
     """
     record = records.gather(campaign, results, reasons or {})
+    if needed is not None:
+        record["missing"] = [piece for piece in record["missing"] if f"{piece['name']}/manifest.json" in needed]
+    record["verdict"] = verdict.verdict(
+        campaign.get("claims", []), results, campaign.get("registered"), campaign.get("recorded")
+    )
     record["samples"] = samples.read_samples(record["artifacts"], record["missing"])
     drawn = figures.draw(record)
     rows, missing = record["rows"], record["missing"]
@@ -34,6 +45,7 @@ def report(
     texts["metrics.json"] = tables.metrics_json(rows)
     texts["curves.csv"] = tables.curves_csv(record["artifacts"])
     texts["summary.txt"] = summary.text(rows, missing)
+    texts["verdict.json"] = json.dumps(record["verdict"], indent=1, ensure_ascii=False) + "\n"
     texts["index.html"] = page(campaign, record, drawn)
     publish(output, texts, complete=not missing)
     return missing

@@ -7,6 +7,7 @@ posttrain summary [FOLDER]
 
 from pathlib import Path
 
+from posttrain.dag import claims
 from posttrain.dag.campaign import load
 from posttrain.dag.frozen import summary as summary_of
 from posttrain.dag.plan import Plan
@@ -23,7 +24,14 @@ def check(plan: Plan) -> str:
     for name in plan.names:
         lines.append(f"{name}: {plan.experiments[name].question}")
         lines += [f"  {stage:9} {plan.folder(name, stage)}" for stage in plan.stages(name)]
-    return "\n".join([*lines, *filter(None, [ledger.lacking(plan)])])
+    return "\n".join([*lines, *filter(None, [claimed(plan), ledger.lacking(plan)])])
+
+
+def claimed(plan: Plan) -> str:
+    """How many claims the campaign has, and the command that rules on them; "" without claims."""
+    stated = [claims.is_tested(plan, claim) for _, _, claim in claims.claims(plan)]
+    larger = f", {stated.count(False)} of which need a larger scale than {plan.campaign.scale}" * (False in stated)
+    return f"{len(stated)} claims{larger}: snakemake verify" if stated else ""
 
 
 def verify(plan: Plan) -> str:

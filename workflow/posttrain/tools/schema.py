@@ -99,8 +99,8 @@ def section(prefix: str, model: dict, parts: dict[str, dict]) -> list[str]:
         default = "**required**" if key in model.get("required", []) else default_of(field)
         lines.append(f"| `{prefix}{key}` | {kind(field)} | {default} | {meaning(field)} |")
         if inner := re.search(r"#/\$defs/(\w+)", json.dumps(field)):
-            listed = "[]" if kind(field).startswith("list") else ""
-            nested += ["", f"### `{prefix}{key}`\n", *section(f"{prefix}{key}{listed}.", parts[inner[1]], parts)]
+            item = "[]" if kind(field).startswith("list") else ".ID" if "patternProperties" in field else ""
+            nested += ["", f"### `{prefix}{key}`\n", *section(f"{prefix}{key}{item}.", parts[inner[1]], parts)]
     return lines + nested
 
 
@@ -125,7 +125,7 @@ def kind(field: dict) -> str:
     if values := field.get("enum", [field["const"]] if "const" in field else []):
         return " / ".join(f"`{value}`" for value in values)
     if field["type"] == "object":
-        inner = field["additionalProperties"]
+        inner = field.get("additionalProperties") or next(iter(field["patternProperties"].values()))
         return f"`key: {TYPES['array'] if inner.get('type') == 'array' else kind(inner)}` lines"
     if field["type"] == "array":
         return f"list of {kind(field['items'])}" + ("s" if "$ref" in field["items"] else "")
