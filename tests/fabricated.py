@@ -34,6 +34,7 @@ def fabricate(plan, folders=None, text: str = "") -> None:
             "table.md",
             "summary.txt",
             "curves.csv",
+            "verdict.json",
             "index.html",
         ):
             (folder / name).write_text("{}")
