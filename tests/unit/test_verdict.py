@@ -256,6 +256,38 @@ def test_the_first_stage_that_departs_from_the_record_is_named(results):
     assert not other["holds"]
 
 
+@pytest.mark.parametrize(
+    "other, said",
+    [
+        ({"version": "2.0"}, "tasks.task is version 2.0, 0 examples, 200 questions, and version 1.0"),
+        ({"template": "abc"}, "template is abc, and None"),
+        ({"dtype": "torch.bfloat16"}, "dtype is torch.bfloat16, and torch.float32"),
+        ({"limit": 100}, "limit is 100, and None"),
+    ],
+)
+def test_a_benchmark_that_was_recorded_otherwise_is_not_compared(results, other, said):
+    one = claim(measured((1.0, "good")), {"at_least": 0.8})
+    recorded = {"results/good": snapshot(results / "good")}
+    assert ruling(results, one, recorded=recorded)["verdict"] == "reproduced"
+    evaluation(results / "good", [1.0] * 180 + [0.0] * 20, **other)
+    ruled = ruling(results, one, recorded=recorded)
+    assert ruled["verdict"] == "not-run" and f"results/good: {said}" in ruled["reason"]
+
+
+def test_other_data_are_not_compared(results):
+    one = claim(measured((1.0, "good")), {"at_least": 0.8})
+    one["measured"]["above"] = {"results/good": ["results/one/prepare", "results/good"]}
+    rows = results / "one/prepare/data/sft/train.jsonl"
+    write_jsonl(rows, [{"row": 1}])
+    publish(results / "one/prepare", {"splits": {"sft": {"train": 1}}})
+    recorded = {"results/one/prepare": snapshot(results / "one/prepare")}
+    assert ruling(results, one, recorded=recorded)["verdict"] == "reproduced"
+    write_jsonl(rows, [{"row": 2}])
+    publish(results / "one/prepare", {"splits": {"sft": {"train": 1}}})
+    reason = ruling(results, one, recorded=recorded)["reason"]
+    assert reason.startswith("results/one/prepare: its data are not the recorded ones")
+
+
 def test_the_command_fails_where_the_verdict_does_and_where_a_bit_changed(results, monkeypatch, capsys):
     monkeypatch.chdir(results.parent)
     file = results / "verdict.json"

@@ -49,6 +49,8 @@ rule report:
 rule verify:
     input:
         verdict="results/report/verdict.json",
+    log:
+        "results/logs/verify.log",
     conda:
         CONDA
     threads: 1
@@ -56,4 +58,4 @@ rule verify:
         mem_mb=1000,
         runtime=20,
     shell:
-        POSTTRAIN + " verdict {input.verdict}"
+        POSTTRAIN + " verdict {input.verdict} 2> {log}"

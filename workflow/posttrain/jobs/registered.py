@@ -34,6 +34,8 @@ def _commits(file: Path) -> dict[str, str]:
         same = {key for key, claim in present.items() if then.get(key) == claim}
         found |= dict.fromkeys(same, commit)
         present = {key: claim for key, claim in present.items() if key in same}
+        if not present:
+            break
     return found
 
 

@@ -17,17 +17,34 @@ CLOSE = 0.01  # share by which a number may depart on another processor without 
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """An artifact as a record: its settings, a digest of its data or weights, and its numbers by name; {} where it
-    cannot be read."""
+    """An artifact as a record: its settings, a digest of its data or weights, how lm-eval measured, and its numbers by
+    name; {} where it cannot be read."""
     try:
         files = {name: digest for name, (digest, _) in listed(folder / "manifest.json").items() if "/" in name}
+        metrics = read_json(folder / "metrics.json")
         return {
             "settings": json.loads(record_of(folder).get("params", ["{}"])[0]),
             "bytes": hashlib.sha256(canonical(files).encode()).hexdigest()[:16],
-            "numbers": dict(sorted(numbers(read_json(folder / "metrics.json")).items())),
+            "protocol": protocol(folder, metrics),
+            "numbers": dict(sorted(numbers(metrics).items())),
         }
     except (UserError, *BROKEN):
         return {}
+
+
+def protocol(folder: Path, metrics: dict) -> dict[str, Any]:
+    """How lm-eval measured: template, type of the weights, limit, and version, examples and questions of each task; {}
+    for an artifact that it did not make."""
+    if not (folder / "lm_eval.json").is_file():
+        return {}
+    result = read_json(folder / "lm_eval.json")
+    shots, counts = result.get("n-shot", {}), {row["task"]: row["n"] for row in metrics["rows"]}
+    tasks = {
+        task: f"version {version}, {shots.get(task)} examples, {counts.get(task)} questions"
+        for task, version in result.get("versions", {}).items()
+    }
+    whole = {"template": metrics.get("chat_template"), "dtype": result.get("config", {}).get("model_dtype")}
+    return whole | {"limit": metrics.get("limit"), "tasks": tasks}
 
 
 def numbers(metrics: dict) -> dict[str, float]:
@@ -43,15 +60,13 @@ def numbers(metrics: dict) -> dict[str, float]:
 
 def other_settings(folders: list[str], recorded: dict[str, dict], root: Path) -> str:
     """The first of some artifacts, in the order of the stages, that was made with other settings than the recorded one,
-    or from other data, and in what; "" where none was."""
+    measured in another way, or made of other data, and in what; "" where none was."""
     for folder, before, now in _pairs(folders, recorded, root):
-        differing = [
-            key for key, value in _flat(before["settings"]).items() if _flat(now["settings"]).get(key) != value
-        ]
-        differing += [key for key in _flat(now["settings"]) if key not in _flat(before["settings"])]
-        if differing:
-            old, new = (_flat(part["settings"]).get(differing[0], "unset") for part in (before, now))
-            return f"{folder}: {visible(differing[0])} is {visible(new)}, and {visible(old)} in the record"
+        old, new = (_flat(part["settings"] | part["protocol"]) for part in (before, now))
+        for key in old | new:
+            if old.get(key) != new.get(key):
+                here, there = (visible(part.get(key, "unset")) for part in (new, old))
+                return f"{folder}: {visible(key)} is {here}, and {there} in the record"
         if folder.endswith("/prepare") and now["bytes"] != before["bytes"]:
             return f"{folder}: its data are not the recorded ones{_first(before['numbers'], now['numbers'], 0.0)}"
     return ""
