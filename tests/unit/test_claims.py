@@ -138,6 +138,16 @@ def test_seeds_and_slopes_become_weighted_sums(tmp_path):
     assert [artifact.name for artifact in one.claimed] == ["one@beta=0.1@seed=1/dpo", "one@seed=1/ppo"]
 
 
+def test_a_difference_and_a_ratio_are_sums_of_both_numbers(tmp_path):
+    measured = "{of: evaluate/ppo, value: world exact_match, minus: {of: evaluate/sft}, over: {of: evaluate/dpo}}"
+    run = summary(load(tmp_path, one=CHAIN + claimed(measured)))["claims"][0]["measured"]["runs"][0]
+    assert [(term["folder"].rpartition("/")[2], term["weight"]) for term in run["terms"]] == [
+        ("ppo", 1.0),
+        ("sft", -1.0),
+    ]
+    assert [term["folder"] for term in run["over"]] == ["results/one/evaluate/dpo"]
+
+
 def test_seeds_of_both_sides_of_a_difference_must_be_the_same(tmp_path):
     two = "extends: one\ngrid: {seed: [0, 2]}\n"
     measured = "{of: evaluate/sft, value: world exact_match, minus: {of: two/evaluate/sft}}"

@@ -212,6 +212,9 @@ def test_what_else_cannot_be_compared_is_refused_with_the_difference(results):
     other = claim(measured((1.0, "good"), batch=16), batches)
     assert ruling(results, other)["reason"] == "the global batch size is 16 here; expected values are for 32, 64"
     assert ruling(results, claim(measured((1.0, "good"), batch=32), batches))["verdict"] == "reproduced"
+    publish(results / "lost", {"summary": {"loss": math.nan}})
+    lost = claim(measured((1.0, "lost", "summary.loss")), {"at_least": 0.1})
+    assert ruling(results, lost)["reason"] == "results/lost: summary.loss is nan"
     unknown = claim(measured((1.0, "good", "task wrong")), {"at_least": 0.1})
     assert ruling(results, unknown)["reason"] == "results/good: has no task wrong; its table has task right"
 
@@ -250,6 +253,14 @@ def test_the_first_stage_that_departs_from_the_record_is_named(results):
     publish(results / "base", {"summary": {"eval_loss": 1.5}}, {"steps": 500})
     departs = ruling(results, weak, recorded=recorded)["departs"]
     assert departs == "results/base: eval_loss 1.000 recorded, 1.500 here"
+    publish(results / "base", {"summary": {"eval_loss": 1.0001}}, {"steps": 500})
+    rounding = ruling(results, weak, recorded=recorded)["departs"]
+    assert rounding == "results/base: eval_loss 1.000 recorded, 1.000 here"
+    weaker = recorded | {"results/half": recorded["results/half"] | {"numbers": {"task right": 0.9}}}
+    departs = ruling(results, weak, recorded=weaker)["departs"]
+    assert departs == "results/half: task right 0.900 recorded, 0.500 here", (
+        "rounding of another processor comes second"
+    )
     publish(results / "base", {"summary": {"eval_loss": 1.0}}, {"steps": 400})
     other = verdict([weak], results, recorded=recorded)
     assert other["rulings"][0]["reason"].startswith("results/base: steps is 400, and 500 in the record")
