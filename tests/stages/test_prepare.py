@@ -10,7 +10,7 @@ from families import tokenizer_of
 from tiny import make, scratch, sft
 
 from posttrain.config.sections import Base, Prepare, Source, Tokenizer, World
-from posttrain.data import usable
+from posttrain.data import stored, usable
 from posttrain.ground import workers
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
@@ -102,12 +102,15 @@ def written(folder, section: Prepare, processes: int) -> dict[str, bytes]:
 
 
 def test_any_number_of_processes_writes_the_same_bytes(tmp_path, cache, monkeypatch, capsys):
-    """Rows that are dropped, or cut, stand in several of the batches that processes take."""
-    monkeypatch.setattr(usable, "BATCH", 10)
+    """Rows that are dropped, cut or warned of stand in several of the batches that processes take."""
+    for module in (stored, usable):
+        monkeypatch.setattr(module, "BATCH", 10)
     path = Path(chat_file(tmp_path, rows=90))
     lines = path.read_text().splitlines()
-    for place, text in ((3, "word " * 300), (44, "<|end|>"), (45, " "), (88, "long " * 90)):
-        lines[place] = json.dumps({"messages": [CHAT["messages"][0], {"role": "assistant", "content": text}]})
+    odd = [(place, "\u200b a \x07") for place in range(5, 90, 9)]
+    for place, text in (*odd, (3, "word " * 300), (44, "<|end|>"), (45, " "), (46, ""), (67, " "), (88, "long " * 90)):
+        turns = [{"role": "user", "content": f"Say {place * 7919}"}, {"role": "assistant", "content": text}]
+        lines[place] = json.dumps({"messages": turns})
     path.write_text("\n".join(lines) + "\n")
     section = Prepare(
         tokenizer=Tokenizer(vocab_size=300), max_tokens=100, long_rows="cut", sft=[Source(path=str(path))]
@@ -115,7 +118,7 @@ def test_any_number_of_processes_writes_the_same_bytes(tmp_path, cache, monkeypa
     one, two = (written(tmp_path / str(count), section, count) for count in (1, 2))
     first, second = capsys.readouterr().err.split("; tasks")[:2]
     assert one == two and first == second.split("\n", 1)[1], "and says the same"
-    assert one["work/data/dropped.jsonl"].count(b"\n") == 2 and {"work/data/sft/train.arrow"} <= one.keys()
+    assert one["work/data/dropped.jsonl"].count(b"\n") == 4 and {"work/data/sft/train.arrow"} <= one.keys()
     results = workers._results
     monkeypatch.setattr(workers, "_results", lambda *given: reversed(list(results(*given))))
     other = written(tmp_path / "other", section, 2)

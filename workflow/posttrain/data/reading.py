@@ -39,6 +39,7 @@ def read_source(
     dropped: Dropped,
     fetched: list[Path],
     scratch: Path | None = None,
+    processes: int = 1,
 ) -> Rows:
     """The canonical rows of a source without repeats. What is dropped is printed, listed and counted in the data card.
 
@@ -48,7 +49,7 @@ def read_source(
     rows: list[Rows] = []
     counts, warnings, layouts = Counter[str](), Counter[str](), set[str]()
     total, sentences = 0, list[str]()
-    for report in reports(section, source, task, fetched, scratch):
+    for report in reports(section, source, task, fetched, scratch, processes):
         for row in report.rows if source.use == "test" else ():
             warn_examples(report, row)
         for sentence in (lines := report.describe()):
@@ -107,8 +108,13 @@ def name_of(source: Source) -> str:
     return source.path or "/".join(filter(None, (source.dataset, source.subset, source.rows)))
 
 
-def reports(section: Prepare, source: Source, task: str, fetched: list[Path], scratch: Path | None) -> Iterator[Report]:
-    """What was read from each file of a source, or from a data set as a whole."""
+def reports(
+    section: Prepare, source: Source, task: str, fetched: list[Path], scratch: Path | None, processes: int
+) -> Iterator[Report]:
+    """What was read from each file of a source, or from a data set as a whole.
+
+    processes: that check the rows of a file; those of a data set may hold what is not sent between processes.
+    """
     options: dict[str, Any] = {
         "group_key": section.group_key,
         "allow_empty_user": section.allow_empty_user,
@@ -121,7 +127,7 @@ def reports(section: Prepare, source: Source, task: str, fetched: list[Path], sc
         yield read_rows(rows, name_of(source), task, source.format, most=most, **options)
         return
     for name, file in named_files(source, task, fetched).items():
-        report = read_file(file, task, source.format, limit, name, most=most, **options)
+        report = read_file(file, task, source.format, limit, name, most=most, processes=processes, **options)
         yield report
         if most is not None and (most := most - report.kept) == 0:
             return

@@ -10,7 +10,7 @@ Canonical rows hold "id", "group", "source" (file:line) and, by task,
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from posttrain.data.rankings import joined
 from posttrain.data.shape import stream, with_system
 from posttrain.data.source import Report, Row
 from posttrain.data.transcripts import form_of
+from posttrain.ground.workers import in_order
 from posttrain.models import tokens
 
 MAX_ROW_CHARACTERS = 1_000_000
 PLAIN = Source()  # rows that need no other shape
+Check = Callable[[Report, Iterable[tuple]], Iterator[dict]]  # `_valid`
 
 
 def card(name: str, task: str, dropped: dict, warnings: dict | None = None, total: int = 0, kept: int = 0) -> dict:
@@ -78,9 +80,11 @@ def _check_rows(
     source: Source = PLAIN,
     scratch: Path | None = None,
     most: int | None = None,
+    processes: int = 1,
 ) -> Report:
     """Check rows: (line, row or RowError, whether a BOM was stripped). group_key: the key of a row's group. source: its
     system turn and separator are put in. scratch: folder for stored rows. most: valid rows after which reading ends.
+    processes: that check rows, where all are read.
 
     Raises UserError for an unknown task or format, for an id of two different rows, and for a group key that no row
     has.
@@ -91,12 +95,30 @@ def _check_rows(
     numbered = chain(head, numbered)
     if report.format == "score" and task == "preference":
         numbered = joined(numbered)
-    valid = _valid(report, numbered, group_key, allow_empty_user, source)
-    report.rows = stored.store(stored.counted(islice(valid, most), name), scratch)
+    check = functools.partial(_valid, group_key=group_key, allow_empty_user=allow_empty_user, source=source)
+    counted = stored.counted(numbered, name)
+    if most is None:
+        report.rows = stored.write(_records(report, counted, check, processes), scratch)
+    else:
+        report.rows = stored.store(islice(check(report, counted), most), scratch)
     consistency.refuse_no_group(report, group_key, objects)
     consistency.refuse_clashes(report)
     consistency.warn(report)
     return report
+
+
+def _records(report: Report, numbered: Iterable[tuple], check: Check, processes: int) -> Iterator:
+    """The records of the valid lines, see `stored.write`; the others are noted in the report, in the order of lines."""
+    batches = stored.batches(numbered, stored.BATCH)
+    for part, record in in_order(functools.partial(_record, report.blank(), check), batches, processes):
+        report.add(part)
+        yield record
+
+
+def _record(blank: Report, check: Check, numbered: list[tuple]) -> tuple:
+    """(a report on some lines, the record of the valid ones)."""
+    part = blank.blank()
+    return part, stored.record(list(check(part, numbered)))
 
 
 def _valid(

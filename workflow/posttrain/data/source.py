@@ -52,6 +52,22 @@ class Report:
     def kept(self) -> int:
         return len(self.rows)
 
+    def blank(self) -> "Report":
+        """A report on other lines of the same source, without rows."""
+        return Report(self.name, self.task, self.format, Rows(None))
+
+    def add(self, later: "Report") -> None:
+        """Take in what was noted of lines that follow, without their rows."""
+        self.total += later.total
+        for reason, cases in later.dropped.items():
+            self.dropped.setdefault(reason, []).extend(cases)
+        for reason, cases in later.warnings.items():
+            shown = self.warnings.setdefault(reason, [])
+            shown += cases[: SHOWN - len(shown)]
+        self.warned.update(later.warned)
+        self.longer.update(later.longer)
+        self.unread = later.unread | self.unread
+
     def drop(self, reason: str, line: int, message: str) -> None:
         """Note a dropped line."""
         self.dropped.setdefault(reason, []).append((line, message))

@@ -65,23 +65,34 @@ class Rows(Sequence[dict]):
 
 
 def store(rows: Iterable[dict], scratch: Path | None = None, numbered: bool = True) -> Rows:
-    """Write rows into a file of a folder, by default that for temporary files, which nothing else sees: the file is
-    gone when the process ends or is killed. numbered: with the columns by which rows are told and divided."""
+    """Write rows into a file, see `write`. numbered: with the columns by which rows are told and divided."""
+    return write((record(batch, numbered) for batch in batches(rows, BATCH)), scratch, numbered)
+
+
+def write(records: Iterable, scratch: Path | None, numbered: bool = True) -> Rows:
+    """Write records of rows into a file of a folder, by default that for temporary files, which nothing else sees: the
+    file is gone when the process ends or is killed."""
     import datasets
     import pyarrow as pa
 
-    numbers = [("group", pa.large_string()), *((name, pa.uint64()) for name in COLUMNS)] if numbered else []
-    schema = pa.schema([("row", pa.large_string()), *numbers])
     with tempfile.NamedTemporaryFile(dir=scratch, suffix=".arrow") as file:
-        with pa.ipc.new_stream(file, schema) as writer:
-            for batch in batches(rows, BATCH):
-                columns: list[list] = [list(map(ENCODER.encode, batch))]
-                if numbered:
-                    prints = list(map(fingerprints, batch))
-                    columns += [[row["group"] for row in batch], *([one[name] for one in prints] for name in COLUMNS)]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
+        with pa.ipc.new_stream(file, record([], numbered).schema) as writer:
+            for one in records:
+                writer.write_batch(one)
         file.flush()
         return Rows(datasets.Dataset.from_file(file.name))
+
+
+def record(rows: list[dict], numbered: bool = True):
+    """Rows as an Arrow record batch."""
+    import pyarrow as pa
+
+    numbers = [("group", pa.large_string()), *((name, pa.uint64()) for name in COLUMNS)] if numbered else []
+    columns: list[list] = [list(map(ENCODER.encode, rows))]
+    if numbered:
+        prints = list(map(fingerprints, rows))
+        columns += [[row["group"] for row in rows], *([one[name] for one in prints] for name in COLUMNS)]
+    return pa.record_batch(columns, schema=pa.schema([("row", pa.large_string()), *numbers]))
 
 
 def join(parts: Sequence[Rows]) -> Rows:

@@ -53,8 +53,11 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     parts: dict[str, dict[str, list[Rows]]] = {task: {"train": [], "test": []} for task in TRAINED}
     cards: list[dict] = []
     dropped = Dropped(work / "data" / "dropped.jsonl")
-    read = partial(read_source, section, cards=cards, dropped=dropped, fetched=list(fetched), scratch=checkpoints)
-    count = counter(section, list(fetched))
+    brought = list(fetched)
+    read = partial(
+        read_source, section, cards=cards, dropped=dropped, fetched=brought, scratch=checkpoints, processes=processes
+    )
+    count = counter(section, brought)
     questions = add_world(section, parts, cards, count, checkpoints) if section.world else []
     evaluation_rows = [store(questions, checkpoints)]  # rows of benchmarks: an overlap with training rows is an error
     for task in TRAINED:
@@ -69,7 +72,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
         warn_contradictions(join(list(sides[task].values())), task, cards)
     separate(sides, cards, dropped, join([*evaluation_rows, *asked.values()]))
     suited(section, sides, cards, checkpoints)
-    tokenizer = make_tokenizer(section, sides, list(fetched))
+    tokenizer = make_tokenizer(section, sides, brought)
     lengths = {
         task: usable(section, tokenizer, task, sides[task], work / "data", dropped, cards, checkpoints, processes)
         for task in TRAINED
@@ -79,8 +82,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     warn_one_label(sides["kto"]["train"], cards)
     names = write_data(section, work, sides, tokenizer, questions, asked, count)
     mixtures = {
-        task: mixture.weigh(section, task, sides[task]["train"], tokenizer, list(fetched), work / "data")
-        for task in TRAINED
+        task: mixture.weigh(section, task, sides[task]["train"], tokenizer, brought, work / "data") for task in TRAINED
     }
     if dropped:
         say(f"{len(dropped):,} rows are dropped: data/dropped.jsonl lists each with file, line and reason")
