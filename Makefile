@@ -5,11 +5,15 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PIP := pip install --quiet --disable-pip-version-check --no-compile
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test test-slurm test-slurm-full setup lint clean .slurm .tested
+.PHONY: run verify test test-slurm test-slurm-full setup lint clean .slurm .tested
 
 run: setup
 	POSTTRAIN_SUMMARY=later snakemake --cores all
 	@posttrain summary  # printed here, so that it is also printed where nothing was to be done
+
+# Rules on the claims of the default campaign, controls that must fail among them; fails where one does not hold.
+verify: setup
+	snakemake --cores all verify
 
 # Two at once: SLURM is installed beside the packages, and linted beside the tests.
 test:

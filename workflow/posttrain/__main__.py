@@ -174,6 +174,16 @@ def campaign_commands(subparsers) -> None:
     why = command(subparsers, "why", "list what will be rerun and why, or how two experiments differ", "tools.why:why")
     why.add_argument("wanted", nargs="?", default="", metavar="EXPERIMENT[/STAGE]")
     why.add_argument("other", nargs="?", default="", metavar="EXPERIMENT", help="compare the two experiments")
+    explain = command(
+        subparsers, "explain", "trace a number back to its questions, weights, data and jobs", "tools.explain:explain"
+    )
+    explain.add_argument("place", metavar="ARTIFACT", help="as tiny/evaluate/sft")
+    explain.add_argument(
+        "number", nargs="?", metavar="NUMBER", help="as 'world exact_match'; default: all of its numbers"
+    )
+    diff = command(subparsers, "diff", "compare two runs, and name the step at which they part", "tools.diff:diff")
+    for side in ("one", "other"):
+        diff.add_argument(side, metavar=side.upper(), help="an experiment, an artifact, or a folder of results")
     accept = command(
         subparsers, "accept", "keep artifacts after a code edit that changes no result", "tools.accept:accept"
     )

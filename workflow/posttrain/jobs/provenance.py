@@ -25,6 +25,7 @@ def of_run(name: str, started: datetime.datetime, seconds: float) -> dict:
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "peak_gpu_memory_mb": peak_gpu_memory(),
         "host": platform.node(),
+        "job": os.environ.get("SLURM_JOB_ID"),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "git_commit": _git_commit(),
