@@ -16,6 +16,7 @@ import pytest
 from posttrain.data import layouts, repeats, rows, texts
 from posttrain.data.overlap import overlap
 from posttrain.data.stored import store
+from posttrain.ground import workers
 from posttrain.ground.errors import UserError
 from posttrain.models import tokens
 from posttrain.stages.prepare import split
@@ -788,7 +789,7 @@ def test_common_short_prompts_and_arithmetic_are_no_leaks():
 
 
 @pytest.mark.parametrize("size", (1, 7))
-def test_the_size_of_a_batch_changes_no_finding(size, monkeypatch):
+def test_neither_the_size_of_a_batch_nor_the_number_of_processes_changes_a_finding(size, monkeypatch):
     """Training rows are read in batches, of which none knows the others: not even what is boilerplate."""
     from posttrain.data import overlap as module
 
@@ -801,3 +802,7 @@ def test_the_size_of_a_batch_changes_no_finding(size, monkeypatch):
     assert overlap([*train, *greeting[:10]], test) != expected, "control: ten prompts are not boilerplate"
     monkeypatch.setattr(module, "BATCH", size)
     assert overlap([*train, *greeting], test) == expected
+    assert overlap([*train, *greeting], test, processes=2) == expected
+    results = workers._results
+    monkeypatch.setattr(workers, "_results", lambda *given: reversed(list(results(*given))))
+    assert overlap([*train, *greeting, *train], test, processes=2) != expected, "control: batches in another order"

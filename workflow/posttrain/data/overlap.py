@@ -11,18 +11,18 @@ that share an instruction are no overlap: the last part of the prompt that no ot
 Training rows are read in batches, from any sequence; memory grows with the test rows.
 """
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from sys import intern
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from posttrain.data.examples import parted, question_asked
+from posttrain.data.examples import parted
 from posttrain.data.runs import Needles, Runs
-from posttrain.data.stored import batches
+from posttrain.data.telling import interned, parted_prompts
 from posttrain.data.texts import DERIVED, content, number, reply_texts, word_parts, words
+from posttrain.ground.workers import in_order
 from posttrain.models.tokens import prompt_text
 
 FEWEST_ASKED = 5  # words of a prompt from which an equal prompt is a finding: "Tell me a joke" is not
@@ -33,7 +33,6 @@ COVERED = 0.5  # share of a test prompt's words in shared grams from which it is
 LONG_REPLY = 50  # words of a reply from which it is searched by itself
 COPIED = 0.8  # share of such a reply's words in shared grams from which it is a finding
 BATCH = 1000  # training rows that are read at once
-PARTS = re.compile(r"\n+|:\s+")
 
 
 class Finding(NamedTuple):
@@ -61,16 +60,17 @@ class Finding(NamedTuple):
         return f"{self.test}: {self.how} overlap: {meanings[self.how]} {self.train}"
 
 
-def overlap(train: Sequence[dict], test: Sequence[dict]) -> list[Finding]:
+def overlap(train: Sequence[dict], test: Sequence[dict], processes: int = 1) -> list[Finding]:
     """One finding for each test row that overlaps with a training row, of the first kind that applies: exact,
     normalised, contained, grams, reply, group, few-shot. Equal short prompts and boilerplate are no findings.
+    processes: that search the training rows.
 
     `few-shot` is no leak of the question that is asked: a training row is one of the worked examples before it.
     """
     search = Search(test)
-    for start, rows in _batches(train):
-        search.read(start, rows)
-    boilerplate = search.boilerplate(train)
+    for start, held in _of_batches(search.held, train, processes):
+        search.note(start, held)
+    boilerplate = search.boilerplate(train, processes)
     kinds = [
         search.same_rows(boilerplate),
         search.contained(boilerplate),
@@ -86,44 +86,14 @@ def overlap(train: Sequence[dict], test: Sequence[dict]) -> list[Finding]:
     return findings
 
 
-def _batches(rows: Iterable[dict]) -> Iterator[tuple[int, list[dict]]]:
-    """(number of the first row, rows) of each batch."""
-    start = 0
-    for batch in batches(rows, BATCH):
-        yield start, batch
-        start += len(batch)
+def _of_batches(function: Callable, train: Sequence[dict], processes: int) -> Iterator[tuple[int, Any]]:
+    """(number of the first row, what the function gives) for each batch of training rows."""
+    starts = range(0, len(train), BATCH)
+    yield from zip(starts, in_order(partial(_of_batch, function, train), starts, processes), strict=True)
 
 
-def _parted(test: Sequence[dict]) -> tuple[list[tuple], list[range]]:
-    """(the words of each test row's prompt, the places of those that tell it from other test rows).
-
-    These are the words of its last part (line, or what follows a colon) that no other test row has; all words of a
-    document and of a conversation of several turns, and where other rows have every part.
-    """
-    split = [_parts(row) for row in test]
-    counts = Counter(part for parts in split for part in {part for part, _ in parts})
-    prompts, telling = [], []
-    for row, parts in zip(test, split, strict=True):
-        prompts.append(tuple(word for part, _ in parts for word in part))
-        own = [n for n, (part, label) in enumerate(parts) if part and not label and counts[part] == 1]
-        start, length = 0, len(prompts[-1])
-        if own and _is_one_question(row):
-            start, length = sum(len(part) for part, _ in parts[: own[-1]]), len(parts[own[-1]][0])
-        telling.append(range(start, start + length))
-    return prompts, telling
-
-
-def _is_one_question(row: dict) -> bool:
-    """Whether a row's prompt is one question, neither a document nor a conversation with earlier replies."""
-    turns = row["messages"][:-1] if "messages" in row else row.get("prompt", [])
-    earlier = isinstance(turns, list) and any(turn["role"] == "assistant" for turn in turns)
-    return "text" not in row and not earlier
-
-
-def _parts(row: dict) -> list[tuple[tuple, bool]]:
-    """(the words of each part of a row's prompt, whether the part is a label such as `Answer:`)."""
-    parts = PARTS.split(question_asked(prompt_text(row)))
-    return [(_interned(part), part.rstrip().endswith(":")) for part in parts]
+def _of_batch(function: Callable, train: Sequence[dict], start: int):
+    return function(list(train[start : start + BATCH]))
 
 
 def _holds(text: Sequence[str], answer: str) -> bool:
@@ -157,12 +127,23 @@ class Holders:
         return len(rows) > COMMON
 
 
+class Held(NamedTuple):
+    """What a batch of training rows holds of the test rows; each entry begins with the row's number in the batch."""
+
+    prompts: list[int]  # hashes of the prompts of all rows
+    groups: list[tuple[int, str]]
+    same: list[tuple[int, dict, tuple, tuple]]  # rows with a test row's prompt: row, prompt, words
+    needles: list[tuple[int, tuple]]  # test prompts in a row's text
+    within: list[tuple[int, int, tuple]]  # rows whose prompt is in a test row's: the prompt's first run, the prompt
+    grams: list[tuple[int, int]]  # runs of GRAM words
+
+
 class Search:
     """What training rows, which are read once in batches, have in common with test rows."""
 
     def __init__(self, test: Sequence[dict]):
         self.test = test
-        self.prompts, self.telling = _parted(test)
+        self.prompts, self.telling = parted_prompts(test)
         self.groups = {row["group"]: -1 for row in test if not DERIVED.fullmatch(row["group"])}  # -> training row
         self.asked = set(self.prompts)
         self.waiting: dict[int, list[int]] = defaultdict(list)  # key -> test rows for which no training row has it yet
@@ -171,37 +152,48 @@ class Search:
             for key in _keys(row, prompt).values():
                 self.waiting[key].append(i)
         self.needles, self.inside = Needles(FEWEST_CONTAINED, self.prompts), Holders()  # test prompts in training texts
-        examples = [_interned(parted(prompt_text(row))[0]) for row in test]
+        examples = [interned(parted(prompt_text(row))[0]) for row in test]
         self.around = [*self.prompts, *examples]  # texts in which training prompts are searched for
         self.heads = Runs(FEWEST_CONTAINED, self.around)
         self.parts: dict[tuple[int, int], dict[tuple, list[tuple[int, int]]]] = {}  # see _parts_of
         self.within: dict[tuple, tuple[int, list[tuple[int, int]]]] = {}  # training prompt -> (row, its places)
-        replies = [(i, _interned(reply)) for i, row in enumerate(test) for reply in reply_texts(row)]
+        replies = [(i, interned(reply)) for i, row in enumerate(test) for reply in reply_texts(row)]
         self.replies = [(i, reply) for i, reply in replies if len(reply) >= LONG_REPLY]
         self.grams = Runs(GRAM, [*self.prompts, *(reply for _, reply in self.replies)])
         self.is_common = np.zeros(len(self.grams.numbers), bool)
         self.sharing = Holders()
 
-    def read(self, start: int, rows: Sequence[dict]) -> None:
-        """Search a batch of training rows. start: the number of its first."""
+    def held(self, rows: Sequence[dict]) -> Held:
+        """What a batch of training rows holds of the test rows; changes nothing, so that any process can search."""
         texts, prompts = _words_of(rows)
-        hashes = list(map(hash, prompts))
-        for at, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-            if self.groups.get(row["group"]) == -1:
-                self.groups[row["group"]] = start + at
-            if prompt in self.asked:
-                self._note_same(start + at, row, prompt, texts[at])
-        for at, needle in self.needles.search(texts):
-            self.inside.add(needle, hashes[at], start + at)
+        groups = [(at, row["group"]) for at, row in enumerate(rows) if row["group"] in self.groups]
+        asked = [at for at, prompt in enumerate(prompts) if prompt in self.asked]
+        within = []
         owners, _, runs = self.heads.search([prompt[:FEWEST_CONTAINED] for prompt in prompts])
         for at, run in zip(owners.tolist(), runs.tolist(), strict=True):
-            prompt = prompts[at]
-            if prompt not in self.within and (places := self._parts_of(run, len(prompt)).get(prompt)):
-                self.within[prompt] = (start + at, places)
+            if (prompt := prompts[at]) not in self.within and prompt in self._parts_of(run, len(prompt)):
+                within.append((at, run, prompt))
         owners, _, runs = self.grams.search(texts)
         rare = ~self.is_common[runs]
-        for at, run in sorted(set(zip(owners[rare].tolist(), runs[rare].tolist(), strict=True))):
-            self.is_common[run] = self.sharing.add(run, hashes[at], start + at)
+        grams = sorted(set(zip(owners[rare].tolist(), runs[rare].tolist(), strict=True)))
+        same = [(at, rows[at], prompts[at], texts[at]) for at in asked]
+        return Held(list(map(hash, prompts)), groups, same, list(self.needles.search(texts)), within, grams)
+
+    def note(self, start: int, held: Held) -> None:
+        """Note what a batch of training rows holds; batches come in order. start: the number of its first row."""
+        for at, group in held.groups:
+            if self.groups[group] == -1:
+                self.groups[group] = start + at
+        for at, row, prompt, text in held.same:
+            self._note_same(start + at, row, prompt, text)
+        for at, needle in held.needles:
+            self.inside.add(needle, held.prompts[at], start + at)
+        for at, run, prompt in held.within:
+            if prompt not in self.within:
+                self.within[prompt] = (start + at, self._parts_of(run, len(prompt))[prompt])
+        for at, run in held.grams:
+            if not self.is_common[run]:
+                self.is_common[run] = self.sharing.add(run, held.prompts[at], start + at)
 
     def _note_same(self, j: int, row: dict, prompt: tuple, text: tuple) -> None:
         """Note a training row for the test rows with the same content or prompt, exactly or normalised. Short
@@ -225,16 +217,15 @@ class Search:
                 self.parts[run, length][self.around[text][at : at + length]].append((text, at))
         return self.parts[run, length]
 
-    def boilerplate(self, train: Sequence[dict]) -> set[tuple]:
+    def boilerplate(self, train: Sequence[dict], processes: int) -> set[tuple]:
         """Short prompts that the texts of more than COMMON training prompts hold. Training prompts within test rows are
         searched for in a second reading."""
         short = {prompt for prompt in self.within if len(prompt) < GRAM and prompt not in self.asked}
         if short:
-            needles = Needles(FEWEST_CONTAINED, short)
-            for start, rows in _batches(train):
-                texts, prompts = _words_of(rows)
-                for at, needle in needles.search(texts):
-                    self.inside.add(needle, hash(prompts[at]), start + at)
+            search = partial(_needles_in, Needles(FEWEST_CONTAINED, short))
+            for start, found in _of_batches(search, train, processes):
+                for at, needle, prompt in found:
+                    self.inside.add(needle, prompt, start + at)
         return {needle for needle, rows in self.inside.rows.items() if len(needle) < GRAM and len(rows) > COMMON}
 
     # Each of these returns {number of a test row: (number of a training row, kind of overlap)}.
@@ -289,12 +280,13 @@ class Search:
         return {i: (j, "few-shot") for i, j in sorted(examples, reverse=True) if i >= 0}
 
 
+def _needles_in(needles: Needles, rows: Sequence[dict]) -> list[tuple[int, tuple, int]]:
+    """(number of a row, needle in its text, hash of its prompt)."""
+    texts, prompts = _words_of(rows)
+    return [(at, needle, hash(prompts[at])) for at, needle in needles.search(texts)]
+
+
 def _words_of(rows: Sequence[dict]) -> tuple[list[tuple], list[tuple]]:
     """(the words of each row, those of its prompt)."""
     parts = list(map(word_parts, rows))
     return [text for text, _ in parts], [prompt for _, prompt in parts]
-
-
-def _interned(text: str) -> tuple:
-    """The words of a text; equal ones are one object."""
-    return tuple(map(intern, words(text)))

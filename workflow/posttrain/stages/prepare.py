@@ -70,7 +70,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     }
     for task in TRAINED:
         warn_contradictions(join(list(sides[task].values())), task, cards)
-    separate(sides, cards, dropped, join([*evaluation_rows, *asked.values()]))
+    separate(sides, cards, dropped, join([*evaluation_rows, *asked.values()]), processes)
     suited(section, sides, cards, checkpoints)
     tokenizer = make_tokenizer(section, sides, brought)
     lengths = {
@@ -205,7 +205,9 @@ def warn_examples(findings: list[Finding], cards: list) -> None:
         cards.append(card("rows for evaluation", "eval", {}, {"training rows as examples": len(findings)}))
 
 
-def separate(sides: dict[str, dict[str, Rows]], cards: list, dropped: Dropped, evaluation_rows: Rows) -> None:
+def separate(
+    sides: dict[str, dict[str, Rows]], cards: list, dropped: Dropped, evaluation_rows: Rows, processes: int
+) -> None:
     """Drop, count and list held-out rows that overlap with training rows (see data/overlap.py).
 
     Raises UserError, naming both places, where one of `evaluation_rows` overlaps: rows of sources with `use: test`,
@@ -214,7 +216,7 @@ def separate(sides: dict[str, dict[str, Rows]], cards: list, dropped: Dropped, e
     train = join([sides[task]["train"] for task in TRAINED])
     questions = [place for place, row in enumerate(evaluation_rows) if "question" in row]
     tests = join([*(sides[task]["test"] for task in TRAINED), evaluation_rows.take(np.array(questions, int))])
-    findings = overlap(train, tests) if tests else []
+    findings = overlap(train, tests, processes) if tests else []
     warn_examples([finding for finding in findings if not finding.is_leak], cards)
     seen = {finding.test: finding for finding in findings if finding.is_leak}
     leaks = [seen[row["source"]] for row in evaluation_rows if row["source"] in seen] if seen else []
