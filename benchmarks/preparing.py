@@ -1,14 +1,16 @@
 """Measure how fast `prepare` is beside `datasets.map`, and what memory it holds, on rows of random words.
 
-python benchmarks/preparing.py --tokenizer FOLDER [--rows 20000 200000]    # FOLDER: of a model
+python benchmarks/preparing.py --tokenizer FOLDER [--rows 20000 200000] [--processes 1 2]    # FOLDER: of a model
 
-Each measurement is a process of its own on one core; times are its CPU seconds without those of imports. `map` only
-writes the tokens of rows that are read before: whole rows, labels for the reply (two calls of the chat template), or
-what `prepare` writes (`tokens.encode`). `prepare` reads, checks, divides, searches for overlap, writes rows and tokens.
-Memory is the most that the process holds itself (RssAnon), without files that are mapped, which the system can drop.
+Each measurement is a program of its own; its times, in CPU seconds of all its processes and by the clock, are without
+those of imports. `map` only writes the tokens of rows that are read before: whole rows, labels for the reply (two calls
+of the chat template), or what `prepare` writes with the checks that it makes of tokens (`tokens.encode`). `prepare`
+reads, checks, divides, searches for overlap, writes rows and tokens. Memory is the most that all processes hold
+together (Pss_Anon), without files that are mapped, which the system can drop.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -18,6 +20,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "workflow"))
@@ -36,15 +40,28 @@ def write(file: Path, count: int) -> None:
 
 
 def peak_memory(of: dict) -> None:
-    """Note the largest RssAnon of this process in `of`, in MB, until it ends."""
+    """Note the largest memory of this process and its children in `of`, in MB, until it ends."""
     while True:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-        of["mb"] = max(of.get("mb", 0.0), int(line.split()[1]) / 1024)
-        time.sleep(0.05)
+        of["mb"] = max(of.get("mb", 0.0), sum(map(memory, [psutil.Process(), *psutil.Process().children()])))
+        time.sleep(0.5)  # a look takes milliseconds of the processes that are measured
 
 
-def measure(kind: str, file: Path, folder: Path) -> None:
-    """Print CPU seconds and the growth of memory of one way."""
+def memory(process: psutil.Process) -> float:
+    """A process's share of the memory that no file backs, in MB; 0 for one that has ended."""
+    try:
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss_Anon:")), 0.0)
+
+
+def spent() -> tuple[float, float]:
+    """(CPU seconds of this process and of its children that have ended, seconds by the clock)."""
+    return sum(os.times()[:4]), time.monotonic()
+
+
+def measure(kind: str, file: Path, processes: int, folder: Path) -> None:
+    """Print CPU seconds, seconds and the growth of memory of one way."""
     import datasets
     import transformers
 
@@ -71,39 +88,48 @@ def measure(kind: str, file: Path, folder: Path) -> None:
     work = file.parent
     if kind != "prepare":
         rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(work / "cache"))
-    memory: dict[str, float] = {}
-    threading.Thread(target=peak_memory, args=(memory,), daemon=True).start()
-    time.sleep(0.2)
-    before, start = memory["mb"], time.process_time()
+    held: dict[str, float] = {}
+    threading.Thread(target=peak_memory, args=(held,), daemon=True).start()
+    time.sleep(1)
+    before, (cpu, clock) = held["mb"], spent()
     if kind == "prepare":
         section = Prepare(
             tokenizer=Tokenizer(path=str(folder)), max_tokens=4096, world=None, sft=[Source(path=str(file))], seed=0
         )
-        prepare(section, work / "work", work / "checkpoints")
+        prepare(section, work / "work", work / "checkpoints", processes=processes)
     else:
         way = dict(zip(KINDS, (whole, labelled, lambda row: tokens.encode(tokenizer, row)), strict=False))[kind]
-        rows.map(way, remove_columns=rows.column_names)
-    print(json.dumps([time.process_time() - start, memory["mb"] - before]))
+        rows.map(way, remove_columns=rows.column_names, num_proc=processes if processes > 1 else None)
+    ended = spent()
+    print(json.dumps([ended[0] - cpu, ended[1] - clock, held["mb"] - before]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 200_000])
-    parser.add_argument("--measure", nargs=2, metavar=("KIND", "FILE"))
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--measure", nargs=3, metavar=("KIND", "FILE", "PROCESSES"))
     options = parser.parse_args()
     if options.measure:
-        return measure(options.measure[0], Path(options.measure[1]), options.tokenizer.resolve())
-    for count in options.rows:
-        print(f"{count:,} rows")
+        kind, file, processes = options.measure
+        return measure(kind, Path(file), int(processes), options.tokenizer.resolve())
+    for count, processes in itertools.product(options.rows, options.processes):
+        print(f"{count:,} rows, {processes} processes")
         for kind in KINDS:
-            with tempfile.TemporaryDirectory() as folder:
-                write(file := Path(folder) / "rows.jsonl", count)
-                line = [sys.executable, __file__, "--tokenizer", str(options.tokenizer), "--measure", kind, str(file)]
-                environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-                ended = subprocess.run(line, capture_output=True, text=True, env=environment, check=True)
-                seconds, megabytes = json.loads(ended.stdout.splitlines()[-1])
-                print(f"{kind:26} {count / seconds:8,.0f} rows a CPU second {megabytes:8,.0f} MB more", flush=True)
+            cpu, clock, megabytes = apart(kind, count, processes, options.tokenizer)
+            speeds = f"{count / cpu:8,.0f} rows a CPU second {count / clock:8,.0f} a second"
+            print(f"{kind:26} {speeds} {megabytes:8,.0f} MB more", flush=True)
+
+
+def apart(kind: str, count: int, processes: int, tokenizer: Path) -> list[float]:
+    """What `measure` prints, in a program of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(file := Path(folder) / "rows.jsonl", count)
+        line = [sys.executable, __file__, "--tokenizer", str(tokenizer), "--measure", kind, str(file), str(processes)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        ended = subprocess.run(line, capture_output=True, text=True, env=environment, check=True)
+        return json.loads(ended.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
