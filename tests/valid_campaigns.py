@@ -93,6 +93,25 @@ experiments/two.yaml:
   grid: {seed: [0, 1], dpo.beta: [0.1, 0.3]}
   sft: {rank: 4, warmup_steps: 2}
   ppo: {steps: 10}
+  claims:
+    closer:
+      sentence: A larger beta keeps closer.
+      paper: arXiv 2305.18290
+      table: equation 3
+      measured: {of: compare/dpo, value: answers kl_to_sft, slope: dpo.beta, cluster: prompt}
+      expected: {at_most: -0.1, batches: {32: [0.1, 0.2]}, date: '2026-11-30', protocol: {shots: 0, items: 4}}
+      tolerance: {value: 0.1, basis: algebra}
+      control: {of: compare/sft}
+      scope: training
+      scale: toy
+      family: dpo
+    fewer:
+      sentence: It trains less.
+      paper: arXiv 2106.09685
+      measured: {of: sft, value: summary.trainable_parameters, minus: {of: one/sft}, over: {of: base}}
+      expected: {about: 0.1, spread: 0.1, version: 2, date: '2026-11-30'}
+      tolerance: {basis: algebra}
+      control: {of: base, minus: {of: one/base}}
 """
 GIVEN = f"""
 config.yaml:

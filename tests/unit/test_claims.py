@@ -46,7 +46,7 @@ def load(folder, experiments="[one]", more="", **files):
             "measured.value: found the task world; that of compare is answers",
         ),
         ("{of: sft, depends_on: rewards}", "measured.depends_on: there is no stage rewards"),
-        ("{of: sft, value: a, slope: dpo.beta}", "measured.slope: dpo.beta is no axis of numbers"),
+        ("{of: sft, value: a, slope: dpo.beta}", "measured.slope: dpo.beta is no axis of two numbers"),
         ("{of: sft, value: a, minus: {of: kto}}", "measured.minus.of: one makes no kto"),
         ("{of: sft, values: a}", "measured.values: unknown key (did you mean 'value'?)"),
     ],
@@ -146,6 +146,18 @@ def test_a_difference_and_a_ratio_are_sums_of_both_numbers(tmp_path):
         ("sft", -1.0),
     ]
     assert [term["folder"] for term in run["over"]] == ["results/one/evaluate/dpo"]
+
+
+def test_an_axis_that_does_not_change_an_artifact_needs_no_cell(tmp_path):
+    plan = load(
+        tmp_path,
+        one=CHAIN + "grid: {seed: [0, 1], dpo.beta: [0.1, 0.3]}\n" + claimed("{of: sft, value: a}", "{of: base}"),
+    )
+    runs = summary(plan)["claims"][0]["measured"]["runs"]
+    assert [[term["folder"] for term in run["terms"]] for run in runs] == [
+        ["results/one@seed=0/sft"],
+        ["results/one@seed=1/sft"],
+    ]
 
 
 def test_seeds_of_both_sides_of_a_difference_must_be_the_same(tmp_path):

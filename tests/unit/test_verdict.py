@@ -208,7 +208,7 @@ def test_what_else_cannot_be_compared_is_refused_with_the_difference(results):
     evaluation(results / "few", HALF, value=0.6)
     reason = ruling(results, few)["reason"]
     assert reason == "results/few: task right is 0.6 in its table, and 0.5 by its recorded questions"
-    batches = {"at_least": 0.1, "seeds": {"32": [0.8, 0.9], "64": [0.8, 0.9]}}
+    batches = {"at_least": 0.1, "batches": {"32": [0.8, 0.9], "64": [0.8, 0.9]}}
     other = claim(measured((1.0, "good"), batch=16), batches)
     assert ruling(results, other)["reason"] == "the global batch size is 16 here; expected values are for 32, 64"
     assert ruling(results, claim(measured((1.0, "good"), batch=32), batches))["verdict"] == "reproduced"

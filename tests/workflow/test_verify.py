@@ -67,6 +67,7 @@ def test_the_verdict_decides_how_the_run_ends(project):
     run = snakemake(project, "--cores", "1", "verify")
     assert run.returncode == 1 and "its control holds too" in run.stdout
     assert json.loads((project / "results/report/verdict.json").read_text())["holds"] is False
+    assert (project / "results/report/manifest.json").is_file(), "a claim that fails leaves the report whole"
     publish("results/swapped/sft", 0.1)
     weights = project / "results/whole/sft/model/bytes"
     weights.write_text(weights.read_text() + "x")

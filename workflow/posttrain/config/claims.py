@@ -10,7 +10,6 @@ from pydantic import Field
 from posttrain.config.sections import LARGEST, Day, Name, Section, Text
 
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-Place = Annotated[str, Field(pattern=r"^[A-Za-z0-9@=,._+-]+(/[a-z0-9]+){0,2}$")]
 SCALES = ("toy", "reduced", "paper")
 Scale = Literal["toy", "reduced", "paper"]
 
@@ -18,7 +17,7 @@ Scale = Literal["toy", "reduced", "paper"]
 class Term(Section):
     """One number of an artifact, of a file, or of the plan."""
 
-    of: Place | None = None
+    of: Text | None = None
     """The artifact, named as its folder below `results/`: `sft`, `evaluate/sft`, and `tiny-lora/evaluate/sft` for
     another experiment's, which need not be listed in the campaign."""
     value: Text | None = None
@@ -75,8 +74,11 @@ class Expected(Section):
     """The least value, less the tolerance."""
     at_most: Number | None = None
     """The largest value, plus the tolerance."""
-    seeds: list[Number] | dict[int, list[Number]] | None = None
-    """Values measured on several training seeds; or one such list for each global batch size."""
+    seeds: list[Number] | None = None
+    """Values measured on several training seeds."""
+    batches: dict[str, list[Number]] | None = None
+    """Such values for each of several global batch sizes, where they depend on it. At another one the claim is not
+    compared."""
     spread: Annotated[float, Field(ge=0, le=LARGEST)] | None = None
     """Standard deviation of the value where a paper prints it and not its seeds."""
     version: Annotated[int, Field(ge=1)] = 1

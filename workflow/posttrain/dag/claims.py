@@ -172,27 +172,29 @@ def by_seed(plan: Plan, home: str, term: Term, prefix: str, slope: str | None) -
     if not term.of:
         raise Unclear(f"{prefix}of", "is missing: name an artifact, or a file")
     name, stage, policy = address(plan, home, term.of, prefix)
-    seeds: dict[Any, list[tuple[Any, dict]]] = {}
+    seeds: dict[Any, dict[Any, dict]] = {}
     for cell in plan.cells.get(name, [name]):
-        axes = plan.axes.get(cell, {})
-        others = axes.keys() - {"seed", slope} if name in plan.cells else set()
-        if others:
-            raise Unclear(f"{prefix}of", f"{name} has a grid of {', '.join(sorted(others))}: name a cell, or a slope")
-        number = _number(plan, cell, stage, policy, term, prefix)
-        seeds.setdefault(axes.get("seed", plan.experiments[cell].seed), []).append((axes.get(slope or ""), number))
-    return {seed: _weighted(points, slope, prefix) for seed, points in seeds.items()}
+        axes, parts = plan.axes.get(cell, {}), set(plan.parts(cell, stage, policy))
+        changed = {axis for axis in axes.keys() - {"seed", slope} if plan.grids[plan.origin(name)][axis] & parts}
+        if changed and name in plan.cells:
+            raise Unclear(f"{prefix}of", f"{name} has a grid of {', '.join(sorted(changed))}: name a cell, or a slope")
+        of_seed = seeds.setdefault(axes.get("seed", plan.experiments[cell].seed), {})
+        of_seed[axes.get(slope or "")] = _number(plan, cell, stage, policy, term, prefix)
+    return {seed: _weighted(points, slope) for seed, points in seeds.items()}
 
 
-def _weighted(points: list[tuple[Any, dict]], slope: str | None, prefix: str) -> list[dict]:
-    """The terms with their weights: 1 for a number, and those of a least-squares slope for several."""
+def _weighted(points: dict[Any, dict], slope: str | None) -> list[dict]:
+    """The terms with their weights: 1 for a number, and those of a least-squares slope for several.
+
+    points: value of the axis -> the number there.
+    """
     if slope is None:
-        return [number | {"weight": 1.0} for _, number in points]
-    x = [value for value, _ in points]
-    if len(set(x)) < 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in x):
-        raise Unclear("slope", f"{slope} is no axis of numbers of {points[0][1].get('name', 'its grid')}")
-    mean = sum(x) / len(x)
-    total = sum((value - mean) ** 2 for value in x)
-    return [number | {"weight": (value - mean) / total} for value, number in points]
+        return [number | {"weight": 1.0} for number in points.values()]
+    if len(points) < 2 or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in points):
+        raise Unclear("slope", f"{slope} is no axis of two numbers or more in the experiment's grid")
+    mean = sum(points) / len(points)
+    total = sum((x - mean) ** 2 for x in points)
+    return [number | {"weight": (x - mean) / total} for x, number in points.items()]
 
 
 def _number(plan: Plan, cell: str, stage: str, policy: str, term: Term, prefix: str) -> dict:

@@ -117,16 +117,17 @@ def refuse_other_than_recorded(claim: dict, got: Estimate) -> None:
         here = (got.protocol or {}).get(key)
         if str(here) != str(value):
             raise Refused(f"{key} differs: {here} here, {value} where the expected value was measured")
-    seeds, batch = expected.get("seeds"), claim["measured"]["batch"]
-    if isinstance(seeds, dict) and str(batch) not in seeds:
-        raise Refused(f"the global batch size is {batch} here; expected values are for {', '.join(seeds)}")
+    batches, batch = expected.get("batches"), claim["measured"]["batch"]
+    if batches and str(batch) not in batches:
+        raise Refused(f"the global batch size is {batch} here; expected values are for {', '.join(batches)}")
 
 
 def too_good(claim: dict, got: Estimate) -> str:
     """Why a result is better than the recorded ones allow; "" where it is not."""
     expected = claim["expected"]
-    seeds, spread = expected.get("seeds"), expected.get("spread")
-    values = seeds.get(str(claim["measured"]["batch"])) if isinstance(seeds, dict) else seeds
+    values, spread = expected.get("seeds"), expected.get("spread")
+    if batches := expected.get("batches"):
+        values = batches[str(claim["measured"]["batch"])]
     bound = expected.get("at_least", expected.get("at_most"))
     if bound is None or (spread is None and len(values or ()) < 2):
         return ""
