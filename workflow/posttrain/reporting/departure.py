@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ from posttrain.ground.identity import canonical, record_of
 from posttrain.reporting.records import BROKEN, read_json
 from posttrain.reporting.text import short, visible
 
+ROWS = re.compile(r"data/[^/]+/[^/]+\.jsonl")  # the same bytes on every machine, as tokens and weights are not
 CLOSE = 0.01  # share by which a number may depart on another processor without being named first
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """An artifact as a record: its settings, a digest of its data or weights, how lm-eval measured, and its numbers by
-    name; {} where it cannot be read."""
+    """An artifact as a record: its settings, a digest of its rows, how lm-eval measured, and its numbers by name; {}
+    where it cannot be read."""
     try:
-        files = {name: digest for name, (digest, _) in listed(folder / "manifest.json").items() if "/" in name}
+        files = {name: digest for name, (digest, _) in listed(folder / "manifest.json").items() if ROWS.fullmatch(name)}
         metrics = read_json(folder / "metrics.json")
         return {
             "settings": json.loads(record_of(folder).get("params", ["{}"])[0]),
-            "bytes": hashlib.sha256(canonical(files).encode()).hexdigest()[:16],
+            "rows": hashlib.sha256(canonical(files).encode()).hexdigest()[:16],
             "protocol": protocol(folder, metrics),
             "numbers": dict(sorted(numbers(metrics).items())),
         }
@@ -67,7 +69,7 @@ def other_settings(folders: list[str], recorded: dict[str, dict], root: Path) ->
             if old.get(key) != new.get(key):
                 here, there = (visible(part.get(key, "unset")) for part in (new, old))
                 return f"{folder}: {visible(key)} is {here}, and {there} in the record"
-        if folder.endswith("/prepare") and now["bytes"] != before["bytes"]:
+        if folder.endswith("/prepare") and now["rows"] != before["rows"]:
             return f"{folder}: its data are not the recorded ones{_first(before['numbers'], now['numbers'], 0.0)}"
     return ""
 
