@@ -200,10 +200,10 @@ def answer(verdict: dict) -> str:
         return f"No: {', '.join(failing)}"
     if counts[REPRODUCED] + counts[NOISE] == 0:
         return "Not known: no claim was run"
-    noise = f", {counts[NOISE]} of them within noise only" if counts[NOISE] else ""
+    noise = f", {counts[NOISE]} within noise only" if counts[NOISE] else ""
     if counts[NOT_RUN]:
         return f"As far as it was run, yes{noise}; {counts[NOT_RUN]} claims were not run"
-    return f"Yes: every claim that can be tested here holds{noise}"
+    return f"Yes, every claim that can be tested here{noise}"
 
 
 def details(ruling: dict) -> list[str]:
