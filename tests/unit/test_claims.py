@@ -167,8 +167,8 @@ def test_seeds_of_both_sides_of_a_difference_must_be_the_same(tmp_path):
         load(tmp_path, one=CHAIN + "grid: {seed: [0, 1]}\n" + claimed(measured), two=two)
 
 
-def test_the_plan_itself_can_be_measured():
-    plan = campaign.load("config/config.yaml")
+def test_the_plan_itself_can_be_measured(root):
+    plan = campaign.load(root / "config/config.yaml")
     named = {key: claim for _, key, claim in claims.claims(plan)}
     claim = named["dpo-needs-no-reward-model"]
     values = [claims.runs(plan, "tiny", part)[0]["terms"] for part in (claim.measured, claims.controlled(claim))]
