@@ -5,6 +5,7 @@ import json
 import pytest
 
 from posttrain.dag import campaign, claims
+from posttrain.dag.artifacts import at
 from posttrain.dag.frozen import freeze, summary, thaw
 from posttrain.ground.errors import UserError
 
@@ -174,3 +175,13 @@ def test_the_plan_itself_can_be_measured(root):
     values = [claims.runs(plan, "tiny", part)[0]["terms"] for part in (claim.measured, claims.controlled(claim))]
     assert values == [[{"constant": 0.0, "weight": 1.0}], [{"constant": 1.0, "weight": 1.0}]]
     assert len(named) >= 24
+
+
+def test_the_record_of_the_default_is_of_its_present_settings(root):
+    """Where a setting was changed on purpose, `snakemake verify` and `posttrain verdict --record` record anew."""
+    plan = campaign.load(root / "config/config.yaml")
+    recorded = json.loads((root / "config/recorded/config.json").read_text())
+    needed = {folder: at(folder) for artifact in plan.claimed for folder in plan.above(artifact)}
+    assert recorded.keys() == needed.keys()
+    for folder, artifact in needed.items():
+        assert recorded[folder]["settings"] == json.loads(plan.section(artifact.experiment, artifact.stage)), folder
