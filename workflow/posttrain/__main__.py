@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     stage_commands(subparsers)
     workflow_commands(subparsers)
     campaign_commands(subparsers)
+    result_commands(subparsers)
     return top
 
 
@@ -151,15 +152,6 @@ def workflow_commands(subparsers) -> None:
     claimed = "render what the claims need, and what else exists"
     report.add_argument("--claimed", action="store_true", help=claimed)
     report.add_argument("--left-out", type=Path, help="JSON file: artifacts to leave out, each with the reason")
-    verdict = command(
-        subparsers, "verdict", "print the rulings on claims; fails where one fails", "tools.verdict:verdict"
-    )
-    verdict.add_argument("file", type=Path, nargs="?", default=Path("results/report/verdict.json"))
-    record = "write a record of the artifacts, so that a later failure names the first stage that departs from it"
-    verdict.add_argument("--record", type=Path, metavar="FILE", help=record)
-    summary = command(subparsers, "summary", "print headline figures and the report's path", "tools.check:summary")
-    summary.add_argument("folder", type=Path, nargs="?", default=Path("results/report"))
-    summary.add_argument("--campaign", default=CAMPAIGN, help=f"default {CAMPAIGN}")
 
 
 def campaign_commands(subparsers) -> None:
@@ -174,16 +166,6 @@ def campaign_commands(subparsers) -> None:
     why = command(subparsers, "why", "list what will be rerun and why, or how two experiments differ", "tools.why:why")
     why.add_argument("wanted", nargs="?", default="", metavar="EXPERIMENT[/STAGE]")
     why.add_argument("other", nargs="?", default="", metavar="EXPERIMENT", help="compare the two experiments")
-    explain = command(
-        subparsers, "explain", "trace a number back to its questions, weights, data and jobs", "tools.explain:explain"
-    )
-    explain.add_argument("place", metavar="ARTIFACT", help="as tiny/evaluate/sft")
-    explain.add_argument(
-        "number", nargs="?", metavar="NUMBER", help="as 'world exact_match'; default: all of its numbers"
-    )
-    diff = command(subparsers, "diff", "compare two runs, and name the step at which they part", "tools.diff:diff")
-    for side in ("one", "other"):
-        diff.add_argument(side, metavar=side.upper(), help="an experiment, an artifact, or a folder of results")
     accept = command(
         subparsers, "accept", "keep artifacts after a code edit that changes no result", "tools.accept:accept"
     )
@@ -206,6 +188,32 @@ def campaign_commands(subparsers) -> None:
     clean = command(subparsers, "clean", "list what no campaign needs, with sizes", "tools.clean:clean_campaigns")
     clean.add_argument("campaigns", type=Path, nargs="*", help="default: those in config/, and those that ran here")
     clean.add_argument("--delete", action="store_true", help="delete it")
+    schema = command(subparsers, "schema", "write config/schema.json and the key reference", "tools.schema:write")
+    schema.add_argument("--folder", type=Path, default=Path("config"))
+    command(subparsers, "wandb-sync", "upload the stages' runs to Weights & Biases", "training.tracking:sync")
+
+
+def result_commands(subparsers) -> None:
+    """The commands that read results."""
+    verdict = command(
+        subparsers, "verdict", "print the rulings on claims; fails where one fails", "tools.verdict:verdict"
+    )
+    verdict.add_argument("file", type=Path, nargs="?", default=Path("results/report/verdict.json"))
+    record = "write a record of the artifacts, so that a later failure names the first stage that departs from it"
+    verdict.add_argument("--record", type=Path, metavar="FILE", help=record)
+    summary = command(subparsers, "summary", "print headline figures and the report's path", "tools.check:summary")
+    summary.add_argument("folder", type=Path, nargs="?", default=Path("results/report"))
+    summary.add_argument("--campaign", default=CAMPAIGN, help=f"default {CAMPAIGN}")
+    explain = command(
+        subparsers, "explain", "trace a number back to its questions, weights, data and jobs", "tools.explain:explain"
+    )
+    explain.add_argument("place", metavar="ARTIFACT", help="as tiny/evaluate/sft")
+    explain.add_argument(
+        "number", nargs="?", metavar="NUMBER", help="as 'world exact_match'; default: all of its numbers"
+    )
+    diff = command(subparsers, "diff", "compare two runs, and name the step at which they part", "tools.diff:diff")
+    for side in ("one", "other"):
+        diff.add_argument(side, metavar=side.upper(), help="an experiment, an artifact, or a folder of results")
     export = command(
         subparsers, "export", "write a policy as a whole model that transformers can load", "tools.export:export"
     )
@@ -213,9 +221,6 @@ def campaign_commands(subparsers) -> None:
     export.add_argument("folder", type=Path, help="the model directory to write")
     types = ("float32", "bfloat16")
     export.add_argument("--dtype", choices=types, help="type of the weights; default: that of its frozen weights")
-    schema = command(subparsers, "schema", "write config/schema.json and the key reference", "tools.schema:write")
-    schema.add_argument("--folder", type=Path, default=Path("config"))
-    command(subparsers, "wandb-sync", "upload the stages' runs to Weights & Biases", "training.tracking:sync")
 
 
 def command(subparsers, name: str, text: str, function: str) -> argparse.ArgumentParser:

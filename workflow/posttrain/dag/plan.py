@@ -2,24 +2,20 @@
 
 import hashlib
 import re
-import shlex
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 from posttrain.config import grid
 from posttrain.config.sections import Campaign, Section, declared, section_class, slice_of
 from posttrain.config.sources import hub_items, own_files
 from posttrain.config.stages import ALIGNED, BUILDERS, FETCHERS, JUDGES, POLICIES, REPORTED, STAGES, Experiment, source
 from posttrain.dag.artifacts import REPORT, Artifact, at, flat
-from posttrain.ground.accepted import standing
+from posttrain.dag.parameters import arguments, planned_code
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import sha256
 from posttrain.ground.identity import canonical
 
 # Folders of results/; no experiment may have one of these names.
 RESERVED = ("fetch", "report", "logs", "wandb")
-LOCK = Path("envs/requirements.txt")
 
 
 class Plan:
@@ -207,6 +203,10 @@ class Plan:
         judged.sort(key=lambda artifact: artifact.policy != "sft" or "beside" not in STAGES[artifact.stage].reads)
         return [*(artifact for artifact in artifacts if not artifact.policy), *judged, REPORT]
 
+    def reported(self) -> list[Artifact]:
+        """The artifacts that the report reads."""
+        return [artifact for artifact in self.artifacts() if artifact.stage in REPORTED]
+
     def folders(self) -> list[str]:
         """The folders of all artifacts, those that only claims need and what these depend on among them."""
         claimed = dict.fromkeys(folder for artifact in self.claimed for folder in self.above(artifact))
@@ -222,11 +222,7 @@ class Plan:
     def _inputs(self, experiment: str, stage: str, policy: str = "") -> dict[str, str | list[str]]:
         """The inputs of an artifact by role: manifests, and the user's own files."""
         if stage == "report":
-            shown = (
-                self.claimed
-                if self.verifying
-                else [artifact for artifact in self.artifacts() if artifact.stage in REPORTED]
-            )
+            shown = self.claimed if self.verifying else self.reported()
             return {"evaluations": [artifact.manifest for artifact in shown]}
         inputs: dict[str, str | list[str]] = {
             role: self.artifact(experiment, part, judged).manifest
@@ -252,7 +248,7 @@ class Plan:
         above = []
         inputs = self.inputs(experiment, stage, policy)
         if stage == "report":
-            shown = dict.fromkeys([*(one for one in self.artifacts() if one.stage in REPORTED), *self.claimed])
+            shown = dict.fromkeys([*self.reported(), *self.claimed])
             inputs = {"evaluations": [artifact.manifest for artifact in shown]}
         for role, files in inputs.items():
             for file in [] if role in ("files", "fetched") else flat({role: files}):
@@ -294,27 +290,3 @@ def _changed(experiment: Experiment, key: str) -> set[str]:
         changed |= set(declared(field).get("also", ())) if field else set()
         model = section_class(field.annotation) if field else None
     return changed
-
-
-def planned_code(strict: bool) -> dict[str, str]:
-    """Stage -> fingerprint that its code counts as, with that of the pinned versions appended where `strict`."""
-    if strict and not LOCK.is_file():
-        raise UserError(f"strict: there is no {LOCK}, whose versions it counts")
-    lock = f"+{sha256(LOCK)[:8]}" if strict else ""
-    return {stage: standing(stage) + lock for stage in [*STAGES, "report"]}
-
-
-def arguments(stage: str, params: list[str], inputs: dict) -> str:
-    """A stage's command: `STAGE --threads 1 --config SECTION --code FINGERPRINT --lineage DIGEST --data MANIFEST ...`,
-    without threads where any number of them makes the same artifact.
-
-    params: the section, the fingerprint of the code, the lineage. inputs: files by role; those of the role `files` are
-    left out, since the section names them.
-    """
-    section, code, lineage = params
-    threads = "" if STAGES[stage].any_threads else f" --threads {STAGES[stage].threads}"
-    text = f"{stage}{threads} --config {shlex.quote(section)} --code {code} --lineage {lineage}"
-    for role in sorted(inputs):
-        if (files := flat({role: inputs[role]})) and role != "files":
-            text += f" --{role} {' '.join(files)}"
-    return text

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from posttrain.dag import artifacts
-from posttrain.dag.plan import arguments
+from posttrain.dag.parameters import arguments
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import of_another_size, read_object, sha256, stats_of, write_text
 from posttrain.ground.identity import DAMAGED, canonical, record_of

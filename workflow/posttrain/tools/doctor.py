@@ -12,7 +12,8 @@ from pathlib import Path
 
 from posttrain.cluster import sites
 from posttrain.cluster.sites import FILE, Site
-from posttrain.dag.plan import LOCK, Plan
+from posttrain.dag.parameters import LOCK
+from posttrain.dag.plan import Plan
 from posttrain.ground import credentials
 from posttrain.ground.errors import UserError
 from posttrain.jobs import launch, slurm
