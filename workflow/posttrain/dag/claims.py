@@ -29,7 +29,7 @@ def mistakes(plan: Plan) -> Iterator[tuple[str, str, str]]:
     for name, key, claim in claims(plan):
         if (other := owner.setdefault(key, name)) != name:
             yield name, f"claims.{key}", f"{other} has a claim of this name too"
-        for part, measured in (("measured", claim.measured), ("control", controlled(claim))):
+        for part, measured in parts_of(claim):
             try:
                 runs(plan, name, measured)
             except Unclear as problem:
@@ -63,7 +63,7 @@ def needs(plan: Plan) -> list[Artifact]:
     needed: dict[Artifact, None] = {}
     for name, _, claim in claims(plan):
         if is_tested(plan, claim):
-            for measured in (claim.measured, controlled(claim)):
+            for _, measured in parts_of(claim):
                 for run in runs(plan, name, measured):
                     needed |= dict.fromkeys(term["artifact"] for term in terms(run) if "artifact" in term)
     return list(needed)
@@ -85,12 +85,13 @@ def summary(plan: Plan) -> list[dict[str, Any]]:
         claim.model_dump(mode="json", exclude={"measured", "control"}, exclude_none=True)
         | {"id": key, "experiment": name, "question": plan.experiments[name].question}
         | {"tested": is_tested(plan, claim), "family": claim.family or claim.paper}
-        | {part: _read(plan, name, measured) for part, measured in _parts(claim)}
+        | {part: _read(plan, name, measured) for part, measured in parts_of(claim)}
         for name, key, claim in claims(plan)
     ]
 
 
-def _parts(claim: Claim) -> list[tuple[str, Measured]]:
+def parts_of(claim: Claim) -> list[tuple[str, Measured]]:
+    """What is measured for a claim, and for its control."""
     return [("measured", claim.measured), ("control", controlled(claim))]
 
 

@@ -223,8 +223,8 @@ class Search:
         short = {prompt for prompt in self.within if len(prompt) < GRAM and prompt not in self.asked}
         if short:
             search = partial(_needles_in, Needles(FEWEST_CONTAINED, short))
-            for start, found in _of_batches(search, train, processes):
-                for at, needle, prompt in found:
+            for start, needles_held in _of_batches(search, train, processes):
+                for at, needle, prompt in needles_held:
                     self.inside.add(needle, prompt, start + at)
         return {needle for needle, rows in self.inside.rows.items() if len(needle) < GRAM and len(rows) > COMMON}
 

@@ -28,15 +28,15 @@ def _commits(file: Path) -> dict[str, str]:
     present = _claims(file.read_text(encoding="utf-8")) if file.is_file() else {}
     log = git(PROJECT, "log", "--format=%H", "--", str(file.resolve()))
     place = git(PROJECT, "ls-files", "--full-name", "--", str(file.resolve()))
-    found: dict[str, str] = {}
+    commits: dict[str, str] = {}
     for commit in (log or "").split() if place else ():
         then = _claims(git(PROJECT, "show", f"{commit}:{place}") or "")
         same = {key for key, claim in present.items() if then.get(key) == claim}
-        found |= dict.fromkeys(same, commit)
+        commits |= dict.fromkeys(same, commit)
         present = {key: claim for key, claim in present.items() if key in same}
         if not present:
             break
-    return found
+    return commits
 
 
 def _claims(text: str) -> dict[str, Any]:

@@ -39,9 +39,9 @@ def run_report(
         gather(verify_artifact, [Path(file) for file in checked if Path(file).is_file()])
     shown = measured if claimed else read
     digests = {"evaluations": {file: sha256(Path(file)) for file in shown if Path(file).is_file()}}
-    known = {"accepted": accepted.edits([*STAGES, "report"])} | beside_claims(summary)
+    beside = {"accepted": accepted.edits([*STAGES, "report"])} | beside_claims(summary)
     reasons = read_json(left_out) if left_out else {}
-    missing = report(summary | known, folder, reasons=reasons, needed=above if claimed else None)
+    missing = report(summary | beside, folder, reasons=reasons, needed=above if claimed else None)
     record = {"stage": "report", "params": [str(campaign), code or "", lineage], "inputs": digests}
     write_json(folder / "provenance.json", record | accepted.of_code("report"))
     if missing and not partial:

@@ -64,11 +64,9 @@ def other_settings(folders: list[str], recorded: dict[str, dict], root: Path) ->
     """The first of some artifacts, in the order of the stages, that was made with other settings than the recorded one,
     measured in another way, or made of other data, and in what; "" where none was."""
     for folder, before, now in _pairs(folders, recorded, root):
-        old, new = (_flat(part["settings"] | part["protocol"]) for part in (before, now))
-        for key in old | new:
-            if old.get(key) != new.get(key):
-                here, there = (visible(part.get(key, "unset")) for part in (new, old))
-                return f"{folder}: {visible(key)} is {here}, and {there} in the record"
+        for part in ("settings", "protocol"):
+            for key, recorded_value, value in differing(before[part], now[part], "", absent="unset"):
+                return f"{folder}: {visible(key)} is {visible(value)}, and {visible(recorded_value)} in the record"
         if folder.endswith("/prepare") and now["rows"] != before["rows"]:
             return f"{folder}: its data are not the recorded ones{_first(before['numbers'], now['numbers'], 0.0)}"
     return ""
@@ -92,12 +90,17 @@ def _pairs(folders: list[str], recorded: dict[str, dict], root: Path) -> Iterato
             yield folder, recorded[folder], now
 
 
-def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def differing(before, now, where: str, absent=None) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, the value before, the value now) of each key in which two nested mappings differ, sorted by key.
+
+    where: dotted key of the mappings themselves. absent: the value of a key that one of them lacks.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            inner = f"{where}.{key}".removeprefix(".")
+            yield from differing(before.get(key, absent), now.get(key, absent), inner, absent)
+    elif before != now:
+        yield where, before, now
 
 
 def _first(before: dict[str, float], now: dict[str, float], reach: float) -> str:

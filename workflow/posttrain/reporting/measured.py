@@ -175,8 +175,8 @@ def _of_key(folder: Path, metrics: dict, key: str, cluster: str | None) -> Value
     above: Any = {}
     for part in key.split("."):
         if not isinstance(inner, dict) or part not in inner:
-            known = ", ".join(map(visible, inner)) if isinstance(inner, dict) else "a number"
-            raise Refused(f"has no {key}: {part} is not among {known}")
+            keys = ", ".join(map(visible, inner)) if isinstance(inner, dict) else "a number"
+            raise Refused(f"has no {key}: {part} is not among {keys}")
         above, inner = inner, inner[part]
     stderr, n = above.get("stderr"), above.get("n")
     return Value(float(number(inner, key)), None if stderr is None else float(stderr), n)

@@ -26,17 +26,17 @@ def diff(one: str, other: str) -> str:
     Raises UserError for a name or folder without artifacts.
     """
     roots = [root_of(name) for name in (one, other)]
-    kept = [{place(path): path for path in artifacts_of(root)} for root in roots]
-    for name, found in zip((one, other), kept, strict=True):
-        if not found:
+    paths = [{place(path): path for path in artifacts_of(root)} for root in roots]
+    for name, of_root in zip((one, other), paths, strict=True):
+        if not of_root:
             raise UserError(f"{name}: neither an experiment with artifacts in {RESULTS}, nor a folder of artifacts")
     lines: list[str] = []
-    for path in sorted(kept[0].keys() | kept[1].keys(), key=order):
-        if path not in kept[0] or path not in kept[1]:
-            lines.append(f"{path}: only in {one if path in kept[0] else other}")
-        elif parts := list(parting(roots[0] / kept[0][path], roots[1] / kept[1][path])):
+    for path in sorted(paths[0].keys() | paths[1].keys(), key=order):
+        if path not in paths[0] or path not in paths[1]:
+            lines.append(f"{path}: only in {one if path in paths[0] else other}")
+        elif parts := list(parting(roots[0] / paths[0][path], roots[1] / paths[1][path])):
             lines += [path, *(f"  {part}" for part in parts)]
-    same = len(kept[0].keys() & kept[1].keys()) - sum(
+    same = len(paths[0].keys() & paths[1].keys()) - sum(
         not line.startswith(" ") and ": only" not in line for line in lines
     )
     return "\n".join([f"{one} -> {other}", *lines, f"alike: {same} artifacts"])
@@ -56,8 +56,8 @@ def order(path: str) -> tuple:
     """Sorts artifacts by experiment, in the order of the table of stages."""
     parts = path.split("/")
     stage = next((number for number, part in enumerate(parts) if part in STAGES), 0)
-    known = list(STAGES).index(parts[stage]) if parts[stage] in STAGES else -1
-    return (parts[:stage], known, parts[stage:])
+    rank = list(STAGES).index(parts[stage]) if parts[stage] in STAGES else -1
+    return (parts[:stage], rank, parts[stage:])
 
 
 def parting(one: Path, other: Path) -> Iterator[str]:

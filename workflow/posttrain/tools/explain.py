@@ -30,11 +30,11 @@ def explain(place: str, number: str | None = None) -> str:
     """
     folder = RESULTS / place.removeprefix("results/").strip("/")
     metrics = metrics_of(folder)
-    known = numbers(metrics)
-    if number is not None and number not in known:
-        raise UserError(f"{folder}: has no {number!r}; it has {', '.join(map(visible, known)) or 'no numbers'}")
+    values = numbers(metrics)
+    if number is not None and number not in values:
+        raise UserError(f"{folder}: has no {number!r}; it has {', '.join(map(visible, values)) or 'no numbers'}")
     lines = [
-        f"{place}: {name} {shown(metrics, name, value)}" for name, value in known.items() if number in (None, name)
+        f"{place}: {name} {shown(metrics, name, value)}" for name, value in values.items() if number in (None, name)
     ]
     lines += questions(folder, number.partition(" ")[0]) if number and "rows" in metrics else []
     above = chain(folder)

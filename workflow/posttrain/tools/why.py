@@ -17,6 +17,7 @@ from posttrain.ground import accepted, code
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
 from posttrain.ground.identity import canonical, named, record_of
+from posttrain.reporting.departure import differing
 
 NOTHING = "Nothing is stale: every artifact was made from its present settings, inputs and code."
 
@@ -108,11 +109,8 @@ def changes(artifact: dict) -> Iterator[str]:
 
 def differences(where: str, before, now) -> Iterator[str]:
     """Dotted keys whose values differ, each with both values."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from differences(f"{where}.{key}", before.get(key), now.get(key))
-    elif before != now:
-        yield f"{where}: {json.dumps(before)} -> {json.dumps(now)}"
+    for key, old, new in differing(before, now, where):
+        yield f"{key}: {json.dumps(old)} -> {json.dumps(new)}"
 
 
 def other_inputs(role: str, before: dict[str, str], now: list[str]) -> Iterator[str]:
