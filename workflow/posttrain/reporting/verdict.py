@@ -39,8 +39,8 @@ def verdict(
         _judge([ruling for ruling in rulings if ruling["family"] == family])
     for ruling in rulings:
         ruling["registered"] = (registered or {}).get(ruling["id"], "")
-        of_others = failed(ruling) or ruling["verdict"] == NOISE
-        ruling["departs"] = departure(ruling["artifacts"], recorded, results.parent) if of_others else ""
+        unsettled = failed(ruling) or ruling["verdict"] == NOISE
+        ruling["departs"] = departure(ruling["artifacts"], recorded, results.parent) if unsettled else ""
         for key in ("estimates", "low", "high"):
             del ruling[key]
     floors = [ruling for ruling in rulings if ruling["noise_floor"] and ruling["got"] is not None]

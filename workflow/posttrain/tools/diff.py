@@ -30,16 +30,15 @@ def diff(one: str, other: str) -> str:
     for name, of_root in zip((one, other), paths, strict=True):
         if not of_root:
             raise UserError(f"{name}: neither an experiment with artifacts in {RESULTS}, nor a folder of artifacts")
-    lines: list[str] = []
+    lines, alike = [], 0
     for path in sorted(paths[0].keys() | paths[1].keys(), key=order):
         if path not in paths[0] or path not in paths[1]:
             lines.append(f"{path}: only in {one if path in paths[0] else other}")
         elif parts := list(parting(roots[0] / paths[0][path], roots[1] / paths[1][path])):
             lines += [path, *(f"  {part}" for part in parts)]
-    same = len(paths[0].keys() & paths[1].keys()) - sum(
-        not line.startswith(" ") and ": only" not in line for line in lines
-    )
-    return "\n".join([f"{one} -> {other}", *lines, f"alike: {same} artifacts"])
+        else:
+            alike += 1
+    return "\n".join([f"{one} -> {other}", *lines, f"alike: {alike} artifacts"])
 
 
 def root_of(name: str) -> Path:
