@@ -2,10 +2,11 @@
 
 python benchmarks/preparing.py --tokenizer FOLDER [--rows 20000 200000] [--processes 1 2]    # FOLDER: of a model
 
-Each measurement is a program of its own; its times, in CPU seconds of all its processes and by the clock, are without
-those of imports. `map` only writes the tokens of rows that are read before: whole rows, labels for the reply (two calls
-of the chat template), or what `prepare` writes with the checks that it makes of tokens (`tokens.encode`). `prepare`
-reads, checks, divides, searches for overlap, writes rows and tokens. Memory is the most that all processes hold
+Each measurement is a program of its own; its times, in CPU seconds of all its processes and by the clock, are from the
+file to the tokens on disk, without imports. `map` (`datasets.load_dataset` and `map`) writes tokens alone: of whole
+rows, with labels for the reply (two calls of the chat template), or what `prepare` writes with the checks that it makes
+of tokens (`tokens.encode`). `prepare` checks and divides rows too, searches them for overlap, and writes rows and
+tokens. Memory is the most that all processes hold
 together (Pss_Anon), without files that are mapped, which the system can drop.
 """
 
@@ -62,11 +63,14 @@ def spent() -> tuple[float, float]:
 
 def measure(kind: str, file: Path, processes: int, folder: Path) -> None:
     """Print CPU seconds, seconds and the growth of memory of one way."""
+    import gc
+
     import datasets
     import transformers
 
     from posttrain.config.sections import Prepare, Source, Tokenizer
     from posttrain.data.tokenizer import set_chat_template
+    from posttrain.jobs.artifact import RARELY
     from posttrain.models import tokens
     from posttrain.stages.prepare import prepare
 
@@ -86,8 +90,6 @@ def measure(kind: str, file: Path, processes: int, folder: Path) -> None:
         return {"input_ids": ids, "labels": [tokens.MASKED] * len(prompt) + ids[len(prompt) :]}
 
     work = file.parent
-    if kind != "prepare":
-        rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(work / "cache"))
     held: dict[str, float] = {}
     threading.Thread(target=peak_memory, args=(held,), daemon=True).start()
     time.sleep(1)
@@ -96,8 +98,11 @@ def measure(kind: str, file: Path, processes: int, folder: Path) -> None:
         section = Prepare(
             tokenizer=Tokenizer(path=str(folder)), max_tokens=4096, world=None, sft=[Source(path=str(file))], seed=0
         )
+        gc.freeze()
+        gc.set_threshold(*RARELY)
         prepare(section, work / "work", work / "checkpoints", processes=processes)
     else:
+        rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(work / "cache"))
         way = dict(zip(KINDS, (whole, labelled, lambda row: tokens.encode(tokenizer, row)), strict=False))[kind]
         rows.map(way, remove_columns=rows.column_names, num_proc=processes if processes > 1 else None)
     ended = spent()

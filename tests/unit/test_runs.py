@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from posttrain.data.runs import Needles, Runs
+from posttrain.data.runs import Coded, Needles, Runs
 
 
 def sequences(count: int, seed: int) -> list[tuple]:
@@ -26,7 +26,7 @@ def places(size: int, texts: list[tuple]) -> dict[tuple, list[tuple[int, int]]]:
 def test_runs_are_those_of_a_search_word_by_word(size):
     owned, texts = sequences(40, seed=1), sequences(60, seed=2)
     runs, expected = Runs(size, owned), places(size, owned)
-    hits = list(zip(*(part.tolist() for part in runs.search(texts)), strict=True))
+    hits = list(zip(*(part.tolist() for part in runs.search(Coded(texts))), strict=True))
     shared = {run: at for run, at in places(size, texts).items() if run in expected}
     assert sorted((text, at) for text, at, _ in hits) == sorted(place for of_run in shared.values() for place in of_run)
     for text, at, run in hits:
@@ -42,10 +42,10 @@ def test_needles_are_found_wherever_they_are_and_nowhere_else():
         for needle in needles
         if len(needle) >= 4 and needle in places(len(needle), [text])
     }
-    assert set(Needles(4, needles).search(texts)) == expected and expected
+    assert set(Needles(4, needles).search(Coded(texts))) == expected and expected
 
 
 def test_nothing_is_found_for_nothing():
-    assert [len(part) for part in Runs(3, []).search([("a", "b", "c")])] == [0, 0, 0]
-    assert [len(part) for part in Runs(3, [("a", "b", "c")]).search([])] == [0, 0, 0]
-    assert list(Needles(3, [("a",)]).search([("a", "b", "c")])) == []
+    assert [len(part) for part in Runs(3, []).search(Coded([("a", "b", "c")]))] == [0, 0, 0]
+    assert [len(part) for part in Runs(3, [("a", "b", "c")]).search(Coded([]))] == [0, 0, 0]
+    assert list(Needles(3, [("a",)]).search(Coded([("a", "b", "c")]))) == []

@@ -235,6 +235,8 @@ def checked(value) -> dict:
 
     All fields are checked, unknown ones too. Raises RowError.
     """
+    if isinstance(value, dict) and _is_plain(value):
+        return value
     if isinstance(value, RowError):
         raise value
     if not isinstance(value, dict):
@@ -254,6 +256,24 @@ def checked(value) -> dict:
         elif isinstance(item, float) and not math.isfinite(item):
             raise RowError("not_finite", f"non-finite number in field {path} (NaN, Infinity or too large)")
     return value
+
+
+def _is_plain(value: dict) -> bool:
+    """Whether a value holds ASCII strings, integers, true, false and null alone, as most rows do; a third of the time
+    of the search that names what is wrong."""
+    waiting: list = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            if not item.isascii():
+                return False
+        elif isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+        elif not (item is None or isinstance(item, int)):
+            return False
+    return True
 
 
 def _check_unicode(path: str, text: str) -> None:

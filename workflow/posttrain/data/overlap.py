@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from posttrain.data.examples import parted
-from posttrain.data.runs import Needles, Runs
+from posttrain.data.runs import Coded, Needles, Runs
 from posttrain.data.telling import interned, parted_prompts
 from posttrain.data.texts import DERIVED, content, number, reply_texts, word_parts, words
 from posttrain.ground.workers import in_order
@@ -169,15 +169,16 @@ class Search:
         groups = [(at, row["group"]) for at, row in enumerate(rows) if row["group"] in self.groups]
         asked = [at for at, prompt in enumerate(prompts) if prompt in self.asked]
         within = []
-        owners, _, runs = self.heads.search([prompt[:FEWEST_CONTAINED] for prompt in prompts])
+        owners, _, runs = self.heads.search(Coded([prompt[:FEWEST_CONTAINED] for prompt in prompts]))
         for at, run in zip(owners.tolist(), runs.tolist(), strict=True):
             if (prompt := prompts[at]) not in self.within and prompt in self._parts_of(run, len(prompt)):
                 within.append((at, run, prompt))
-        owners, _, runs = self.grams.search(texts)
+        coded = Coded(texts)
+        owners, _, runs = self.grams.search(coded)
         rare = ~self.is_common[runs]
         grams = sorted(set(zip(owners[rare].tolist(), runs[rare].tolist(), strict=True)))
         same = [(at, rows[at], prompts[at], texts[at]) for at in asked]
-        return Held(list(map(hash, prompts)), groups, same, list(self.needles.search(texts)), within, grams)
+        return Held(list(map(hash, prompts)), groups, same, list(self.needles.search(coded)), within, grams)
 
     def note(self, start: int, held: Held) -> None:
         """Note what a batch of training rows holds; batches come in order. start: the number of its first row."""
@@ -283,7 +284,7 @@ class Search:
 def _needles_in(needles: Needles, rows: Sequence[dict]) -> list[tuple[int, tuple, int]]:
     """(number of a row, needle in its text, hash of its prompt)."""
     texts, prompts = _words_of(rows)
-    return [(at, needle, hash(prompts[at])) for at, needle in needles.search(texts)]
+    return [(at, needle, hash(prompts[at])) for at, needle in needles.search(Coded(texts))]
 
 
 def _words_of(rows: Sequence[dict]) -> tuple[list[tuple], list[tuple]]:

@@ -21,7 +21,7 @@ class Runs:
 
     def __init__(self, size: int, sequences: Sequence[Sequence[str]]):
         self.size = size
-        numbers, owners, places = run_numbers(sequences, size)
+        numbers, owners, places = run_numbers(Coded(sequences), size)
         order = np.argsort(numbers, kind="stable")
         self.numbers, self._start = np.unique(numbers[order], return_index=True)
         self._owners, self._places = owners[order], places[order]
@@ -34,7 +34,7 @@ class Runs:
         here = slice(self._start[run], stop)
         return list(zip(self._owners[here].tolist(), self._places[here].tolist(), strict=True))
 
-    def search(self, texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def search(self, texts: "Coded") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(number of the text, place of the first word in it, run), for each run of a text that a sequence holds."""
         numbers, owners, places = run_numbers(texts, self.size)
         likely = np.flatnonzero(self._filter[self._short(numbers)]) if len(self.numbers) else np.empty(0, np.int64)
@@ -56,24 +56,32 @@ class Needles:
         heads = [needle[:size] for needle in self._needles]
         self._heads = Runs(size, heads)
         self._lengths: dict[int, set[int]] = defaultdict(set)  # of the needles that begin with a run
-        for needle, run in zip(self._needles, self._heads.search(heads)[2].tolist(), strict=True):
+        for needle, run in zip(self._needles, self._heads.search(Coded(heads))[2].tolist(), strict=True):
             self._lengths[run].add(len(needle))
 
-    def search(self, texts: Sequence[Sequence[str]]) -> Iterator[tuple[int, tuple]]:
+    def search(self, texts: "Coded") -> Iterator[tuple[int, tuple]]:
         """(number of a text, needle in it)."""
         for text, at, run in zip(*(part.tolist() for part in self._heads.search(texts)), strict=True):
             for length in self._lengths[run]:
-                needle = tuple(texts[text][at : at + length])
+                needle = tuple(texts.texts[text][at : at + length])
                 if needle in self._needles:
                     yield text, needle
 
 
-def run_numbers(texts: Sequence[Sequence[str]], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class Coded:
+    """Texts as words, with the `lengths` of the texts and the `codes` of all words: their hashes."""
+
+    def __init__(self, texts: Sequence[Sequence[str]]):
+        self.texts = texts
+        self.lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        count = int(self.lengths.sum())
+        self.codes = np.fromiter(map(hash, chain.from_iterable(texts)), np.int64, count).view(np.uint64)
+
+
+def run_numbers(texts: Coded, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(number, number of the text, place of the first word) of each run of `size` words, in the order of the texts."""
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    count = int(lengths.sum())
-    codes = np.fromiter(map(hash, chain.from_iterable(texts)), np.int64, count).view(np.uint64)
-    owners = np.repeat(np.arange(len(texts)), lengths)
+    lengths, codes, count = texts.lengths, texts.codes, len(texts.codes)
+    owners = np.repeat(np.arange(len(lengths)), lengths)
     if count < size:
         return codes[:0], owners[:0], owners[:0]
     numbers = np.zeros(count - size + 1, np.uint64)

@@ -93,7 +93,7 @@ def word_parts(row: dict) -> tuple[tuple[str, ...], tuple[str, ...]]:
     turns = row["messages"] if "messages" in row else row.get("prompt")
     if isinstance(turns, list) and any(turn["role"] == "system" for turn in turns):
         return words(full_text(row)), prompt
-    return prompt + tuple(word for reply in reply_texts(row) for word in words(reply)), prompt
+    return sum(map(words, reply_texts(row)), prompt), prompt
 
 
 def all_text(value) -> str:

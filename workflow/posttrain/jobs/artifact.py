@@ -36,6 +36,10 @@ from posttrain.training import interruption, tracking
 # Files that the manifest does not list: they have times, hosts and settings, which may differ between equal artifacts.
 BESIDE = ("config.yaml", "provenance.json", "lm_eval.json")
 
+# Thresholds of garbage collection for `prepare`: its rows form no cycles, and by Python's own thresholds to search them
+# takes a tenth of its time.
+RARELY = (50_000, 20, 20)
+
 
 def run_stage(arguments: Namespace) -> None:
     """Run a stage by its command line (`__main__.stage_commands`), publish its artifact, and end the process."""
@@ -54,6 +58,7 @@ def run_stage(arguments: Namespace) -> None:
         gc.freeze()
         gc.enable()
         if stage == "prepare":
+            gc.set_threshold(*RARELY)
             return function(section, **inputs, processes=arguments.threads)
         return run_with_torch(arguments, function, section, inputs)
 

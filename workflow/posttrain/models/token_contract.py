@@ -79,22 +79,22 @@ def _fault(tokenizer, row: dict, encoded: dict[str, list[int]]) -> Breach | None
 def faults_of(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> dict[str, str]:
     """The faults of a row's tokens and labels, by a short key; empty where the token contract holds."""
     eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
-    trained = [label for label in labels if label != MASKED]
+    trained = len(labels) - labels.count(MASKED)
     faults = {}
     if not trained:
         faults["untrained"] = "has no token to train on"
     turns = len(trained_turns(row)) if "messages" in row else 1
-    if trained.count(eos) != turns:
-        times = f"{trained.count(eos)} times in {turns} turns"
+    if labels.count(eos) != turns:
+        times = f"{labels.count(eos)} times in {turns} turns"
         faults["end_of_turn"] = f"the end-of-turn token {tokenizer.eos_token!r} is trained {times}"
     if bos is not None and bos != eos:
         expected = 1 if _begins_texts(tokenizer) else min(1, input_ids.count(bos))
         if input_ids.count(bos) != expected or (expected and input_ids[0] != bos):
             tokens_of_bos = f"{input_ids.count(bos)} beginning-of-sequence tokens {tokenizer.bos_token!r}"
             faults["beginning"] = f"has {tokens_of_bos}, not one"
-    if pad is not None and pad != eos and pad in trained:
+    if pad is not None and pad != eos and pad in labels:
         faults["padding"] = f"padding {tokenizer.pad_token!r} is a label"
-    if len(labels) != len(input_ids) or sum(map(eq, labels, input_ids)) != len(trained):  # no token is MASKED
+    if len(labels) != len(input_ids) or sum(map(eq, labels, input_ids)) != trained:  # no token is MASKED
         faults["label"] = "a label differs from its token"
     return faults
 
