@@ -35,6 +35,7 @@ def fabricate(plan, folders=None, text: str = "") -> None:
             "summary.txt",
             "curves.csv",
             "verdict.json",
+            "compute.json",
             "index.html",
         ):
             (folder / name).write_text("{}")

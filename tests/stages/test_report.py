@@ -120,6 +120,27 @@ def undrawn(monkeypatch):
     monkeypatch.setattr("posttrain.reporting.figures.draw", lambda record: [])
 
 
+def test_what_every_attempt_cost_is_in_the_page(made, tmp_path, undrawn):
+    """Those that gave nothing too, with the reason; an artifact without an account counts by its provenance."""
+    folder = tmp_path / "results/compute/tiny-lora/sft"
+    spent = {"stage": "sft", "identity": "a1", "seconds": 5400, "cpu_seconds": 5400, "gpus": 2, "gpu": IMAGE}
+    write(folder / "1.json", spent | {"outcome": "failed", "reason": SCRIPT})
+    write(folder / "2.json", spent | {"outcome": None, "identity": None, "seconds": 600})
+    write(tmp_path / "results/compute/other/sft/3.json", spent | {"outcome": "done"})
+    _, output = made()
+    page = (output / "index.html").read_text()
+    section = page[page.index('<h2 id="compute">') : page.index('<h2 id="provenance">')]
+    assert html.escape(SCRIPT) in section and SCRIPT not in page and IMAGE not in page
+    shown = Tags(section).text
+    assert "≥ 1.7" in shown and "Of 1 no end is on record" in shown and "Not of this campaign" in shown
+    sums = json.loads((output / "compute.json").read_text())
+    assert sums["stages"]["sft"]["attempts"] == 1 + len(METHODS) and sums["stages"]["sft"]["failed"] == 1
+    assert sums["total"]["gpu_hours"] == pytest.approx(2 * 6000 / 3600)
+    assert sums["total"]["hours_without_result"] == pytest.approx(6000 / 3600)
+    assert sums["by_provenance"] == 2 + len(METHODS) * 2 and sums["other"]["attempts"] == 1
+    assert sums["unknown_gpus"] == [IMAGE]
+
+
 def table(output: Path) -> list[dict]:
     with (output / "table.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -148,7 +169,8 @@ def test_complete_report_has_all_its_parts(made):
     written = {str(p.relative_to(output)) for p in output.rglob("*") if p.is_file()} - {"manifest.json"}
     figures = {"figures/benchmark-exact_match.svg", "figures/lengths.svg", "figures/training-curves.svg"}
     assert set(known) == written == figures | {
-        "index.html", "table.csv", "table.md", "summary.txt", "metrics.json", "curves.csv", "verdict.json"
+        "index.html", "table.csv", "table.md", "summary.txt", "metrics.json", "curves.csv", "verdict.json",
+        "compute.json",
     }  # fmt: skip
     for name, entry in known.items():
         assert hashlib.sha256((output / name).read_bytes()).hexdigest() == entry["sha256"]

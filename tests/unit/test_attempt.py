@@ -414,6 +414,7 @@ def test_credentials_are_hidden_from_jobs_and_shown_to_fetch(here, monkeypatch):
 
 def test_a_container_is_entered_by_each_process_that_starts_others(here, monkeypatch):
     monkeypatch.setenv(slurm.SITE, sites.Site(container="a.sif").model_dump_json(exclude_none=True))
+    monkeypatch.setattr(cards, "given", lambda environment: {"gpus": 0, "gpu": None})  # it starts a process too
     started, stop = [], type("Stop", (), {"requested": False, "requeued": False})
     monkeypatch.setattr(
         attempt.subprocess,

@@ -78,6 +78,21 @@ def test_the_failure_is_told_without_a_traceback(failed, finished):
     assert "failed or were stopped" not in finished.stdout + finished.stderr, "control"
 
 
+def test_every_attempt_is_counted_the_failed_one_too(project, finished):
+    """With what its stage says of itself; and the page sums them."""
+    files = sorted((project / "results/compute").rglob("*.json"))
+    accounts = {"/".join(file.parts[len(project.parts) + 2 : -1]): json.loads(file.read_text()) for file in files}
+    broken = accounts.pop("mini-broken/base")
+    assert broken["outcome"] == "failed" and "did not learn" in broken["reason"] and broken["cpu_seconds"] > 1
+    assert {"mini/sft", "mini/evaluate/sft", "mini-align/ppo", "mini-long/longctx"} <= accounts.keys()
+    for name, account in accounts.items():
+        made = json.loads((project / "results" / name / "provenance.json").read_text())
+        assert account["outcome"] == "done" and account["identity"] == made["identity"], name
+        assert account["cpu_seconds"] >= 0.9 * made["cpu_seconds"] and account["peak_memory_mb"] > 50, name
+    total = json.loads((project / "results/report/compute.json").read_text())["total"]
+    assert total["done"] == len(accounts) and total["kwh"] > 0 and total["share_without_result"] == 0.0
+
+
 def test_progress_is_visible(failed):
     said = failed.stdout + failed.stderr
     for words in ("[mini/sft] step 8/8", "loss", "left", "steps (", "[mini/evaluate/base] done"):

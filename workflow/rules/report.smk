@@ -21,6 +21,7 @@ rule report:
         metrics="results/report/metrics.json",
         curves="results/report/curves.csv",
         verdict="results/report/verdict.json",
+        compute="results/report/compute.json",
         page=report(
             "results/report/index.html",
             caption="../report/report.rst",

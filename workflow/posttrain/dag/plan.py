@@ -15,7 +15,7 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.identity import canonical
 
 # Folders of results/; no experiment may have one of these names.
-RESERVED = ("fetch", "report", "logs", "wandb")
+RESERVED = ("fetch", "report", "logs", "wandb", "compute")
 
 
 class Plan:

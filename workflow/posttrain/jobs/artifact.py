@@ -28,7 +28,7 @@ from posttrain.ground.errors import TooLarge, UserError
 from posttrain.ground.files import manifest_of, read_json, sha256, verify, write_json
 from posttrain.ground.identity import canonical, identity
 from posttrain.ground.progress import say, spent
-from posttrain.jobs import damage, failure, kept, provenance
+from posttrain.jobs import compute, damage, failure, kept, provenance
 from posttrain.jobs.publishing import publish, refuse_foreign_folders
 from posttrain.reporting import card
 from posttrain.training import interruption, tracking
@@ -65,7 +65,8 @@ def run_stage(arguments: Namespace) -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["HF_DATASETS_CACHE"] = cache  # temporary, as cached builders must not outlive the data
         planned = (arguments.code, arguments.keep_gb, arguments.lineage)
-        make(stage, run, section, inputs_of(arguments), output, *planned)
+        with compute.by_hand(output, stage):
+            make(stage, run, section, inputs_of(arguments), output, *planned)
     say("done")
     end_process()
 
@@ -98,6 +99,8 @@ def run_with_torch(arguments: Namespace, function, section, inputs: dict) -> dic
     except torch.OutOfMemoryError as error:
         reason = str(error).splitlines()[0]
         raise TooLarge(f"out of GPU memory: {reason}; lower micro_batch_size or batch_size") from None
+    finally:
+        compute.note(**provenance.of_gpu())
 
 
 def name_of(output: Path, stage: str) -> str:
@@ -165,6 +168,7 @@ def make(
     planned = planned_with(stage, planned)
     slice, read = slice_of(section), digests(inputs | {"files": local_files(stage, section)})
     name = identity(stage, slice, planned, read)
+    compute.note(identity=name)
     if os.environ.get("WANDB_MODE", "disabled") == "offline":
         tracking.describe(home.absolute().parts[-2], stage, name)
     work, checkpoints = home / f".making-{name}", home / "checkpoints" / name
@@ -174,6 +178,7 @@ def make(
     with interruption.alone(home / f".lock-{name}") as waited:
         if waited and is_made(name, output):
             rank_0_decides(False)
+            compute.note(reused=True)
             return say("another process has made it meanwhile")
         shutil.rmtree(work, ignore_errors=True)
         if rank_0_decides(not (keep_gb and take_kept(name, work, made_from))):
@@ -219,6 +224,7 @@ def take_kept(name: str, work: Path, made_from: dict) -> bool:
     if (record := kept.take(name, provenance.versions(), work)) is None:
         return False
     say(f"reusing an earlier artifact of the same settings, inputs and code ({name})")
+    compute.note(reused=True)
     write_json(work / "provenance.json", record | made_from)
     return True
 

@@ -8,7 +8,6 @@ notice. SLURM itself requeues preempted jobs and jobs of a failed node. A job ca
 
 import hashlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -20,9 +19,9 @@ from posttrain.config.stages import ON_CPU, STAGES, TRAINERS
 from posttrain.dag.artifacts import at
 from posttrain.ground import progress
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, UserError
-from posttrain.ground.files import read_json, write_json
+from posttrain.ground.files import read_json, read_object, write_json
 from posttrain.ground.progress import say
-from posttrain.jobs import cards, launch, slurm
+from posttrain.jobs import cards, compute, failure, launch, slurm
 
 SMALLER = "out of GPU memory: goes on with micro-batches of"
 FRUITLESS = 3  # consecutive attempts that ended at a time limit without a saved step, after which the stage fails
@@ -67,7 +66,7 @@ def attempt(arguments: list[str], gpus: int, batch_size: int = 0) -> int:
         trial.requeue_with_more_memory(trial.job)
     elif code < 0 and not stop.requested:
         name = signal.Signals(-code).name
-        say(f"error: {name} ended the stage (peak memory {peak_mb():.0f} MB); the next call continues it")
+        say(f"error: {name} ended the stage (peak memory {compute.peak_mb():.0f} MB); the next call continues it")
     elif trial.job and not stop.requeued and (slurm.is_preempted(trial.job) if stop.requested else code == INTERRUPTED):
         slurm.requeue(trial.job)  # also for a stage that was preempted before it could report it
     return code if code > 0 else 128 - code
@@ -95,40 +94,65 @@ class Attempt:
         write_json(self.folder / "attempt.json", self.record)
 
     def run(self, environment: dict[str, str], stop: Stop) -> int:
-        """Start the stage and wait for it; returns its exit code. SIGTERM is passed on once."""
-        outcome = self.folder / "outcome.json"  # since torchrun has one exit code for all failures
-        outcome.unlink(missing_ok=True)
+        """Start the stage, wait for it and account for it; returns its exit code. SIGTERM is passed on once."""
+        outcome, notes = self.folder / "outcome.json", self.folder / "notes.json"
+        for file in (outcome, notes):
+            file.unlink(missing_ok=True)
         python = launch.python(launch.site().get("container"), launch.site().get("scratch"))
         command = launch.command(self.stage, launch.processes(environment), self.nodes, python)
         several = "torch.distributed.run" in command
+        self.account = self.opened(environment, several)
         environment = launch.outside_step(environment) if self.nodes > 1 else environment
         # SLURM itself signals each step of a job. A second signal makes srun kill its step, and a third one, after that
         # of `slurm.pass_on_sigterm`, makes torchrun end before its processes have saved.
-        environment = environment | {"POSTTRAIN_OUTCOME": str(outcome)}
+        environment = environment | {"POSTTRAIN_OUTCOME": str(outcome), compute.NOTES: str(notes)}
         child = subprocess.Popen([*command, *self.options()], env=environment, start_new_session=self.nodes > 1)
         while child.poll() is None and not stop.requested:
             time.sleep(0.1)
+            self.account.beat(child.pid, notes)
         if stop.requested:
             if not (self.job and several):
                 child.send_signal(signal.SIGTERM)
-            self.wait_for_stopped(child, stop)
-        if not child.returncode or not outcome.is_file():
-            return child.returncode
-        try:
-            ended = read_json(outcome)
-        except UserError:  # it could not be written: the disk is full
-            return child.returncode
-        if several:
-            say(f"what ended it: {ended['message']}")  # again, below torchrun's output
-        return ended["code"]
+            self.wait_for_stopped(child, stop, notes)
+        code, message = self.ended(child.returncode, outcome)
+        self.account.end_of_child(*self.ending(code, message, stop.requested, notes), notes)
+        if several and message:
+            say(f"what ended it: {message}")  # again, below torchrun's output
+        return code
 
-    def wait_for_stopped(self, child: subprocess.Popen, stop: Stop) -> None:
+    def opened(self, environment: dict[str, str], several: bool) -> compute.Account:
+        """The account of a start of the stage. several: whether it runs in more than one process."""
+        given = cards.given(environment)
+        given["gpus"] *= self.nodes
+        processes = launch.processes(environment) * self.nodes if several else 1
+        return compute.Account(self.folder.parents[1] / "manifest.json", self.stage, processes=processes, **given)
+
+    def ended(self, code: int, outcome: Path) -> tuple[int, str]:
+        """Exit code and last message of a stage; torchrun has one exit code for all failures, so the stage itself
+        writes both to the file `outcome`."""
+        try:
+            ended = read_json(outcome) if code else {}
+            return ended.get("code", code), ended.get("message", "")
+        except UserError:  # it could not be written: the disk is full
+            return code, ""
+
+    def ending(self, code: int, message: str, stopped: bool, notes: Path) -> tuple[str, str]:
+        """Outcome and reason for the account of an attempt (`compute.ending`)."""
+        noted = read_object(notes)
+        if code == 0:
+            return ("reused" if noted.get("reused") else "done"), ""
+        record = read_object(self.folder.parent / str(noted.get("identity")) / failure.NAME)
+        reason = message or record.get("reason", "") or ("time limit" if self.record["limited"] else "")
+        return compute.ending(code, stopped, reason, bool(self.job) and slurm.oom_kills() > 0)
+
+    def wait_for_stopped(self, child: subprocess.Popen, stop: Stop, notes: Path) -> None:
         """Wait for a stage that received SIGTERM, and requeue its job meanwhile where that is urgent."""
         if self.job and slurm.field(self.job, "Reason") == "TimeLimit":
             self.note(limited=True)
             self.requeue_at_time_limit(self.job)
         while child.poll() is None:
             time.sleep(0.1 if not self.job or stop.requeued else 1.0)
+            self.account.beat(child.pid, notes)
             if self.job and not stop.requeued and slurm.is_ended_by_preemption(self.job):
                 stop.requeued = True  # at once: the stage may be killed before it has saved
                 slurm.requeue(self.job)
@@ -253,9 +277,4 @@ def is_out_of_memory(code: int, job: str) -> bool:
     and had used nearly all memory of its job."""
     if slurm.oom_kills() > 0:
         return code != INTERRUPTED
-    return code in (-signal.SIGKILL, 128 + signal.SIGKILL) and peak_mb() > 0.85 * (slurm.memory_mb(job) or 1e9)
-
-
-def peak_mb() -> float:
-    """Peak memory of the largest child process, in MB."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return code in (-signal.SIGKILL, 128 + signal.SIGKILL) and compute.peak_mb() > 0.85 * (slurm.memory_mb(job) or 1e9)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from posttrain.ground.files import lock
@@ -39,6 +40,23 @@ def memory_gb() -> float | None:
     listing = subprocess.run(query, capture_output=True, text=True)
     sizes = [float(size) for size in listing.stdout.split() if size.isdecimal()]  # in MiB
     return min(sizes) * 2**20 / 1e9 if sizes and listing.returncode == 0 else None
+
+
+def given(environment: Mapping[str, str]) -> dict:
+    """The GPUs that an environment gives to a stage: their number as `gpus`, and the name of the first as `gpu`, None
+    where nvidia-smi does not tell it."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return {"gpus": int(environment.get("SLURM_GPUS_ON_NODE") or 0), "gpu": None}
+    cards = [card for card in visible.split(",") if card not in ("", "-1", "NoDevFiles")]
+    if not cards:
+        return {"gpus": 0, "gpu": None}
+    query = ["nvidia-smi", "-i", cards[0], "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        listing = subprocess.run(query, capture_output=True, text=True)
+    except OSError:
+        return {"gpus": len(cards), "gpu": None}
+    return {"gpus": len(cards), "gpu": listing.stdout.strip() if listing.returncode == 0 else None}
 
 
 def take(count: int) -> tuple[list[str], list[int]]:

@@ -41,6 +41,15 @@ def peak_gpu_memory() -> int | None:
     return round(torch.cuda.max_memory_allocated() / 2**20)
 
 
+def of_gpu() -> dict:
+    """Number and name of the GPUs that the processes of a stage used, one each, and the peak memory; {} without one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    used = {"gpus": int(os.environ.get("WORLD_SIZE", "1")), "gpu": torch.cuda.get_device_name()}
+    return used | {"peak_gpu_memory_mb": peak_gpu_memory()}
+
+
 def of_section(section: Section, keys_read: set[str]) -> dict:
     """The `shape` of a run with these settings, and the keys that it left `unread`."""
     return {"shape": shape_of(section), "unread": unread(slice_of(section), keys_read)}

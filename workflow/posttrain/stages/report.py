@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from posttrain.ground.files import manifest_of, write_json
-from posttrain.reporting import figures, records, samples, summary, tables, verdict
+from posttrain.reporting import compute, figures, records, samples, summary, tables, verdict
 from posttrain.reporting.page import page
 
 
@@ -37,6 +37,7 @@ def report(
         campaign.get("claims", []), results, campaign.get("registered"), campaign.get("recorded")
     )
     record["samples"] = samples.read_samples(record["artifacts"], record["missing"])
+    record["compute"] = compute.compute(campaign, record["artifacts"], results)
     drawn = figures.draw(record)
     rows, missing = record["rows"], record["missing"]
     texts = {f"figures/{figure['name']}.svg": figure["wide"] for figure in drawn}
@@ -46,6 +47,7 @@ def report(
     texts["curves.csv"] = tables.curves_csv(record["artifacts"])
     texts["summary.txt"] = summary.text(rows, missing)
     texts["verdict.json"] = json.dumps(record["verdict"], indent=1, ensure_ascii=False) + "\n"
+    texts["compute.json"] = json.dumps(record["compute"], indent=1, ensure_ascii=False) + "\n"
     texts["index.html"] = page(campaign, record, drawn)
     publish(output, texts, complete=not missing)
     return missing

@@ -13,6 +13,7 @@ from posttrain.config.stages import STAGES
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import listed, rows_of, sha256
 from posttrain.ground.identity import record_of
+from posttrain.reporting import compute
 from posttrain.reporting.departure import numbers
 from posttrain.reporting.records import BROKEN, groups_of, read_json
 from posttrain.reporting.text import short, visible
@@ -99,6 +100,8 @@ def artifact_lines(folder: Path) -> Iterator[str]:
     ]
     cost += [f"job {record['job']}"] if record.get("job") else []
     yield f"  made      {record.get('started', 'at an unknown time')}, {', '.join(filter(None, cost))}"
+    if attempts := compute.attempts(RESULTS, str(folder.relative_to(RESULTS))):
+        yield f"  attempts  {compute.in_words(attempts)}"
     yield f"  commit    {record.get('git_commit', 'unknown')}"
     yield f"  code      {record['params'][1]}"
     yield f"  settings  {settings(record['params'][0])}"

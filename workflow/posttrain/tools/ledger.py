@@ -17,7 +17,7 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_text
 from posttrain.ground.progress import say
 
-PAGES = ("table.csv", "table.md", "summary.txt", "index.html", "figures", "curves.csv", "verdict.json")
+PAGES = ("table.csv", "table.md", "summary.txt", "index.html", "figures", "curves.csv", "verdict.json", "compute.json")
 FILE = Path("dvc.yaml")
 KEYS = ["stages", "plots", "campaign", "cmd", "deps", "params", "outs", "metrics"]  # of the file, and of its stages
 HEAD = """# Written by `posttrain ledger`, and by each run of its campaign whose experiments changed. One stage, since
