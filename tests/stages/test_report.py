@@ -6,6 +6,8 @@ import html
 import html.parser
 import json
 import random
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.__main__ import main
 from posttrain.reporting.tables import COLUMNS
 from posttrain.stages.report import report
 
@@ -139,6 +142,35 @@ def test_what_every_attempt_cost_is_in_the_page(made, tmp_path, undrawn):
     assert sums["total"]["hours_without_result"] == pytest.approx(6000 / 3600)
     assert sums["by_provenance"] == 2 + len(METHODS) * 2 and sums["other"]["attempts"] == 1
     assert sums["unknown_gpus"] == [IMAGE]
+
+
+def test_every_number_links_to_its_artifact_and_names_the_command_that_explains_it(
+    campaign, made, tmp_path, undrawn, monkeypatch, capsys
+):
+    """Of tasks, their group, answers and lengths; names with quotes and spaces too. Each of these commands works."""
+    results, stages = tmp_path / "results", campaign["experiments"][0]["stages"]
+    for judge, rows in (
+        ("compare", [("answers", "gold_reward", None), ("answers", "kl_to_sft", 0.1)]),
+        ("lengths", [("long_text_64", "perplexity", 0.1), ("it's \u202e", "perplexity", 0.1)]),
+    ):
+        values = [{"task": task, "metric": name, "value": 1.25, "stderr": error, "n": 3} for task, name, error in rows]
+        artifact(results, f"tiny/{judge}/sft", {"policy": "sft", "rows": values})
+        stages[f"{judge}/sft"] = f"results/tiny/{judge}/sft"
+    missing, output = made()
+    assert missing == []
+    tags = Tags((output / "index.html").read_text())
+    commands = [shlex.split(value) for name, value in tags.attributes if name == "title" and "explain" in value]
+    monkeypatch.chdir(tmp_path)
+    explained = {tuple(words[2:]) for words in commands if len(words) == 4}
+    assert len(explained) == (len(METHODS) + 1) * ROWS + 4, "each cell of the table"
+    for words in commands:
+        assert words[0] == "posttrain" and main(words[1:]) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"{words[2]}: {' '.join(words[3:])}") or len(words) == 3
+    anchors, links = ({v for name, v in tags.attributes if name == of} for of in ("id", "href"))
+    assert {link.removeprefix("#") for link in links} <= anchors
+    assert main(["explain", "tiny/compare/sft", "answers no_metric"]) == 2, "control"
+    assert main(["explain", "tiny/compare/nobody"]) == 2, "control"
 
 
 def table(output: Path) -> list[dict]:
@@ -333,7 +365,8 @@ def test_what_is_not_finite_is_said_and_drawn_around(made, tmp_path):
     missing, output = made()
     assert missing == []
     assert [row["value"] for row in table(output) if row["experiment"] == "tiny-lora"] == ["nan"]
-    assert '<span class="badge bad">nan</span>' in (output / "index.html").read_text()
+    page = (output / "index.html").read_text()
+    assert re.search(r'badge bad" href="#results/tiny-lora/evaluate/sft" title="[^"]*">nan</a>', page)
     assert any(">nan</text>" in figure.read_text() for figure in (output / "figures").glob("benchmark-*.svg"))
 
 

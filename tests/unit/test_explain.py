@@ -1,7 +1,10 @@
 """explain and diff: a number leads to its bytes, and two runs part where they differ and nowhere else."""
 
 import json
+import math
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -58,9 +61,9 @@ def test_a_number_leads_to_its_questions_weights_data_settings_and_job(results):
     for part in (
         f"model/adapter.safetensors sha256 {weights}, 7 bytes\n",
         'settings  {"rank": 16}',
-        "12 s, on node7, job 1234",
+        "12.0 s, on node7, job 1234",
         "commit    abc",
-        "again     snakemake --cores 2 --force results/one/sft/manifest.json",
+        "again     no campaign here has this artifact",
         "versions    torch 2.13.0, trl 1.16.0",
     ):
         assert part in text
@@ -83,6 +86,92 @@ def test_an_artifact_and_a_number_that_are_not_there_are_named(results):
         explain("one/evaluat/sft")
     with pytest.raises(UserError, match=r"has no 'task wrong'; it has task right"):
         explain("one/evaluate/sft", "task wrong")
+
+
+def test_the_command_that_remakes_an_artifact_is_that_of_a_campaign_that_has_it(results):
+    """Of the one that ran last; a folder without such a run asks the campaigns in config/."""
+    lacking = "again     no campaign here has this artifact"
+    assert explain("one/sft").count(lacking) == 2, "control"
+    ran = results.parent / ".snakemake/campaigns"
+    ran.mkdir(parents=True)
+    claims = [{"measured": {"above": {"results/one/evaluate/sft": []}}, "control": {"above": {}}}]
+    stages = {"sft": "results/one/sft", "prepare": "results/one/prepare"}
+    summary = {"owners": {}, "configfile": "my campaigns/a.yaml", "claims": claims, "experiments": [{"stages": stages}]}
+    write_json(ran / "1.json", summary)
+    write_json(ran / "2.json", {"campaign": {}, "experiments": {}})  # the plan itself, which is frozen for its jobs
+    command = "again     snakemake --cores 2 --force results/one/sft/manifest.json --config keep_gb=0"
+    assert f"{command} --configfile 'my campaigns/a.yaml'" in explain("one/sft")
+    assert lacking not in explain("one/evaluate/sft"), "one that a claim needs"
+    write_json(ran / "3.json", {**summary, "configfile": "", "claims": []})
+    os.utime(ran / "1.json", (1, 1))
+    assert command in explain("one/sft").splitlines()[-9:] or f"{command}\n" in explain("one/sft"), "the default one"
+
+
+def test_the_attempts_at_an_artifact_are_told(results):
+    for number, outcome in enumerate(("interrupted", "done")):
+        account = {"stage": "sft", "outcome": outcome, "seconds": 1800}
+        folder = results / "compute/one/sft"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{number}.json", account)
+    assert "attempts  2 attempts, 1 interrupted, 1.000 h in all" in explain("one/sft")
+    assert "attempts" not in explain("one/prepare"), "control"
+
+
+@pytest.mark.parametrize("place", ["one/sft", "results/one/sft/", "./results/one/sft", "results/one/sft/manifest.json"])
+def test_an_artifact_may_be_named_by_its_folder(results, place):
+    assert explain(place) == explain("one/sft")
+
+
+@pytest.mark.parametrize("place", ["..", "/etc", "results/../..", "", "results"])
+def test_what_is_no_artifact_is_told(results, place):
+    with pytest.raises(UserError, match=r"is not in results|there is no such artifact"):
+        explain(place)
+
+
+@pytest.mark.parametrize(
+    "file, text, told",
+    [
+        ("metrics.json", None, "no metrics.json; posttrain verify"),
+        ("metrics.json", '{"rows": [', "metrics.json cannot be read.*; posttrain verify"),
+        ("metrics.json", '{"rows": [{"task": 1}]}', "its records cannot be read"),
+        ("metrics.json", "[]", "metrics.json cannot be read"),
+        ("lm_eval.json", '{"groups"', "lm_eval.json cannot be read"),
+    ],
+)
+def test_records_that_cannot_be_read_are_told(results, file, text, told):
+    folder = results / "one/evaluate/sft"
+    (folder / file).unlink(missing_ok=True) if text is None else (folder / file).write_text(text)
+    with pytest.raises(UserError, match=told):
+        explain("one/evaluate/sft", "task right")
+    assert file == "lm_eval.json" or "its records cannot be read" in diff("one", "one")
+    assert explain("one/sft"), "the others are shown"
+
+
+RECORDS = [
+    {}, {"stage": "sft"}, {"stage": "sft", "params": ["[]", "", ""], "inputs": {}, "shape": 3, "seconds": "long"},
+    {"stage": "sft", "params": ["{}", "", ""], "inputs": {"base": {"elsewhere/manifest.json": "d1"}}, "code": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_record_of_another_program_ends_in_no_traceback(results, record):
+    write_json(results / "one/sft/provenance.json", record)
+    try:
+        assert explain("one/sft")
+    except UserError as error:
+        assert "its records cannot be read" in str(error)
+    shutil.copytree(results, results.with_name("other"))
+    write_json(results.with_name("other") / "one/sft/provenance.json", {**record, "shape": {}, "code": {}})
+    assert diff("results", "other")
+
+
+def test_control_characters_are_made_visible(results):
+    name = "o\x1b[31mne"
+    (results / "one").rename(results / name)
+    text = explain(f"{name}/evaluate/sft") + diff(name, name)
+    with pytest.raises(UserError) as error:
+        explain(f"{name}/nothing")
+    assert "\x1b" not in text + str(error.value) and "⟨U+001B⟩" in text
 
 
 def changed(results, **more):
@@ -113,14 +202,68 @@ def test_equal_results_are_alike(results):
             'environment.shape.instructions: "AVX512" -> "AVX2"',
         ),
         ({"params": ['{"rank": 16}', "beef", "f00d"], "code": {"stages.sft:sft": "2"}}, "code: stages.sft: sft"),
-        ({"metrics": losses(2.0, 1.6, 1.0)}, "parts by step 20 (recorded every 10 steps): loss 1.5 -> 1.6"),
+        (
+            {"metrics": losses(2.0, 1.6, 1.0)},
+            "parts after step 10 and by step 20 (recorded every 10 steps): loss 1.5 -> 1.6",
+        ),
         ({"metrics": losses(2.0, 1.5)}, "3 -> 2 recorded steps"),
+        (
+            {"metrics": losses(1.9, 1.5, 1.0)},
+            "parts after step 0 and by step 10 (recorded every 10 steps): loss 2 -> 1.9",
+        ),
+        ({"metrics": losses(2.0, math.nan, 1.0)}, "by step 20 (recorded every 10 steps): loss 1.5 -> nan"),
+        ({"metrics": {"history": [{"step": 11, "loss": 3.0}, *losses(2.0, 1.5, 1.0)["history"]]}}, "3 -> 4 recorded"),
+        ({"inputs": {"data": {"results/one/prepare/manifest.json": "other"}}}, "follows from another data"),
     ],
 )
 def test_what_differs_is_named_with_its_stage_and_nothing_else(results, more, said):
     lines = changed(results, **more).splitlines()
     assert lines[1] == "one/sft" and said in "\n".join(lines[2:-1])
     assert lines[-1] == "alike: 2 artifacts"
+
+
+def test_a_loss_that_is_recorded_at_every_step_gives_the_step_itself(results):
+    write_json(results / "one/sft/metrics.json", {"history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}]})
+    other = {"history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
+    assert "  parts at step 2: loss nan -> 1\n" in changed(results, metrics=other)
+    shutil.rmtree(results.with_name("other"))
+    assert changed(results).endswith("alike: 3 artifacts"), "control: nan at the same step"
+
+
+def test_bytes_that_no_number_shows_are_told(results):
+    """Weights by their digests; rows by the first that differs, with what is around it."""
+    other = results.with_name("other")
+    shutil.copytree(results, other)
+    (other / "one/sft/model/adapter.safetensors").write_bytes(b"altered")
+    write_json(other / "one/sft/manifest.json", manifest_of(other / "one/sft", ["model", "metrics.json"]))
+    write_jsonl(other / "one/prepare/data/sft/train.jsonl", [{"row": 1}, {"row": 7}])
+    write_json(other / "one/prepare/manifest.json", manifest_of(other / "one/prepare", ["data", "metrics.json"]))
+    write_jsonl(results / "one/prepare/data/sft/train.jsonl", [{"row": 1}, {"row": 2}])
+    lines = diff("results", "other").splitlines()
+    assert lines[1:3] == ["one/prepare", "  rows: data/sft/train.jsonl: row 2: '{\"row\": 2}\\n' -> '{\"row\": 7}\\n'"]
+    assert lines[3:5] == ["one/sft", "  bytes: model/adapter.safetensors"]
+
+
+def test_the_stage_where_two_runs_part_is_named_before_those_that_follow_from_it(results):
+    """Also where an experiment that uses it comes first by its name."""
+    (results / "a").mkdir()
+    shutil.copytree(results / "one/evaluate", results / "a/evaluate")
+    other = results.with_name("other")
+    shutil.copytree(results, other)
+    for name in ("a/evaluate/sft", "one/prepare", "one/sft"):
+        record = json.loads((other / name / "provenance.json").read_text())
+        write_json(other / name / "provenance.json", record | {"python": "3.12"})
+    named = [line for line in diff("results", "other").splitlines() if line[0] != " "]
+    assert named[1:-1] == ["one/prepare", "one/sft", "a/evaluate/sft"]
+
+
+def test_an_experiment_has_the_artifacts_that_it_uses_of_others(results):
+    """Two that share data differ in what they do with them, not in having any."""
+    inputs = [("data", Path("results/one/prepare/manifest.json"))]
+    publish(Path("results/two/sft"), "sft", losses(2.0, 1.5, 1.0), inputs, {"rank": 32})
+    lines = diff("one", "two").splitlines()
+    assert "  settings.rank: 16 -> 32" in lines and lines[-1] == "alike: 1 artifacts"
+    assert [line for line in lines if "only in" in line] == ["evaluate/sft: only in one"]
 
 
 def test_experiments_and_artifacts_can_be_compared(results):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from posttrain.ground.files import read_object
 from posttrain.ground.identity import record_of
-from posttrain.reporting.records import list_artifacts
 from posttrain.reporting.text import clean, short, visible
 
 FOLDER = "compute"  # in the folder of results
@@ -112,7 +111,7 @@ def compute(campaign: dict, artifacts: list[dict], results: Path) -> dict:
     every = attempts(results)
     recorded = {one["artifact"] for one in every}
     absent = [one for one in artifacts if name_of(one["name"]) not in recorded and one["provenance"]]
-    own = names_of(campaign, results)
+    own = set(map(name_of, folders_of(campaign)))
     spent = [one for one in every if one["artifact"] in own] + [by_provenance(one) for one in absent]
     by_stage = {stage: [one for one in spent if one["stage"] == stage] for stage in sorted({o["stage"] for o in spent})}
     lost = sorted((one for one in spent if not one["result"]), key=lambda one: -one["seconds"])
@@ -130,13 +129,13 @@ def compute(campaign: dict, artifacts: list[dict], results: Path) -> dict:
     }
 
 
-def names_of(campaign: dict, results: Path) -> set[str]:
-    """The names of all artifacts that a campaign or its claims use, whether they exist or not."""
-    folders = [entry["name"] for entry in list_artifacts(campaign, results)]
+def folders_of(campaign: dict) -> list[str]:
+    """The folders of all artifacts that a campaign or its claims use, whether they exist or not."""
+    folders = [folder for experiment in campaign["experiments"] for folder in experiment["stages"].values()]
     for claim in campaign.get("claims", []):
         for part in ("measured", "control"):
             folders += [folder for measured, above in claim[part]["above"].items() for folder in (measured, *above)]
-    return set(map(name_of, folders))
+    return folders
 
 
 def name_of(folder: str) -> str:

@@ -17,6 +17,7 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
     folder = FileSystemLoader(Path(__file__).parents[1] / "templates")
     environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
+    environment.globals["explains"] = explains
     environment.filters |= {"short": short, "themed": figures.themed, "details": verdict.details}
     environment.filters |= {"figure": lambda ruling: verdict.figure(ruling["got"], ruling["stderr"])}
     experiments = {experiment["name"]: experiment for experiment in clean(campaign["experiments"])}
@@ -45,6 +46,11 @@ def command(target: str, configfile: str) -> str:
         return "make run"
     words = ["snakemake", "--cores", "2", *([target] if target else [])]
     return shlex.join([*words, *(["--configfile", configfile] if configfile else [])])
+
+
+def explains(folder: str, number: str = "") -> str:
+    """The command that traces an artifact, or one of its numbers, back to its bytes."""
+    return shlex.join(["posttrain", "explain", folder.removeprefix("results/"), *([number] if number else [])])
 
 
 def side_by_side(artifacts: list[dict]) -> dict:

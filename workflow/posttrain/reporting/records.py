@@ -104,7 +104,7 @@ def read_rows(judgement: dict, policy: dict) -> list[dict]:
     groups = groups_of(judgement["path"] / "lm_eval.json")
     members = {task for tasks in groups.values() for task in tasks}
     shared = {key: judgement[key] for key in ("experiment", "seed")} | {"judge": judgement["stage"].partition("/")[0]}
-    shared |= {"policy": policy["stage"], "artifact": policy["id"]}
+    shared |= {"policy": policy["stage"], "artifact": policy["id"], "judgement": judgement["name"]}
     rows = []
     for row in judgement["metrics"]["rows"]:
         task = str(row["task"])

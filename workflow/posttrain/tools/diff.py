@@ -4,6 +4,7 @@ posttrain diff tiny tiny-lora
 posttrain diff results /elsewhere/results
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -11,12 +12,15 @@ from pathlib import Path
 
 from posttrain.config.stages import STAGES
 from posttrain.ground.errors import UserError
+from posttrain.ground.files import listed
 from posttrain.ground.identity import record_of
 from posttrain.reporting.departure import numbers
 from posttrain.reporting.records import BROKEN, read_json
 from posttrain.reporting.text import short, visible
-from posttrain.tools.explain import RESULTS, artifacts_of
+from posttrain.tools.explain import RESULTS, artifacts_of, chain
 from posttrain.tools.why import differences, edited_modules
+
+SHOWN = 3  # files that are named of those with other rows, or other bytes
 
 
 def diff(one: str, other: str) -> str:
@@ -25,88 +29,150 @@ def diff(one: str, other: str) -> str:
 
     Raises UserError for a name or folder without artifacts.
     """
-    roots = [root_of(name) for name in (one, other)]
-    paths = [{place(path): path for path in artifacts_of(root)} for root in roots]
-    for name, of_root in zip((one, other), paths, strict=True):
-        if not of_root:
-            raise UserError(f"{name}: neither an experiment with artifacts in {RESULTS}, nor a folder of artifacts")
+    folders = [folders_of(name) for name in (one, other)]
+    for name, of_name in zip((one, other), folders, strict=True):
+        if not of_name:
+            raise UserError(f"{visible(name)}: neither an experiment with artifacts in {RESULTS}, nor a folder of some")
     lines, alike = [], 0
-    for path in sorted(paths[0].keys() | paths[1].keys(), key=order):
-        if path not in paths[0] or path not in paths[1]:
-            lines.append(f"{path}: only in {one if path in paths[0] else other}")
-        elif parts := list(parting(roots[0] / paths[0][path], roots[1] / paths[1][path])):
+    for path in sorted(folders[0].keys() | folders[1].keys(), key=order):
+        if path not in folders[0] or path not in folders[1]:
+            lines.append(f"{path}: only in {one if path in folders[0] else other}")
+        elif parts := differing_parts(folders[0][path], folders[1][path]):
             lines += [path, *(f"  {part}" for part in parts)]
         else:
             alike += 1
-    return "\n".join([f"{one} -> {other}", *lines, f"alike: {alike} artifacts"])
+    return visible("\n".join([f"{one} -> {other}", *lines, f"alike: {alike} artifacts"]), keep="\n")
 
 
-def root_of(name: str) -> Path:
-    """The folder that a name stands for: itself, or an experiment's or an artifact's in the folder of results."""
-    return Path(name) if Path(name).is_dir() else RESULTS / name
-
-
-def place(path: str) -> str:
-    """The name of an artifact in the comparison: `.` is the folder itself."""
-    return "the artifact" if path == "." else path
+def folders_of(name: str) -> dict[str, Path]:
+    """Path in the comparison -> folder, of the artifacts of a folder, or of an experiment, with those that it uses of
+    others."""
+    root = Path(name) if Path(name).is_dir() else RESULTS / name
+    own = {"the artifact" if path == "." else path: root / path for path in artifacts_of(root)}
+    if root.parent != RESULTS:
+        return own
+    used = [above for folder in own.values() for above in chain(folder) if above.is_relative_to(RESULTS)]
+    return {"/".join(folder.relative_to(RESULTS).parts[1:]): folder for folder in used} | own
 
 
 def order(path: str) -> tuple:
-    """Sorts artifacts by experiment, in the order of the table of stages."""
+    """Sorts artifacts in the order of the table of stages, so that none comes before one that it depends on."""
     parts = path.split("/")
-    stage = next((number for number, part in enumerate(parts) if part in STAGES), 0)
-    rank = list(STAGES).index(parts[stage]) if parts[stage] in STAGES else -1
-    return (parts[:stage], rank, parts[stage:])
+    ranks = [list(STAGES).index(part) for part in parts if part in STAGES]
+    return (ranks[:1], parts)
 
 
-def parting(one: Path, other: Path) -> Iterator[str]:
-    """What differs between two artifacts."""
-    records = [record_of(folder) for folder in (one, other)]
-    if not all(records):
-        yield "a provenance.json is gone: settings, code and environment are not known"
-    else:
-        yield from differences("settings", *(settings(record) for record in records))
-        if records[0]["params"][1] != records[1]["params"][1]:
-            yield from edited_modules(*(record.get("code", {}) for record in records))
-        for key in ("shape", "python", "platform"):
-            yield from differences(f"environment.{key}", *(record.get(key) for record in records))
-        yield from data(*records)
+def differing_parts(one: Path, other: Path) -> list[str]:
+    """What differs between two artifacts, a line each; that a record cannot be read is a difference too."""
+    lines: list[str] = []
     try:
+        lines += of_records(*(record_of(folder) for folder in (one, other)))
+        lines += of_files(one, other)
         metrics = [read_json(folder / "metrics.json") for folder in (one, other)]
+        lines += parted(*metrics)
+        before, now = map(numbers, metrics)
+        for name in before.keys() | now.keys():
+            if not is_same(before.get(name), now.get(name)):
+                lines.append(f"{name}: {short(before.get(name))} -> {short(now.get(name))}")
     except BROKEN as error:
-        yield str(error)
+        lines.append(f"its records cannot be read: {error}")
+    return lines
+
+
+def of_records(one: dict, other: dict) -> Iterator[str]:
+    """Differences in settings, code, environment and inputs, by two records of provenance."""
+    if not one or not other:
+        yield "a provenance.json is gone or broken: settings, code and environment are not known"
         return
-    yield from parted(*metrics)
-    before, now = map(numbers, metrics)
-    for name in before.keys() | now.keys():
-        if not math.isclose(before.get(name, math.nan), now.get(name, math.nan), rel_tol=1e-12):
-            yield f"{visible(name)}: {short(before.get(name))} -> {short(now.get(name))}"
+    yield from differences("settings", *(json.loads(record["params"][0]) for record in (one, other)))
+    if one["params"][1] != other["params"][1]:
+        yield from edited_modules(*(record.get("code", {}) for record in (one, other)))
+    for key in ("shape", "python", "platform"):
+        yield from differences(f"environment.{key}", *(record.get(key) for record in (one, other)))
+    yield from of_inputs(one["inputs"], other["inputs"])
 
 
-def settings(record: dict) -> dict:
-    """The section in a record."""
-    return json.loads(record["params"][0])
-
-
-def data(one: dict, other: dict) -> Iterator[str]:
-    """The user's own files that two artifacts read with other bytes; inputs made by a stage have lines of their own."""
-    files = [
-        {file: digest for inputs in record["inputs"].values() for file, digest in inputs.items()}
-        for record in (one, other)
+def of_inputs(one: dict[str, dict[str, str]], other: dict[str, dict[str, str]]) -> Iterator[str]:
+    """The user's own files with other bytes, each; and the roles whose artifacts are others."""
+    before, now = (
+        {file: digest for files in roles.values() for file, digest in files.items()} for roles in (one, other)
+    )
+    for file in sorted(before.keys() & now.keys()):
+        if not file.endswith("/manifest.json") and before[file] != now[file]:
+            yield f"data: {file}: {before[file][:12]} -> {now[file][:12]}"
+    made = [
+        {role: sorted(files.values()) for role, files in roles.items() if role != "files"} for roles in (one, other)
     ]
-    for file in sorted(files[0].keys() & files[1].keys()):
-        if not file.endswith("/manifest.json") and files[0][file] != files[1][file]:
-            yield f"data: {file}: {files[0][file][:12]} -> {files[1][file][:12]}"
+    roles = [role for role in sorted(made[0].keys() | made[1].keys()) if made[0].get(role) != made[1].get(role)]
+    if roles:
+        yield f"follows from another {', '.join(roles)}"
+
+
+def of_files(one: Path, other: Path) -> Iterator[str]:
+    """The first rows that differ, and the names of other files with other bytes, by the manifests."""
+    before, now = (files_of(folder) for folder in (one, other))
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    rows = [name for name in names if name.endswith(".jsonl") and (one / name).is_file() and (other / name).is_file()]
+    for name in rows[:SHOWN]:
+        yield first_row(name, one / name, other / name)
+    rest = [name for name in names if name not in rows[:SHOWN] and name != "metrics.json"]
+    if rest:
+        more = f" and {len(rest) - SHOWN} more" if len(rest) > SHOWN else ""
+        yield f"bytes: {', '.join(rest[:SHOWN])}{more}"
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """File -> sha256, by the manifest of an artifact; {} without a readable one."""
+    try:
+        return {name: digest for name, (digest, _) in listed(folder / "manifest.json").items()}
+    except UserError:
+        return {}
+
+
+def first_row(name: str, one: Path, other: Path) -> str:
+    """The first row in which two files of rows differ, with the text around the first character that does."""
+    with (
+        open(one, encoding="utf-8", errors="replace") as before,
+        open(other, encoding="utf-8", errors="replace") as now,
+    ):
+        for line, (old, new) in enumerate(itertools.zip_longest(before, now, fillvalue=""), 1):
+            if old != new:
+                place = next(n for n, pair in enumerate(itertools.zip_longest(old, new)) if pair[0] != pair[1])
+                texts = [repr(text[max(0, place - 20) : place + 20]) if text else "no such row" for text in (old, new)]
+                return f"rows: {name}: row {line}: {texts[0]} -> {texts[1]}"
+    return f"rows: {name}: equal as text, other bytes"
 
 
 def parted(one: dict, other: dict) -> Iterator[str]:
     """The first recorded step at which two trainings differ, with the first number that does: the loss, if it does."""
-    histories = one.get("history", []), other.get("history", [])
-    for before, now in zip(*histories, strict=False):
-        for key in sorted(before, key=lambda key: key != "loss"):
-            if before[key] != now.get(key) and not math.isnan(before[key]):
-                recorded = f"recorded every {histories[0][0].get('step')} steps"
-                yield f"parts by step {before.get('step')} ({recorded}): {key} {before[key]:.8g} -> {now.get(key)}"
+    before, now = ({entry["step"]: entry for entry in metrics.get("history", [])} for metrics in (one, other))
+    last = 0
+    for step in sorted(before.keys() & now.keys()):
+        keys = sorted(before[step].keys() | now[step].keys(), key=lambda key: (key != "loss", key))
+        for key in keys:
+            old, new = before[step].get(key), now[step].get(key)
+            if not is_same(old, new, 0.0):
+                yield f"parts {between(last, step)}: {key} {exact(old)} -> {exact(new)}"
                 return
-    if len(histories[0]) != len(histories[1]):
-        yield f"{len(histories[0])} -> {len(histories[1])} recorded steps"
+        last = step
+    if before.keys() != now.keys():
+        yield f"{len(before)} -> {len(now)} recorded steps"
+
+
+def between(last: int, step: int) -> str:
+    """The steps among which is the first that differs. last: the one recorded before; 0 for none."""
+    if step - last == 1:
+        return f"at step {step}"
+    return f"after step {last} and by step {step} (recorded every {step - last} steps)"
+
+
+def is_same(old: float | None, new: float | None, tolerance: float = 1e-12) -> bool:
+    """Whether two numbers differ by at most a share of themselves, or are both NaN, or both absent."""
+    if old is None or new is None:
+        return old is new
+    return math.isclose(old, new, rel_tol=tolerance) or (math.isnan(old) and math.isnan(new))
+
+
+def exact(value: object) -> str:
+    """A number with eight digits."""
+    return f"{value:.8g}" if isinstance(value, int | float) else str(value)

@@ -3,16 +3,20 @@
 posttrain explain tiny/evaluate/sft "world exact_match"
 """
 
+import contextlib
 import json
+import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from posttrain.config.mistakes import nearest
 from posttrain.config.stages import STAGES
+from posttrain.dag.campaign import DEFAULT, load
+from posttrain.dag.plan import RESERVED
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import listed, rows_of, sha256
-from posttrain.ground.identity import record_of
+from posttrain.ground.files import listed, read_object, sha256
+from posttrain.ground.identity import named, record_of
 from posttrain.reporting import compute
 from posttrain.reporting.departure import numbers
 from posttrain.reporting.records import BROKEN, groups_of, read_json
@@ -20,43 +24,75 @@ from posttrain.reporting.text import short, visible
 
 RESULTS = Path("results")
 ANSWERS = "answers.jsonl"
+SHOWN = 20  # artifacts that are listed
 
 
 def explain(place: str, number: str | None = None) -> str:
     """Where a number of an artifact comes from, in lines: the number, what it was computed from, and every artifact
     that it rests on, the nearest first.
 
-    place: an artifact, as `tiny/evaluate/sft`. number: one of its numbers, as `world exact_match`; all of them where
-    None. Raises UserError for an artifact that is not there, and for a number that it has not.
+    place: an artifact, as `tiny/evaluate/sft`, or its folder. number: one of its numbers, as `world exact_match`; all
+    of them where None. Raises UserError for an artifact that is not there or cannot be read, and for a number that it
+    has not.
     """
-    folder = RESULTS / place.removeprefix("results/").strip("/")
+    folder = folder_of(place)
     metrics = metrics_of(folder)
+    try:
+        return visible("\n".join(lines_of(folder, metrics, number)), keep="\n")
+    except BROKEN as error:
+        raise UserError(visible(f"{folder}: its records cannot be read ({error}); posttrain verify")) from None
+
+
+def lines_of(folder: Path, metrics: dict, number: str | None) -> Iterator[str]:
+    """The lines of an explanation."""
     values = numbers(metrics)
     if number is not None and number not in values:
         raise UserError(f"{folder}: has no {number!r}; it has {', '.join(map(visible, values)) or 'no numbers'}")
-    lines = [
-        f"{place}: {name} {shown(metrics, name, value)}" for name, value in values.items() if number in (None, name)
-    ]
-    lines += questions(folder, number.partition(" ")[0]) if number and "rows" in metrics else []
+    name_of_folder = folder.relative_to(RESULTS)
+    for name, value in values.items():
+        if number in (None, name):
+            yield f"{name_of_folder}: {name} {shown(metrics, name, value)}"
+    if number and "rows" in metrics:
+        yield from questions(folder, number.rpartition(" ")[0])
     above = chain(folder)
-    lines += [line for artifact in above for line in ["", *artifact_lines(artifact)]]
-    return "\n".join([*lines, "", *versions(above)])
+    remade = campaigns_of(above)
+    for artifact in above:
+        yield ""
+        yield from artifact_lines(artifact, remade.get(artifact))
+    yield from ["", *environments(above)]
+
+
+def folder_of(place: str) -> Path:
+    """The folder of an artifact, by its name, its folder or a file in that. Raises UserError outside of the results."""
+    path = Path(os.path.normpath(place))
+    path = path.parent if path.suffix == ".json" else path
+    folder = path if path.parts[:1] == RESULTS.parts else RESULTS / path
+    if ".." in folder.parts or not folder.is_relative_to(RESULTS):
+        raise UserError(visible(f"{place}: is not in {RESULTS}; name an artifact, as tiny/evaluate/sft"))
+    return folder
 
 
 def artifacts_of(root: Path) -> list[str]:
-    """The artifacts below a folder, by their paths in it; what is kept for reuse is none of them."""
-    paths = (file.parent.relative_to(root) for file in root.glob("**/metrics.json"))
-    return sorted(str(path) for path in paths if not path.parts or not path.parts[0].startswith((".", "report")))
+    """The artifacts below a folder, by their paths in it, damaged ones too; what is kept for reuse is none of them."""
+    files = [*root.glob("**/metrics.json"), *root.glob("**/manifest.json")]
+    paths = {file.parent.relative_to(root) for file in files}
+    ours = [path for path in paths if not any(part.startswith(".") or part == "checkpoints" for part in path.parts)]
+    return sorted(str(path) for path in ours if path.parts[:1] not in [(name,) for name in RESERVED])
 
 
 def metrics_of(folder: Path) -> dict:
-    """The metrics of an artifact. Raises UserError where it is not there, naming those that are."""
+    """The metrics of an artifact. Raises UserError where it is not there, naming those that are, or is damaged."""
     try:
         return read_json(folder / "metrics.json")
-    except BROKEN:
+    except BROKEN as error:
+        if (folder / "manifest.json").is_file():
+            todo = f"posttrain verify sets the artifact aside, and snakemake remakes it: {folder}"
+            raise UserError(visible(f"{folder}: {error}; {todo}")) from None
         there = artifacts_of(RESULTS)
         hint = nearest(str(folder.relative_to(RESULTS)), there)
-        raise UserError(f"{folder}: there is no such artifact{hint}; there are {', '.join(there) or 'none'}") from None
+        more = f" and {len(there) - SHOWN:,} more" if len(there) > SHOWN else ""
+        listing = ", ".join(there[:SHOWN]) + more or "none"
+        raise UserError(visible(f"{folder}: there is no such artifact{hint}; there are {listing}")) from None
 
 
 def shown(metrics: dict, name: str, value: float) -> str:
@@ -71,7 +107,8 @@ def questions(folder: Path, task: str) -> Iterator[str]:
     members = groups_of(folder / "lm_eval.json").get(task) or [task]
     files = [folder / "data" / "samples" / f"{member}.jsonl" for member in members] + [folder / "data" / ANSWERS]
     for file in filter(Path.is_file, files):
-        yield f"  from {file}: {sum(1 for _ in rows_of(file)):,} questions, sha256 {sha256(file)[:16]}"
+        with open(file, "rb") as rows:
+            yield f"  from {file}: {sum(1 for _ in rows):,} questions, sha256 {sha256(file)[:16]}"
 
 
 def chain(folder: Path) -> list[Path]:
@@ -87,19 +124,19 @@ def chain(folder: Path) -> list[Path]:
     return sorted(seen, key=lambda one: (one != folder, -order.index(record_of(one).get("stage", order[0]))))
 
 
-def artifact_lines(folder: Path) -> Iterator[str]:
-    """What an artifact is: when and where it was made, its settings, code, inputs and weights, and how to remake it."""
+def artifact_lines(folder: Path, remade: list[str] | None) -> Iterator[str]:
+    """What an artifact is: when and where it was made, its settings, code, inputs and weights, and how to remake it.
+
+    remade: the options of Snakemake with which it does; None where no campaign here has the artifact.
+    """
     record = record_of(folder)
     yield f"{folder}"
     if not record:
         yield "  its provenance.json is gone: nothing is known of how it was made"
         return
-    cost = [
-        f"{record['seconds']:,.0f} s" if "seconds" in record else "",
-        f"on {record.get('host', 'an unknown machine')}",
-    ]
-    cost += [f"job {record['job']}"] if record.get("job") else []
-    yield f"  made      {record.get('started', 'at an unknown time')}, {', '.join(filter(None, cost))}"
+    took = f"{short(record['seconds'])} s, " if "seconds" in record else ""
+    place = record.get("host", "an unknown machine") + (f", job {record['job']}" if record.get("job") else "")
+    yield f"  made      {record.get('started', 'at an unknown time')}, {took}on {place}"
     if attempts := compute.attempts(RESULTS, str(folder.relative_to(RESULTS))):
         yield f"  attempts  {compute.in_words(attempts)}"
     yield f"  commit    {record.get('git_commit', 'unknown')}"
@@ -109,8 +146,32 @@ def artifact_lines(folder: Path) -> Iterator[str]:
         for file, digest in files.items():
             yield f"  {role:9} {file} sha256 {digest[:16]}{now(file, digest)}"
     for name, (digest, size) in weights(folder).items():
-        yield f"  bytes     {name} sha256 {digest[:16]}, {size:,} bytes{now(str(folder / name), digest)}"
-    yield f"  again     snakemake --cores 2 --force {shlex.quote(f'{folder}/manifest.json')}"
+        yield f"  bytes     {name} sha256 {digest[:16]}, {short(size)} bytes{now(str(folder / name), digest)}"
+    if remade is None:
+        yield "  again     no campaign here has this artifact"
+    else:
+        yield f"  again     {shlex.join(['snakemake', '--cores', '2', '--force', f'{folder}/manifest.json', *remade])}"
+
+
+def campaigns_of(folders: list[Path]) -> dict[Path, list[str]]:
+    """Artifact -> the options of Snakemake with which it makes the artifact anew, and takes no kept one: of the last
+    campaign that ran here and has it, else of the first in `config` that has."""
+    ran = sorted(Path(named("")).parent.glob("*.json"), key=lambda file: -file.stat().st_mtime)
+    found: dict[Path, list[str]] = {}
+    for summary in filter(lambda summary: "owners" in summary, map(read_object, ran)):
+        note(found, folders, map(Path, compute.folders_of(summary)), summary.get("configfile", ""))
+    for file in dict.fromkeys([Path(DEFAULT), *sorted(Path(DEFAULT).parent.glob("*.yaml"))]):
+        if len(found) < len(folders) and file.is_file():
+            with contextlib.suppress(UserError):
+                note(found, folders, map(Path, load(file).folders()), "" if file == Path(DEFAULT) else str(file))
+    return found
+
+
+def note(found: dict[Path, list[str]], folders: list[Path], made: Iterable[Path], configfile: str) -> None:
+    """Enter the options for those artifacts that a campaign makes and that have none yet."""
+    options = ["--config", "keep_gb=0", *(["--configfile", configfile] if configfile else [])]
+    made = set(made)
+    found |= {folder: options for folder in folders if folder in made and folder not in found}
 
 
 def settings(section: str) -> str:
@@ -139,12 +200,24 @@ def weights(folder: Path) -> dict[str, tuple[str, int]]:
     return dict(sorted(held.items(), key=lambda item: -item[1][1])[:6])
 
 
-def versions(folders: list[Path]) -> Iterator[str]:
-    """The versions of packages with which artifacts were made; one line where all are the same."""
-    sets: dict[str, list[str]] = {}
-    for folder in folders:
-        used = record_of(folder).get("shape", {}).get("versions", {})
-        sets.setdefault(", ".join(f"{name} {version}" for name, version in used.items()), []).append(str(folder))
-    for text, names in sets.items():
-        if text:
-            yield f"versions    {text}" + (f" ({', '.join(names)})" if len(sets) > 1 else "")
+def environments(folders: list[Path]) -> Iterator[str]:
+    """The machines and the versions of packages with which artifacts were made; one line where all are the same."""
+    kinds = {"machine": machine, "versions": versions}
+    for label, text_of in kinds.items():
+        sets: dict[str, list[str]] = {}
+        for folder in folders:
+            sets.setdefault(text_of(record_of(folder)), []).append(str(folder))
+        for text, names in sets.items():
+            if text:
+                yield f"{label:11} {text}" + (f" ({', '.join(names)})" if len(sets) > 1 else "")
+
+
+def versions(record: dict) -> str:
+    """The versions of packages in a record; "" for none."""
+    return ", ".join(f"{name} {version}" for name, version in record.get("shape", {}).get("versions", {}).items())
+
+
+def machine(record: dict) -> str:
+    """The machine in a record, as far as it may change the last bits of a result; "" where it is unknown."""
+    shape = [f"{key} {value}" for key, value in record.get("shape", {}).items() if key != "versions"]
+    return ", ".join([*(f"{key} {record[key]}" for key in ("python", "platform") if key in record), *shape])
