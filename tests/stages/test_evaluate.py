@@ -1,6 +1,8 @@
 """evaluate: lm-eval's numbers, the same by hand, for every kind of policy; nothing that batch or cache could move."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 from tiny import make, sft
 
+from posttrain.__main__ import main
 from posttrain.config.sections import Evaluate, Task
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import read_json, read_jsonl
+from posttrain.ground.files import manifest_of, read_json, read_jsonl, write_json, write_jsonl
 from posttrain.tools.export import export
 from posttrain.training import parallel
 from posttrain.world.language import KINDS
@@ -97,6 +100,60 @@ def test_the_answer_is_deterministic_and_the_batch_changes_nothing(rows, data, b
     for key, row in rows.items():
         assert again[key]["value"] == row["value"]
         assert small[key]["value"] == pytest.approx(row["value"], rel=1e-5)
+
+
+def edited(file: Path, edit) -> None:
+    """Edit a file of JSON, or the first line of one of JSON Lines, and sign the artifact anew."""
+    folder = Path("results/edited/evaluate/sft")
+    lines = [json.loads(line) for line in (folder / file).read_text().splitlines()] if file.suffix == ".jsonl" else None
+    content = lines[0] if lines else read_json(folder / file)
+    edit(content)
+    write_jsonl(folder / file, lines) if lines else write_json(folder / file, content)
+    write_json(folder / "manifest.json", manifest_of(folder, ["data", "metrics.json"]))
+
+
+def spotcheck(capsys, artifact: str, *options: str) -> tuple[int, str]:
+    code = main(["spotcheck", artifact, *options])
+    output = capsys.readouterr()
+    return code, output.err + output.out
+
+
+def test_questions_are_asked_again(rows, capsys, monkeypatch):
+    """All of them, and some; in another batch than before."""
+    monkeypatch.setattr(parallel, "fits", None)  # set by a spot-check for its process
+    code, text = spotcheck(capsys, "first/evaluate/sft", "--questions", "1000")
+    assert code == 0 and "asked again: 68 of 68 questions" in text and text.rstrip().endswith("agrees"), text
+    assert "world: 33 of its 33 questions were asked again, all equal: with 95 % confidence at most 0 of them" in text
+    code, text = spotcheck(capsys, "first/evaluate/sft", "--questions", "12", "--seed", "1")
+    assert code == 0 and "asked again: 12 of 68 questions (--seed 1 draws the same)" in text, text
+    assert "is off by at most 0." in text
+
+
+def test_an_edited_answer_score_or_number_is_noticed(rows, capsys, monkeypatch):
+    """Though the manifest was made anew."""
+    monkeypatch.setattr(parallel, "fits", None)
+    whole, copy = Path("results/first/evaluate/sft"), Path("results/edited/evaluate/sft")
+    file = next(whole.glob("data/samples/world_*.jsonl")).relative_to(whole)
+
+    def other_answer(sample):
+        sample["resps"] = [[" the answer is that."]]
+
+    def other_score(sample):
+        sample["exact_match"] = 1.0 - sample["exact_match"]
+
+    def other_number(metrics):
+        next(row for row in metrics["rows"] if row["task"] == "world")["value"] += 0.01
+
+    for place, edit, named in (
+        (file, other_answer, rf"{file.stem} question 0: answer \[\[.* the answer is that"),
+        (file, other_score, rf"{file.stem} exact_match: .* is reported, their answers make"),
+        (Path("metrics.json"), other_number, "world exact_match: .* is reported, their answers make"),
+    ):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(whole, copy)
+        edited(place, edit)
+        code, text = spotcheck(capsys, "edited/evaluate/sft", "--questions", "1000")
+        assert code == 1 and re.search(f"differs: {named}", text), text
 
 
 def test_stale_answers_are_never_served(rows, data, base, tuned, tmp_path):

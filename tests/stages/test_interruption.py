@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from tiny import ROOT, make, start, trainers
 
+from posttrain.__main__ import main
 from posttrain.config.sections import Reference
 from posttrain.ground.errors import INTERRUPTED, Interrupted, UserError
 from posttrain.ground.files import read_json
 from posttrain.jobs import artifact
-from posttrain.training import checkpoint, interruption
+from posttrain.training import checkpoint, interruption, parallel, spotchecks
 from posttrain.training import trainers as shared
 from posttrain.training.interruption import GO_ON, NEAR, SAVE, TERMINATED
 from posttrain.training.trainers import Heartbeat
@@ -43,7 +44,10 @@ def urgencies(monkeypatch, *planned: int) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stopped_at_any_step_and_saved_at_any_step(stage, uninterrupted, read_by, monkeypatch, capsys):
-    """Stopped twice, with saves between at moments that no step decides; in each of the trainers."""
+    """Stopped twice, with saves between at moments that no step decides; in each of the trainers. The states for
+    spot-checks are kept all the same, and lead to the recorded steps."""
+    for module, name, value in ((spotchecks, "wanted", 2), (parallel, "fits", None)):
+        monkeypatch.setattr(module, name, value)
     chance = random.Random(stage)
     for attempt in range(2):
         urgencies(monkeypatch, *chance.choices((GO_ON, SAVE), k=chance.randint(2, 7)), (TERMINATED, NEAR)[attempt])
@@ -53,6 +57,8 @@ def test_stopped_at_any_step_and_saved_at_any_step(stage, uninterrupted, read_by
     made = made_of(stage, read_by, "stopped")
     assert "continuing" in capsys.readouterr().err
     assert files(made) == files(uninterrupted[stage])
+    assert main(["spotcheck", f"stopped/{stage}", "--place", "2"]) == 0
+    assert "(place 2 of 2)\n  equal to the byte: " in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_not_continued_from(uninterrupted, read_by, monkeypatch, capsys):

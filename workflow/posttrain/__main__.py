@@ -127,6 +127,8 @@ def execution(stage: argparse.ArgumentParser) -> None:
     smaller = "smaller micro-batches, or requests at once, than the config's; the result stays the same"
     stage.add_argument("--micro-batch-size", type=count, help=smaller)
     planned(stage)
+    states = os.environ.get("POSTTRAIN_SPOTCHECKS") or "0"
+    stage.add_argument("--spotchecks", type=int, default=states, help="places at which a training's state is kept")
     keep = os.environ.get("POSTTRAIN_KEEP_GB") or "0"  # a string, which argparse converts as it does an argument
     stage.add_argument("--keep-gb", type=float, default=keep, help="GB of replaced artifacts to keep and reuse")
 
@@ -214,6 +216,14 @@ def result_commands(subparsers) -> None:
     diff = command(subparsers, "diff", "compare two runs, and name the step at which they part", "tools.diff:diff")
     for side in ("one", "other"):
         diff.add_argument(side, metavar=side.upper(), help="an experiment, an artifact, or a folder of results")
+    checked = "replay steps of a training, or ask questions of an evaluation again, and compare with the record"
+    spotcheck = command(subparsers, "spotcheck", checked, "tools.spotcheck:spotcheck")
+    spotcheck.add_argument("place", metavar="ARTIFACT", help="as tiny/sft or tiny/evaluate/sft")
+    numbers = "places of the training to replay, from 1; 0: its beginning (default: one, by --seed)"
+    spotcheck.add_argument("--place", dest="numbers", type=whole, nargs="+", default=[], metavar="N", help=numbers)
+    asked = "questions to ask again (default 50)"
+    spotcheck.add_argument("--questions", type=count, default=50, metavar="N", help=asked)
+    spotcheck.add_argument("--seed", type=whole, metavar="N", help="of the draw (default: another one each time)")
     export = command(
         subparsers, "export", "write a policy as a whole model that transformers can load", "tools.export:export"
     )
@@ -228,6 +238,13 @@ def command(subparsers, name: str, text: str, function: str) -> argparse.Argumen
     added = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     added.set_defaults(run=function)
     return added
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 0; an argparse type."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found {text!r}, it should be a whole number from 0")
+    return int(text)
 
 
 def count(text: str) -> int:

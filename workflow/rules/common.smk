@@ -83,6 +83,7 @@ os.environ.update(
     WANDB_MODE=PLAN.campaign.wandb.mode,
     WANDB_PROJECT=PLAN.campaign.wandb.project,
     POSTTRAIN_KEEP_GB=str(PLAN.campaign.keep_gb),
+    POSTTRAIN_SPOTCHECKS=str(PLAN.campaign.spotchecks),
 )
 # The report reads the campaign from a file named by its content, which a later edit does not change.
 SUMMARY = canonical(summary(PLAN))

@@ -865,6 +865,9 @@ class Campaign(Section):
     keep_gb: Annotated[float, Field(ge=0, le=LARGEST)] = 20.0
     """GB of replaced artifacts to keep. A kept one is reused when a stage has its settings, inputs and code again;
     0 keeps none."""
+    spotchecks: Annotated[int, Field(ge=0, le=100)] = 0
+    """Places of each training at which its state is kept, so that `posttrain spotcheck` can replay the next steps. It
+    holds for trainings from then on, and reruns none. A state takes as much disk as a checkpoint."""
     scale: Literal["toy", "reduced", "paper"] = "paper"
     """Size of its models and data beside the papers'. A claim that needs a larger scale is not tested."""
     strict: bool = False

@@ -31,10 +31,10 @@ from posttrain.ground.progress import say, spent
 from posttrain.jobs import compute, damage, failure, kept, provenance
 from posttrain.jobs.publishing import publish, refuse_foreign_folders
 from posttrain.reporting import card
-from posttrain.training import interruption, tracking
+from posttrain.training import interruption, spotchecks, tracking
 
 # Files that the manifest does not list: they have times, hosts and settings, which may differ between equal artifacts.
-BESIDE = ("config.yaml", "provenance.json", "lm_eval.json")
+BESIDE = ("config.yaml", "provenance.json", "lm_eval.json", spotchecks.FOLDER)
 
 # Thresholds of garbage collection for `prepare`: its rows form no cycles, and by Python's own thresholds to search them
 # takes a tenth of its time.
@@ -94,6 +94,7 @@ def run_with_torch(arguments: Namespace, function, section, inputs: dict) -> dic
 
     torch.set_num_threads(arguments.threads)
     parallel.fits, parallel.sharded = arguments.micro_batch_size, getattr(arguments, "shard", False)
+    spotchecks.wanted = getattr(arguments, "spotchecks", 0)
     try:
         return function(section, **inputs)
     except torch.OutOfMemoryError as error:
@@ -248,12 +249,14 @@ def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, check
     write_json(work / "metrics.json", metrics)
     card.write_published(work / "model", made_from["stage"], slice_of(section), inputs, metrics)
     (work / "config.yaml").write_text(made_from["params"][0] + "\n", encoding="utf-8")
+    spotchecks.publish(checkpoints, work)
     parts = sorted(part.name for part in work.iterdir() if not part.name.startswith("."))
     write_json(work / "manifest.json", manifest_of(work, [part for part in parts if part not in BESIDE]))
     cost = provenance.of_run(name, started, time.monotonic() - clock)
     record = cost | provenance.of_section(section, keys_read) | {"disk_mb": provenance.disk_of(work, checkpoints)}
     record |= made_from | accepted.of_code(made_from["stage"])
-    record["beside"] = {name: sha256(work / name) for name in BESIDE if (work / name).is_file()}
+    beside = (*BESIDE, spotchecks.MANIFEST)
+    record["beside"] = {name: sha256(work / name) for name in beside if (work / name).is_file()}
     if warning := kept.differs(name, record["shape"], sha256(work / "manifest.json")):
         say(f"warning: {warning}")
         record["warning"] = warning

@@ -25,3 +25,14 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def most_differing(total: int, asked: int, confidence: float = 0.95) -> int:
+    """The largest number of `total` items that may differ from the record, where `asked` of them, drawn at random
+    without replacement, were all equal to it.
+
+    It is the largest x with C(total - x, asked) / C(total, asked) >= 1 - confidence, the exact upper limit of the
+    hypergeometric distribution (Buonaccorsi 1987, The American Statistician 41, 215-218).
+    """
+    chances = ((x, math.comb(total - x, asked) / math.comb(total, asked)) for x in range(total - asked, -1, -1))
+    return next(x for x, chance in chances if chance >= 1 - confidence)

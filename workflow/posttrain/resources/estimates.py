@@ -96,7 +96,8 @@ def predicted(
     longest = {kind: lengths["max"] for kind, lengths in counts.items()}
     settings, gpu = settings or plan.experiments[experiment], gpu or on_gpu()
     needs = [
-        need_of(moments.Case(one, shape, stage, policy, longest, gpu)) for one in with_batch_sizes(settings, stage)
+        need_of(moments.Case(one, shape, stage, policy, longest, gpu), plan.campaign.spotchecks)
+        for one in with_batch_sizes(settings, stage)
     ]
     if len(needs) == 1:
         return needs[0]
@@ -104,12 +105,12 @@ def predicted(
     return next((need for need in needs if fits(need, used, gpu, available)), needs[-1])
 
 
-def need_of(case: moments.Case) -> Need:
-    """The predicted needs of a stage."""
+def need_of(case: moments.Case, states: int) -> Need:
+    """The predicted needs of a stage. states: of its training, kept for spot-checks."""
     moment, terms = moments.peak(moments.moments(case))
     trained = learned(case.settings, case.shape, case.stage).numbers
     host = moments.host(case, terms, trained)
-    return Need(case.settings, case.shape, moment, terms, host, disk(case, trained), trained)
+    return Need(case.settings, case.shape, moment, terms, host, disk(case, trained, states), trained)
 
 
 def with_batch_sizes(settings: Experiment, stage: str) -> list[Experiment]:
@@ -139,14 +140,14 @@ def chosen_batch_size(plan: Plan, artifact: Artifact, need: Need) -> int:
     return chosen.batch_size if getattr(before, "batch_size", None) == "auto" else 0
 
 
-def disk(case: moments.Case, trained: int) -> float:
-    """Bytes of an artifact and of two checkpoints, each with the trained weights and two moments."""
+def disk(case: moments.Case, trained: int, states: int) -> float:
+    """Bytes of an artifact, two checkpoints and the kept states, each with the trained weights and two moments."""
     weights, section = 4 * trained, case.section
     if isinstance(section, Base | Longctx):  # whole models; longctx also stores the rescaled one
         twice = isinstance(section, Longctx)
         weights = (2 * case.size if twice else case.stored) * case.shape.parameters
     snapshots = section.steps // section.snapshot_steps * 4 * trained if isinstance(section, Ppo) else 0
-    return TEXTS * MB + weights + snapshots + 2 * 12 * trained
+    return TEXTS * MB + weights + snapshots + (2 + states) * 12 * trained
 
 
 def on_gpu() -> bool:

@@ -10,7 +10,7 @@ from posttrain.config.sections import Ppo
 from posttrain.ground.errors import Diverged
 from posttrain.ground.progress import say
 from posttrain.models import adapters
-from posttrain.training import checkpoint, interruption, parallel, trainers
+from posttrain.training import checkpoint, interruption, parallel, spotchecks, trainers
 
 
 class Optimizers:
@@ -78,13 +78,13 @@ def save(
     iteration = state["iteration"]
     if parallel.main() and iteration % section.snapshot_steps == 0 and iteration < section.steps:
         adapters.save(models.peft, checkpoints / "snapshots" / f"{iteration:06d}", foundation.weights, "policy")
-    if watch.step(iteration) or iteration == section.steps:
+    if watch.step(iteration) or iteration == section.steps or spotchecks.due(section, iteration):
         weights = models.peft.state_dict()
-        trained = {key: weights[key] for key in weights if adapters.belongs(key, "policy", "value")}
+        adapted = {key: weights[key] for key in weights if adapters.belongs(key, "policy", "value")}
         checkpoint.write(
             checkpoints / f"checkpoint-{iteration:06d}",
             {
-                "adapters": trained,
+                "adapters": adapted,
                 "value_head": models.value_head.state_dict(),
                 "adamw": optimizer.adamw.state_dict(),
                 "steps": optimizer.step_count,
@@ -92,7 +92,12 @@ def save(
             },
             state,
         )
+        spotchecks.keep(section, checkpoints)
         watch.wrote()
+    if stretch := spotchecks.ended(section, iteration):
+        trained = [item for item in models.peft.named_parameters() if adapters.belongs(item[0], "policy", "value")]
+        trained += models.value_head.named_parameters()
+        spotchecks.record(stretch, checkpoints, state["history"], trained, optimizer.adamw)
     if stopped := watch.stop(iteration):
         raise stopped
 

@@ -82,9 +82,12 @@ def form_warnings(section: Evaluate, tokenizer, policy: Path) -> list[str]:
     return warnings
 
 
-def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: Path) -> tuple[dict, str | None]:
+def measure(
+    section: Evaluate, model, tokenizer, manager, names: list, policy: Path, picked: dict[str, list[int]] | None = None
+) -> tuple[dict, str | None]:
     """lm-eval's result, and the sha256 of the chat template applied to questions; None for no template.
 
+    picked: task -> the numbers of the questions to ask, ascending; in place of the section's limit.
     Raises UserError, before the first question, where it is not the template that the policy was trained with.
     """
     import lm_eval
@@ -111,7 +114,8 @@ def measure(section: Evaluate, model, tokenizer, manager, names: list, policy: P
         model=harness,
         tasks=names,
         task_manager=manager,
-        limit=section.limit,
+        limit=None if picked else section.limit,
+        samples=picked,
         apply_chat_template=templated,
         bootstrap_iters=1000,
         random_seed=section.seed,

@@ -5,7 +5,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from posttrain.config.sections import Training
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import write_json
 from posttrain.ground.progress import say, spent
-from posttrain.training import checkpoint, interruption, parallel
+from posttrain.training import checkpoint, interruption, parallel, spotchecks
 from posttrain.training.order import Part, in_batches
 
 
@@ -121,6 +121,8 @@ def held_out_loss(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoo
     gradients over processes for a model that it prepared for evaluation before training (5.23,
     tests/stages/test_processes.py).
     """
+    if spotchecks.replayed:  # no step depends on it
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": math.nan}, 0)
     rows, size, total, count = trainer.eval_dataset, trainer.args.per_device_eval_batch_size, 0.0, 0
     trainer.model.eval()
     for start in range(0, len(rows), size):
@@ -211,7 +213,8 @@ class Heartbeat:
 
 
 class Progress(TrainerCallback):
-    """A trainer's heartbeat and checkpoints; stops it at SIGTERM, the time limit or a loss that is not finite."""
+    """A trainer's heartbeat, checkpoints and states for spot-checks; stops it at SIGTERM, the time limit or a loss that
+    is not finite."""
 
     def __init__(self, section: Training, checkpoints: Path):
         self.section, self.checkpoints, self.loss = section, checkpoints, math.nan
@@ -219,23 +222,29 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         self.heart = Heartbeat(self.checkpoints, state.max_steps, state.global_step)
         self.watch = interruption.Watch(self.section)
+        spotchecks.keep(self.section, self.checkpoints)
 
-    def on_log(self, args, state, control, logs=None, **_):
+    def on_log(self, args, state, control, logs=None, model=None, optimizer=None, **_):
         self.loss = float((logs or {}).get("loss", self.loss))
         if not math.isfinite(self.loss) and "loss" in (logs or {}):
             raise Diverged(
                 f"the loss is {self.loss} at step {state.global_step}: lower learning_rate or raise warmup_steps"
             )
+        if "loss" in (logs or {}) and (stretch := spotchecks.ended(self.section, state.global_step)):
+            trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+            spotchecks.record(stretch, self.checkpoints, spotchecks.logged(state.log_history), trained, optimizer)
 
     def on_step_end(self, args, state, control, **_):
         control.should_log = True  # a mean over several steps would change after a resume between them
-        control.should_save = self.watch.step(state.global_step)
+        saves = self.watch.step(state.global_step)
+        control.should_save = saves or spotchecks.due(self.section, state.global_step)
         if self.watch.stop(state.global_step):
             control.should_training_stop = True
         self.heart.beat(state.global_step, f"loss {self.loss:.3f}" if math.isfinite(self.loss) else "first steps")
 
     def on_save(self, args, state, control, **_):
         checkpoint.seal(self.checkpoints / f"checkpoint-{state.global_step}")
+        spotchecks.keep(self.section, self.checkpoints)
         self.watch.wrote()
 
 
@@ -244,13 +253,18 @@ def history(trainer, more: tuple[str, ...] = ()) -> list[dict]:
 
     more: metrics of the trainer; a step may lack one (KTO's of a label that its batch does not have).
     """
+    return curve(trainer.state.log_history, trainer.args.logging_steps, more)
+
+
+def curve(entries: Iterable[dict], log_steps: int, more: tuple[str, ...] = ()) -> list[dict]:
+    """The points of a training curve, from what a trainer logged of each step. more: as of `history`."""
     keys = ("loss", "eval_loss", "learning_rate", "grad_norm", *more, *(f"eval_{key}" for key in more))
     points: dict[int, dict] = {}
     spans: dict[int, list[dict]] = {}
-    for entry in trainer.state.log_history:
+    for entry in entries:
         figures = {key: entry[key] for key in ("step", *keys) if key in entry}
         if "loss" in figures:  # of one step
-            spans.setdefault((figures["step"] - 1) // trainer.args.logging_steps, []).append(figures)
+            spans.setdefault((figures["step"] - 1) // log_steps, []).append(figures)
         elif len(figures) > 1:
             points.setdefault(figures["step"], {}).update(figures)
     for span in spans.values():

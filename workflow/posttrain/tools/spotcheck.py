@@ -1,0 +1,82 @@
+"""Check a sample of what a finished artifact claims: replay steps of its training, or ask questions of it again.
+
+posttrain spotcheck tiny/sft
+posttrain spotcheck tiny/evaluate/sft --questions 100
+"""
+
+import os
+import random
+import shlex
+from pathlib import Path
+
+from posttrain.ground.errors import UserError
+from posttrain.ground.files import sha256, verify
+from posttrain.jobs import artifact, recorded
+from posttrain.jobs.recorded import Recorded
+from posttrain.tools import asked, replayed
+from posttrain.tools.explain import RESULTS, metrics_of
+
+
+def spotcheck(place: str, numbers: list[int], questions: int, seed: int | None) -> int:
+    """Print what was checked, what agrees or differs, what it cost, and the confidence that it gives; returns 0 where
+    all agrees, else 1.
+
+    place: an artifact, as `tiny/sft`. numbers: of places of the training (`replayed.check`). questions: to ask again.
+    Raises UserError for an artifact that is not there, cannot be run again, or is of a stage that is as cheap whole.
+    """
+    folder = RESULTS / place.removeprefix("results/").strip("/")
+    metrics_of(folder)
+    of_record = recorded.load(folder)
+    training, evaluation = "history" in of_record.metrics, of_record.stage == "evaluate"
+    if not training and not evaluation:
+        raise UserError(whole(of_record))
+    seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+    lines, agreed = unequal(folder)
+    if agreed:
+        artifact.import_libraries()
+        started = spent()
+        check = replayed.check(of_record, numbers, seed) if training else asked.check(of_record, questions, seed)
+        lines, agreed = check
+        lines.append(cost(of_record, started))
+    print("\n".join([f"{folder}: {summary(of_record)}", *lines, "agrees" if agreed else "differs"]))
+    return 0 if agreed else 1
+
+
+def unequal(folder: Path) -> tuple[list[str], bool]:
+    """The files of an artifact whose bytes are not those of its manifest, in lines; and whether there is none."""
+    try:
+        verify(folder / "manifest.json")
+    except UserError as error:
+        return [f"differs: {problem}" for problem in error.problems[:-1]], False  # the last one tells how to remake it
+    return [], True
+
+
+def summary(of_record: Recorded) -> str:
+    """What the record says of the artifact's making."""
+    record = of_record.record
+    spent = f"{record['cpu_seconds']:,.0f} CPU seconds" if "cpu_seconds" in record else "an unknown time"
+    return f"{of_record.stage}, made {record.get('started', 'at an unknown time')} in {spent}, by its record"
+
+
+def whole(of_record: Recorded) -> str:
+    """Why nothing of an artifact can be checked by a sample, and how to make all of it again."""
+    manifest = of_record.folder / "manifest.json"
+    again = f"snakemake --cores 2 --force {shlex.quote(str(manifest))} --config keep_gb=0"
+    return (
+        f"{of_record.folder}: {of_record.stage} has neither steps to replay nor answers of lm-eval. Make it again: "
+        f"{again}; the sha256 of {manifest} must be {sha256(manifest)}"
+    )
+
+
+def spent() -> float:
+    """CPU seconds of this process so far."""
+    return sum(os.times()[:2])
+
+
+def cost(of_record: Recorded, started: float) -> str:
+    """What the check cost beside what is recorded of the whole. started: CPU seconds before it began."""
+    text = f"cost: {spent():.1f} CPU seconds, {started:.1f} of them to start Python and its libraries"
+    if not (all_of_it := of_record.record.get("cpu_seconds")):
+        return text
+    share, alone = (amount / all_of_it for amount in (spent(), spent() - started))
+    return f"{text}; {share:.1%} of the recorded {all_of_it:,.1f}, {alone:.1%} without the start"
