@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from tiny import make, scratch
 
+from posttrain.__main__ import main
 from posttrain.config.sections import Base
 from posttrain.data.packing import blocks
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import manifest_of, read_json, write_json
 from posttrain.models.policy import load_policy, read_contract
 from posttrain.stages.base import unigram_perplexity
+from posttrain.training import parallel, spotchecks
 from posttrain.training.checkpoint import seal
 
 
@@ -155,7 +157,10 @@ def test_muon_and_locality_continue_to_the_same_bytes(data, home, monkeypatch, s
     from posttrain.training.optimizer import MuonWithAdamW
 
     section = Base(scratch=scratch(optimizer="muon", locality=1.5, checkpoint_steps=10))
+    for module, key, value in ((spotchecks, "wanted", 1), (parallel, "fits", None)):
+        monkeypatch.setattr(module, key, value)
     whole = make("base", section, Path("results/muon/base/manifest.json"), data=data)
+    assert spoil or main(["spotcheck", "muon/base"]) == 0
     output = Path(f"results/muon-killed-{spoil}/base/manifest.json")
     killed = killed_at(20, monkeypatch)
     with pytest.raises(KeyboardInterrupt):

@@ -117,6 +117,26 @@ def test_weights_are_told_apart_by_one_bit_and_by_their_names():
     assert len({spotchecks.digest(other) for other in (weights, *others)}) == 4
 
 
+def test_the_state_of_every_optimizer_is_told_apart():
+    """Muon's is that of two optimisers."""
+    torch = pytest.importorskip("torch")
+    from posttrain.training.optimizer import MuonWithAdamW
+
+    model = torch.nn.Sequential(torch.nn.Embedding(4, 8), torch.nn.Linear(8, 8))
+    for optimizer in (torch.optim.AdamW(model.parameters()), MuonWithAdamW(model, 0.1, 0.0, 0.9)):
+        model(torch.tensor([1, 2])).sum().backward()
+        empty = spotchecks.digest(spotchecks.tensors(optimizer.state_dict()))
+        optimizer.step()
+        found = dict(spotchecks.tensors(optimizer.state_dict()))
+        before = spotchecks.digest(found.items())
+        assert len(found) >= 6 and before != empty
+        for name, tensor in found.items():
+            tensor.view(-1)[0] += 1
+            now = spotchecks.digest(spotchecks.tensors(optimizer.state_dict()))
+            assert now != before, name
+            before = now
+
+
 STEPS = [{"step": 5, "loss": 0.5, "grad_norm": 2.0}, {"step": 6, "loss": 0.25, "grad_norm": 1.0}]
 
 

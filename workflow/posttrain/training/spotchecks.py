@@ -103,7 +103,7 @@ def record(
     if parallel.main():
         steps = [figure for figure in figures if stretch.after < figure["step"] <= stretch.last]
         (checkpoints / FOLDER).mkdir(parents=True, exist_ok=True)
-        digests = {"weights": digest(weights), "optimizer": digest(moments(optimizer))}
+        digests = {"weights": digest(weights), "optimizer": digest(tensors(optimizer.state_dict()))}
         content = stretch._asdict() | {"steps": steps, "sha256": digests}
         write_json(file_of(checkpoints, stretch), content)
     if replayed:
@@ -126,10 +126,13 @@ def digest(weights: Iterable[tuple[str, "Tensor"]]) -> str:
     return whole.hexdigest()
 
 
-def moments(optimizer) -> Iterator[tuple[str, "Tensor"]]:
-    """The tensors of an optimizer's state, by name."""
-    for number, state in optimizer.state_dict()["state"].items():
-        yield from ((f"{number}.{key}", value) for key, value in state.items() if hasattr(value, "dtype"))
+def tensors(state: dict, name: str = "") -> Iterator[tuple[str, "Tensor"]]:
+    """The tensors in an optimizer's state, which may be that of several, by name."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from tensors(value, f"{name}{key}.")
+        elif hasattr(value, "dtype"):
+            yield f"{name}{key}", value
 
 
 def name_of(step: int) -> str:
