@@ -1,6 +1,7 @@
 """Every attempt at a stage is counted, whatever its end, with what it took; and the sums say what gave no result."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from posttrain.ground.errors import Interrupted, UserError
 from posttrain.ground.files import read_json, write_json
-from posttrain.jobs import cards, compute, slurm
+from posttrain.jobs import cards, compute, provenance, slurm
 from posttrain.reporting import compute as reported
 from posttrain.tools.clean import clean
 
@@ -106,17 +107,22 @@ def test_an_attempt_that_was_killed_with_its_parent_is_counted_from_below(stage,
     script = NOTE % {"identity": "a1"} + "import time; open('stage', 'w').write(str(os.getpid()))\nwhile True: pass"
     parent = forked(lambda: stage(script))
     waited(lambda: recorded() and recorded()[0].get("cpu_seconds", 0) > 0.1 and recorded()[0]["identity"])
+    waited(lambda: Path("stage").is_file() and Path("stage").read_text())
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     os.kill(int(Path("stage").read_text()), signal.SIGKILL)
-    (account,) = recorded()
-    assert account["outcome"] is None and account["seconds"] > 0.1
-    (attempt,) = reported.attempts(Path("results"))
-    assert attempt["outcome"] == "" and not attempt["result"]
-    said = reported.in_words([attempt])
-    assert said.startswith("1 attempt, 1 without a recorded end, at least ")
+    (left,) = recorded()
+    assert left["outcome"] is None and left["seconds"] > 0.1
+    account("x/sft", "done", identity="b2")
+    assert killed()["outcome"] == "" and not killed()["result"], "other settings gave another result"
+    assert reported.in_words([killed()]).startswith("1 attempt, 1 without a recorded end, at least ")
     write_json(Path("results/x/sft/provenance.json"), PROVENANCE | {"identity": "a1"})
-    assert reported.attempts(Path("results"))[0]["result"], "a stage that outlived its parent has made the artifact"
+    assert killed()["result"], "a stage that outlived its parent has made the artifact"
+
+
+def killed() -> dict:
+    """The attempt without an end, as the report reads it."""
+    return next(one for one in reported.attempts(Path("results")) if one["identity"] == "a1")
 
 
 def test_a_stage_that_is_run_by_hand_accounts_for_itself(here):
@@ -213,6 +219,23 @@ def test_the_gpus_of_an_attempt(monkeypatch, tmp_path):
         assert cards.given(none) == {"gpus": 0, "gpu": None}
 
 
+def test_an_error_that_left_cuda_unusable_is_not_hidden_by_another(monkeypatch):
+    """The stage's processes are asked for their GPUs at its end, whatever that was."""
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**20)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert provenance.of_gpu() == {"gpus": 2, "gpu": "NVIDIA L4", "peak_gpu_memory_mb": 3}
+
+    def unusable():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", unusable)
+    assert provenance.of_gpu() == {}
+
+
 PROVENANCE = {"stage": "sft", "params": ["{}", "", ""], "inputs": {}}
 HOUR = {"stage": "sft", "seconds": 3600, "cpu_seconds": 7200, "gpus": 0, "peak_memory_mb": 900}
 
@@ -267,9 +290,10 @@ def test_an_artifact_without_accounts_counts_by_its_provenance(here):
     assert reported.compute(campaign("x/sft"), [artifact], here / "results")["by_provenance"] == 0, "control"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[1]", '{"seconds": "long", "gpus": -1, "outcome": "fine", "identity": [1]}', "{"]
-)
+WRONG = {"seconds": "long", "gpus": -1, "cpu_seconds": math.inf, "peak_memory_mb": 10**400, "identity": [1]}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", json.dumps(WRONG | {"outcome": "fine"}), "{"])
 def test_a_malformed_account_counts_as_an_attempt_of_unknown_cost(here, text):
     account("x/sft", "done")
     (file,) = Path("results/compute").rglob("*.json")

@@ -42,12 +42,16 @@ def peak_gpu_memory() -> int | None:
 
 
 def of_gpu() -> dict:
-    """Number and name of the GPUs that the processes of a stage used, one each, and the peak memory; {} without one."""
+    """Number and name of the GPUs that the processes of a stage used, one each, and the peak memory; {} without one,
+    and where the error that ended the stage left CUDA unusable."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return {}
-    used = {"gpus": int(os.environ.get("WORLD_SIZE", "1")), "gpu": torch.cuda.get_device_name()}
-    return used | {"peak_gpu_memory_mb": peak_gpu_memory()}
+    try:
+        used = {"gpus": int(os.environ.get("WORLD_SIZE", "1")), "gpu": torch.cuda.get_device_name()}
+        return used | {"peak_gpu_memory_mb": peak_gpu_memory()}
+    except RuntimeError:
+        return {}
 
 
 def of_section(section: Section, keys_read: set[str]) -> dict:

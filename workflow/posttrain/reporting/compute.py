@@ -3,9 +3,9 @@
 `jobs.compute` writes a file about each attempt: results/compute/EXPERIMENT/STAGE/START-RANDOM.json.
 """
 
-import math
 from pathlib import Path
 
+from posttrain.config.stages import STAGES
 from posttrain.ground.files import read_object
 from posttrain.ground.identity import record_of
 from posttrain.reporting.text import clean, short, visible
@@ -42,10 +42,8 @@ def attempts(results: Path, artifact: str = "") -> list[dict]:
     folder = results / FOLDER
     every = [read_attempt(file, folder) for file in sorted((folder / artifact).glob("**/*.json"))]
     ended = {(one["artifact"], one["identity"]) for one in every if one["outcome"] in ("done", "reused")}
-    unended = {one["artifact"] for one in every} - {
-        name for name, _ in ended
-    }  # perhaps by a stage that outlived its job
-    ended |= {(name, record_of(results / name).get("identity")) for name in unended}
+    others = {one["artifact"] for one in every if (one["artifact"], one["identity"]) not in ended}
+    ended |= {(name, record_of(results / name).get("identity")) for name in others}  # a stage may outlive its attempt
     return [one | {"result": bool(one["identity"]) and (one["artifact"], one["identity"]) in ended} for one in every]
 
 
@@ -53,16 +51,16 @@ def read_attempt(file: Path, folder: Path) -> dict:
     """One attempt; what is missing or malformed in its file counts as nothing."""
     record = clean(read_object(file))
     artifact = file.parent.relative_to(folder)
-    texts = {key: str(record.get(key) or "") for key in ("stage", "started", "gpu", "reason")}
+    texts = {key: str(record.get(key) or "") for key in ("started", "gpu", "reason")}
     outcome = record.get("outcome") if record.get("outcome") in OUTCOMES else ""
-    named = {"artifact": visible(artifact), "identity": str(record.get("identity") or ""), "outcome": outcome}
+    named = {"artifact": visible(artifact), "stage": artifact.parts[1] if len(artifact.parts) > 1 else ""}
+    named |= {"identity": str(record.get("identity") or ""), "outcome": outcome}
     return named | texts | {key: amount(record.get(key)) for key in AMOUNTS}
 
 
 def amount(value: object) -> float:
-    """A finite number of at least 0; 0 for anything else."""
-    is_number = isinstance(value, int | float) and math.isfinite(value) and value > 0
-    return float(value) if is_number else 0.0  # type: ignore[arg-type]
+    """A number above 0; 0 for anything else, and for one that nothing takes."""
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e15 else 0.0
 
 
 def by_provenance(artifact: dict) -> dict:
@@ -113,11 +111,11 @@ def compute(campaign: dict, artifacts: list[dict], results: Path) -> dict:
     absent = [one for one in artifacts if name_of(one["name"]) not in recorded and one["provenance"]]
     own = set(map(name_of, folders_of(campaign)))
     spent = [one for one in every if one["artifact"] in own] + [by_provenance(one) for one in absent]
-    by_stage = {stage: [one for one in spent if one["stage"] == stage] for stage in sorted({o["stage"] for o in spent})}
+    by_stage = {stage: [one for one in spent if one["stage"] == stage] for stage in STAGES}
     lost = sorted((one for one in spent if not one["result"]), key=lambda one: -one["seconds"])
     unnamed = {one["gpu"] or "a GPU without a name" for one in spent if one["gpus"] and one["gpu"] not in GPU_WATTS}
     return {
-        "stages": {stage: total(some) for stage, some in by_stage.items()},
+        "stages": {stage: total(some) for stage, some in by_stage.items() if some},
         "total": total(spent),
         "other": total([one for one in every if one["artifact"] not in own]),
         "by_provenance": len(absent),
