@@ -204,14 +204,14 @@ def test_equal_results_are_alike(results):
         ({"params": ['{"rank": 16}', "beef", "f00d"], "code": {"stages.sft:sft": "2"}}, "code: stages.sft: sft"),
         (
             {"metrics": losses(2.0, 1.6, 1.0)},
-            "parts after step 10 and by step 20 (recorded every 10 steps): loss 1.5 -> 1.6",
+            "parts after step 10 and by step 20, as recorded: loss 1.5 -> 1.6",
         ),
         ({"metrics": losses(2.0, 1.5)}, "3 -> 2 recorded steps"),
         (
             {"metrics": losses(1.9, 1.5, 1.0)},
-            "parts after step 0 and by step 10 (recorded every 10 steps): loss 2 -> 1.9",
+            "parts after step 0 and by step 10, as recorded: loss 2 -> 1.9",
         ),
-        ({"metrics": losses(2.0, math.nan, 1.0)}, "by step 20 (recorded every 10 steps): loss 1.5 -> nan"),
+        ({"metrics": losses(2.0, math.nan, 1.0)}, "by step 20, as recorded: loss 1.5 -> nan"),
         ({"metrics": {"history": [{"step": 11, "loss": 3.0}, *losses(2.0, 1.5, 1.0)["history"]]}}, "3 -> 4 recorded"),
         ({"inputs": {"data": {"results/one/prepare/manifest.json": "other"}}}, "follows from another data"),
     ],
@@ -228,6 +228,25 @@ def test_a_loss_that_is_recorded_at_every_step_gives_the_step_itself(results):
     assert "  parts at step 2: loss nan -> 1\n" in changed(results, metrics=other)
     shutil.rmtree(results.with_name("other"))
     assert changed(results).endswith("alike: 3 artifacts"), "control: nan at the same step"
+
+
+@pytest.mark.parametrize(
+    "file, key", [("trainer_state.json", "log_history"), ("state.json", "history")], ids=["trainers", "ppo"]
+)
+def test_the_states_that_a_training_kept_give_the_step_itself(results, file, key):
+    """They hold every step before them; a curve that is equal up to there begins where they end."""
+    state = results / "one/sft/spotchecks/000012"
+    state.mkdir(parents=True)
+    (results / "one/sft/spotchecks/000003").mkdir()
+    steps = [{"step": step, "loss": 2.0} for step in range(1, 13)]
+    write_json(state / file, {key: steps})
+    later = losses(2.0, 1.6, 1.0)
+    assert "  parts after step 12 and by step 20, as recorded: loss 1.5 -> 1.6\n" in changed(results, metrics=later)
+    steps[6]["loss"] = 2.5
+    write_json(results.with_name("other") / "one/sft/spotchecks/000012" / file, {key: steps})
+    assert "  parts at step 7: loss 2 -> 2.5\n" in diff("results", "other")
+    (results.with_name("other") / "one/sft/spotchecks/000012" / file).write_text("{")
+    assert "its records cannot be read" in diff("results", "other")
 
 
 def test_bytes_that_no_number_shows_are_told(results):

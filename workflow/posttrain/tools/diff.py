@@ -19,6 +19,7 @@ from posttrain.reporting.records import BROKEN, read_json
 from posttrain.reporting.text import short, visible
 from posttrain.tools.explain import RESULTS, artifacts_of, chain
 from posttrain.tools.why import differences, edited_modules
+from posttrain.training import spotchecks
 
 SHOWN = 3  # files that are named of those with other rows, or other bytes
 
@@ -69,9 +70,9 @@ def differing_parts(one: Path, other: Path) -> list[str]:
         lines += of_records(*(record_of(folder) for folder in (one, other)))
         lines += of_files(one, other)
         metrics = [read_json(folder / "metrics.json") for folder in (one, other)]
-        lines += parted(*metrics)
+        lines += parted(one, other, *metrics)
         before, now = map(numbers, metrics)
-        for name in before.keys() | now.keys():
+        for name in before | now:
             if not is_same(before.get(name), now.get(name)):
                 lines.append(f"{name}: {short(before.get(name))} -> {short(now.get(name))}")
     except BROKEN as error:
@@ -143,27 +144,50 @@ def first_row(name: str, one: Path, other: Path) -> str:
     return f"rows: {name}: equal as text, other bytes"
 
 
-def parted(one: dict, other: dict) -> Iterator[str]:
-    """The first recorded step at which two trainings differ, with the first number that does: the loss, if it does."""
-    before, now = ({entry["step"]: entry for entry in metrics.get("history", [])} for metrics in (one, other))
+def parted(one: Path, other: Path, *metrics: dict) -> Iterator[str]:
+    """The first recorded step at which two trainings differ, with the first number that does: the loss, if it does.
+
+    Every step is on record in the states that a training kept (`spotchecks`), else only the points of its curve.
+    """
+    curves = [{entry["step"]: entry for entry in one_metrics.get("history", [])} for one_metrics in metrics]
     last = 0
-    for step in sorted(before.keys() & now.keys()):
-        keys = sorted(before[step].keys() | now[step].keys(), key=lambda key: (key != "loss", key))
-        for key in keys:
-            old, new = before[step].get(key), now[step].get(key)
-            if not is_same(old, new, 0.0):
-                yield f"parts {between(last, step)}: {key} {exact(old)} -> {exact(new)}"
+    for before, now in ([steps_of_state(one), steps_of_state(other)], curves):
+        for step in sorted(step for step in before.keys() & now.keys() if step > last):
+            if difference := first_difference(before[step], now[step]):
+                yield f"parts {between(last, step)}: {difference}"
                 return
-        last = step
-    if before.keys() != now.keys():
-        yield f"{len(before)} -> {len(now)} recorded steps"
+            last = step
+    if curves[0].keys() != curves[1].keys():
+        yield f"{len(curves[0])} -> {len(curves[1])} recorded steps"
+
+
+def steps_of_state(folder: Path) -> dict[int, dict]:
+    """Step -> its figures, of all steps up to the last state that a training kept; {} where it kept none."""
+    for state in sorted((folder / spotchecks.FOLDER).glob("[0-9]*/"), reverse=True):
+        if (state / "trainer_state.json").is_file():
+            return {
+                entry["step"]: entry for entry in spotchecks.logged(log(state / "trainer_state.json", "log_history"))
+            }
+        return {entry["step"]: entry for entry in log(state / "state.json", "history")}
+    return {}
+
+
+def log(file: Path, key: str) -> list[dict]:
+    """What a stored state holds of the steps before it."""
+    return read_json(file).get(key, [])
+
+
+def first_difference(before: dict, now: dict) -> str:
+    """The first figure of a step that differs, as `loss 1.5 -> 1.6`; "" where none does."""
+    for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "loss", key)):
+        if not is_same(before.get(key), now.get(key), 0.0):
+            return f"{key} {exact(before.get(key))} -> {exact(now.get(key))}"
+    return ""
 
 
 def between(last: int, step: int) -> str:
     """The steps among which is the first that differs. last: the one recorded before; 0 for none."""
-    if step - last == 1:
-        return f"at step {step}"
-    return f"after step {last} and by step {step} (recorded every {step - last} steps)"
+    return f"at step {step}" if step - last == 1 else f"after step {last} and by step {step}, as recorded"
 
 
 def is_same(old: float | None, new: float | None, tolerance: float = 1e-12) -> bool:
