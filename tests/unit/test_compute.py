@@ -219,6 +219,16 @@ def test_the_gpus_of_an_attempt(monkeypatch, tmp_path):
         assert cards.given(none) == {"gpus": 0, "gpu": None}
 
 
+def test_gpus_that_were_reserved_count_also_where_fewer_were_used(stage, monkeypatch):
+    monkeypatch.setattr(cards, "given", lambda environment: {"gpus": 4, "gpu": None})
+    stage(NOTE % {"gpus": 1, "gpu": "NVIDIA L4"})
+    assert (recorded()[0]["gpus"], recorded()[0]["gpu"]) == (4, "NVIDIA L4")
+    monkeypatch.setattr(cards, "given", lambda environment: {"gpus": 0, "gpu": None})
+    shutil.rmtree("results/compute")
+    stage(NOTE % {"gpus": 2})
+    assert recorded()[0]["gpus"] == 2, "control: it sees them without a reservation"
+
+
 def test_an_error_that_left_cuda_unusable_is_not_hidden_by_another(monkeypatch):
     """The stage's processes are asked for their GPUs at its end, whatever that was."""
     import torch

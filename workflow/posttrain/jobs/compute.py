@@ -56,7 +56,7 @@ class Account:
     def beat(self, process: int, notes: Path) -> None:
         """Write what is known by now, twice a minute. process: the stage's. notes: the file with what it noted."""
         if time.monotonic() - self.written >= BEAT:
-            self.write(cpu_seconds=cpu_of_process(process), **read_object(notes))
+            self.write(cpu_seconds=cpu_of_process(process), **self.noted_in(notes))
 
     def end(self, outcome: str, reason: str, **fields) -> None:
         """Write how the attempt ended: done, reused, failed, interrupted or killed; and why, in a line."""
@@ -66,7 +66,13 @@ class Account:
     def end_of_child(self, outcome: str, reason: str, notes: Path) -> None:
         """Write how the stage ended that ran as a child of this process, and what it took."""
         used = {"cpu_seconds": round(cpu_of_children() - self.cpu, 1), "peak_memory_mb": round(peak_mb())}
-        self.end(outcome, reason, **used, **read_object(notes))
+        self.end(outcome, reason, **used, **self.noted_in(notes))
+
+    def noted_in(self, notes: Path) -> dict:
+        """What the stage has noted. GPUs that were reserved count, also where it used fewer."""
+        fields = read_object(notes)
+        reserved, used = self.record.get("gpus", 0), fields.get("gpus", 0)
+        return fields | {"gpus": max(reserved, used)}
 
 
 def folder_of(output: Path) -> Path | None:

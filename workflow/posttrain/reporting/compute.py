@@ -13,9 +13,8 @@ from posttrain.reporting.text import clean, short, visible
 FOLDER = "compute"  # in the folder of results
 OUTCOMES = ("done", "reused", "failed", "interrupted", "killed")  # `reused`: an earlier artifact was taken
 AMOUNTS = ("seconds", "cpu_seconds", "gpus", "peak_memory_mb", "peak_gpu_memory_mb")
-CORE_WATTS = (
-    12.0  # of a busy core of any CPU: Green Algorithms, Lannelongue et al. 2021, doi.org/10.1002/advs.202100707
-)
+# Of a busy core of any CPU: Green Algorithms, Lannelongue et al. 2021, doi.org/10.1002/advs.202100707
+CORE_WATTS = 12.0
 # Nameplate power by the name that the driver gives, from NVIDIA's data sheets.
 GPU_WATTS = {
     "Tesla T4": 70, "Tesla V100-PCIE-16GB": 250, "Tesla V100-PCIE-32GB": 250, "Tesla V100-SXM2-16GB": 300,
@@ -83,21 +82,20 @@ def kwh(attempt: dict) -> float:
 
 def total(some: list[dict]) -> dict:
     """The number of attempts by outcome, the sums of what they took, and the peaks."""
-    hours = {
-        one: sum(attempt["seconds"] for attempt in some if attempt["result"] == one) / 3600 for one in (True, False)
-    }
+    hours = sum(one["seconds"] for one in some) / 3600
+    lost = sum(one["seconds"] for one in some if not one["result"]) / 3600
     return {
         "attempts": len(some),
         **{outcome: sum(one["outcome"] == outcome for one in some) for outcome in OUTCOMES},
         "unended": sum(not one["outcome"] for one in some),
-        "hours": sum(hours.values()),
+        "hours": hours,
         "gpu_hours": sum(one["gpus"] * one["seconds"] for one in some) / 3600,
         "cpu_hours": sum(one["cpu_seconds"] for one in some) / 3600,
         "peak_memory_mb": max((one["peak_memory_mb"] for one in some), default=0.0),
         "peak_gpu_memory_mb": max((one["peak_gpu_memory_mb"] for one in some), default=0.0),
         "kwh": sum(map(kwh, some)),
-        "hours_without_result": hours[False],
-        "share_without_result": hours[False] / (sum(hours.values()) or 1),
+        "hours_without_result": lost,
+        "share_without_result": lost / (hours or 1),
     }
 
 
