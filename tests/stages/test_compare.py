@@ -1,6 +1,8 @@
 """compare: what it says of a policy's own answers, recomputed from the answers and from the models."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +10,15 @@ import pytest
 import torch
 from tiny import GOLD, make, ppo
 
+from posttrain.__main__ import main
 from posttrain.config.sections import Compare
 from posttrain.evaluation import comparison
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import read_json, read_jsonl
+from posttrain.ground.files import manifest_of, read_json, read_jsonl, write_json
 from posttrain.maths import best_of_n
 from posttrain.models import policy
 from posttrain.rl import handwritten
+from posttrain.training import parallel
 
 SECTION = Compare(prompts=8, max_new_tokens=12, best_of=4, batch_size=3, gold_function=GOLD)
 
@@ -62,6 +66,29 @@ def test_another_policy_is_measured_beside_it(compared, beside):
     assert rows["win_rate"]["value"] == pytest.approx(np.mean([(g > 0) + 0.5 * (g == 0) for g in gains]))
     assert {"reward", "length", "eos_rate", "distinct_1", "distinct_2", "distinct_answers", "win_rate_p"} <= set(rows)
     assert rows["kl_to_sft"]["value"] != 0
+
+
+def spotcheck(capsys, artifact: str) -> tuple[int, str]:
+    code = main(["spotcheck", artifact, "--questions", "8"])
+    output = capsys.readouterr()
+    return code, output.err + output.out
+
+
+def test_prompts_are_answered_again(compared, capsys, monkeypatch):
+    """In another batch; a reply and a number that were edited are noticed, though the manifest was made anew."""
+    monkeypatch.setattr(parallel, "fits", None)  # set by a spot-check for its process
+    code, text = spotcheck(capsys, "tiny/compare/ppo")
+    assert code == 0 and "answered again: 8 of 8 prompts" in text and text.rstrip().endswith("agrees"), text
+    for file, key, more, named in (
+        ("data/answers.jsonl", '"reply": "', "!", "differs: prompt .*: reply [\"']!"),
+        ("metrics.json", '"value": ', '7.5, "was": ', "differs: .*: .* is reported, the answers make "),
+    ):
+        copy = Path(shutil.copytree(compared.parent, f"results/edited-{file[:4]}/compare/ppo"))
+        edited = (copy / file).read_text().replace(key, key + more, 1)
+        (copy / file).write_text(edited)
+        write_json(copy / "manifest.json", manifest_of(copy, ["data", "metrics.json"]))
+        code, text = spotcheck(capsys, str(copy.relative_to("results")))
+        assert code == 1 and re.search(named, text), text
 
 
 def test_kl_and_reward_from_the_raw_answers(compared, inputs, optimised, base, tuned_policy, rewarded):

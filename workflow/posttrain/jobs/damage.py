@@ -23,18 +23,22 @@ def verify_artifact(manifest: Path) -> None:
 
     Raises UserError naming every damaged file.
     """
-    try:
-        verify(manifest)
-        damages = [f"{file}: its bytes differ from its record" for file in altered(beside(manifest))]
-    except UserError as error:
-        if not manifest.is_file():
-            raise
-        damages = [problem for problem in error.problems if not problem.startswith("remake it")]
-    if damages:
+    if damages := damages_of(manifest):
         reason = set_aside(manifest)
         todo = "run snakemake again, which remakes it"
         todo = f"{reason}; who may write there runs posttrain verify, and snakemake" if reason else todo
         raise UserError(*damages, f"{manifest.parent}: {todo}")
+
+
+def damages_of(manifest: Path) -> list[str]:
+    """What is damaged of an artifact, in lines. Raises UserError where it has no manifest."""
+    try:
+        verify(manifest)
+        return [f"{file}: its bytes differ from its record" for file in altered(beside(manifest))]
+    except UserError as error:
+        if not manifest.is_file():
+            raise
+        return [problem for problem in error.problems if not problem.startswith("remake it")]
 
 
 def digests(manifest: Path) -> dict[str, str]:

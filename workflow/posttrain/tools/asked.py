@@ -4,7 +4,7 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,9 @@ from posttrain.maths.intervals import most_differing
 from posttrain.reporting.records import groups_of
 from posttrain.reporting.text import short, visible
 
-# Largest difference of a log-likelihood, relative: the padding of a batch of other questions changes its last digits
+# Largest difference of a log-likelihood or a score: the padding of a batch of other questions changes its last digits
 # (docs/spotcheck.md has what was measured).
 TOLERANCE = 1e-4
-ASKED = (
-    50  # questions by default: were all equal, then with 95 % confidence under 6 % of any number of questions differ
-)
 LISTED = 5  # differences that are printed
 HASHES = ("doc_hash", "prompt_hash", "target_hash")  # of a question, its prompt, its expected answer
 
@@ -32,18 +29,28 @@ def check(artifact: Recorded, count: int, seed: int) -> tuple[list[str], bool]:
     returns the lines to print, and whether all agrees."""
     samples = samples_of(artifact)
     questions = [(task, number) for task, rows in samples.items() for number in sorted({row["doc_id"] for row in rows})]
-    drawn = sorted(random.Random(seed).sample(questions, min(count, len(questions))))
+    drawn = draw(questions, count, seed)
     picked = {task: [number for name, number in drawn if name == task] for task in samples}
     numbers, now = recorded.run(artifact, lambda section, **inputs: again(artifact, samples, picked, section, **inputs))
-    problems = [*numbers, *differences(samples, now)]
     lines = [f"asked again: {len(drawn):,} of {len(questions):,} questions (--seed {seed} draws the same)"]
+    return told(artifact, lines, [*numbers, *differences(samples, now)], confidence(artifact, samples, picked))
+
+
+def draw(questions: list, count: int, seed: int) -> list:
+    """So many of the questions, or all, at random, in their order."""
+    places = random.Random(seed).sample(range(len(questions)), min(count, len(questions)))
+    return [questions[place] for place in sorted(places)]
+
+
+def told(artifact: Recorded, lines: list[str], problems: list[str], worth: Iterable[str]) -> tuple[list[str], bool]:
+    """The lines with what differs or, where nothing does, with what that is worth; and whether all agrees."""
     lines += [f"  not as recorded here: {change}" for change in recorded.otherwise(artifact)]
     if problems:
         more = [f"  and {len(problems) - LISTED:,} more"] if len(problems) > LISTED else []
         return [*lines, *(f"  differs: {problem}" for problem in problems[:LISTED]), *more], False
-    lines += [f"  equal: every answer and score; log-likelihoods to {TOLERANCE:g}", "  equal: the reported numbers, "
-              "computed again from all recorded answers"]  # fmt: skip
-    return [*lines, *confidence(artifact, samples, picked)], True
+    lines.append(f"  equal: every answer, and its scores to {TOLERANCE:g}")
+    lines.append("  equal: the reported numbers, computed again from all recorded answers")
+    return [*lines, *worth], True
 
 
 def samples_of(artifact: Recorded) -> dict[str, list[dict]]:
@@ -129,11 +136,11 @@ def differences(samples: dict[str, list[dict]], now: dict[str, list[dict]]) -> I
 
 
 def same(one: Any, other: Any, tolerance: float) -> bool:
-    """Whether two JSON values are equal, their numbers to a relative tolerance."""
+    """Whether two JSON values are equal, their numbers to a tolerance: relative, and of those under 1 absolute."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(same(*pair, tolerance) for pair in zip(one, other, strict=True))
     if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=tolerance) or (one != one and other != other)
+        return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance) or (one != one and other != other)
     return one == other
 
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from posttrain.config.sections import Ppo
 from posttrain.ground.errors import Diverged, Interrupted, UserError
-from posttrain.ground.files import manifest_of, read_json, sha256, verify, write_json
+from posttrain.ground.files import manifest_of, read_json, write_json
 from posttrain.jobs import recorded
 from posttrain.jobs.recorded import Recorded
 from posttrain.training import spotchecks
-from posttrain.training.spotchecks import MANIFEST, Stretch
+from posttrain.training.spotchecks import Stretch
 
 # Largest relative difference that another execution shape may make in a figure of the replayed steps; docs/spotcheck.md
 # has what was measured.
@@ -47,8 +47,6 @@ def check(artifact: Recorded, numbers: list[int], seed: int) -> tuple[list[str],
     numbers: of the places, from 1, and 0 for the beginning; if empty, one is drawn by `seed`. Raises UserError for a
     place that there is not, and where the artifact's stage did not train.
     """
-    if altered := damages(artifact.folder):
-        return [f"differs: {problem}" for problem in altered], False
     stored = places(artifact)
     if wrong := [number for number in numbers if number > len(stored)]:
         raise UserError(f"--place {wrong[0]}: {artifact.folder} has states of {len(stored)} places (0: the beginning)")
@@ -60,19 +58,6 @@ def check(artifact: Recorded, numbers: list[int], seed: int) -> tuple[list[str],
         lines += [f"replayed: {place.words}" + (f" (place {number} of {len(stored)})" if number else ""), *of_place]
         agreed = agreed and equal
     return lines + (confidence(artifact, len({*chosen} - {0}), len(stored)) if agreed else []), agreed
-
-
-def damages(folder: Path) -> list[str]:
-    """The stored files whose bytes are not those of their manifest, or of the record."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return []
-    recorded_digest = read_json(folder / "provenance.json").get("beside", {}).get(MANIFEST)
-    try:
-        verify(manifest)
-    except UserError as error:
-        return list(error.problems[:-1])  # the last one tells how to remake an artifact
-    return [] if sha256(manifest) == recorded_digest else [f"{manifest}: its bytes differ from the record"]
 
 
 def places(artifact: Recorded) -> list[Place]:

@@ -4,22 +4,26 @@ posttrain spotcheck tiny/sft
 posttrain spotcheck tiny/evaluate/sft --questions 100
 """
 
+import functools
 import os
 import random
 import shlex
 from pathlib import Path
 
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import sha256, verify
-from posttrain.jobs import artifact, recorded
+from posttrain.ground.files import sha256
+from posttrain.jobs import artifact, damage, recorded
 from posttrain.jobs.recorded import Recorded
-from posttrain.tools import asked, replayed
+from posttrain.tools import answered, asked, replayed
 from posttrain.tools.explain import RESULTS, metrics_of
+from posttrain.training import spotchecks
+
+ASKED = {"evaluate": asked.check, "compare": answered.check}
 
 
 def spotcheck(place: str, numbers: list[int], questions: int, seed: int | None) -> int:
     """Print what was checked, what agrees or differs, what it cost, and the confidence that it gives; returns 0 where
-    all agrees, else 1.
+    all agrees, else 1. Altered files end it before anything is run.
 
     place: an artifact, as `tiny/sft`. numbers: of places of the training (`replayed.check`). questions: to ask again.
     Raises UserError for an artifact that is not there, cannot be run again, or is of a stage that is as cheap whole.
@@ -27,28 +31,27 @@ def spotcheck(place: str, numbers: list[int], questions: int, seed: int | None) 
     folder = RESULTS / place.removeprefix("results/").strip("/")
     metrics_of(folder)
     of_record = recorded.load(folder)
-    training, evaluation = "history" in of_record.metrics, of_record.stage == "evaluate"
-    if not training and not evaluation:
-        raise UserError(whole(of_record))
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
-    lines, agreed = unequal(folder)
-    if agreed:
+    if "history" in of_record.metrics:
+        check = functools.partial(replayed.check, of_record, numbers, seed)
+    elif of_record.stage in ASKED:
+        check = functools.partial(ASKED[of_record.stage], of_record, questions, seed)
+    else:
+        raise UserError(whole(of_record))
+    lines, agreed = [f"differs: {problem}" for problem in altered(folder)], False
+    if not lines:
         artifact.import_libraries()
         started = spent()
-        check = replayed.check(of_record, numbers, seed) if training else asked.check(of_record, questions, seed)
-        lines, agreed = check
+        lines, agreed = check()
         lines.append(cost(of_record, started))
     print("\n".join([f"{folder}: {summary(of_record)}", *lines, "agrees" if agreed else "differs"]))
     return 0 if agreed else 1
 
 
-def unequal(folder: Path) -> tuple[list[str], bool]:
-    """The files of an artifact whose bytes are not those of its manifest, in lines; and whether there is none."""
-    try:
-        verify(folder / "manifest.json")
-    except UserError as error:
-        return [f"differs: {problem}" for problem in error.problems[:-1]], False  # the last one tells how to remake it
-    return [], True
+def altered(folder: Path) -> list[str]:
+    """The files of an artifact, and of its stored states, whose bytes are not those of a manifest or of the record."""
+    states = folder / spotchecks.MANIFEST
+    return damage.damages_of(folder / "manifest.json") + (damage.damages_of(states) if states.is_file() else [])
 
 
 def summary(of_record: Recorded) -> str:
@@ -63,7 +66,7 @@ def whole(of_record: Recorded) -> str:
     manifest = of_record.folder / "manifest.json"
     again = f"snakemake --cores 2 --force {shlex.quote(str(manifest))} --config keep_gb=0"
     return (
-        f"{of_record.folder}: {of_record.stage} has neither steps to replay nor answers of lm-eval. Make it again: "
+        f"{of_record.folder}: {of_record.stage} has neither steps to replay nor answers to compare. Make it again: "
         f"{again}; the sha256 of {manifest} must be {sha256(manifest)}"
     )
 
