@@ -2,9 +2,9 @@
 
 results/compute/EXPERIMENT/STAGE/START-RANDOM.json
 
-The process that outlives the stage writes the file: at the start, every half minute, and at the end. An attempt that
-was killed with that process, or lost its node, leaves what was written last: its time is then known from below. Each
-file has one writer and is replaced by rename, so that no lock is needed, which some file systems do not have.
+The process that outlives the stage writes the file: at the start, at least twice a minute, and at the end. An attempt
+that was killed with that process, or lost its node, leaves what was written last: its time is then known from below.
+Each file has one writer and is replaced by rename, so that no lock is needed, which some file systems do not have.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from posttrain.reporting.compute import FOLDER
 from posttrain.reporting.text import visible
 
 NOTES = "POSTTRAIN_NOTES"  # variable with the file in which a stage says of itself what its parent cannot see
-BEAT = 30.0  # seconds between two writings
+BEAT = 30.0  # seconds between two writings, at most
 LONGEST = 300  # characters of a reason
 
 noted: dict = {}  # what this process, a stage, has said of itself
@@ -54,8 +54,9 @@ class Account:
                 write_json(self.file, self.record)
 
     def beat(self, process: int, notes: Path) -> None:
-        """Write what is known by now, twice a minute. process: the stage's. notes: the file with what it noted."""
-        if time.monotonic() - self.written >= BEAT:
+        """Write what is known by now, after 1, 3, 7, 15 seconds, and from then on every half minute. process: the
+        stage's. notes: the file with what it noted."""
+        if time.monotonic() - self.written >= min(BEAT, self.written - self.begun + 1):
             self.write(cpu_seconds=cpu_of_process(process), **self.noted_in(notes))
 
     def end(self, outcome: str, reason: str, **fields) -> None:
