@@ -99,12 +99,16 @@ def test_the_command_that_remakes_an_artifact_is_that_of_a_campaign_that_has_it(
     summary = {"owners": {}, "configfile": "my campaigns/a.yaml", "claims": claims, "experiments": [{"stages": stages}]}
     write_json(ran / "1.json", summary)
     write_json(ran / "2.json", {"campaign": {}, "experiments": {}})  # the plan itself, which is frozen for its jobs
+    assert lacking in explain("one/sft"), "control: its file is gone"
+    for file in ("my campaigns/a.yaml", "config/config.yaml"):
+        (results.parent / file).parent.mkdir()
+        (results.parent / file).touch()
     command = "again     snakemake --cores 2 --force results/one/sft/manifest.json --config keep_gb=0"
     assert f"{command} --configfile 'my campaigns/a.yaml'" in explain("one/sft")
     assert lacking not in explain("one/evaluate/sft"), "one that a claim needs"
     write_json(ran / "3.json", {**summary, "configfile": "", "claims": []})
     os.utime(ran / "1.json", (1, 1))
-    assert command in explain("one/sft").splitlines()[-9:] or f"{command}\n" in explain("one/sft"), "the default one"
+    assert f"{command}\n" in explain("one/sft"), "the default one"
 
 
 def test_the_attempts_at_an_artifact_are_told(results):
@@ -204,14 +208,14 @@ def test_equal_results_are_alike(results):
         ({"params": ['{"rank": 16}', "beef", "f00d"], "code": {"stages.sft:sft": "2"}}, "code: stages.sft: sft"),
         (
             {"metrics": losses(2.0, 1.6, 1.0)},
-            "parts after step 10 and by step 20, as recorded: loss 1.5 -> 1.6",
+            "parts after step 10 and by step 20, the next on record: loss 1.5 -> 1.6",
         ),
         ({"metrics": losses(2.0, 1.5)}, "3 -> 2 recorded steps"),
         (
             {"metrics": losses(1.9, 1.5, 1.0)},
-            "parts after step 0 and by step 10, as recorded: loss 2 -> 1.9",
+            "parts by step 10, the first on record: loss 2 -> 1.9",
         ),
-        ({"metrics": losses(2.0, math.nan, 1.0)}, "by step 20, as recorded: loss 1.5 -> nan"),
+        ({"metrics": losses(2.0, math.nan, 1.0)}, "by step 20, the next on record: loss 1.5 -> nan"),
         ({"metrics": {"history": [{"step": 11, "loss": 3.0}, *losses(2.0, 1.5, 1.0)["history"]]}}, "3 -> 4 recorded"),
         ({"inputs": {"data": {"results/one/prepare/manifest.json": "other"}}}, "follows from another data"),
     ],
@@ -241,7 +245,9 @@ def test_the_states_that_a_training_kept_give_the_step_itself(results, file, key
     steps = [{"step": step, "loss": 2.0} for step in range(1, 13)]
     write_json(state / file, {key: steps})
     later = losses(2.0, 1.6, 1.0)
-    assert "  parts after step 12 and by step 20, as recorded: loss 1.5 -> 1.6\n" in changed(results, metrics=later)
+    assert "  parts after step 12 and by step 20, the next on record: loss 1.5 -> 1.6\n" in changed(
+        results, metrics=later
+    )
     steps[6]["loss"] = 2.5
     write_json(results.with_name("other") / "one/sft/spotchecks/000012" / file, {key: steps})
     assert "  parts at step 7: loss 2 -> 2.5\n" in diff("results", "other")

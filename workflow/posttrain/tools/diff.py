@@ -187,7 +187,9 @@ def first_difference(before: dict, now: dict) -> str:
 
 def between(last: int, step: int) -> str:
     """The steps among which is the first that differs. last: the one recorded before; 0 for none."""
-    return f"at step {step}" if step - last == 1 else f"after step {last} and by step {step}, as recorded"
+    if last == 0 and step > 1:
+        return f"by step {step}, the first on record"
+    return f"at step {step}" if step - last == 1 else f"after step {last} and by step {step}, the next on record"
 
 
 def is_same(old: float | None, new: float | None, tolerance: float = 1e-12) -> bool:

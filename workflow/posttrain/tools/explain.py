@@ -4,10 +4,11 @@ posttrain explain tiny/evaluate/sft "world exact_match"
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from posttrain.config.mistakes import nearest
@@ -156,22 +157,30 @@ def artifact_lines(folder: Path, remade: list[str] | None) -> Iterator[str]:
 def campaigns_of(folders: list[Path]) -> dict[Path, list[str]]:
     """Artifact -> the options of Snakemake with which it makes the artifact anew, and takes no kept one: of the last
     campaign that ran here and has it, else of the first in `config` that has."""
-    ran = sorted(Path(named("")).parent.glob("*.json"), key=lambda file: -file.stat().st_mtime)
     found: dict[Path, list[str]] = {}
-    for summary in filter(lambda summary: "owners" in summary, map(read_object, ran)):
-        note(found, folders, map(Path, compute.folders_of(summary)), summary.get("configfile", ""))
-    for file in dict.fromkeys([Path(DEFAULT), *sorted(Path(DEFAULT).parent.glob("*.yaml"))]):
-        if len(found) < len(folders) and file.is_file():
-            with contextlib.suppress(UserError):
-                note(found, folders, map(Path, load(file).folders()), "" if file == Path(DEFAULT) else str(file))
+    for configfile, made in itertools.chain(that_ran(), in_config()):
+        options = ["--config", "keep_gb=0", *(["--configfile", configfile] if configfile else [])]
+        found = {Path(folder): options for folder in made} | found
+        if found.keys() >= set(folders):
+            break
     return found
 
 
-def note(found: dict[Path, list[str]], folders: list[Path], made: Iterable[Path], configfile: str) -> None:
-    """Enter the options for those artifacts that a campaign makes and that have none yet."""
-    options = ["--config", "keep_gb=0", *(["--configfile", configfile] if configfile else [])]
-    made = set(made)
-    found |= {folder: options for folder in folders if folder in made and folder not in found}
+def that_ran() -> Iterator[tuple[str, list[str]]]:
+    """(file, "" for the default one; folders of its artifacts) of the campaigns that ran here and still have
+    their file, the last one first."""
+    for file in sorted(Path(named("")).parent.glob("*.json"), key=lambda file: -file.stat().st_mtime):
+        summary = read_object(file)
+        configfile = summary.get("configfile", "")
+        if "owners" in summary and Path(configfile or DEFAULT).is_file():  # others are plans, frozen for their jobs
+            yield configfile, compute.folders_of(summary)
+
+
+def in_config() -> Iterator[tuple[str, list[str]]]:
+    """The same of the campaigns in `config`, the default one first; those with mistakes are left out."""
+    for file in dict.fromkeys([Path(DEFAULT), *sorted(Path(DEFAULT).parent.glob("*.yaml"))]):
+        with contextlib.suppress(UserError):
+            yield "" if file == Path(DEFAULT) else str(file), load(file).folders()
 
 
 def settings(section: str) -> str:
