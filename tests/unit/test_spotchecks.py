@@ -14,6 +14,7 @@ from posttrain.ground.files import manifest_of, read_json, verify, write_json
 from posttrain.jobs.publishing import publish
 from posttrain.maths.intervals import most_differing
 from posttrain.tools import asked, replayed
+from posttrain.tools.explain import artifacts_of
 from posttrain.training import checkpoint, parallel, spotchecks
 
 
@@ -94,6 +95,15 @@ def test_complete_places_are_published_with_a_manifest(tmp_path):
     (manifest.parent / "000003" / "weights").write_text("of 4")
     with pytest.raises(UserError, match="000003/weights: its bytes differ"):
         verify(manifest)
+
+
+def test_stored_states_are_taken_for_no_artifact(tmp_path):
+    home = tmp_path / "one" / "sft"
+    kept_of(tmp_path / "checkpoints")
+    home.mkdir(parents=True)
+    (home / "manifest.json").write_text("{}")
+    spotchecks.publish(tmp_path / "checkpoints", home)
+    assert artifacts_of(tmp_path) == ["one/sft"]
 
 
 def test_a_replaced_artifact_leaves_no_states_behind(tmp_path):

@@ -148,10 +148,14 @@ def artifact_lines(folder: Path, remade: list[str] | None) -> Iterator[str]:
             yield f"  {role:9} {file} sha256 {digest[:16]}{now(file, digest)}"
     for name, (digest, size) in weights(folder).items():
         yield f"  bytes     {name} sha256 {digest[:16]}, {short(size)} bytes{now(str(folder / name), digest)}"
-    if remade is None:
-        yield "  again     no campaign here has this artifact"
-    else:
-        yield f"  again     {shlex.join(['snakemake', '--cores', '2', '--force', f'{folder}/manifest.json', *remade])}"
+    yield f"  again     {remake(folder, remade)}"
+
+
+def remake(folder: Path, options: list[str] | None) -> str:
+    """The command that makes an artifact anew. options: of `campaigns_of`; None where no campaign here has it."""
+    if options is None:
+        return "no campaign here has this artifact"
+    return shlex.join(["snakemake", "--cores", "2", "--force", f"{folder}/manifest.json", *options])
 
 
 def campaigns_of(folders: list[Path]) -> dict[Path, list[str]]:

@@ -4,7 +4,6 @@ import contextlib
 import math
 import pickle
 import random
-import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -171,10 +170,9 @@ def confidence(artifact: Recorded, replayed: int, stored: int) -> list[str]:
     that with the share f_i of part i false, all miss it with probability prod(1 - f_i) <= (1 - f)^stored, f being the
     mean; of some places drawn among them, the mean of such products is at most (1 - f)^replayed (Maclaurin).
     """
-    manifest = shlex.quote(f"{artifact.folder}/manifest.json")
     if not stored:
-        again = f"snakemake --cores 2 --force {manifest} --config spotchecks=2 keep_gb=0"
-        return [f"confidence: only the beginning can be replayed, as no later state is stored; to store some: {again}"]
+        todo = "with `spotchecks: 2` in the campaign, a training stores some (docs/spotcheck.md)"
+        return [f"confidence: only the beginning can be replayed, as no later state is stored; {todo}"]
     if not replayed:
         return [f"confidence: only the beginning was replayed; there are states of {stored} places (--place)"]
     chances = ", ".join(f"{(1 - share) ** replayed:.2g} for {share:.0%} of them" for share in SHARES)

@@ -7,7 +7,6 @@ posttrain spotcheck tiny/evaluate/sft --questions 100
 import functools
 import os
 import random
-import shlex
 from pathlib import Path
 
 from posttrain.ground.errors import UserError
@@ -15,7 +14,7 @@ from posttrain.ground.files import sha256
 from posttrain.jobs import artifact, damage, recorded
 from posttrain.jobs.recorded import Recorded
 from posttrain.tools import answered, asked, replayed
-from posttrain.tools.explain import RESULTS, metrics_of
+from posttrain.tools.explain import campaigns_of, folder_of, metrics_of, remake
 from posttrain.training import spotchecks
 
 ASKED = {"evaluate": asked.check, "compare": answered.check}
@@ -28,7 +27,7 @@ def spotcheck(place: str, numbers: list[int], questions: int, seed: int | None) 
     place: an artifact, as `tiny/sft`. numbers: of places of the training (`replayed.check`). questions: to ask again.
     Raises UserError for an artifact that is not there, cannot be run again, or is of a stage that is as cheap whole.
     """
-    folder = RESULTS / place.removeprefix("results/").strip("/")
+    folder = folder_of(place)
     metrics_of(folder)
     of_record = recorded.load(folder)
     seed = random.SystemRandom().randrange(2**31) if seed is None else seed
@@ -63,11 +62,11 @@ def summary(of_record: Recorded) -> str:
 
 def whole(of_record: Recorded) -> str:
     """Why nothing of an artifact can be checked by a sample, and how to make all of it again."""
-    manifest = of_record.folder / "manifest.json"
-    again = f"snakemake --cores 2 --force {shlex.quote(str(manifest))} --config keep_gb=0"
+    folder = of_record.folder
+    again = remake(folder, campaigns_of([folder]).get(folder))
     return (
-        f"{of_record.folder}: {of_record.stage} has neither steps to replay nor answers to compare. Make it again: "
-        f"{again}; the sha256 of {manifest} must be {sha256(manifest)}"
+        f"{folder}: {of_record.stage} has neither steps to replay nor answers to compare. Make it again ({again}): the "
+        f"sha256 of {folder}/manifest.json must be {sha256(folder / 'manifest.json')}"
     )
 
 
