@@ -21,7 +21,7 @@ test:
 
 # Files run in the order of collection, the longest first (tests/conftest.py), so that no core is idle at the end. Three
 # processes for two cores: the tests on a cluster wait most of their time.
-.tested: .venv/tests .slurm
+.tested: .venv/tests .venv/validator/ready .slurm
 	pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 .slurm:
@@ -58,6 +58,12 @@ endef
 # What a run needs.
 .venv/ready: envs/requirements.txt pyproject.toml
 	$(call environment,requirements)
+
+# The validator of bundles, apart from the packages that it contradicts.
+.venv/validator/ready: envs/validator.txt .venv/tests
+	$(PYTHON) -m venv .venv/validator
+	.venv/validator/bin/$(PIP) -r envs/validator.txt
+	touch $@
 
 # With what only tests, linters and the type checker need.
 .venv/tests: envs/tests.txt envs/requirements.txt pyproject.toml

@@ -7,7 +7,9 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -210,6 +212,37 @@ def test_snakemakes_own_report(project, finished):
     done = snakemake(project, "--report", *MINI, "--config", WHOLE)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (project / "report.html").stat().st_size > 100_000
+
+
+def test_a_reviewer_is_handed_a_bundle(project, finished, root, tmp_path):
+    done = snakemake(project, "--cores", "2", "bundle", *MINI, "--config", WHOLE)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    with zipfile.ZipFile(project / "results/bundle.zip") as packed:
+        packed.extractall(tmp_path / "crate")
+    alone = [sys.executable, "-I", "-S", "verify_bundle.py"]
+    checked = subprocess.run(alone, cwd=tmp_path / "crate", capture_output=True, text=True)
+    assert checked.stdout.startswith("valid: ") and checked.returncode == 0, checked.stdout
+    partial = ["posttrain", "bundle", MINI[1], "--partial", "--output", str(tmp_path / "partial.zip")]
+    told = subprocess.run(partial, cwd=project, env=environment(), capture_output=True, text=True)
+    assert "artifacts are missing, and named so" in told.stdout, told.stdout + told.stderr
+    with zipfile.ZipFile(tmp_path / "partial.zip") as packed:
+        graph = json.loads(packed.read("ro-crate-metadata.json"))["@graph"]
+    (run,) = (entity for entity in graph if entity["@id"] == "#run-mini-broken/base")
+    assert "did not learn" in run["error"] and run["actionStatus"].endswith("/FailedActionStatus")
+    validator = root / ".venv/validator/bin/python"
+    if not validator.is_file():
+        pytest.skip("the public validator is not installed: make .venv/validator/ready")
+    said = validate(validator, root, tmp_path / "crate")
+    assert said == "valid", said
+    file = tmp_path / "crate/ro-crate-metadata.json"
+    file.write_text(file.read_text().replace("ControlAction", "Action"))
+    assert validate(validator, root, tmp_path / "crate").endswith("not valid"), "control"
+
+
+def validate(validator, root, folder) -> str:
+    """What the public validator says of a crate."""
+    command = [validator, root / "tests/validate_crate.py", folder]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def test_the_literal_commands_work_from_the_root(project, finished):

@@ -224,6 +224,16 @@ def result_commands(subparsers) -> None:
     asked = "questions to ask again (default 50)"
     spotcheck.add_argument("--questions", type=count, default=50, metavar="N", help=asked)
     spotcheck.add_argument("--seed", type=whole, metavar="N", help="of the draw (default: another one each time)")
+    bundle = command(subparsers, "bundle", "pack a campaign for a reviewer, with checksums", "tools.bundle:bundle")
+    bundle.add_argument("campaign", nargs="?", default=CAMPAIGN, help=f"default {CAMPAIGN}")
+    bundle.add_argument("--output", type=Path, default=Path("results/bundle.zip"), help="default results/bundle.zip")
+    large = "size of a file of weights beyond which it is named by its digest alone (default 5)"
+    bundle.add_argument("--largest-mb", type=float, default=5.0, metavar="N", help=large)
+    bundle.add_argument("--partial", action="store_true", help="bundle what there is; missing artifacts are named")
+    bundle.add_argument("--named", action="store_true", help="leave names of people, machines and folders in it")
+    check = "check a bundle: checksums, manifests, provenance and required fields"
+    verify = command(subparsers, "verify-bundle", check, "bundle.verify_bundle:verify_bundle")
+    verify.add_argument("file", type=Path, metavar="FILE", help="the .zip file, or the folder where it was unpacked")
     export = command(
         subparsers, "export", "write a policy as a whole model that transformers can load", "tools.export:export"
     )

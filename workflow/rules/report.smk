@@ -1,9 +1,11 @@
-# The table, the figures, the page and the verdict, from the records alone; and the target that reads the verdict.
+# The table, the figures, the page and the verdict, from the records alone; the target that reads the verdict; and the
+# bundle for a reviewer.
 
 
 localrules:
     report,
     verify,
+    bundle,
 
 
 rule report:
@@ -60,3 +62,23 @@ rule verify:
         runtime=20,
     shell:
         POSTTRAIN + " verdict {input.verdict} 2> {log}"
+
+
+# `snakemake bundle` packs a finished campaign; `posttrain bundle --partial` packs one that has failed in part.
+rule bundle:
+    input:
+        "results/report/manifest.json",
+    output:
+        "results/bundle.zip",
+    log:
+        "results/logs/bundle.log",
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        campaign=CAMPAIGN,
+    shell:
+        POSTTRAIN + " bundle {params.campaign} --output {output} 2>&1 | tee -i {log}"

@@ -22,5 +22,5 @@ def run_in_modules(workflow) -> None:
 def to_make(workflow) -> list[Artifact]:
     """The artifacts that the jobs of a run make, known once it starts; none under `--touch`."""
     jobs = [] if workflow.touch else workflow.dag.needrun_jobs(exclude_finished=False)
-    manifests = (str(job.output[0]) for job in jobs if job.output)
-    return [at(manifest) for manifest in manifests if manifest.startswith("results/")]
+    made = (str(job.output[0]) for job in jobs if job.output)
+    return [at(file) for file in made if file.startswith("results/") and file.endswith("/manifest.json")]
