@@ -22,6 +22,7 @@ from posttrain.jobs import attempt, cards, slurm
 from posttrain.resources import architecture, estimates, memory, moments
 from posttrain.resources.architecture import Architecture, from_config
 from posttrain.resources.steps import learned
+from posttrain.resources.threads import threads
 from posttrain.tools import budget
 
 LLAMA_7B = {
@@ -373,6 +374,17 @@ def test_a_long_training_asks_for_the_time_of_one_of_its_jobs(tmp_path, monkeypa
         forget()
         assert estimates.request(plan, SFT)["runtime"] == minutes
     assert estimates.seconds(plan, SFT, estimates.predicted(plan, SFT)) == 24 * 3600
+
+
+def test_prepare_asks_for_more_where_its_files_are_large(tmp_path, monkeypatch):
+    plan = plan_of(tmp_path, monkeypatch, sft={})
+    small = estimates.request(plan, Artifact("one", "prepare"))
+    assert small["mem_mb"] == 4000 and threads(plan, Artifact("one", "prepare")) == 1
+    with open("sft.jsonl", "ab") as file:
+        file.truncate(2_000_000_000)
+    large = estimates.request(plan, Artifact("one", "prepare"))
+    assert (large["mem_mb"], large["disk_mb"], large["runtime"]) == (7000, 14000, 320)
+    assert threads(plan, Artifact("one", "prepare")) == 4 and estimates.request(plan, SFT)["mem_mb"] != 7000, "control"
 
 
 def test_the_run_nearest_in_work_tells_the_time(tmp_path, monkeypatch):

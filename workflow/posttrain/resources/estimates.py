@@ -23,10 +23,12 @@ from posttrain.resources import architecture, memory, moments
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import MB
 from posttrain.resources.steps import learned, loop
+from posttrain.resources.threads import bytes_of_files
 
 # Requests where nothing is predicted, in minutes and MB: for a stage without a model, and for a model not yet fetched.
 WITHOUT_MODEL = {"mem_mb": 4000, "runtime": 120, "disk_mb": 2000, "gpu": 0, "batch_size": 0}
 UNKNOWN = {"mem_mb": 8000, "runtime": 720, "disk_mb": 20000, "gpu": 1, "batch_size": 0}
+GROWTH = {"mem_mb": 1.5, "disk_mb": 6, "runtime": 0.1}  # of `prepare`, for each MB of data files
 JUDGED = 240  # minutes for a judge without past runs
 GB = 1e9
 RESERVE = 0.6  # GB of a GPU for CUDA's context and the allocator's rounding
@@ -63,6 +65,9 @@ def request(plan: Plan, artifact: Artifact, processes: int = 1) -> dict[str, int
     stage = artifact.stage
     values = dict(WITHOUT_MODEL if stage in ON_CPU else UNKNOWN)
     values |= {"runtime": JUDGED} if stage in JUDGES else {}
+    if stage == "prepare":  # measured: its memory grows by a byte, its files by three bytes for each byte of rows
+        megabytes = bytes_of_files(plan, artifact) / 1e6
+        values = {key: round(values[key] + GROWTH.get(key, 0) * megabytes) for key in values}
     need = predicted(plan, artifact)
     if need:
         values["batch_size"] = chosen_batch_size(plan, artifact, need)

@@ -1,4 +1,4 @@
-"""The threads that a stage's job asks for."""
+"""The threads that a stage's job asks for, and the bytes of the data files that it reads."""
 
 from posttrain.config.sections import SOURCES
 from posttrain.config.sources import own_files
@@ -18,5 +18,10 @@ def threads(plan: Plan, artifact: Artifact) -> int:
         return stage.threads
     if any(source.dataset for kind in SOURCES for source in getattr(section, kind)):
         return MOST
-    files = [file for _, file in own_files(artifact.stage, section) if file.is_file()]
-    return min(MOST, 1 + int(sum(file.stat().st_size for file in files) // EACH))
+    return min(MOST, 1 + int(bytes_of_files(plan, artifact) // EACH))
+
+
+def bytes_of_files(plan: Plan, artifact: Artifact) -> int:
+    """Bytes of the user's own files that a stage reads; without those that are not there, and the hub's."""
+    section = getattr(plan.experiments[artifact.experiment], artifact.stage)
+    return sum(file.stat().st_size for _, file in own_files(artifact.stage, section) if file.is_file())
