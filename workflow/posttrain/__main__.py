@@ -10,6 +10,7 @@ import math
 import os
 import pkgutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from posttrain.config.stages import ROLES, STAGES
@@ -123,7 +124,7 @@ def execution(stage: argparse.ArgumentParser) -> None:
     """Add the arguments that do not change a stage's result: threads, limits, and what the workflow planned."""
     stage.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
     limit = "time limit of the batch job; the stage saves a checkpoint before it and exits with 75 (0: no limit)"
-    stage.add_argument("--minutes", type=minutes, default=0.0, help=limit)
+    stage.add_argument("--minutes", type=amount, default=0.0, help=limit)
     smaller = "smaller micro-batches, or requests at once, than the config's; the result stays the same"
     stage.add_argument("--micro-batch-size", type=count, help=smaller)
     planned(stage)
@@ -228,7 +229,8 @@ def result_commands(subparsers) -> None:
     bundle.add_argument("campaign", nargs="?", default=CAMPAIGN, help=f"default {CAMPAIGN}")
     bundle.add_argument("--output", type=Path, default=Path("results/bundle.zip"), help="default results/bundle.zip")
     large = "size of a file of weights beyond which it is named by its digest alone (default 5)"
-    bundle.add_argument("--largest-mb", type=float, default=5.0, metavar="N", help=large)
+    megabytes = partial(amount, unit="megabytes")
+    bundle.add_argument("--largest-mb", type=megabytes, default=5.0, metavar="N", help=large)
     bundle.add_argument("--partial", action="store_true", help="bundle what there is; missing artifacts are named")
     bundle.add_argument("--named", action="store_true", help="leave names of people, machines and folders in it")
     check = "check a bundle: checksums, manifests, provenance and required fields"
@@ -264,14 +266,14 @@ def count(text: str) -> int:
     return int(text)
 
 
-def minutes(text: str) -> float:
-    """A time in minutes, at least 0; an argparse type."""
+def amount(text: str, unit: str = "minutes") -> float:
+    """A number of a unit, at least 0; an argparse type."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text!r}, it should be a number of minutes from 0")
+        raise argparse.ArgumentTypeError(f"found {text!r}, it should be a number of {unit} from 0")
     return number
 
 

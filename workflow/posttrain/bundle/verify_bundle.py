@@ -29,7 +29,11 @@ def verify_bundle(file: Path) -> int:
     """Print what is wrong with a bundle, a .zip file or the folder of one; returns 0 where nothing is, else 1."""
     try:
         faults = list(faults_of(file))
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError) as error:
+    except FileNotFoundError as error:
+        faults = [f"{file}: is no bundle: there is no {error.filename}"]
+    except zipfile.BadZipFile:
+        faults = [f"{file}: is no .zip archive"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         faults = [f"{file}: cannot be read as a bundle: {type(error).__name__}: {error}"]
     for fault in faults[:50]:
         print(f"error: {fault}")

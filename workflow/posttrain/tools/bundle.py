@@ -18,12 +18,13 @@ from posttrain.dag import campaign as campaign_file
 from posttrain.dag.artifacts import at
 from posttrain.dag.frozen import summary as summary_of
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import manifest_of, read_json, sha256, verify, write_json, write_text
+from posttrain.ground.files import manifest_of, read_json, read_object, sha256, verify, write_json, write_text
 from posttrain.ground.identity import record_of
 from posttrain.tools import why
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of every file in the archive, so that equal files give equal bytes
 REPORT = RESULTS / "report"
+TOLD = 15  # problems that are named; the others are counted
 
 
 def bundle(campaign: str, output: Path, largest_mb: float, partial: bool = False, named: bool = False) -> str:
@@ -39,7 +40,7 @@ def bundle(campaign: str, output: Path, largest_mb: float, partial: bool = False
     missing = lacking(folders, reasons)
     if missing and not partial:
         raise UserError(
-            *(f"{one['name']}: {one['error'] or 'not made'}" for one in missing),
+            *first([f"{one['name']}: {one['error'] or 'not made'}" for one in missing]),
             "make what is missing, or bundle what there is: posttrain bundle --partial",
         )
     gone = {one["name"] for one in missing}
@@ -53,15 +54,24 @@ def bundle(campaign: str, output: Path, largest_mb: float, partial: bool = False
         stage(parts, staged, None if named else blind.Names(hosts(there)))
         finish(staged, index, [part.name for part in contents.config(summary)], absent)
         if faults := list(verify_bundle.faults_of(staged)):
-            raise UserError(f"{output}: the bundle does not hold what it should", *faults[:20])
+            raise UserError(f"{output}: the bundle does not hold what it should", *first(faults))
         pack(staged, output)
     return sentence(output, index)
+
+
+def first(problems: list[str]) -> list[str]:
+    """As many problems as are told, and the number of the others."""
+    more = len(problems) - TOLD
+    return [*problems[:TOLD], *([f"and {more} more"] if more > 0 else [])]
 
 
 def read_campaign(campaign: str) -> tuple[dict, dict[str, str]]:
     """(the campaign as the report reads it, folder -> why its artifact is none of it)."""
     if campaign.endswith(".json"):
-        return read_json(Path(campaign)), {}
+        summary = read_object(Path(campaign))
+        if not {"title", "configfile", "experiments"} <= summary.keys():
+            raise UserError(f"{campaign}: is no campaign: name its YAML file")
+        return summary, {}
     plan = campaign_file.load(campaign)
     return summary_of(plan), why.stale(plan)
 
@@ -145,7 +155,7 @@ def stage(parts: list[Part], staged: Path, names: blind.Names | None) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     if problems:
-        raise UserError(*problems[:20], *([f"and {len(problems) - 20} more"] if len(problems) > 20 else []))
+        raise UserError(*first(problems))
 
 
 def finish(staged: Path, index: dict, configs: list[str], absent: list[Absent]) -> None:
