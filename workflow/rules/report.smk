@@ -48,22 +48,6 @@ rule report:
         + " --output {output.manifest} 2>&1 | tee -i {log}"
 
 
-# `snakemake verify` makes what the claims need, and fails where one of them does not hold.
-rule verify:
-    input:
-        verdict="results/report/verdict.json",
-    log:
-        "results/logs/verify.log",
-    conda:
-        CONDA
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=20,
-    shell:
-        POSTTRAIN + " verdict {input.verdict} 2> {log}"
-
-
 # `snakemake bundle` packs a finished campaign; `posttrain bundle --partial` packs one that has failed in part.
 rule bundle:
     input:
@@ -81,4 +65,22 @@ rule bundle:
     params:
         campaign=CAMPAIGN,
     shell:
-        POSTTRAIN + " bundle {params.campaign} --output {output} 2>&1 | tee -i {log}"
+        POSTTRAIN
+        + " bundle {params.campaign}"
+        + " --output {output} 2>&1 | tee -i {log}"
+
+
+# `snakemake verify` makes what the claims need, and fails where one of them does not hold.
+rule verify:
+    input:
+        verdict="results/report/verdict.json",
+    log:
+        "results/logs/verify.log",
+    conda:
+        CONDA
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=20,
+    shell:
+        POSTTRAIN + " verdict {input.verdict} 2> {log}"
