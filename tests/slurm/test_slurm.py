@@ -309,6 +309,21 @@ def test_the_next_call_runs_what_was_cancelled_also_where_slurms_controller_is_a
     assert waits < submitted < done
 
 
+def test_every_attempt_of_it_is_on_record_with_its_job(story):
+    """Also the one whose node died, which could not report its end."""
+    folder = story["project"] / "results/compute"
+    ended = {}
+    for name, stage in {**dict.fromkeys(POLICIES, "sft"), "limited": "ppo"}.items():
+        accounts = [json.loads(file.read_text()) for file in sorted((folder / name / stage).glob("*.json"))]
+        assert all(account["job"] for account in accounts) and accounts[-1]["outcome"] == "done", name
+        ended[name] = [account["outcome"] for account in accounts[:-1]], accounts[0]
+    assert ended["calm"][0] == [], "control"
+    assert ended["preempted"][0] == ["interrupted"] and ended["cancelled"][0] == ["interrupted"]
+    assert None in ended["died"][0] and ended["died"][1]["seconds"] > 0 and ended["died"][1]["identity"]
+    assert "the time limit of" in ended["limited"][1]["reason"]
+    assert (ended["hungry"][1]["outcome"], ended["hungry"][1]["reason"]) == ("killed", "out of memory")
+
+
 def test_jobs_know_no_secret(story):
     assert story["environments"] and all("POSTTRAIN_KEEP_GB" in found for found in story["environments"])
     assert not any(SECRET in found for found in story["environments"])

@@ -12,7 +12,7 @@ from posttrain.config.sections import Reference, Sft
 from posttrain.ground import accepted, code
 from posttrain.ground.errors import Interrupted, UserError
 from posttrain.ground.files import read_json, write_json
-from posttrain.jobs import artifact, damage, kept, provenance
+from posttrain.jobs import artifact, compute, damage, kept, provenance
 from posttrain.training import parallel, trainers
 
 
@@ -39,10 +39,13 @@ def make(text: str = "made", section=None, experiment: str = "one", **options) -
 
 
 def test_the_same_again_is_taken_from_what_was_kept(folder, capsys):
+    compute.noted.clear()
     first, _ = make()
+    assert compute.noted.keys() == {"identity"}, "what its account says of it"
     made = first.read_text()
     first.unlink()
     again, calls = make("would be other bytes")
+    assert compute.noted == {"identity": read_json(again.with_name("provenance.json"))["identity"], "reused": True}
     assert calls == [] and again.read_text() == made and "reusing an earlier artifact" in capsys.readouterr().err
     assert (again.parent / "data/text").read_text() == "made"
     elsewhere, calls = make(experiment="two")

@@ -61,11 +61,12 @@ def test_what_an_attempt_took_is_measured(stage):
         "import os, time\nif child := os.fork():\n os.waitpid(child, 0)\nelse:\n while time.process_time() < 0.3: pass"
     )
     stage(script + "\nheld = b'x' * 10**8")
-    first = recorded()[0]
-    assert 0.3 <= first["cpu_seconds"] < 30 and 95 < first["peak_memory_mb"] < 3000
+    (first,) = recorded()
+    assert first["cpu_seconds"] >= 0.3 and first["peak_memory_mb"] > 95
     assert first["seconds"] >= 0.3 and first["host"] and first["started"].endswith("+00:00")
+    shutil.rmtree("results/compute")
     stage("")
-    assert [one["cpu_seconds"] < 0.3 for one in recorded()] in ([False, True], [True, False]), "each has its own"
+    assert recorded()[0]["cpu_seconds"] < first["cpu_seconds"], "each attempt has its own"
 
 
 def test_a_micro_batch_that_did_not_fit_is_an_attempt_of_its_own(stage):
@@ -97,8 +98,10 @@ def forked(function) -> int:
 
 
 def waited(for_what) -> None:
-    """Wait until something is so."""
+    """Wait until something is so, two minutes at most."""
+    end = time.monotonic() + 120
     while not for_what():
+        assert time.monotonic() < end
         time.sleep(0.02)
 
 
