@@ -208,14 +208,15 @@ def test_equal_results_are_alike(results):
         ({"params": ['{"rank": 16}', "beef", "f00d"], "code": {"stages.sft:sft": "2"}}, "code: stages.sft: sft"),
         (
             {"metrics": losses(2.0, 1.6, 1.0)},
-            "parts after step 10 and by step 20, the next on record: loss 1.5 -> 1.6",
+            "parts after step 10 and by step 20, the next on record: loss 1.500 -> 1.600",
         ),
         ({"metrics": losses(2.0, 1.5)}, "3 -> 2 recorded steps"),
+        ({"metrics": losses(2.0, 1.5000001, 1.0)}, "the next on record: loss 1.5 -> 1.5000001"),
         (
             {"metrics": losses(1.9, 1.5, 1.0)},
-            "parts by step 10, the first on record: loss 2 -> 1.9",
+            "parts by step 10, the first on record: loss 2.000 -> 1.900",
         ),
-        ({"metrics": losses(2.0, math.nan, 1.0)}, "by step 20, the next on record: loss 1.5 -> nan"),
+        ({"metrics": losses(2.0, math.nan, 1.0)}, "by step 20, the next on record: loss 1.500 -> nan"),
         ({"metrics": {"history": [{"step": 11, "loss": 3.0}, *losses(2.0, 1.5, 1.0)["history"]]}}, "3 -> 4 recorded"),
         ({"inputs": {"data": {"results/one/prepare/manifest.json": "other"}}}, "follows from another data"),
     ],
@@ -229,7 +230,7 @@ def test_what_differs_is_named_with_its_stage_and_nothing_else(results, more, sa
 def test_a_loss_that_is_recorded_at_every_step_gives_the_step_itself(results):
     write_json(results / "one/sft/metrics.json", {"history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}]})
     other = {"history": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}
-    assert "  parts at step 2: loss nan -> 1\n" in changed(results, metrics=other)
+    assert "  parts at step 2: loss nan -> 1.000\n" in changed(results, metrics=other)
     shutil.rmtree(results.with_name("other"))
     assert changed(results).endswith("alike: 3 artifacts"), "control: nan at the same step"
 
@@ -245,12 +246,12 @@ def test_the_states_that_a_training_kept_give_the_step_itself(results, file, key
     steps = [{"step": step, "loss": 2.0} for step in range(1, 13)]
     write_json(state / file, {key: steps})
     later = losses(2.0, 1.6, 1.0)
-    assert "  parts after step 12 and by step 20, the next on record: loss 1.5 -> 1.6\n" in changed(
+    assert "  parts after step 12 and by step 20, the next on record: loss 1.500 -> 1.600\n" in changed(
         results, metrics=later
     )
     steps[6]["loss"] = 2.5
     write_json(results.with_name("other") / "one/sft/spotchecks/000012" / file, {key: steps})
-    assert "  parts at step 7: loss 2 -> 2.5\n" in diff("results", "other")
+    assert "  parts at step 7: loss 2.000 -> 2.500\n" in diff("results", "other")
     (results.with_name("other") / "one/sft/spotchecks/000012" / file).write_text("{")
     assert "its records cannot be read" in diff("results", "other")
 

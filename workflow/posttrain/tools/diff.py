@@ -74,7 +74,7 @@ def differing_parts(one: Path, other: Path) -> list[str]:
         before, now = map(numbers, metrics)
         for name in before | now:
             if not is_same(before.get(name), now.get(name)):
-                lines.append(f"{name}: {short(before.get(name))} -> {short(now.get(name))}")
+                lines.append(f"{name}: {change(before.get(name), now.get(name))}")
     except BROKEN as error:
         lines.append(f"its records cannot be read: {error}")
     return lines
@@ -181,7 +181,7 @@ def first_difference(before: dict, now: dict) -> str:
     """The first figure of a step that differs, as `loss 1.5 -> 1.6`; "" where none does."""
     for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "loss", key)):
         if not is_same(before.get(key), now.get(key), 0.0):
-            return f"{key} {exact(before.get(key))} -> {exact(now.get(key))}"
+            return f"{key} {change(before.get(key), now.get(key))}"
     return ""
 
 
@@ -199,6 +199,7 @@ def is_same(old: float | None, new: float | None, tolerance: float = 1e-12) -> b
     return math.isclose(old, new, rel_tol=tolerance) or (math.isnan(old) and math.isnan(new))
 
 
-def exact(value: object) -> str:
-    """A number with eight digits."""
-    return f"{value:.8g}" if isinstance(value, int | float) else str(value)
+def change(old: float | None, new: float | None) -> str:
+    """Two values, as `0.912 -> 0.915`, with as many digits as it takes to tell them apart."""
+    texts = [short(value) or "none" for value in (old, new)]
+    return " -> ".join(texts if texts[0] != texts[1] else map(repr, (old, new)))
