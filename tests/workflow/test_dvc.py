@@ -338,7 +338,8 @@ def test_the_ledger_is_up_to_date(root, monkeypatch):
 
 
 def test_neither_checkpoints_nor_logs_nor_fetched_bytes_are_stored(project):
-    for name in ("whole/sft/checkpoints/abc/weights", "logs/whole/sft.log", "fetch/x/manifest.json", ".kept/abc/x"):
+    own = ("logs/whole/sft.log", "compute/whole/sft/1.json", "fetch/x/manifest.json", ".kept/abc/x")
+    for name in ("whole/sft/checkpoints/abc/weights", *own):
         file = Path("results", name)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("x")
