@@ -121,6 +121,12 @@ def test_the_attempts_at_an_artifact_are_told(results):
     assert "attempts" not in explain("one/prepare"), "control"
 
 
+def test_what_lies_outside_of_the_results_is_explained_too(results):
+    base = publish(results.parent / "elsewhere/base", "base", {})
+    publish(Path("results/one/sft"), "sft", losses(1.0), [("base", base)])
+    assert f"\n{base.parent}\n  made      2026-11-30T10:00:00, 12.0 s, on node7" in explain("one/sft")
+
+
 @pytest.mark.parametrize("place", ["one/sft", "results/one/sft/", "./results/one/sft", "results/one/sft/manifest.json"])
 def test_an_artifact_may_be_named_by_its_folder(results, place):
     assert explain(place) == explain("one/sft")

@@ -138,7 +138,8 @@ def artifact_lines(folder: Path, remade: list[str] | None) -> Iterator[str]:
     took = f"{short(record['seconds'])} s, " if "seconds" in record else ""
     place = record.get("host", "an unknown machine") + (f", job {record['job']}" if record.get("job") else "")
     yield f"  made      {record.get('started', 'at an unknown time')}, {took}on {place}"
-    if attempts := compute.attempts(RESULTS, str(folder.relative_to(RESULTS))):
+    own = folder.is_relative_to(RESULTS)  # others were made by hand, in another folder
+    if attempts := compute.attempts(RESULTS, str(folder.relative_to(RESULTS))) if own else []:
         yield f"  attempts  {compute.in_words(attempts)}"
     yield f"  commit    {record.get('git_commit', 'unknown')}"
     yield f"  code      {record['params'][1]}"
