@@ -384,6 +384,9 @@ def test_seeds_of_one_experiment_become_one_bar(campaign, made, tmp_path):
     assert missing == []
     page = (output / "index.html").read_text()
     assert "and ± 1 standard deviation over 3 seeds" in page and "<h3>Over seeds</h3>" in page
+    folders = ("tiny-lora", "tiny-lora-s1", "tiny-lora-s2")
+    title = "; ".join(f"posttrain explain {name}/evaluate/sft 'copy exact_match'" for name in folders)
+    assert ("title", title) in Tags(page).attributes, "the mean names the command of each"
     assert "Over seeds:" in (output / "table.md").read_text()
     assert {row["seed"] for row in table(output)} == {"0", "1", "2"}
 

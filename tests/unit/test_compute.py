@@ -220,6 +220,9 @@ def test_the_gpus_of_an_attempt(monkeypatch, tmp_path):
     assert cards.given({"SLURM_GPUS_ON_NODE": "4"}) == {"gpus": 4, "gpu": None}
     for none in ({}, {"CUDA_VISIBLE_DEVICES": ""}, {"CUDA_VISIBLE_DEVICES": "-1"}):
         assert cards.given(none) == {"gpus": 0, "gpu": None}
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 99\n")
+    monkeypatch.setattr(cards, "PATIENCE", 0.2)
+    assert cards.given({"CUDA_VISIBLE_DEVICES": "1"}) == {"gpus": 1, "gpu": None}, "a hung driver holds up no stage"
 
 
 def test_gpus_that_were_reserved_count_also_where_fewer_were_used(stage, monkeypatch):

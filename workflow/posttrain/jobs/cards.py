@@ -14,6 +14,8 @@ from pathlib import Path
 from posttrain.ground.files import lock
 from posttrain.ground.progress import say
 
+PATIENCE = 60.0  # seconds for nvidia-smi, which a hung driver blocks, to name a GPU
+
 
 @functools.cache
 def present() -> list[str]:
@@ -53,8 +55,8 @@ def given(environment: Mapping[str, str]) -> dict:
         return {"gpus": 0, "gpu": None}
     query = ["nvidia-smi", "-i", cards[0], "--query-gpu=name", "--format=csv,noheader"]
     try:
-        listing = subprocess.run(query, capture_output=True, text=True)
-    except OSError:
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE)
+    except (OSError, subprocess.TimeoutExpired):
         return {"gpus": len(cards), "gpu": None}
     return {"gpus": len(cards), "gpu": listing.stdout.strip() if listing.returncode == 0 else None}
 

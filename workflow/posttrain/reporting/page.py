@@ -26,7 +26,7 @@ def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
     return environment.get_template("report.html.j2").render(
         record,
         side=side_by_side(record["artifacts"]),
-        seeds=tables.seeds(record["rows"]),
+        seeds=over_seeds(record["rows"]),
         title=visible(campaign["title"]),
         answer=verdict.answer(record["verdict"]),
         rulings=clean(record["verdict"]["rulings"]),
@@ -46,6 +46,15 @@ def command(target: str, configfile: str) -> str:
         return "make run"
     words = ["snakemake", "--cores", "2", *([target] if target else [])]
     return shlex.join([*words, *(["--configfile", configfile] if configfile else [])])
+
+
+def over_seeds(rows: list[dict]) -> list[dict]:
+    """The means over seeds, each with the `rows` that it is the mean of."""
+    of_figure: dict[tuple, list[dict]] = {}
+    for row in rows:
+        of_figure.setdefault((row["family"], row["policy"], row["task"], row["metric"]), []).append(row)
+    key = ("experiment", "policy", "task", "metric")
+    return [figure | {"rows": of_figure[tuple(figure[part] for part in key)]} for figure in tables.seeds(rows)]
 
 
 def explains(folder: str, number: str = "") -> str:
