@@ -81,9 +81,11 @@ def test_prompts_are_answered_again(compared, capsys, monkeypatch):
     assert code == 0 and "answered again: 8 of 8 prompts" in text and text.rstrip().endswith("agrees"), text
     for file, key, more, named in (
         ("data/answers.jsonl", '"reply": "', "!", "differs: prompt .*: reply [\"']!"),
+        ("data/answers.jsonl", '"id": "', "no-", "differs: 8 prompts were to be answered, 7 of them have answers"),
         ("metrics.json", '"value": ', '7.5, "was": ', "differs: .*: .* is reported, the answers make "),
     ):
-        copy = Path(shutil.copytree(compared.parent, f"results/edited-{file[:4]}/compare/ppo"))
+        shutil.rmtree("results/edited-answers", ignore_errors=True)
+        copy = Path(shutil.copytree(compared.parent, "results/edited-answers/compare/ppo"))
         edited = (copy / file).read_text().replace(key, key + more, 1)
         (copy / file).write_text(edited)
         write_json(copy / "manifest.json", manifest_of(copy, ["data", "metrics.json"]))

@@ -141,11 +141,15 @@ def test_an_edited_answer_score_or_number_is_noticed(rows, capsys, monkeypatch):
     def other_score(sample):
         sample["exact_match"] = 1.0 - sample["exact_match"]
 
+    def left_out(sample):
+        sample["doc_id"] = 999
+
     def other_number(metrics):
         next(row for row in metrics["rows"] if row["task"] == "world")["value"] += 0.01
 
     for place, edit, named in (
         (file, other_answer, rf"{file.stem} question 0: answer \[\[.* the answer is that"),
+        (file, left_out, rf"{file.stem}: \d+ questions were to be asked, \d+ of them have answers"),
         (file, other_score, rf"{file.stem} exact_match: .* is reported, their answers make"),
         (Path("metrics.json"), other_number, "world exact_match: .* is reported, their answers make"),
     ):

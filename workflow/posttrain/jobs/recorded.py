@@ -3,8 +3,6 @@
 import contextlib
 import importlib
 import io
-import os
-import tempfile
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -78,9 +76,8 @@ def run(recorded: Recorded, function: Callable):
     threads, size = shape.get("threads", 1), shape.get("micro_batch") or shape.get("batch_size")
     warnings.filterwarnings("ignore", category=FutureWarning)
     artifact.import_libraries()
-    with tempfile.TemporaryDirectory() as cache, contextlib.redirect_stdout(io.StringIO()):  # trainers print metrics
-        os.environ["HF_DATASETS_CACHE"] = cache
-        arguments = Namespace(threads=threads, micro_batch_size=size)
+    arguments = Namespace(threads=threads, micro_batch_size=size)
+    with contextlib.redirect_stdout(io.StringIO()):  # trainers print their metrics
         return artifact.run_with_torch(arguments, function, recorded.section, recorded.inputs)
 
 

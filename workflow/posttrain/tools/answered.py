@@ -20,8 +20,12 @@ def check(artifact: Recorded, count: int, seed: int) -> tuple[list[str], bool]:
     again; returns the lines to print, and whether all agrees. Best-of-n and snapshots are left out."""
     before = answers_of(artifact.folder)
     drawn = asked.draw(list(before), count, seed)
-    now = recorded.run(artifact, lambda section, **inputs: again(set(drawn), section, **inputs))
-    problems = [*other_numbers(artifact, before), *differences([before[key] for key in drawn], now)]
+    asked_for, now = recorded.run(artifact, lambda section, **inputs: again(set(drawn), section, **inputs))
+    if asked_for == before.keys():
+        problems = [*other_numbers(artifact, before), *differences([before[key] for key in drawn], now)]
+    else:
+        answers = len(asked_for & before.keys())
+        problems = [f"{len(asked_for)} prompts were to be answered, {answers} of them have answers"]
     most = most_differing(len(before), len(drawn))
     worth = f"{len(drawn)} of {len(before)} answers are equal: with 95 % confidence at most {most} of them differ"
     lines = [f"answered again: {len(drawn):,} of {len(before):,} prompts (--seed {seed} draws the same)"]
@@ -46,8 +50,8 @@ def again(
     policy: Path,
     reward: Path | None = None,
     beside: Path | None = None,
-) -> list[dict]:
-    """The answers to the prompts with these ids, now; each has random numbers of its own."""
+) -> tuple[set[str], list[dict]]:
+    """(ids of all prompts, the answers to those with the given ids, now); each has random numbers of its own."""
     from posttrain.models import adapters
     from posttrain.rl.prompts import held_out_prompts
     from posttrain.stages import compare
@@ -56,7 +60,8 @@ def again(
     measures = compare.load_measures(section, foundation, reward)
     rows = held_out_prompts(section, data, measures.tokenizer, measures.model)
     speaker = compare.load_speaker(measures, policy, foundation, bool(section.quantize))
-    return compare.answer(section, measures, [row for row in rows if row["id"] in ids], speaker)
+    chosen = [row for row in rows if row["id"] in ids]
+    return {row["id"] for row in rows}, compare.answer(section, measures, chosen, speaker)
 
 
 def other_numbers(artifact: Recorded, answers: dict[str, dict]) -> Iterator[str]:

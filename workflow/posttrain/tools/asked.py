@@ -32,7 +32,8 @@ def check(artifact: Recorded, count: int, seed: int) -> tuple[list[str], bool]:
     drawn = draw(questions, count, seed)
     picked = {task: [number for name, number in drawn if name == task] for task in samples}
     numbers, now = recorded.run(artifact, lambda section, **inputs: again(artifact, samples, picked, section, **inputs))
-    lines = [f"asked again: {len(drawn):,} of {len(questions):,} questions (--seed {seed} draws the same)"]
+    count = len(drawn) if now else 0
+    lines = [f"asked again: {count:,} of {len(questions):,} questions (--seed {seed} draws the same)"]
     return told(artifact, lines, [*numbers, *differences(samples, now)], confidence(artifact, samples, picked))
 
 
@@ -77,7 +78,8 @@ def again(
     base: Path | None = None,
     fetched: Sequence[Path] = (),
 ) -> tuple[list[str], dict[str, list[dict]]]:
-    """(what is wrong with the reported numbers, task -> the answers to the picked questions, now).
+    """(what is wrong with the reported numbers, task -> the answers to the picked questions, now; {} where the recorded
+    ones are not those of the tasks' questions).
 
     lm-eval would ask all questions of a task of which none is picked, so that these tasks are left out.
     """
@@ -89,11 +91,22 @@ def again(
         loaded = manager.load(names)
         if strange := samples.keys() ^ loaded["tasks"].keys():
             return [f"{', '.join(sorted(strange))}: answers and tasks are not of the same names"], {}
+        if lacking := list(left_out(samples, loaded["tasks"], section.limit)):
+            return lacking, {}
         wrong = list(other_numbers(artifact.metrics["rows"], numbers_of(samples, loaded)))
         tasks = [task for name, task in loaded["tasks"].items() if picked[name]]
         model, tokenizer = load_policy(policy, base, section.merge, bool(section.quantize))
         result, _ = evaluate.measure(section, model, tokenizer, manager, tasks, policy, picked)
     return wrong, evaluate.as_json(result["samples"])
+
+
+def left_out(samples: dict[str, list[dict]], tasks: dict, limit: int | None) -> Iterator[str]:
+    """The tasks whose recorded answers are not those of their first `limit` questions, or of all."""
+    for name, task in tasks.items():
+        asked = range(min(len(task.eval_docs), limit or len(task.eval_docs)))
+        numbers = {row["doc_id"] for row in samples[name]}
+        if numbers != {*asked}:
+            yield f"{name}: {len(asked)} questions were to be asked, {len(numbers & {*asked})} of them have answers"
 
 
 def numbers_of(samples: dict[str, list[dict]], loaded: dict[str, dict]) -> dict[str, dict]:

@@ -7,6 +7,7 @@ posttrain spotcheck tiny/evaluate/sft --questions 100
 import functools
 import os
 import random
+import tempfile
 from pathlib import Path
 
 from posttrain.ground.errors import UserError
@@ -39,9 +40,11 @@ def spotcheck(place: str, numbers: list[int], questions: int, seed: int | None) 
         raise UserError(whole(of_record))
     lines, agreed = [f"differs: {problem}" for problem in altered(folder)], False
     if not lines:
-        artifact.import_libraries()
-        started = spent()
-        lines, agreed = check()
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ["HF_DATASETS_CACHE"] = cache  # temporary, as cached builders must not outlive the data
+            artifact.import_libraries()
+            started = spent()
+            lines, agreed = check()
         lines.append(cost(of_record, started))
     print("\n".join([f"{folder}: {summary(of_record)}", *lines, "agrees" if agreed else "differs"]))
     return 0 if agreed else 1

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER = "spotchecks"  # beside the checkpoints, and then of the artifact
 MANIFEST = f"{FOLDER}/states.json"  # of what it holds; a `manifest.json` would be that of an artifact
-ONE_OF = 200  # of so many steps one is replayed from each place: 0.5 % of the training, and as much again to start it
+ONE_OF = 200  # of so many steps one is replayed from a place: 0.5 % of a training, about 1 % with its start
 FIGURES = ("step", "loss", "grad_norm", "learning_rate")  # of a trainer's step; what else it logs depends on time
 # Files of a checkpoint that no replay reads. The first is a pickle, and names the machine and its folders.
 UNREAD = ("training_args.bin", "README.md", "manifest.json")
