@@ -247,6 +247,16 @@ def test_a_target_module_that_the_base_has_not_is_named(data, base, home):
         make("sft", sft(method="lora", target_modules=["q_proj", "k_porj"]), output, data=data, base=base)
 
 
+def test_epochs_are_the_steps_that_they_come_to(tuned, data, base, home):
+    count = read_json(data.parent / "metrics.json")["splits"]["sft"]["train"]
+    section = sft(method="lora").replaced(epochs=5.5 * 4 / count)  # the sixth batch ends with rows of the next pass
+    again = make("sft", section, Path("results/epochs/sft/manifest.json"), data=data, base=base)
+    assert "steps" not in read_json(again.parent / "config.yaml")
+    weights = ("model/adapter_model.safetensors", "metrics.json")
+    files, before = (read_json(manifest)["files"] for manifest in (again, tuned["lora"]))
+    assert [files[name] for name in weights] == [before[name] for name in weights]
+
+
 def test_a_model_that_keeps_a_cache_can_be_packed(data, base):
     """Every published model says `use_cache: true`; the trainer runs it without, and so does the proof."""
     rows = tokenized.load(policy.load_tokenizer(base), data, "sft", "train")

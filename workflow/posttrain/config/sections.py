@@ -44,8 +44,8 @@ def is_name(text: str) -> bool:
     return bool(re.fullmatch(NAME, text))
 
 
-def only_with(**keys: tuple[str, ...]) -> dict:
-    """Mark a key as meaningful only while other keys of its section have one of the given values."""
+def only_with(**keys: tuple[str | None, ...]) -> dict:
+    """Mark a key as meaningful only while other keys of its section have one of the given values; None: are not set."""
     return {"only_with": {key: list(values) for key, values in keys.items()}}
 
 
@@ -65,6 +65,10 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    def replaced(self, **values):
+        """The section with other values."""
+        return self.model_copy(update=values)
 
 
 @functools.cache
@@ -110,7 +114,9 @@ def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
         for other, allowed in condition.items():
             value = getattr(section, other)
             if value not in allowed:
-                yield key, f"has no effect with {other}: {value} (only with {' or '.join(allowed)})"
+                way_out = f"leave one of the two out, or set {other}: null" if allowed == [None] else ""
+                way_out = way_out or f"only with {' or '.join(allowed)}"
+                yield key, f"has no effect with {other}: {value} ({way_out})"
 
 
 def slice_of(section: Section) -> dict:
@@ -153,6 +159,11 @@ class Watched:
         if isinstance(value, dict):
             read.update(f"{prefix}{key}.{name}" for name in value)
         return value
+
+    def replaced(self, **values) -> "Watched":
+        """The section with other values, whose keys are added to the same set when they are read."""
+        section, read, prefix = (self.__dict__[name] for name in ("_section", "_read", "_prefix"))
+        return Watched(section.model_copy(update=values), read, prefix)
 
     def __eq__(self, other):
         return self._section == getattr(other, "_section", other)
@@ -399,6 +410,14 @@ class Training(Optimisation):
     its own, by `seed`."""
 
 
+class Passes(Training):
+    """Training on rows, for a number of steps or of passes through all of them."""
+
+    epochs: Annotated[float, Field(gt=0, le=10000)] | None = None
+    """Passes through the training rows, in place of `steps`: so many rows are read, rounded up to a whole batch. The
+    rows are those that `prepare` left; of ranked lists the prompts, of `kto` with `rows: preference` both answers."""
+
+
 class Scratch(Training):
     """A model trained from scratch on the prepared text."""
 
@@ -449,11 +468,12 @@ class Base(Section):
     Default: `bfloat16` where the `config.json` of a given model names a type of 16 bits, else `float32`."""
 
 
+BY_STEPS = only_with(epochs=(None,))
 ADAPTERS = only_with(method=("lora", "qlora"))
 VIRTUAL = only_with(method=("prefix", "prompt"))
 
 
-class Sft(Training):
+class Sft(Passes):
     """Supervised fine-tuning on the assistant's tokens, with TRL's SFTTrainer."""
 
     method: Literal["full", "lora", "qlora", "prefix", "prompt"] = "qlora"
@@ -481,7 +501,7 @@ class Sft(Training):
     """Longest sequence in tokens. Default: `prepare.max_tokens`."""
     learning_rate: Rate = 2e-3
     """Peak learning rate."""
-    steps: Count = 200
+    steps: Count = Field(200, json_schema_extra=BY_STEPS)
     """Optimiser steps."""
     batch_size: Count = 32
     """Rows (packed sequences, where `packing`) in one optimiser step, over all devices."""
@@ -515,7 +535,7 @@ class Pairs(Judged):
     """Training on preference pairs: each row holds two answers to one prompt."""
 
 
-class Reward(Training, Adapter, Pairs):
+class Reward(Passes, Adapter, Pairs):
     """A reward model: an adapter and a scalar head, trained on preference pairs with TRL's RewardTrainer
     (Bradley-Terry loss; Ouyang et al., arXiv 2203.02155, eq. 1)."""
 
@@ -527,7 +547,7 @@ class Reward(Training, Adapter, Pairs):
     """Longest prompt with answer, in tokens. Default: `prepare.max_tokens`."""
     learning_rate: Rate = 2e-3
     """Peak learning rate."""
-    steps: Count = 300
+    steps: Count = Field(300, json_schema_extra=BY_STEPS)
     """Optimiser steps."""
     batch_size: Count = 32
     """Pairs in one optimiser step, over all devices; prompts, each with all pairs of its answers, where rows are ranked
@@ -551,7 +571,7 @@ DpoLoss = Literal[
 WHOLE_BATCH = {"sft", "aot", "aot_unpaired"}  # losses that TRL computes over all pairs of a forward pass together
 
 
-class Referenced(Training, Adapter, Judged):
+class Referenced(Passes, Adapter, Judged):
     """Training on judged answers, with the SFT policy's log-probabilities of them as the reference."""
 
     beta: Positive = 0.1
@@ -562,7 +582,7 @@ class Referenced(Training, Adapter, Judged):
     """Longest prompt with answer, in tokens. Default: `prepare.max_tokens`."""
     learning_rate: Rate = 1e-4
     """Peak learning rate."""
-    steps: Count = 150
+    steps: Count = Field(150, json_schema_extra=BY_STEPS)
     """Optimiser steps."""
     batch_size: Count = 32
     """Rows in one optimiser step, over all devices."""

@@ -11,6 +11,7 @@ from posttrain.config.sections import (
     Lengths,
     Longctx,
     Optimisation,
+    Passes,
     Ppo,
     Section,
     Sft,
@@ -54,7 +55,10 @@ def training_mistakes(where: str, training: Optimisation, experiment: Experiment
     micro = training.micro_batch_size
     if micro and training.batch_size % micro:
         yield f"{where}.micro_batch_size", f"{micro} does not divide batch_size {training.batch_size}"
-    if (training.warmup_steps or 0) > training.steps:
+    epochs = training.epochs if isinstance(training, Passes) else None
+    if epochs is not None and getattr(training, "packing", False):
+        yield f"{where}.epochs", "counts rows, of which packing makes fewer sequences: set steps"
+    if epochs is None and (training.warmup_steps or 0) > training.steps:
         yield f"{where}.warmup_steps", f"{training.warmup_steps} is more than steps ({training.steps})"
     if training.schedule == "constant" and training.warmup_steps:
         yield f"{where}.warmup_steps", "has no effect with schedule: constant (use constant_with_warmup)"

@@ -32,6 +32,7 @@ from posttrain.jobs import compute, damage, failure, kept, provenance
 from posttrain.jobs.publishing import publish, refuse_foreign_folders
 from posttrain.reporting import card
 from posttrain.training import interruption, spotchecks, tracking
+from posttrain.training.epochs import with_steps
 
 # Files that the manifest does not list: they have times, hosts and settings, which may differ between equal artifacts.
 BESIDE = ("config.yaml", "provenance.json", "lm_eval.json", spotchecks.FOLDER)
@@ -205,7 +206,7 @@ def run_beside(run: Callable, section, inputs: dict, checkpoints: Path) -> None:
     """Run a stage in a process other than rank 0, which writes no artifact, if rank 0 runs it too."""
     if rank_0_decides():
         with tempfile.TemporaryDirectory() as unused:
-            run(section, **inputs, work=Path(unused), checkpoints=checkpoints)
+            run(with_steps(section, inputs.get("data")), **inputs, work=Path(unused), checkpoints=checkpoints)
 
 
 def rank_0_decides(decision: bool = False) -> bool:
@@ -245,7 +246,8 @@ def make_anew(name: str, run: Callable, section, inputs: dict, work: Path, check
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic() - spent(checkpoints)
     keys_read: set[str] = set()
     with failure.remembered(checkpoints):
-        metrics = run(Watched(section, keys_read), **inputs, work=work, checkpoints=checkpoints)
+        watched = with_steps(Watched(section, keys_read), inputs.get("data"))
+        metrics = run(watched, **inputs, work=work, checkpoints=checkpoints)
     write_json(work / "metrics.json", metrics)
     card.write_published(work / "model", made_from["stage"], slice_of(section), inputs, metrics)
     (work / "config.yaml").write_text(made_from["params"][0] + "\n", encoding="utf-8")

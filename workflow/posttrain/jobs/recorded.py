@@ -15,6 +15,7 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256, verify
 from posttrain.ground.identity import record_of
 from posttrain.jobs import artifact, provenance
+from posttrain.training.epochs import with_steps
 
 
 class Recorded(NamedTuple):
@@ -51,7 +52,8 @@ def load(folder: Path) -> Recorded:
         for role, files in read.items()
         if role != "files"
     }
-    section = artifact.section_of(stage, record["params"][0])
+    data = Path(*read.get("data", ())) if "data" in read else None
+    section = with_steps(artifact.section_of(stage, record["params"][0]), data)
     return Recorded(folder, stage, section, paths, record, read_json(folder / "metrics.json"))
 
 

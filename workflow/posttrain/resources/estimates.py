@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain.config.sections import LARGEST_BATCH, Base, Longctx, Ppo
+from posttrain.config.sections import LARGEST_BATCH, Base, Longctx, Passes, Ppo
 from posttrain.config.stages import JUDGES, ON_CPU, STAGES, TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact, at
 from posttrain.dag.plan import Plan
@@ -24,6 +24,7 @@ from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import MB
 from posttrain.resources.steps import learned, loop
 from posttrain.resources.threads import bytes_of_files
+from posttrain.training import epochs
 
 # Requests where nothing is predicted, in minutes and MB: for a stage without a model, and for a model not yet fetched.
 WITHOUT_MODEL = {"mem_mb": 4000, "runtime": 120, "disk_mb": 2000, "gpu": 0, "batch_size": 0}
@@ -100,6 +101,7 @@ def predicted(
     counts = architecture.prepared(plan, experiment).get("tokens", {})
     longest = {kind: lengths["max"] for kind, lengths in counts.items()}
     settings, gpu = settings or plan.experiments[experiment], gpu or on_gpu()
+    settings = with_steps(settings, stage, architecture.prepared(plan, experiment))
     needs = [
         need_of(moments.Case(one, shape, stage, policy, longest, gpu), plan.campaign.spotchecks)
         for one in with_batch_sizes(settings, stage)
@@ -108,6 +110,16 @@ def predicted(
         return needs[0]
     used, available = ratio(plan, artifact, gpu), memory_gb or device_memory_gb(gpu)
     return next((need for need in needs if fits(need, used, gpu, available)), needs[-1])
+
+
+def with_steps(settings: Experiment, stage: str, card: dict) -> Experiment:
+    """The settings with the steps that a stage's epochs come to, by the data card; as they are without one."""
+    section = getattr(settings, stage)
+    count = epochs.rows(section, card.get("splits", {})) if isinstance(section, Passes) else 0
+    if not count or section.epochs is None:
+        return settings
+    steps = epochs.steps_of(section, count)
+    return settings.model_copy(update={stage: section.replaced(steps=steps, epochs=None)})
 
 
 def need_of(case: moments.Case, states: int) -> Need:
@@ -258,8 +270,9 @@ def seconds(plan: Plan, artifact: Artifact, need: Need | None) -> float | None:
         of_stage = [record for _, record in records(os.getcwd()) if record["stage"] == stage]
         times = [record["seconds"] for record in of_stage if record.get("seconds")]
         return statistics.median(times) if times else None
-    if need is None:
-        return None
+    section = None if need is None else getattr(need.settings, stage)
+    if need is None or (isinstance(section, Passes) and section.epochs is not None):
+        return None  # steps are not known before the data is prepared
     runs = past(plan, artifact)
     timed = [(record["seconds"], work(before, stage)) for record, before in runs if record.get("seconds")]
     if not timed:

@@ -108,7 +108,8 @@ def meaning(field: dict) -> str:
     """The meaning of a key, with the values of other keys that it needs and the further stages that it reruns."""
     text = " ".join(field.get("description", "").split())
     if conditions := field.get("only_with"):
-        only = "; ".join(f"`{other}: {' / '.join(values)}`" for other, values in conditions.items())
+        needed = {other: " / ".join(value or "null" for value in values) for other, values in conditions.items()}
+        only = "; ".join(f"`{other}: {values}`" for other, values in needed.items())
         text += f" Only with {only}."
     if further := field.get("also"):
         text += f" Reruns {' and '.join(f'`{other}`' for other in further)} too."
