@@ -67,7 +67,7 @@ def test_an_unaltered_training_is_equal_to_the_byte(trained, capsys):
     assert text.count("loss, weights, optimizer\n") == 1
     assert f"step {last + 1}, from the state stored after step {last} (place 2 of 2)" in text
     assert f"the published curve up to step {last // 2 * 2}, by the stored state" in text
-    assert "1 of 2 places miss it with a probability of at most 0.9 for 10% of them" in text
+    assert "a check of 1 of 2 places misses it with a probability of at most 0.9 for 10%, 0.5 for 50%" in text
     assert "% of the recorded" in text and text.rstrip().endswith("agrees")
     assert before == {file: sha256(file) for file in trained.rglob("*") if file.is_file()}, "nothing is touched"
 

@@ -159,7 +159,7 @@ STEPS = [{"step": 5, "loss": 0.5, "grad_norm": 2.0}, {"step": 6, "loss": 0.25, "
 def test_the_first_figure_that_differs_is_named(key, value, exact, close):
     now = [STEPS[0], STEPS[1] | {key: value}]
     assert replayed.first_difference(STEPS, now, 0.0) == exact
-    assert replayed.first_difference(STEPS, now, replayed.TOLERANCE) == close
+    assert replayed.first_difference(STEPS, now, replayed.TOLERANCE["float32"]) == close
     assert replayed.first_difference(STEPS, now[:1], 0.0) == "2 steps are recorded, 1 were made now"
 
 
@@ -201,14 +201,14 @@ def sample(number: int, answer: str, score: float, **more) -> dict:
 )  # fmt: skip
 def test_the_question_whose_answer_differs_is_named(now, named):
     recorded = {"world": [sample(0, "rome", 1.0), sample(3, "oslo", 1.0)]}
-    assert list(asked.differences(recorded, {"world": [now]})) == ([named] if named else [])
+    assert list(asked.differences(recorded, {"world": [now]}, 1e-4)) == ([named] if named else [])
 
 
 def test_log_likelihoods_may_differ_in_their_last_digits():
-    assert asked.same([[-103.026039, False]], [[-103.026041, False]], asked.TOLERANCE)
-    assert not asked.same([[-103.026039, False]], [[-103.126041, False]], asked.TOLERANCE)
-    assert not asked.same([[-103.026039, False]], [[-103.026039, True]], asked.TOLERANCE)
-    assert not asked.same([1.0, 2.0], [1.0], asked.TOLERANCE)
+    assert asked.same([[-103.026039, False]], [[-103.026041, False]], asked.TOLERANCE["float32"])
+    assert not asked.same([[-103.026039, False]], [[-103.126041, False]], asked.TOLERANCE["float32"])
+    assert not asked.same([[-103.026039, False]], [[-103.026039, True]], asked.TOLERANCE["float32"])
+    assert not asked.same([1.0, 2.0], [1.0], asked.TOLERANCE["float32"])
 
 
 def test_an_input_that_is_gone_or_another_one_is_named(tmp_path):
@@ -242,3 +242,19 @@ def test_the_key_is_in_no_identity(root, tmp_path, monkeypatch):
     ]
     assert arguments[0] == arguments[1] and len(arguments[0]) > 10
     assert arguments[0] != arguments[2], "control"
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights", "type_of_arithmetic"),
+    [("float32", "float32", "float32"), ("bfloat16", "float32", "bfloat16"), ("float32", "bfloat16", "bfloat16")],
+)
+def test_the_tolerance_is_that_of_the_arithmetic(tmp_path, precision, weights, type_of_arithmetic):
+    pytest.importorskip("torch")
+    from posttrain.jobs.recorded import Recorded, arithmetic
+
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model" / "policy.json", {"dtype": weights})
+    training = Sft(steps=4, batch_size=4, learning_rate=1e-3, precision=precision)
+    recorded = Recorded(tmp_path, "sft", training, {"base": tmp_path / "manifest.json"}, {}, {})
+    assert arithmetic(recorded) == type_of_arithmetic
+    assert set(replayed.TOLERANCE) == set(asked.TOLERANCE) == {"float32", "bfloat16"}

@@ -96,6 +96,17 @@ def otherwise(recorded: Recorded) -> list[str]:
     return changes
 
 
+def arithmetic(recorded: Recorded) -> str:
+    """The type in which the stage computes, which decides how many digits another machine or batch changes: bfloat16
+    where it says so, or where the weights under it have this type."""
+    from posttrain.models.policy import dtype_of
+
+    section = getattr(recorded.section, "scratch", None) or recorded.section
+    weights = [Path(str(recorded.inputs[role])) for role in ("base", "policy") if role in recorded.inputs]
+    types = {getattr(section, "precision", "float32"), *map(dtype_of, weights)}
+    return "bfloat16" if "bfloat16" in types else "float32"
+
+
 def flat(shape: dict) -> dict:
     """A shape without levels: the versions are keys of their own."""
     return {key: value for key, value in shape.items() if key != "versions"} | shape.get("versions", {})

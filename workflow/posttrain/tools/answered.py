@@ -21,8 +21,9 @@ def check(artifact: Recorded, count: int, seed: int) -> tuple[list[str], bool]:
     before = answers_of(artifact.folder)
     drawn = asked.draw(list(before), count, seed)
     asked_for, now = recorded.run(artifact, lambda section, **inputs: again(set(drawn), section, **inputs))
+    tolerance = asked.TOLERANCE[recorded.arithmetic(artifact)]
     if asked_for == before.keys():
-        problems = [*other_numbers(artifact, before), *differences([before[key] for key in drawn], now)]
+        problems = [*other_numbers(artifact, before), *differences([before[key] for key in drawn], now, tolerance)]
     else:
         answers = len(asked_for & before.keys())
         problems = [f"{len(asked_for)} prompts were to be answered, {answers} of them have answers"]
@@ -78,11 +79,11 @@ def other_numbers(artifact: Recorded, answers: dict[str, dict]) -> Iterator[str]
             yield f"{row['metric']}: {row['value']} is reported, the answers make {value}"
 
 
-def differences(before: list[dict], now: list[dict]) -> Iterator[str]:
+def differences(before: list[dict], now: list[dict], tolerance: float) -> Iterator[str]:
     """The first thing that differs of each answer."""
     for one, other in zip(before, now, strict=True):
         for key in KEYS:
-            if not asked.same(one.get(key), other.get(key), asked.TOLERANCE):
+            if not asked.same(one.get(key), other.get(key), tolerance):
                 values = " recorded, ".join(visible(repr(side.get(key))) for side in (one, other))
                 yield f"prompt {one['id']}: {key} {values} now"
                 break

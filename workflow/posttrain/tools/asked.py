@@ -18,8 +18,8 @@ from posttrain.reporting.records import groups_of
 from posttrain.reporting.text import short, visible
 
 # Largest difference of a log-likelihood or a score: the padding of a batch of other questions changes its last digits
-# (docs/spotcheck.md has what was measured).
-TOLERANCE = 1e-4
+# (docs/spotcheck.md has what was measured). By the type of the arithmetic.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 LISTED = 5  # differences that are printed
 HASHES = ("doc_hash", "prompt_hash", "target_hash")  # of a question, its prompt, its expected answer
 
@@ -34,7 +34,8 @@ def check(artifact: Recorded, count: int, seed: int) -> tuple[list[str], bool]:
     numbers, now = recorded.run(artifact, lambda section, **inputs: again(artifact, samples, picked, section, **inputs))
     count = len(drawn) if now else 0
     lines = [f"asked again: {count:,} of {len(questions):,} questions (--seed {seed} draws the same)"]
-    return told(artifact, lines, [*numbers, *differences(samples, now)], confidence(artifact, samples, picked))
+    problems = [*numbers, *differences(samples, now, TOLERANCE[recorded.arithmetic(artifact)])]
+    return told(artifact, lines, problems, confidence(artifact, samples, picked))
 
 
 def draw(questions: list, count: int, seed: int) -> list:
@@ -49,7 +50,7 @@ def told(artifact: Recorded, lines: list[str], problems: list[str], worth: Itera
     if problems:
         more = [f"  and {len(problems) - LISTED:,} more"] if len(problems) > LISTED else []
         return [*lines, *(f"  differs: {problem}" for problem in problems[:LISTED]), *more], False
-    lines.append(f"  equal: every answer, and its scores to {TOLERANCE:g}")
+    lines.append(f"  equal: every answer, and its scores to {TOLERANCE[recorded.arithmetic(artifact)]:g}")
     lines.append("  equal: the reported numbers, computed again from all recorded answers")
     return [*lines, *worth], True
 
@@ -134,14 +135,14 @@ def other_numbers(reported: list[dict], numbers: dict[str, dict]) -> Iterator[st
             yield f"{row['task']} {label}: {row['value']} of {row['n']} questions is reported, their answers {made}"
 
 
-def differences(samples: dict[str, list[dict]], now: dict[str, list[dict]]) -> Iterator[str]:
+def differences(samples: dict[str, list[dict]], now: dict[str, list[dict]], tolerance: float) -> Iterator[str]:
     """The first thing that differs of each question that was asked again."""
     for task, rows in now.items():
         before = {(row["doc_id"], row["filter"]): row for row in samples[task]}
         for row in rows:
             one = before[row["doc_id"], row["filter"]]
             for key in (*HASHES, "resps", "filtered_resps", *row["metrics"]):
-                if not same(one.get(key), row[key], TOLERANCE):
+                if not same(one.get(key), row[key], tolerance):
                     word = {"resps": "answer", "filtered_resps": "answer"}.get(key, key)
                     values = " recorded, ".join(visible(json.dumps(side.get(key))) for side in (one, row))
                     yield f"{task} question {row['doc_id']}: {word} {values} now"

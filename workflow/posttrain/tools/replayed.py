@@ -17,9 +17,9 @@ from posttrain.jobs.recorded import Recorded
 from posttrain.training import spotchecks
 from posttrain.training.spotchecks import Stretch
 
-# Largest relative difference that another execution shape may make in a figure of the replayed steps; docs/spotcheck.md
-# has what was measured.
-TOLERANCE = 1e-3
+# Largest relative difference that another execution shape may make in a figure of the replayed steps, by the type of
+# the arithmetic; docs/spotcheck.md has what was measured.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2}
 SHARES = (0.1, 0.5, 0.9)  # of steps that may be false, for which the chance of missing them is printed
 LOADING = (RuntimeError, ValueError, KeyError, pickle.UnpicklingError)  # raised where a state's bytes make no sense
 
@@ -90,10 +90,11 @@ def replay(artifact: Recorded, place: Place) -> tuple[list[str], bool]:
         if not difference and digest != now["sha256"][what]:
             difference = f"{what} after the last step: sha256 {digest[:16]} recorded, {now['sha256'][what][:16]} now"
     lines = [f"  not as recorded here: {change}" for change in other]
-    if difference and (not other or first_difference(place.steps, steps, TOLERANCE)):
+    tolerance = TOLERANCE[recorded.arithmetic(artifact)]
+    if difference and (not other or first_difference(place.steps, steps, tolerance)):
         return [*lines, f"  differs: {difference}"], False
     if difference:
-        lines.append(f"  agrees to {TOLERANCE:g} of each figure, as another machine may differ; first: {difference}")
+        lines.append(f"  agrees to {tolerance:g} of each figure, as another machine may differ; first: {difference}")
     else:
         figures = [*sorted(place.steps[0].keys() - {"step"}), *sorted(place.sha256, reverse=True)]
         lines.append(f"  equal to the byte: {', '.join(figures)}")
@@ -135,6 +136,8 @@ def curve_agrees(artifact: Recorded, place: Place, lines: list[str]) -> tuple[li
     )
     every = getattr(getattr(artifact.section, "scratch", artifact.section), "log_steps", 1)
     last = place.stretch.after // every * every  # the end of the last point that has all its steps
+    if not last:
+        return lines, True
     held = curve(artifact, [entry for entry in read_json(place.state / file)[key] if entry["step"] <= last])
     published = [point for point in artifact.metrics["history"] if point["step"] <= last]
     if difference := first_difference(held, published, 0.0):
@@ -175,10 +178,10 @@ def confidence(artifact: Recorded, replayed: int, stored: int) -> list[str]:
         return [f"confidence: only the beginning can be replayed, as no later state is stored; {todo}"]
     if not replayed:
         return [f"confidence: only the beginning was replayed; there are states of {stored} places (--place)"]
-    chances = ", ".join(f"{(1 - share) ** replayed:.2g} for {share:.0%} of them" for share in SHARES)
+    chances = ", ".join(f"{(1 - share) ** replayed:.2g} for {share:.0%}" for share in SHARES)
     return [
-        f"confidence: if some steps were not trained as recorded, {replayed} of {stored} places miss it with a "
-        f"probability of at most {chances}",
+        f"confidence: if a share of the steps was not trained as recorded, a check of {replayed} of {stored} places "
+        f"misses it with a probability of at most {chances}",
         "not shown: that the steps between were trained, and that the last ones made the published weights; who forges "
         "a run knows its places, which follow from the seed",
     ]
