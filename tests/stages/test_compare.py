@@ -79,18 +79,20 @@ def test_prompts_are_answered_again(compared, capsys, monkeypatch):
     monkeypatch.setattr(parallel, "fits", None)  # set by a spot-check for its process
     code, text = spotcheck(capsys, "tiny/compare/ppo")
     assert code == 0 and "answered again: 8 of 8 prompts" in text and text.rstrip().endswith("agrees"), text
-    for file, key, more, named in (
-        ("data/answers.jsonl", '"reply": "', "!", "differs: prompt .*: reply [\"']!"),
-        ("data/answers.jsonl", '"id": "', "no-", "differs: 8 prompts were to be answered, 7 of them have answers"),
-        ("metrics.json", '"value": ', '7.5, "was": ', "differs: .*: .* is reported, the answers make "),
-    ):
-        shutil.rmtree("results/edited-answers", ignore_errors=True)
-        copy = Path(shutil.copytree(compared.parent, "results/edited-answers/compare/ppo"))
-        edited = (copy / file).read_text().replace(key, key + more, 1)
-        (copy / file).write_text(edited)
+    copy = Path(shutil.copytree(compared.parent, "results/edited-answers/compare/ppo"))
+
+    def edit(file: str, key: str, more: str) -> None:
+        (copy / file).write_text((copy / file).read_text().replace(key, key + more, 1))
         write_json(copy / "manifest.json", manifest_of(copy, ["data", "metrics.json"]))
-        code, text = spotcheck(capsys, str(copy.relative_to("results")))
-        assert code == 1 and re.search(named, text), text
+
+    edit("data/answers.jsonl", '"reply": "', "!")
+    edit("metrics.json", '"value": ', '7.5, "was": ')
+    code, text = spotcheck(capsys, "edited-answers/compare/ppo")
+    assert code == 1 and re.search("differs: prompt .*: reply [\"']!", text), text
+    assert re.search(r"differs: \w+: 7.5 is reported, the answers make ", text), text
+    edit("data/answers.jsonl", '"id": "', "no-")
+    code, text = spotcheck(capsys, "edited-answers/compare/ppo")
+    assert code == 1 and "differs: 8 prompts were to be answered, 7 of them have answers" in text, text
 
 
 def test_kl_and_reward_from_the_raw_answers(compared, inputs, optimised, base, tuned_policy, rewarded):

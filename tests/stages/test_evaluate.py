@@ -133,7 +133,7 @@ def test_an_edited_answer_score_or_number_is_noticed(rows, capsys, monkeypatch):
     """Though the manifest was made anew."""
     monkeypatch.setattr(parallel, "fits", None)
     whole, copy = Path("results/first/evaluate/sft"), Path("results/edited/evaluate/sft")
-    file = next(whole.glob("data/samples/world_*.jsonl")).relative_to(whole)
+    file, other = (one.relative_to(whole) for one in sorted(whole.glob("data/samples/world_*.jsonl"))[:2])
 
     def other_answer(sample):
         sample["resps"] = [[" the answer is that."]]
@@ -147,17 +147,21 @@ def test_an_edited_answer_score_or_number_is_noticed(rows, capsys, monkeypatch):
     def other_number(metrics):
         next(row for row in metrics["rows"] if row["task"] == "world")["value"] += 0.01
 
-    for place, edit, named in (
-        (file, other_answer, rf"{file.stem} question 0: answer \[\[.* the answer is that"),
-        (file, left_out, rf"{file.stem}: \d+ questions were to be asked, \d+ of them have answers"),
-        (file, other_score, rf"{file.stem} exact_match: .* is reported, their answers make"),
-        (Path("metrics.json"), other_number, "world exact_match: .* is reported, their answers make"),
-    ):
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(whole, copy)
+    shutil.copytree(whole, copy)
+    for place, edit in ((file, other_answer), (other, other_score), (Path("metrics.json"), other_number)):
         edited(place, edit)
-        code, text = spotcheck(capsys, "edited/evaluate/sft", "--questions", "1000")
+    code, text = spotcheck(capsys, "edited/evaluate/sft", "--questions", "1000")
+    for named in (
+        rf"{file.stem} question 0: answer \[\[.* the answer is that",
+        rf"{other.stem} exact_match: .* is reported, their answers make",
+        "world exact_match: .* is reported, their answers make",
+    ):
         assert code == 1 and re.search(f"differs: {named}", text), text
+    edited(file, left_out)
+    code, text = spotcheck(capsys, "edited/evaluate/sft", "--questions", "1000")
+    assert code == 1 and re.search(rf"{file.stem}: \d+ questions were to be asked, \d+ of them have answers", text), (
+        text
+    )
 
 
 def test_stale_answers_are_never_served(rows, data, base, tuned, tmp_path):

@@ -96,10 +96,10 @@ def of_optimizer(states: Path) -> None:
     torch.save(state, file)
 
 
-def of_loss(states: Path, by: float = 1e-6) -> None:
+def of_loss(states: Path) -> None:
     file = first(states, ".json")
     content = read_json(file)
-    content["steps"][0]["loss"] += by
+    content["steps"][0]["loss"] += 1e-6
     write_json(file, content)
 
 
@@ -129,7 +129,8 @@ def test_an_altered_artifact_is_noticed(copy, capsys, alter, named):
 
 
 def test_another_machine_is_told_and_agrees_within_the_tolerance(copy, capsys, monkeypatch):
-    """Its digits are those of a record with another loss, in the seventh digit; a wrong loss differs there too."""
+    """Its digits are those of a record with another loss, in the seventh digit. On this machine such a record differs
+    (`of_loss`), and a wrong loss does on any (tests/unit/test_spotchecks.py)."""
     of_loss(copy / spotchecks.FOLDER)
     sign(copy)
     shape = provenance.shape_of
@@ -137,9 +138,6 @@ def test_another_machine_is_told_and_agrees_within_the_tolerance(copy, capsys, m
     code, text = spotcheck(capsys, "altered/sft", "--place", "1")
     assert code == 0 and "not as recorded here: instructions" in text and "now AVX9" in text, text
     assert "agrees to 0.001 of each figure" in text and "equal to the byte" not in text
-    of_loss(copy / spotchecks.FOLDER, by=0.01)
-    sign(copy)
-    assert spotcheck(capsys, "altered/sft", "--place", "1")[0] == 1, "control"
 
 
 def test_what_cannot_be_checked_is_the_users_to_mend(copy, data, capsys):
