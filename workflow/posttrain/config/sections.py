@@ -372,8 +372,22 @@ class Optimisation(Section):
     """Learning-rate schedule after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     """Steps over which the learning rate rises from 0. Default: a twentieth of `steps`."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, json_schema_extra=only_with(warmup_steps=(None,))
+    )
+    """Warm-up as a share of `steps`, rounded up to a step (0.1 in Zephyr, arXiv 2310.16944), in place of
+    `warmup_steps`."""
+    min_lr_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, json_schema_extra=only_with(schedule=("linear", "cosine"))
+    )
+    """Share of the peak learning rate at which `linear` and `cosine` end (0.1 in Llama 2, arXiv 2307.09288, section
+    2.2). Default: they end at 0."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Decoupled weight decay of AdamW; with `optimizer: muon`, of the matrices only."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """AdamW's decay of the gradient's average (Kingma and Ba, arXiv 1412.6980, algorithm 1). Default: 0.9."""
+    epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
+    """AdamW's addend of the denominator (ibid.; 1e-5 in Llama 2, section 2.2). Default: 1e-8."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """AdamW's decay of the squared gradient's average."""
     max_grad_norm: Positive = 1.0

@@ -60,8 +60,9 @@ def training_mistakes(where: str, training: Optimisation, experiment: Experiment
         yield f"{where}.epochs", "counts rows, of which packing makes fewer sequences: set steps"
     if epochs is None and (training.warmup_steps or 0) > training.steps:
         yield f"{where}.warmup_steps", f"{training.warmup_steps} is more than steps ({training.steps})"
-    if training.schedule == "constant" and training.warmup_steps:
-        yield f"{where}.warmup_steps", "has no effect with schedule: constant (use constant_with_warmup)"
+    for key in ("warmup_steps", "warmup_ratio"):
+        if training.schedule == "constant" and getattr(training, key):
+            yield f"{where}.{key}", "has no effect with schedule: constant (use constant_with_warmup)"
 
 
 def _sft_rows(where: str, sft: Sft, experiment: Experiment) -> Mistakes:

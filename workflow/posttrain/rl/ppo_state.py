@@ -11,6 +11,7 @@ from posttrain.ground.errors import Diverged
 from posttrain.ground.progress import say
 from posttrain.models import adapters
 from posttrain.training import checkpoint, interruption, parallel, spotchecks, trainers
+from posttrain.training.optimizer import moments
 
 
 class Optimizers:
@@ -26,8 +27,10 @@ class Optimizers:
         self.weights, self.step_count = weights, 0
         self.adamw = torch.optim.AdamW(
             [{"params": weights[name], "lr": rates[name]} for name in weights],
-            betas=(0.9, section.beta2), weight_decay=section.weight_decay,
-        )  # fmt: skip
+            lr=section.learning_rate,  # of which a schedule's end is a share, for both
+            weight_decay=section.weight_decay,
+            **moments(section),
+        )
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
@@ -56,7 +59,9 @@ def optimizers(section: Ppo, models) -> tuple[Optimizers, Any]:
     from transformers import get_scheduler
 
     optimizer = Optimizers(section, models)
-    schedule = get_scheduler(section.schedule, optimizer.adamw, trainers.warmup(section) + 1, section.steps + 1)
+    name, options = trainers.schedule(section)
+    warmup = trainers.warmup(section)
+    schedule = get_scheduler(name, optimizer.adamw, warmup + 1, section.steps + 1, scheduler_specific_kwargs=options)
     schedule.step()  # skip its first value, 0, with which an iteration would learn nothing
     return optimizer, schedule
 

@@ -10,7 +10,8 @@ import torch
 class MuonWithAdamW(torch.optim.Optimizer):
     """Two optimisers with one `step`, and common parameter groups for the learning-rate schedule."""
 
-    def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float, beta2: float):
+    def __init__(self, model: torch.nn.Module, learning_rate: float, weight_decay: float, **adamw):
+        """adamw: its further arguments (`moments`)."""
         embeddings = {
             weight
             for layer in model.modules()
@@ -23,8 +24,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.muon = torch.optim.Muon(
             matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
         )
-        self.adamw = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, beta2), weight_decay=0.0)
-        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
+        self.adamw = torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.0, **adamw)
+        super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {"lr": learning_rate})
 
     def step(self, closure=None):
         """One step of both."""
@@ -46,4 +47,10 @@ def chosen(section, model: torch.nn.Module) -> MuonWithAdamW | None:
     """The optimiser of `section.optimizer`; None for AdamW, which transformers' trainer creates itself."""
     if section.optimizer == "adamw":
         return None
-    return MuonWithAdamW(model, section.learning_rate, section.weight_decay, section.beta2)
+    return MuonWithAdamW(model, section.learning_rate, section.weight_decay, **moments(section))
+
+
+def moments(section) -> dict:
+    """The decays and the epsilon of PyTorch's AdamW."""
+    beta1 = 0.9 if section.beta1 is None else section.beta1
+    return {"betas": (beta1, section.beta2), "eps": 1e-8 if section.epsilon is None else section.epsilon}

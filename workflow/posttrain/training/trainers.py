@@ -43,10 +43,9 @@ def arguments(training: Training, checkpoints: Path) -> dict:
         "ddp_backend": parallel.backend() if world > 1 else None,
         **parallel.sharding(),
         "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.schedule,
-        "warmup_steps": warmup(training),
+        **learning_rates(training),
         "weight_decay": training.weight_decay,
-        "adam_beta2": training.beta2,
+        **moments(training),
         "max_grad_norm": training.max_grad_norm,
         "bf16": training.precision == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),  # without it, bf16 on a CPU is refused
@@ -69,7 +68,31 @@ def warmup(training) -> int:
     """Number of warm-up steps; 0 with `constant`."""
     if training.schedule == "constant":
         return 0
+    if training.warmup_ratio is not None:
+        return math.ceil(round(training.warmup_ratio * training.steps, 6))
     return training.steps // 20 if training.warmup_steps is None else training.warmup_steps
+
+
+def learning_rates(training) -> dict:
+    """The schedule for a trainer of transformers: its name, its arguments, and the warm-up."""
+    name, options = schedule(training)
+    more = {"lr_scheduler_kwargs": options} if options else {}
+    return {"lr_scheduler_type": name, "warmup_steps": warmup(training), **more}
+
+
+def schedule(training) -> tuple[str, dict]:
+    """(transformers' name of the schedule, its arguments). A polynomial of power 1 is linear, and need not end at 0."""
+    if training.min_lr_ratio is None:
+        return training.schedule, {}
+    if training.schedule == "cosine":
+        return "cosine_with_min_lr", {"min_lr_rate": training.min_lr_ratio}
+    return "polynomial", {"lr_end": training.min_lr_ratio * training.learning_rate, "power": 1.0}
+
+
+def moments(training) -> dict:
+    """AdamW's decays and epsilon for a trainer of transformers."""
+    chosen = {"adam_beta1": training.beta1, "adam_beta2": training.beta2, "adam_epsilon": training.epsilon}
+    return {key: value for key, value in chosen.items() if value is not None}
 
 
 def refuse_parts(key: str, losses: set[str], training: Training) -> None:

@@ -1,0 +1,96 @@
+"""The learning rate and AdamW's settings of every training loop, against formulas written by hand."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from posttrain.config.sections import Ppo, Scratch, Sft
+from posttrain.dag import campaign
+from posttrain.ground.errors import UserError
+from posttrain.rl import ppo_state
+from posttrain.training import optimizer, trainers
+
+PEAK, STEPS, WARMUP, END = 0.02, 20, 4, 0.1
+
+
+def rates(section, optimizer) -> list[float]:
+    """The learning rate of each step, as transformers' trainer has it."""
+    name, options = trainers.schedule(section)
+    schedule = get_scheduler(name, optimizer, trainers.warmup(section), STEPS, scheduler_specific_kwargs=options)
+    rates = []
+    for _ in range(STEPS):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return [*rates, optimizer.param_groups[0]["lr"]]
+
+
+@pytest.mark.parametrize("end", [None, END])
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_a_schedule_ends_at_its_share_of_the_peak(name, end):
+    section = Sft(schedule=name, min_lr_ratio=end, learning_rate=PEAK, steps=STEPS, warmup_ratio=WARMUP / STEPS)
+    assert trainers.warmup(section) == WARMUP
+    parts = [(step - WARMUP) / (STEPS - WARMUP) for step in range(WARMUP, STEPS + 1)]
+    shapes = {"cosine": lambda part: 0.5 * (1 + math.cos(math.pi * part)), "linear": lambda part: 1 - part}
+    low = end or 0.0
+    expected = [PEAK * step / WARMUP for step in range(WARMUP)]
+    expected += [PEAK * (low + (1 - low) * shapes[name](part)) for part in parts]
+    adamw = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=PEAK)
+    assert rates(section, adamw) == pytest.approx(expected, abs=1e-12)
+    muon = optimizer.MuonWithAdamW(torch.nn.Linear(2, 2), PEAK, 0.0)
+    assert rates(section, muon) == pytest.approx(expected, abs=1e-12), "Muon's too"
+
+
+def test_both_of_ppos_rates_end_at_the_share():
+    section = Ppo(schedule="linear", min_lr_ratio=END, learning_rate=PEAK, value_learning_rate=0.5, steps=STEPS,
+                  warmup_steps=0, beta1=0.7, epsilon=1e-5)  # fmt: skip
+    weight = torch.nn.Parameter(torch.ones(1))
+    models = SimpleNamespace(
+        peft=SimpleNamespace(named_parameters=lambda: []), value_head=SimpleNamespace(parameters=lambda: [weight])
+    )
+    made, schedule = ppo_state.optimizers(section, models)
+    for _ in range(STEPS):
+        made.adamw.step()
+        schedule.step()
+    ends = [group["lr"] for group in made.adamw.param_groups]
+    assert ends == pytest.approx([END * PEAK, END * 0.5])
+    assert made.adamw.defaults["betas"] == (0.7, 0.999) and made.adamw.defaults["eps"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    "ratio, steps, warmup", [(0.03, 1000, 30), (0.03, 10, 1), (0.1, 30, 3), (0.0, 30, 0), (1.0, 7, 7)]
+)
+def test_warm_up_as_a_share_is_rounded_up(ratio, steps, warmup):
+    assert trainers.warmup(Sft(warmup_ratio=ratio, steps=steps)) == warmup
+    assert trainers.warmup(Sft(steps=1000)) == 50, "control: the default"
+
+
+def test_adamws_settings_reach_it():
+    assert trainers.moments(Sft()) == {"adam_beta2": 0.999}, "those that are not set are the trainer's own"
+    chosen = Sft(beta1=0.8, beta2=0.95, epsilon=1e-5)
+    assert trainers.moments(chosen) == {"adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-5}
+    assert optimizer.moments(chosen) == {"betas": (0.8, 0.95), "eps": 1e-5}
+    plain = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]).defaults
+    assert optimizer.moments(Scratch()) == {key: plain[key] for key in ("betas", "eps")}
+
+
+@pytest.mark.parametrize(
+    "sft, said",
+    [
+        ("schedule: constant, min_lr_ratio: 0.1", "sft.min_lr_ratio: has no effect with schedule: constant"),
+        ("schedule: constant, warmup_ratio: 0.1", "sft.warmup_ratio: has no effect with schedule: constant"),
+        ("warmup_steps: 3, warmup_ratio: 0.1", "sft.warmup_ratio: has no effect with warmup_steps: 3"),
+    ],
+)
+def test_what_has_no_effect_is_refused(here, sft, said):
+    (here / "config/experiments").mkdir(parents=True)
+    (here / "config/config.yaml").write_text("experiments: [one]\n")
+    text = "question: Why?\nbase: {scratch: {}}\nprepare: {world: {}}\nsft: {%s}\n"
+    (here / "config/experiments/one.yaml").write_text(text % sft)
+    with pytest.raises(UserError, match=said):
+        campaign.load("config/config.yaml")
+    (here / "config/experiments/one.yaml").write_text(text % "min_lr_ratio: 0.1, warmup_ratio: 0.03, beta1: 0.8")
+    campaign.load("config/config.yaml")
