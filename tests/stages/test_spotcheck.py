@@ -109,15 +109,22 @@ def of_curve(states: Path) -> None:
     write_json(states.parent / "metrics.json", metrics)
 
 
-def of_format(states: Path) -> None:
-    first(states, "/optimizer.pt").write_bytes(b"no tensors")
+class Code:
+    """Creates the file `ran` when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+def of_code(states: Path) -> None:
+    torch.save({"state": Code()}, first(states, "/optimizer.pt"))
 
 
 @pytest.mark.parametrize(
     ("alter", "named"),
     [(of_weights, "weights after the last step: sha256"), (of_optimizer, "optimizer after the last step: sha256"),
      (of_loss, "differs: step 4: loss"), (of_curve, "differs: the published curve: step 2: loss"),
-     (of_format, "does not go on from the stored state")],
+     (of_code, "does not go on from the stored state")],
 )  # fmt: skip
 def test_an_altered_artifact_is_noticed(copy, capsys, alter, named):
     """Also by who makes the manifests anew; otherwise the byte is noticed before anything is replayed."""
@@ -126,6 +133,7 @@ def test_an_altered_artifact_is_noticed(copy, capsys, alter, named):
     sign(copy)
     code, text = spotcheck(capsys, "altered/sft", "--place", "1")
     assert code == 1 and named in text and text.rstrip().endswith("differs"), text
+    assert not Path("ran").exists(), "code in a state is not run"
 
 
 def test_another_machine_is_told_and_agrees_within_the_tolerance(copy, capsys, monkeypatch):

@@ -68,7 +68,7 @@ def test_states_are_kept_when_they_are_whole_and_outlive_their_checkpoints(tmp_p
     kept = tmp_path / "spotchecks" / spotchecks.name_of(first.after)
     assert [folder.name for folder in (tmp_path / "spotchecks").iterdir()] == [kept.name]
     assert not (tmp_path / f"checkpoint-{first.after}").exists(), "control"
-    assert [file.name for file in kept.iterdir()] == ["weights"], "no pickle"
+    assert [file.name for file in kept.iterdir()] == ["weights"], "not the trainer's arguments, a pickle"
     checkpoint.seal(tmp_path / f"checkpoint-{second.after}")
     spotchecks.keep(training, tmp_path)  # as the resumed run does before its first step
     assert (tmp_path / "spotchecks" / spotchecks.name_of(second.after)).is_dir()
@@ -133,7 +133,7 @@ def test_the_state_of_every_optimizer_is_told_apart():
     from posttrain.training.optimizer import MuonWithAdamW
 
     model = torch.nn.Sequential(torch.nn.Embedding(4, 8), torch.nn.Linear(8, 8))
-    for optimizer in (torch.optim.AdamW(model.parameters()), MuonWithAdamW(model, 0.1, 0.0, 0.9)):
+    for optimizer in (torch.optim.AdamW(model.parameters()), MuonWithAdamW(model, 0.1, 0.0)):
         model(torch.tensor([1, 2])).sum().backward()
         empty = spotchecks.digest(spotchecks.tensors(optimizer.state_dict()))
         optimizer.step()

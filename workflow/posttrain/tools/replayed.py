@@ -82,7 +82,8 @@ def replay(artifact: Recorded, place: Place) -> tuple[list[str], bool]:
     try:
         now = repeated(artifact, place)
     except (Diverged, *LOADING) as error:
-        return [f"  differs: the training does not go on from the stored state: {error}"], False
+        reason = str(error).partition("\n")[0]
+        return [f"  differs: the training does not go on from the stored state: {reason}"], False
     steps = now["steps"] if place.state or isinstance(artifact.section, Ppo) else curve(artifact, now["steps"])[-1:]
     other = recorded.otherwise(artifact)
     difference = first_difference(place.steps, steps, 0.0)
