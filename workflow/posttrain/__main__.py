@@ -6,7 +6,6 @@ python -m posttrain STAGE --config results/NAME/STAGE/config.yaml ... --output r
 import argparse
 import contextlib
 import json
-import math
 import os
 import pkgutil
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from posttrain.config.stages import ROLES, STAGES
 from posttrain.ground import credentials, progress
+from posttrain.ground.arguments import amount, count, whole
 from posttrain.ground.code import refuse_other_package
 from posttrain.ground.errors import INTERRUPTED, TOO_LARGE, Interrupted, TooLarge, UserError
 
@@ -90,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     workflow_commands(subparsers)
     campaign_commands(subparsers)
     result_commands(subparsers)
+    reviewer_commands(subparsers)
     return top
 
 
@@ -217,6 +218,17 @@ def result_commands(subparsers) -> None:
     diff = command(subparsers, "diff", "compare two runs, and name the step at which they part", "tools.diff:diff")
     for side in ("one", "other"):
         diff.add_argument(side, metavar=side.upper(), help="an experiment, an artifact, or a folder of results")
+    export = command(
+        subparsers, "export", "write a policy as a whole model that transformers can load", "tools.export:export"
+    )
+    export.add_argument("policy", type=Path, help="manifest of the policy")
+    export.add_argument("folder", type=Path, help="the model directory to write")
+    types = ("float32", "bfloat16")
+    export.add_argument("--dtype", choices=types, help="type of the weights; default: that of its frozen weights")
+
+
+def reviewer_commands(subparsers) -> None:
+    """The commands that check a run in part, and hand it on."""
     checked = "replay steps of a training, or ask questions of an evaluation again, and compare with the record"
     spotcheck = command(subparsers, "spotcheck", checked, "tools.spotcheck:spotcheck")
     spotcheck.add_argument("place", metavar="ARTIFACT", help="as tiny/sft or tiny/evaluate/sft")
@@ -236,13 +248,6 @@ def result_commands(subparsers) -> None:
     check = "check a bundle: checksums, manifests, provenance and required fields"
     verify = command(subparsers, "verify-bundle", check, "bundle.verify_bundle:verify_bundle")
     verify.add_argument("file", type=Path, metavar="FILE", help="the .zip file, or the folder where it was unpacked")
-    export = command(
-        subparsers, "export", "write a policy as a whole model that transformers can load", "tools.export:export"
-    )
-    export.add_argument("policy", type=Path, help="manifest of the policy")
-    export.add_argument("folder", type=Path, help="the model directory to write")
-    types = ("float32", "bfloat16")
-    export.add_argument("--dtype", choices=types, help="type of the weights; default: that of its frozen weights")
 
 
 def command(subparsers, name: str, text: str, function: str) -> argparse.ArgumentParser:
@@ -250,31 +255,6 @@ def command(subparsers, name: str, text: str, function: str) -> argparse.Argumen
     added = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     added.set_defaults(run=function)
     return added
-
-
-def whole(text: str) -> int:
-    """A whole number of at least 0; an argparse type."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"found {text!r}, it should be a whole number from 0")
-    return int(text)
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1; an argparse type."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, it should be a whole number from 1")
-    return int(text)
-
-
-def amount(text: str, unit: str = "minutes") -> float:
-    """A number of a unit, at least 0; an argparse type."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"found {text!r}, it should be a number of {unit} from 0")
-    return number
 
 
 def quiet_libraries(command: str) -> None:

@@ -22,9 +22,8 @@ from posttrain.jobs import attempt, cards, slurm
 from posttrain.resources import architecture, memory, moments
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import MB
-from posttrain.resources.steps import learned, loop
+from posttrain.resources.steps import learned, loop, with_steps
 from posttrain.resources.threads import bytes_of_files
-from posttrain.training import epochs
 
 # Requests where nothing is predicted, in minutes and MB: for a stage without a model, and for a model not yet fetched.
 WITHOUT_MODEL = {"mem_mb": 4000, "runtime": 120, "disk_mb": 2000, "gpu": 0, "batch_size": 0}
@@ -110,16 +109,6 @@ def predicted(
         return needs[0]
     used, available = ratio(plan, artifact, gpu), memory_gb or device_memory_gb(gpu)
     return next((need for need in needs if fits(need, used, gpu, available)), needs[-1])
-
-
-def with_steps(settings: Experiment, stage: str, card: dict) -> Experiment:
-    """The settings with the steps that a stage's epochs come to, by the data card; as they are without one."""
-    section = getattr(settings, stage)
-    count = epochs.rows(section, card.get("splits", {})) if isinstance(section, Passes) else 0
-    if not count or section.epochs is None:
-        return settings
-    steps = epochs.steps_of(section, count)
-    return settings.model_copy(update={stage: section.replaced(steps=steps, epochs=None)})
 
 
 def need_of(case: moments.Case, states: int) -> Need:

@@ -1,14 +1,15 @@
-"""The trained parameters of a stage, and the rows of one forward pass.
+"""The trained parameters of a stage, its steps, and the rows of one forward pass.
 
 posttrain plan EXPERIMENT/STAGE
 """
 
 from typing import Any, NamedTuple
 
-from posttrain.config.sections import Adapter, Base, Longctx, Optimisation, Ppo, Scratch, Section, Sft
+from posttrain.config.sections import Adapter, Base, Longctx, Optimisation, Passes, Ppo, Scratch, Section, Sft
 from posttrain.config.stages import Experiment
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
+from posttrain.training import epochs
 
 
 class Learned(NamedTuple):
@@ -87,3 +88,13 @@ def _lengthened(section: Longctx, shape: Architecture) -> Learned:
 def micro(section: Optimisation) -> int:
     """Most sequences in one forward pass."""
     return section.micro_batch_size or section.batch_size
+
+
+def with_steps(settings: Experiment, stage: str, card: dict) -> Experiment:
+    """The settings with the steps that a stage's epochs come to, by the data card; as they are without one."""
+    section = getattr(settings, stage)
+    count = epochs.rows(section, card.get("splits", {})) if isinstance(section, Passes) else 0
+    if not count or section.epochs is None:
+        return settings
+    steps = epochs.steps_of(section, count)
+    return settings.model_copy(update={stage: section.replaced(steps=steps, epochs=None)})
