@@ -47,7 +47,7 @@ def fabricate(plan, folders=None, text: str = "") -> None:
             file.touch()
         record = {"stage": stage, "params": params, "inputs": digests(inputs)}
         record |= {"seconds": 60.0, "started": "2026-11-30T10:00:00+00:00", "host": "node17", "identity": "c0ffee"}
-        record |= {"shape": {"device": "cpu", "versions": {"torch": "2.13.0"}}, "git_commit": "abc123"}
+        record |= {"shape": {"device": "cpu", "versions": {"torch": "2.13.0"}}, "git_commit": "unknown"}
         write_json(folder / "provenance.json", record | {"code": code.definitions(stage)})
         write_json(folder / "manifest.json", manifest_of(folder, [*parts, "metrics.json"]))
 
