@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fabricated import fabricate
 
-from posttrain.bundle import contents, verify_bundle
+from posttrain.bundle import blind, contents, verify_bundle
 from posttrain.dag import campaign
 from posttrain.dag.frozen import summary
 from posttrain.ground.errors import UserError
@@ -220,7 +220,7 @@ def test_names_and_folders_are_replaced_or_refused(done):
     assert "node17" in (folder / SFT / "provenance.json").read_text()
 
 
-CANARIES = ["hf_" + "a" * 34, "sk-" + "b" * 24, "AKIA" + "C" * 16, "ghp_" + "d" * 36, "https://me:pass@host/x"]
+CANARIES = ["hf_" + "a" * 34, "sk-" + "b" * 24, "AKIA" + "C" * 16, "ghp_" + "d" * 36, "https://me:" + "pass@host/x"]
 
 
 def test_a_secret_in_any_file_is_refused_and_not_repeated(done):
@@ -236,6 +236,13 @@ def test_a_secret_in_any_file_is_refused_and_not_repeated(done):
         file.write_text(before)
     assert not ZIP.exists()
     pack()
+
+
+def test_the_projects_own_files_can_be_bundled():
+    parts = list(contents.code())
+    assert len(parts) > 300 and any(part.name.startswith("tests/") for part in parts)
+    told = [fault for part in parts if (fault := blind.faults(part, part.file.read_bytes(), None, []))]
+    assert not told
 
 
 def test_a_secret_of_the_environment_is_refused(done, monkeypatch):
