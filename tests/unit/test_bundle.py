@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from fabricated import fabricate
 from posttrain.bundle import blind, contents, verify_bundle
 from posttrain.dag import campaign
 from posttrain.dag.frozen import summary
+from posttrain.ground import credentials
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import manifest_of, write_json
 from posttrain.tools.bundle import bundle
@@ -176,7 +178,8 @@ def test_other_faults_of_a_bundle_are_named(crate, capsys):
     provenance = "results/whole/sft/provenance.json"
     for field in verify_bundle.PROVENANCE:
         assert f"{provenance}: the field {field} is missing" in broken(provenance, without(field))
-    assert "bundle.json: the field title is missing" in broken("bundle.json", without("title"))
+    for field in verify_bundle.INDEXED:
+        assert f"bundle.json: the field {field} is missing" in broken("bundle.json", without(field))
     other = broken("results/whole/base/manifest.json", lambda path, text: path.write_text(text + " "))
     assert "results/whole/sft: was made from another results/whole/base/manifest.json" in other
     lost = broken("results/whole/base/model/bytes", lambda path, _: path.unlink())
@@ -245,12 +248,33 @@ def test_the_projects_own_files_can_be_bundled():
     assert not told
 
 
-def test_a_secret_of_the_environment_is_refused(done, monkeypatch):
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_secret_of_the_environment_is_refused(done, monkeypatch, hidden):
+    """Also in a job of Snakemake, from whose environment tokens are taken away."""
+    monkeypatch.setenv(credentials.PLACE, "")
     monkeypatch.setenv("WANDB_API_KEY", "correct-horse-battery")
+    if hidden:
+        credentials.hide()
+        assert "WANDB_API_KEY" not in os.environ
     pack()
     seal(SFT, {"model/notes": "correct-horse-battery"})
     with pytest.raises(UserError, match="results/whole/sft/model/notes: holds a secret of the environment"):
         pack()
+
+
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("at /lustre/lab/rows.jsonl:7", "at PATH/rows.jsonl:7"),
+        (r'{"reason": "gone:\n/lustre/lab/rows.jsonl"}', r'{"reason": "gone:\nPATH/rows.jsonl"}'),
+        ("file:///lustre/lab/rows.jsonl", "file://PATH/rows.jsonl"),
+        ("node:/export/lab/rows.jsonl /a/b:/c/d", "node:PATH/rows.jsonl PATH/b:PATH/d"),
+        ("https://example.org/a/b ./a/b a/b/c </div> /usr/bin/env 10 s", None),
+    ],
+)
+def test_absolute_paths_are_found_wherever_they_stand(here, monkeypatch, text, left):
+    monkeypatch.setattr(blind, "people", list)
+    assert blind.Names(["10.0.0.5"]).replaced(text) == (left or text)
 
 
 def test_what_is_missing_is_an_error_or_named_with_why(done):

@@ -21,8 +21,9 @@ SHORTEST = 4  # characters of a name from which it is searched for in every file
 COMMON = {"root", "user", "admin", "home", "localhost", "ubuntu", "debian", "runner", "node", "none", "unknown"}
 ANONYMOUS = "anonymous"
 
-# An absolute path of two parts or more, but no URL's and no part of a relative path.
-PATH = re.compile(r"(?<![\w.:/~<@+-])/(?:[\w.@+=-]+/)+([\w.@+=-]*)")
+# An absolute path of two parts or more, but no URL's and no part of a relative path. In JSON a line break before it is
+# written as two signs.
+PATH = re.compile(r"(?:(?<=\\[nrt])|(?<=file://)|(?<![\w./~<@+-]))/(?:[\w.@+=-]+/)+([\w.@+=-]*)")
 SYSTEM = re.compile(r"/(usr|bin|lib|lib64|proc|sys|dev|etc)/")  # the same on every machine
 
 SECRETS = {
@@ -46,8 +47,7 @@ def secret_in(content: bytes, kept: Iterable[bytes]) -> str | None:
 
 def environment_secrets() -> list[bytes]:
     """The values of the environment's tokens, keys and passwords."""
-    values = (value for name, value in os.environ.items() if credentials.SECRET.search(name))
-    return [value.encode() for value in values if len(value) >= 8]
+    return [value.encode() for value in credentials.known().values() if len(value) >= 8]
 
 
 class Names:
@@ -55,7 +55,8 @@ class Names:
 
     def __init__(self, hosts: Iterable[str]):
         """hosts: machines on which artifacts were made."""
-        machines = {name for host in [*hosts, platform.node()] if host for name in (host, host.partition(".")[0])}
+        machines = {name for host in [*hosts, platform.node()] for name in (host, host.partition(".")[0])}
+        machines = {name for name in machines if name and not name.isdigit()}  # a part of an address
         self.machines = {name: f"machine-{number}" for number, name in enumerate(sorted(machines), 1)}
         self.people = sorted({name for name in people() if is_telling(name)}, key=len, reverse=True)
         self.folders = [str(folder) for folder in dict.fromkeys([Path.cwd(), PROJECT]) if len(folder.parts) > 2]
@@ -82,7 +83,7 @@ class Names:
             text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", other, text)
         return text
 
-    def held(self, part: Part, content: bytes) -> str | None:
+    def held(self, content: bytes) -> str | None:
         """The first of the names that a file holds; None where it holds none."""
         return next((what for what, pattern in self.searched if pattern.search(content)), None)
 
@@ -122,7 +123,7 @@ def faults(part: Part, content: bytes, names: Names | None, secrets: list[bytes]
     """Why a file cannot be in the bundle; None where it can."""
     if kind := secret_in(content, secrets):
         return f"{part.name}: holds {kind}; take it out"
-    held = names.held(part, content) if names else None
+    held = names.held(content) if names else None
     if held is None:
         return None
     way_out = "name files relative to the project and run the stage again" if part.kind != CODE else "take it out"

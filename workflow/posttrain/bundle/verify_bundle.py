@@ -65,7 +65,7 @@ class Bundle:
         self.root = root
         self.sums = dict(sum_of(line) for line in self.text(SUMS).splitlines())
         self.index = json.loads(self.text(INDEX))
-        self.absent = {one["name"]: one for one in self.index["absent"]}
+        self.absent = {one["name"]: one for one in self.index.get("absent", [])}
 
     def text(self, name: str) -> str:
         """The text of a file."""
@@ -76,7 +76,7 @@ class Bundle:
         yield from self.of_files()
         yield from (f"{INDEX}: the field {key} is missing" for key in INDEXED if key not in self.index)
         yield from self.of_metadata()
-        for one in self.index["artifacts"]:
+        for one in self.index.get("artifacts", []):
             yield from self.of_artifact(one["name"])
 
     def of_files(self) -> Iterator[str]:

@@ -26,10 +26,19 @@ def hide() -> None:
 
 def reveal() -> None:
     """Put the hidden tokens and keys back into the environment, except those that it holds again."""
-    try:
-        with open(os.environ.pop(PLACE, "")) as file:
-            secrets = json.load(file)
-    except OSError:  # none were hidden, or their run has ended
-        return
-    for name, secret in secrets.items():
+    for name, secret in _hidden(os.environ.pop(PLACE, "")).items():
         os.environ.setdefault(name, secret)
+
+
+def known() -> dict[str, str]:
+    """The tokens and keys of the environment, hidden ones too."""
+    return _hidden(os.environ.get(PLACE, "")) | {name: os.environ[name] for name in os.environ if SECRET.search(name)}
+
+
+def _hidden(file: str) -> dict[str, str]:
+    """The tokens and keys in a file of `hide`; none where none were hidden, or their run has ended."""
+    try:
+        with open(file) as opened:
+            return json.load(opened)
+    except OSError:
+        return {}
