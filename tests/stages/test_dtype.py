@@ -291,11 +291,11 @@ def test_adapters_start_as_they_were_trained(half, tuned):
     that, in none of the adapters of PPO and `compare`."""
     foundation = adapters.foundation_of(half, tuned["lora"])
     models = ppo_stage.load_models(ppo(), foundation)
-    models.peft.load_adapter(tuned["lora"].parent / "model", "judged")
+    models.policy.model.load_adapter(tuned["lora"].parent / "model", "judged")
     with safe_open(tuned["lora"].parent / "model/adapter_model.safetensors", "pt") as opened:
         weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights.values()), "control"
     for name, weight in weights.items():
         for adapter in ("policy", "value", "reference", "judged"):
             key = name.replace(".weight", f".{adapter}.weight")
-            assert torch.equal(models.peft.get_parameter(key), weight), key
+            assert torch.equal(models.policy.model.get_parameter(key), weight), key

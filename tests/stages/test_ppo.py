@@ -15,7 +15,7 @@ from tiny import ROOT, make, ppo, sft
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.maths import sampling
-from posttrain.models import adapters, completions, policy, tokens
+from posttrain.models import adapters, completions, network, policy, reward_head, tokens
 from posttrain.rl import answers, batches, ppo_health, ppo_state, prompts, scorers
 from posttrain.stages import ppo as stage
 from posttrain.training import checkpoint
@@ -46,8 +46,13 @@ def setting(inputs):
         section = section or ppo(**changes)
         found = adapters.foundation_of(inputs["base"], inputs["sft"])
         models = stage.load_models(section, found)
-        scorer = scorers.by_model(models.peft, inputs["reward"], found.weights)
-        return section, models, scorer, prompts.training_prompts(section, inputs["data"], models.tokenizer, models.peft)
+        scorer = scorers.by_model(reward_head.load(inputs["reward"], found, models.policy.model))
+        return (
+            section,
+            models,
+            scorer,
+            prompts.training_prompts(section, inputs["data"], models.tokenizer, models.policy.model),
+        )
 
     return made
 
@@ -74,10 +79,10 @@ def test_generation_and_the_training_forward_agree(setting):
     streams' numbers draw the same tokens from the forward's logits."""
     _, models, _, rows = setting()
     asked, seeds = [row["ids"] for row in rows[:5]], list(range(5))
-    with torch.no_grad(), answers.adapter(models.peft, "policy"):
-        said = answers.draw(models.peft, models.tokenizer, asked, seeds, 12, 0.7)
-        logits = completions.reply_logits(models.peft, said, 0.7)
-        alone = answers.draw(models.peft, models.tokenizer, asked[2:3], seeds[2:3], 12, 0.7)
+    with torch.no_grad(), network.adapter(models.policy.model, "policy"):
+        said = answers.draw(models.policy.model, models.tokenizer, asked, seeds, 12, 0.7)
+        logits = completions.reply_logits(models.policy.model, said, 0.7)
+        alone = answers.draw(models.policy.model, models.tokenizer, asked[2:3], seeds[2:3], 12, 0.7)
     numbers = answers.uniform_numbers(seeds, 12)
     for t in range(said.replies.shape[1]):
         drawn = sampling.draw_tokens(logits[:, t], numbers[:, t])
@@ -103,10 +108,12 @@ def test_answers_drawn_in_parts_are_those_drawn_together(setting, monkeypatch):
 def test_parts_of_similar_length_say_the_same(setting):
     """Each row once, trimmed to its part's longest: the same log-probabilities but for rounding."""
     _, models, _, rows = setting()
-    with torch.no_grad(), answers.adapter(models.peft, "policy"):
-        said = answers.draw(models.peft, models.tokenizer, [row["ids"] for row in rows[:7]], list(range(7)), 24, 1.5)
-        whole = completions.log_probs(models.peft, said)
-        parts = [(part, some, completions.log_probs(models.peft, some)) for part, some in said.by_length(3)]
+    with torch.no_grad(), network.adapter(models.policy.model, "policy"):
+        said = answers.draw(
+            models.policy.model, models.tokenizer, [row["ids"] for row in rows[:7]], list(range(7)), 24, 1.5
+        )
+        whole = completions.log_probs(models.policy.model, said)
+        parts = [(part, some, completions.log_probs(models.policy.model, some)) for part, some in said.by_length(3)]
     assert sorted(n for part, _, _ in parts for n in part) == list(range(7))
     lengths = said.mask.sum(dim=1)
     assert len(set(lengths.tolist())) > 1, "else nothing is trimmed"
@@ -151,10 +158,10 @@ def test_the_update_against_another_implementation(setting):
         one, length = made.answers.rows([i]), int(made.answers.mask[i].sum())
         prompt = one.prompts[0][one.prompt_mask[0] == 1]
         ids = torch.cat([prompt, one.replies[0, :length]])[None]
-        with answers.adapter(models.peft, "policy"):
-            logp = torch.log_softmax(models.peft(input_ids=ids).logits[0], dim=-1)
-        with answers.adapter(models.peft, "value"):
-            states = models.peft(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+        with network.adapter(models.policy.model, "policy"):
+            logp = torch.log_softmax(models.policy.model(input_ids=ids).logits[0], dim=-1)
+        with network.adapter(models.policy.model, "value"):
+            states = models.policy.model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
         for t in range(length):
             at = len(prompt) + t - 1
             ratio = torch.exp(logp[at, ids[0, at + 1]] - made.logp[i, t])
@@ -165,7 +172,7 @@ def test_the_update_against_another_implementation(setting):
             error = torch.max((value - made.returns[i, t]) ** 2, (near - made.returns[i, t]) ** 2)
             loss["value"] += 0.5 * error / count
     for name in loss:
-        with answers.adapter(models.peft, name):
+        with network.adapter(models.policy.model, name):
             expected = torch.autograd.grad(loss[name], optimizer.weights[name], allow_unused=True)
         largest = max(grad.abs().max() for grad in expected if grad is not None)
         assert largest > 0
@@ -225,10 +232,10 @@ def test_the_sft_loss_beside_ppo(setting, inputs):
     encoded = [tokens.encode(models.tokenizer, row) for row in asked]
     total = sum(label != tokens.MASKED for row in encoded for label in row["labels"])
     loss = 0.0
-    with answers.adapter(models.peft, "policy"):
+    with network.adapter(models.policy.model, "policy"):
         for row in encoded:
             ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
-            logits = models.peft(input_ids=ids).logits[0, :-1]
+            logits = models.policy.model(input_ids=ids).logits[0, :-1]
             loss = loss + torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum") / total
         expected = torch.autograd.grad(0.5 * loss, optimizer.weights["policy"])
     assert health["sft_loss"] == pytest.approx(loss.item(), abs=1e-5)
@@ -344,10 +351,10 @@ def test_a_models_own_generation_settings_do_not_count(setting):
     """A published model may forbid or punish tokens; log-probabilities know nothing of it."""
     _, models, _, rows = setting()
     asked = [row["ids"] for row in rows[:4]]
-    with torch.no_grad(), answers.adapter(models.peft, "policy"):
-        known = answers.draw(models.peft, models.tokenizer, asked, [1, 2, 3, 4], 12, 1.0)
-        completions.causal(models.peft).generation_config.repetition_penalty = 5.0
-        again = answers.draw(models.peft, models.tokenizer, asked, [1, 2, 3, 4], 12, 1.0)
+    with torch.no_grad(), network.adapter(models.policy.model, "policy"):
+        known = answers.draw(models.policy.model, models.tokenizer, asked, [1, 2, 3, 4], 12, 1.0)
+        completions.causal(models.policy.model).generation_config.repetition_penalty = 5.0
+        again = answers.draw(models.policy.model, models.tokenizer, asked, [1, 2, 3, 4], 12, 1.0)
     assert torch.equal(known.replies, again.replies)
 
 
@@ -430,11 +437,13 @@ def test_on_plain_weights_and_after_full_fine_tuning(data, base, method, home):
 def test_frozen_weights_stay_as_they_are(setting, base):
     """An update changes the policy's and the value function's adapters and nothing else, to the bit."""
     section, models, scorer, rows = setting(batch_size=4)
-    before = {name: weight.detach().clone() for name, weight in models.peft.state_dict().items()}
+    before = {name: weight.detach().clone() for name, weight in models.policy.model.state_dict().items()}
     made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
     optimizer, _ = ppo_state.optimizers(section, models)
     stage.update(section, models, optimizer, made, warming=False)
-    changed = {name for name, weight in models.peft.state_dict().items() if not torch.equal(weight, before[name])}
+    changed = {
+        name for name, weight in models.policy.model.state_dict().items() if not torch.equal(weight, before[name])
+    }
     assert changed and all(".policy." in name or ".value." in name for name in changed)
 
 
@@ -460,16 +469,17 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tiny import ppo
-from posttrain.models import adapters
+from posttrain.models import adapters, reward_head
 from posttrain.rl import ppo_state, prompts, scorers
 from posttrain.training import parallel
 from posttrain.stages import ppo as stage
 torch.set_num_threads(1)
 data, base, sft, reward = map(Path, sys.argv[2:6])
 section = ppo(batch_size=8, epochs=2, minibatches=2, value_warmup=0, sft_coefficient=0.5)
-models = stage.load_models(section, adapters.foundation_of(base, sft))
-scorer = scorers.by_model(models.peft, reward, base)
-rows = prompts.training_prompts(section, data, models.tokenizer, models.peft)
+foundation = adapters.foundation_of(base, sft)
+models = stage.load_models(section, foundation)
+scorer = scorers.by_model(reward_head.load(reward, foundation, models.policy.model))
+rows = prompts.training_prompts(section, data, models.tokenizer, models.policy.model)
 optimizer, _ = ppo_state.optimizers(section, models)
 made = stage.gather(section, models, scorer, rows[:8], 0, 0.1)
 taught = prompts.demonstrations(data, models.tokenizer)

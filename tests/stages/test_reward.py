@@ -15,7 +15,7 @@ from posttrain.config.sections import Prepare, Source, Tokenizer
 from posttrain.data import preferences
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
-from posttrain.models import adapters, completions, policy, quantization, reward_head, tokens
+from posttrain.models import adapters, completions, network, policy, quantization, reward_head, tokens
 from posttrain.rl import answers
 from posttrain.stages import reward as stage
 from posttrain.training import rankings
@@ -23,13 +23,14 @@ from posttrain.training import rankings
 
 def scorer(base, tuned_policy, rewarded):
     """A language model with the reward model's adapter on it, as PPO scores with it."""
-    model = adapters.load_as_sft(adapters.foundation_of(base, tuned_policy), name="sft").eval()
-    return model, reward_head.add_to(model, rewarded, base), policy.load_tokenizer(base)
+    foundation = adapters.foundation_of(base, tuned_policy)
+    model = adapters.load_as_sft(foundation, name="sft").eval()
+    return model, reward_head.load(rewarded, foundation, model).head, policy.load_tokenizer(base)
 
 
 def scored(scorer, prompts, replies) -> torch.Tensor:
     model, head, tokenizer = scorer
-    with torch.no_grad(), answers.adapter(model, "reward"):
+    with torch.no_grad(), network.adapter(model, "reward"):
         return answers.scores(model, head, completions.answers_of(tokenizer, prompts, replies, model.device))
 
 
@@ -58,7 +59,7 @@ def test_it_learns(rewarded):
 
 def test_a_reward_model_of_other_weights_scores_nothing(rewarded, tuned_policy):
     with pytest.raises(UserError, match=r"this reward model was trained on other weights than .*sft/manifest.json"):
-        reward_head.add_to(None, rewarded, weights=tuned_policy)
+        reward_head.load(rewarded, adapters.Foundation(tuned_policy, None, None))
 
 
 def test_the_classifier_and_ppo_score_alike(base, rewarded, tuned_policy, scoring, pairs):

@@ -29,6 +29,7 @@ def problems(folder, *args, **experiments) -> str:
 
 
 ALIGNED = GOOD + "reward: {}\nppo: {}\ndpo: {}\n"
+WHOLE = ALIGNED.replace("qlora", "full")
 
 
 def test_alignment_shares_what_is_equal(tmp_path):
@@ -110,6 +111,18 @@ def test_what_alignment_rests_on(tmp_path):
     assert plan.foundation("one", "ppo") == "sft" and plan.foundation("one", "sft") == "base"
 
 
+def test_what_is_trained_on_a_whole_sft_policy_is_measured_on_it(tmp_path):
+    """The default, an adapter on NF4, is in no section. Control: after another method nothing is written."""
+    whole = load(tmp_path, one=WHOLE.replace("dpo: {}", "dpo: {method: full}"))
+    assert {json.loads(whole.section("one", stage)).get("method") for stage in ("reference", "compare")} == {"full"}
+    only_ppo = load(tmp_path, one=WHOLE.replace("ppo: {}", "ppo: {method: lora}"))
+    assert json.loads(only_ppo.section("one", "compare"))["method"] == "full"
+    assert "method" not in json.loads(only_ppo.section("one", "reference"))
+    for text in (WHOLE, WHOLE.replace("dpo: {}", "dpo: {method: qlora}"), ALIGNED):
+        plan = load(tmp_path, one=text)
+        assert all("method" not in json.loads(plan.section("one", stage)) for stage in ("reference", "compare"))
+
+
 def test_a_hand_written_reward_takes_the_place_of_the_model(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def mine(prompt, reply, answer):\n    return 1.0\n")
@@ -185,6 +198,18 @@ def test_gold_is_the_worlds_or_a_function_of_ones_own_and_reruns_what_it_judges(
         (GOOD + "reference: {batch_size: 8}\n", "reference: has no effect without dpo or kto"),
         (GOOD + "compare: {prompts: 8}\n", "compare: has no effect without reward, ppo, dpo or kto"),
         (ALIGNED.replace("reward: {}", "reward: {lables: swapped}"), "did you mean 'labels'?"),
+        (ALIGNED.replace("dpo: {}", "dpo: {method: full}"), "dpo.method: full cannot follow sft.method: qlora, whose"),
+        (WHOLE.replace("dpo: {}", "dpo: {method: full, rank: 8}"), "dpo.rank: has no effect with method: full (only"),
+        (WHOLE.replace("dpo: {}", "dpo: {method: full}\nkto: {rows: preference}"), "kto.method: must be on the same"),
+        (WHOLE + "reference: {method: full}\n", "reference.method: is written by the workflow; leave it out"),
+        (
+            WHOLE.replace("ppo: {}", "ppo: {method: full, value_from: reward}"),
+            "ppo.value_from: needs a reward model of",
+        ),
+        (
+            WHOLE.replace("ppo: {}", "ppo: {value_from: reward, reward_function: 'posttrain.world.gold:gold_reward'}"),
+            "ppo.value_from: needs a reward model: set section reward",
+        ),
     ],
 )
 def test_contradictions_of_alignment(tmp_path, text, said):

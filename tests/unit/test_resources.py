@@ -138,6 +138,25 @@ def test_frozen_weights_take_the_bytes_of_their_type(tmp_path, monkeypatch):
         assert judged(whole, "sft")["loading"]["weights"] > 4 * PARAMETERS_7B
 
 
+def test_all_weights_of_alignment_by_hand(tmp_path, monkeypatch):
+    """Of a 7B in float32, with gradient and two moments: 16 bytes a number; PPO has two such models, a reference and a
+    reward model. Control: the default is an adapter on NF4."""
+    each = {"method": "full"}
+    plan = plan_of(tmp_path, monkeypatch, sft=each, reward=each, ppo=each, dpo=each)
+    terms = {stage: estimates.predicted(plan, Artifact("one", stage)).terms for stage in ("reward", "dpo", "ppo")}
+    for stage, models, trained in (("reward", 1, 1), ("dpo", 1, 1), ("ppo", 4, 2)):
+        assert terms[stage]["weights"] == 4 * models * PARAMETERS_7B, stage
+        assert terms[stage]["optimiser"] == 8 * trained * PARAMETERS_7B, stage
+    answering = moments.moments(moments.Case(plan.experiments["one"], from_config(LLAMA_7B), "ppo", "", {}, True))
+    assert answering["answering"]["weights"] == 16 * PARAMETERS_7B
+    assert judged(plan, "dpo")["scoring"]["weights"] == 4 * PARAMETERS_7B and "loading" not in judged(plan, "dpo")
+    default = plan_of(tmp_path, monkeypatch, sft=each, reward={}, ppo={}, dpo={})
+    nf4 = memory.weights(from_config(LLAMA_7B), True)["weights"]
+    assert all(estimates.predicted(default, Artifact("one", stage)).terms["weights"] == nf4 for stage in terms)
+    lora = plan_of(tmp_path, monkeypatch, sft=each, reward={}, dpo={"method": "lora"})
+    assert estimates.predicted(lora, DPO).terms["weights"] == 4 * PARAMETERS_7B
+
+
 @pytest.mark.parametrize("size", [1, "auto"])
 def test_types_that_help_are_named(tmp_path, monkeypatch, size):
     plan = plan_of(tmp_path, monkeypatch, sft={"method": "qlora"}, evaluate={"batch_size": size})

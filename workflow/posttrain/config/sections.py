@@ -115,7 +115,7 @@ def inapplicable(section: Section) -> Iterator[tuple[str, str]]:
             value = getattr(section, other)
             if value not in allowed:
                 way_out = f"leave one of the two out, or set {other}: null" if allowed == [None] else ""
-                way_out = way_out or f"only with {' or '.join(allowed)}"
+                way_out = way_out or f"only with {' or '.join(filter(None, allowed))}"
                 yield key, f"has no effect with {other}: {value} ({way_out})"
 
 
@@ -484,6 +484,7 @@ class Base(Section):
 
 BY_STEPS = only_with(epochs=(None,))
 ADAPTERS = only_with(method=("lora", "qlora"))
+ALIGNING = only_with(method=(None, "lora", "qlora"))
 VIRTUAL = only_with(method=("prefix", "prompt"))
 
 
@@ -522,20 +523,36 @@ class Sft(Passes):
 
 
 class Adapter(Section):
-    """The LoRA that is trained. It starts from the adapter of `sft`; after `sft.method: full` a new one is trained on
-    the fine-tuned model quantised to NF4."""
+    """What is trained of the SFT policy. A LoRA starts from the adapter of `sft`; after `sft.method: full` a new one is
+    trained on the fine-tuned model, quantised to NF4 unless `method` says otherwise."""
 
-    rank: Count | None = None
+    method: Literal["full", "lora", "qlora"] | None = None
+    """After `sft.method: full`: `full` trains all weights, as the papers of RLHF and DPO do (arXiv 2203.02155;
+    2305.18290), `lora` a LoRA on the fine-tuned model as it is, `qlora` one on it in NF4. Default: `qlora`; after
+    another `sft.method` that one, whose adapter is continued."""
+    rank: Count | None = Field(None, json_schema_extra=ALIGNING)
     """Rank of the update; at least that of `sft`. Default: that of `sft`, or 16 after full fine-tuning."""
-    alpha: Positive | None = None
+    alpha: Positive | None = Field(None, json_schema_extra=ALIGNING)
     """The update is scaled by alpha / rank. Default: the scale of `sft`, or 2 after full fine-tuning."""
-    target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] | None = None
+    target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] | None = Field(
+        None, json_schema_extra=ALIGNING
+    )
     """Layers that get an adapter; they must include those of `sft`. Default: those of `sft`, else all linear layers."""
 
     @property
     def task(self) -> str:
         """The key of `prepare` whose rows are trained on; a section may have a key `rows` to choose it."""
         return getattr(self, "rows", "preference")
+
+
+def method_of(sft: Sft, section: Adapter) -> str:
+    """What a stage trains: `full`, or the adapter on the SFT policy: `lora`, or `qlora` on weights in NF4."""
+    return section.method or ("qlora" if sft.method == "full" else sft.method)
+
+
+def trains_on_whole(sft: Sft | None, section: Adapter | None) -> bool:
+    """Whether a stage trains on a whole SFT policy that is not quantised."""
+    return bool(sft and section and sft.method == "full" and section.method in ("full", "lora"))
 
 
 class Judged(Section):
@@ -550,10 +567,10 @@ class Pairs(Judged):
 
 
 class Reward(Passes, Adapter, Pairs):
-    """A reward model: an adapter and a scalar head, trained on preference pairs with TRL's RewardTrainer
-    (Bradley-Terry loss; Ouyang et al., arXiv 2203.02155, eq. 1)."""
+    """A reward model: an adapter or all weights, and a scalar head, trained on preference pairs with TRL's
+    RewardTrainer (Bradley-Terry loss; Ouyang et al., arXiv 2203.02155, eq. 1)."""
 
-    dropout: Fraction = 0.0
+    dropout: Fraction = Field(0.0, json_schema_extra=ALIGNING)
     """Dropout on the adapter's input; the base's own dropout is always off."""
     centering: Annotated[float, Field(ge=0, le=LARGEST)] = 0.01
     """Weight of the squared sum of both rewards, a term that keeps their mean near 0 (arXiv 2312.09244, eq. 2)."""
@@ -571,6 +588,9 @@ class Reward(Passes, Adapter, Pairs):
 class Reference(Section):
     """Log-probabilities of the judged answers under the SFT policy, computed once for all runs that read them."""
 
+    method: Literal["full"] | None = None
+    """`full`: the SFT policy, a whole model, is not quantised, as `dpo` or `kto` train on it as it is; written by the
+    workflow."""
     batch_size: Count = 64
     """Rows in one forward pass; does not change a result."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -590,7 +610,7 @@ class Referenced(Passes, Adapter, Judged):
 
     beta: Positive = 0.1
     """Strength of the pull towards the SFT policy."""
-    dropout: Fraction = 0.0
+    dropout: Fraction = Field(0.0, json_schema_extra=ALIGNING)
     """Dropout on the adapter's input; the base's own dropout is always off."""
     max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest prompt with answer, in tokens. Default: `prepare.max_tokens`."""
@@ -669,6 +689,9 @@ class Ppo(Optimisation, Adapter):
     """Epsilon of the clipped value loss."""
     value_learning_rate: Rate | None = None
     """Peak learning rate of the value function. Default: `learning_rate`."""
+    value_from: Literal["reward"] | None = None
+    """`reward`: the value function starts as the reward model, with its head (arXiv 2203.02155, appendix C.4). Default:
+    as the SFT policy, with a head of zeros."""
     value_warmup: Annotated[int, Field(ge=0, le=LARGEST)] = 2
     """Number of first iterations that train the value function only."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -727,6 +750,9 @@ class Measured(Judgement):
 class Compare(Judgement):
     """Answers of every policy to held-out prompts: rewards, win rate against the SFT policy, KL."""
 
+    method: Literal["full"] | None = None
+    """`full`: the SFT policy, a whole model, is not quantised, as a policy is trained on it as it is; written by the
+    workflow."""
     seed: Seed = 0
     """Seed of the choice of prompts and of sampling."""
     prompts: Count = 400

@@ -11,9 +11,9 @@ from typing import Any
 
 from posttrain.config import grid
 from posttrain.config.mistakes import checked, place_of, valid_part, validated
-from posttrain.config.sections import Campaign, Optimisation, Section, Sft, Tokenizer
+from posttrain.config.sections import Campaign, Optimisation, Section, Sft, Tokenizer, trains_on_whole
 from posttrain.config.settings import OPTION, Settings, read_settings
-from posttrain.config.stages import STAGES, Experiment
+from posttrain.config.stages import ALIGNED, STAGES, Experiment
 from posttrain.dag import axes, claims, functions
 from posttrain.dag.checks import FOUNDATIONS, RULES, UNUSED
 from posttrain.dag.layers import Faults, Merged, copied, oldest_first, put, read_layers
@@ -199,11 +199,20 @@ def resolve(experiment: Experiment) -> Experiment:
         if isinstance(section, Optimisation):
             seeded += [stage] if section.seed is None else []
             update[stage] = _trained(section, experiment)
-    for stage, filled in functions.named_in(experiment).items():
+    named = functions.named_in(experiment)
+    for stage, filled in [*named.items(), *((name, {"method": "full"}) for name in on_whole(experiment))]:
         update[stage] = update.get(stage, getattr(experiment, stage)).model_copy(update=filled)
     resolved = experiment.model_copy(update=update)
     resolved._seeded = frozenset(seeded)
     return resolved
+
+
+def on_whole(experiment: Experiment) -> list[str]:
+    """The stages that compute with the SFT policy's whole weights, unquantised, since policies are trained on them."""
+    sft = experiment.sft
+    trained = {name for name in ALIGNED if trains_on_whole(sft, getattr(experiment, name))}
+    readers = {name for name, stage in STAGES.items() if "reference" in stage.reads}
+    return ["reference"] * bool(trained & readers) + ["compare"] * bool(trained)
 
 
 def _trained(section: Optimisation, experiment: Experiment) -> Section:

@@ -7,14 +7,19 @@ from posttrain.config.mistakes import nearest
 from posttrain.config.sections import (
     WHOLE_BATCH,
     Adapter,
+    Compare,
     Dpo,
     Lengths,
     Longctx,
     Optimisation,
     Passes,
     Ppo,
+    Reference,
+    Referenced,
     Section,
     Sft,
+    method_of,
+    trains_on_whole,
 )
 from posttrain.config.sources import OF_WORLD, sides
 from posttrain.config.stages import POLICIES, STAGES, Experiment
@@ -28,8 +33,9 @@ def stage_rules() -> list[Rule]:
     that those of different keys are functions of their own."""
     kinds: list[tuple[type[Section], Callable]] = [
         (Section, _functions), (Optimisation, training_mistakes), (Sft, _sft_rows), (Sft, _sft_lengths),
-        (Sft, _sft_method), (Adapter, _adapter_start), (Adapter, _adapter_length), (Adapter, _adapter_rows),
-        (Ppo, _ppo), (Dpo, _dpo), (Longctx, _longctx_policy), (Longctx, _longctx_documents),
+        (Sft, _sft_method), (Adapter, _adapter_start), (Referenced, _reference_start),
+        (Reference, _whole_sft), (Compare, _whole_sft), (Adapter, _adapter_length), (Adapter, _adapter_rows),
+        (Ppo, _value_start), (Ppo, _ppo), (Dpo, _dpo), (Longctx, _longctx_policy), (Longctx, _longctx_documents),
         (Longctx, _longctx_positions), (Lengths, _lengths),
     ]  # fmt: skip
     return [
@@ -100,12 +106,40 @@ def _adapter_start(where: str, section: Adapter, experiment: Experiment) -> Mist
         return
     if sft.method in ("prefix", "prompt"):
         yield where, f"cannot follow sft.method: {sft.method}, which cannot be merged (use lora, qlora or full)"
+    elif section.method not in (None, sft.method) and sft.method != "full":
+        problem = f"{section.method} cannot follow sft.method: {sft.method}, whose adapter is continued"
+        yield f"{where}.method", f"{problem}; leave it out, or set sft.method: full"
     elif sft.method != "full" and (section.rank or sft.rank) < sft.rank:
         yield f"{where}.rank", f"{section.rank} is under sft.rank ({sft.rank}), the rank of the adapter it starts from"
     elif sft.method != "full":
         yield from target_mistakes(where, section.target_modules, experiment, earlier=sft.target_modules)
-    else:
+    elif section.method != "full":
         yield from target_mistakes(where, section.target_modules, experiment)
+
+
+def _reference_start(where: str, section: Referenced, experiment: Experiment) -> Mistakes:
+    """Stages that read one reference are trained on the same weights of the SFT policy."""
+    earlier = [name for name, stage in STAGES.items() if issubclass(stage.section, Referenced)]
+    for name in earlier[: earlier.index(where)]:
+        other = getattr(experiment, name)
+        if other and trains_on_whole(experiment.sft, other) != trains_on_whole(experiment.sft, section):
+            problem = f"must be on the same weights as {name}.method, since both read one reference"
+            yield f"{where}.method", f"{problem}: qlora (the default) trains on the SFT policy in NF4, others do not"
+
+
+def _whole_sft(where: str, section: Reference | Compare, experiment: Experiment) -> Mistakes:
+    if "method" in section.model_fields_set:
+        yield f"{where}.method", "is written by the workflow; leave it out"
+
+
+def _value_start(where: str, ppo: Ppo, experiment: Experiment) -> Mistakes:
+    reward = experiment.reward
+    if ppo.value_from is None:
+        return
+    if reward is None or ppo.reward_function:
+        yield f"{where}.value_from", "needs a reward model: set section reward, without ppo.reward_function"
+    elif experiment.sft and method_of(experiment.sft, reward) != method_of(experiment.sft, ppo):
+        yield f"{where}.value_from", "needs a reward model of the same kind: let reward.method be ppo.method"
 
 
 def _adapter_length(where: str, section: Adapter, experiment: Experiment) -> Mistakes:

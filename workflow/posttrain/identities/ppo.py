@@ -12,7 +12,7 @@ from posttrain.identities import small
 from posttrain.identities.small import Identity, largest
 from posttrain.maths import likelihood, ppo
 from posttrain.models import completions
-from posttrain.rl.answers import adapter
+from posttrain.models.network import adapter
 
 CLIP = 0.2
 

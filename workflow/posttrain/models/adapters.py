@@ -1,8 +1,8 @@
-"""LoRA adapters that start as the SFT policy, on the policy's frozen weights.
+"""LoRA adapters that start as the SFT policy, on the policy's frozen weights, or the whole SFT policy.
 
 Every alignment method starts here. After LoRA and QLoRA, the frozen weights are the base, and the adapter starts as a
-copy of `sft`'s. After full fine-tuning, they are the fine-tuned model, quantised to NF4 once, and the adapter starts at
-zero.
+copy of `sft`'s. After full fine-tuning, they are the fine-tuned model, quantised to NF4 once unless the section's
+`method` says otherwise, and the adapter starts at zero; with `method: full` there is none, and all weights are trained.
 """
 
 import functools
@@ -24,21 +24,23 @@ class Foundation(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The start of an alignment stage: the SFT policy as the adapter `default`, which is trained."""
+    """The start of an alignment stage: the SFT policy, as the adapter `default` or a whole model, which is trained."""
 
     foundation: Foundation
     tokenizer: Any
     model: Any
 
 
-def foundation_of(base: Path, sft: Path) -> Foundation:
+def foundation_of(base: Path, sft: Path, method: str | None = None) -> Foundation:
     """The frozen weights of the SFT policy. base, sft: manifests; after full fine-tuning both are the SFT policy.
+    method: of what is trained on them (`config.sections.Adapter`).
 
     Raises UserError for virtual tokens, on which no adapter can be trained, and for the adapter of another base.
     """
     contract = policy.read_contract(sft)
     if contract["method"] == "weights":
-        return Foundation(sft, quantization.settings(policy.dtype_of(sft)), None)
+        quantized = method in (None, "qlora")
+        return Foundation(sft, quantization.settings(policy.dtype_of(sft)) if quantized else None, None)
     if contract["method"] not in policy.MERGEABLE:
         raise UserError(f"{sft}: {contract['method']} tuning cannot be aligned; set sft.method to lora, qlora or full")
     if sha256(base) != contract["base"]:
@@ -67,15 +69,18 @@ def lora_config(section: Adapter, foundation: Foundation, dropout: float = 0.0, 
 
 
 def load_to_align(section, base: Path, sft: Path, head: bool = False) -> Start:
-    """The SFT policy as a new adapter; random weights are drawn by the section's seed.
+    """The SFT policy as a new adapter or a whole model, by `section.method`; random weights are drawn by the section's
+    seed.
 
     head: whether to load a classifier with one output, `score`, in place of the language model.
     """
     from transformers import set_seed
 
-    foundation = foundation_of(base, sft)
+    foundation = foundation_of(base, sft, section.method)
     tokenizer = policy.load_tokenizer(foundation.weights)
     set_seed(section.seed)
+    if section.method == "full":
+        return Start(foundation, tokenizer, policy.load_verified(foundation.weights, head=head, dtype="float32"))
     return Start(foundation, tokenizer, load_as_sft(foundation, section, section.dropout, head=head))
 
 
@@ -162,20 +167,21 @@ def _settings(adapter: Path) -> dict:
     return read_json(adapter.parent / "model" / "adapter_config.json")
 
 
-def belongs(key: str, *names: str) -> bool:
-    """Whether a weight of a PEFT model, by its key, belongs to one of the named adapters."""
-    return any(f".lora_{half}.{name}." in key for half in "AB" for name in names)
-
-
 def publish(
     model, tokenizer, foundation: Foundation, folder: Path, method: str | None = None, name: str = "default"
 ) -> None:
-    """Write a trained adapter with its tokenizer and its contract. Every process must call it; the first writes.
+    """Write a trained adapter, or a whole trained model, with its tokenizer and its contract. Every process must call
+    it; the first writes.
 
     method: the kind in the contract; None for a policy's.
     """
     from posttrain.training import parallel
 
+    form = policy.read_contract(foundation.adapter or foundation.weights).get("form")
+    dtype = policy.dtype_of(foundation.weights)
+    if not hasattr(model, "peft_config"):
+        policy.publish_whole(model, tokenizer, folder, form, dtype, method or "weights")
+        return
     state = parallel.gathered(model)
     if not parallel.main():
         return
@@ -183,8 +189,6 @@ def publish(
     tokenizer.save_pretrained(folder)
     method = method or ("qlora" if foundation.quantization else "lora")
     settings = quantization.described(foundation.quantization, model)
-    form = policy.read_contract(foundation.adapter or foundation.weights).get("form")
-    dtype = policy.dtype_of(foundation.weights)
     policy.write_contract(folder, method, tokenizer, model.config, foundation.weights, settings, form, dtype)
 
 

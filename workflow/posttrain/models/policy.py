@@ -37,10 +37,10 @@ def write_contract(
 ) -> None:
     """Write `policy.json`, the facts that every later load of this model is checked against.
 
-    method: "weights" for a whole model, else the kind of adapter; base: manifest of the model under an adapter;
-    quantization: that of this model when the adapter was trained; form: that of its training rows
-    (`tokens.form_of`), which is recorded where it is `plain`; dtype: type of the frozen weights, which is recorded
-    where it is not float32.
+    method: "weights" for a whole model, "reward" for a reward model, else the kind of adapter; base: manifest of the
+    model under an adapter; quantization: that of this model when the adapter was trained; form: that of its training
+    rows (`tokens.form_of`), which is recorded where it is `plain`; dtype: type of the frozen weights, which is
+    recorded where it is not float32.
     """
     contract = {
         "method": method,
@@ -53,6 +53,25 @@ def write_contract(
     }
     contract |= {"form": form} if form == "plain" else {}
     write_json(folder / "policy.json", contract | ({"dtype": dtype} if dtype != "float32" else {}))
+
+
+def publish_whole(model, tokenizer, folder: Path, form: str | None, dtype: str, method: str = "weights") -> None:
+    """Write a whole trained model, its tokenizer and its contract; equal weights give equal bytes. Every process must
+    call it; the first writes.
+
+    dtype: type to store the weights in, to whose values they are rounded (`trainers.round_trained`). form, method: as
+    in `write_contract`.
+    """
+    from posttrain.training import parallel
+
+    state = parallel.gathered(model)
+    if not parallel.main():
+        return
+    if state is None:  # a shard stays in float32: its values are those of the type
+        store_as(model, dtype)
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+    write_contract(folder, method, tokenizer, model.config, form=form, dtype=dtype)
 
 
 def read_contract(manifest: Path) -> dict:

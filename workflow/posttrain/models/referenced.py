@@ -1,4 +1,4 @@
-"""Train an adapter from the SFT policy, with a trainer of TRL and precomputed log-probabilities of the SFT policy."""
+"""Train the SFT policy, by an adapter or whole, with a trainer of TRL and its precomputed log-probabilities."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,17 +29,18 @@ def train(
     work: Path,
     checkpoints: Path,
     parts: Sequence[Part] = (),
+    ref_model=None,
     **settings,
 ) -> dict:
-    """Write `work/model`, an adapter, and return its metrics.
+    """Write `work/model`, an adapter or (method `full`) a whole model, and return its metrics.
 
     trainer_class, config_class: TRL's. rows: training and held-out rows, tokenized, with the log-probabilities of their
-    answers under the SFT policy. reference: manifest of these. parts: see `order.parts_of`. settings: further
-    arguments of `config_class`.
+    answers under the SFT policy. reference: manifest of these. parts: see `order.parts_of`. ref_model: the SFT policy,
+    for a trainer of all weights that needs it at each step. settings: further arguments of `config_class`.
     """
     prove_reference(section, start, rows[0][:PROVED], reference)
-    trainer = trainer_of(trainer_class, config_class, section, start, rows, checkpoints, parts, **settings)
-    metrics = run_measured(trainer, section, checkpoints)
+    trainer = trainer_of(trainer_class, config_class, section, start, rows, checkpoints, parts, ref_model, **settings)
+    metrics = run_measured(trainer, section, checkpoints, policy.dtype_of(start.foundation.weights))
     adapters.publish(trainer.model, start.tokenizer, start.foundation, work / "model")
     return metrics
 
@@ -52,6 +53,7 @@ def trainer_of(
     rows: tuple[list[dict], list[dict]],
     checkpoints: Path,
     parts: Sequence[Part] = (),
+    ref_model=None,
     **settings,
 ):
     """TRL's trainer with its rows; arguments as in `train`."""
@@ -59,11 +61,14 @@ def trainer_of(
     with trainers.exact_weights(start.model):
         trainer = trainer_class(
             model=start.model,
+            ref_model=ref_model,
             args=config_class(
                 **trainers.arguments(section, checkpoints),
                 max_length=section.max_length,
                 beta=section.beta,
                 disable_dropout=section.dropout == 0,
+                # Of a placeholder; otherwise TRL would load a whole reference model.
+                precompute_ref_log_probs=section.method == "full" and ref_model is None,
                 **settings,
             ),
             processing_class=start.tokenizer,
@@ -100,12 +105,15 @@ def prove_reference(section: Referenced, start: adapters.Start, rows: list[dict]
         )
 
 
-def run_measured(trainer, section: Referenced, checkpoints: Path) -> dict:
-    """Train, with an evaluation of the held-out rows before the first and after the last step; returns the metrics."""
+def run_measured(trainer, section: Referenced, checkpoints: Path, dtype: str) -> dict:
+    """Train, with an evaluation of the held-out rows before the first and after the last step; returns the metrics.
+    dtype: in which a whole model is published, and therefore measured."""
     count = trainers.trainable(trainer.model)
     say(f"{count:,} trainable parameters, {len(trainer.train_dataset.dataset):,} rows, beta {section.beta}")
     before = trainer.evaluate() if trainer.eval_dataset else {}
     trainers.run(trainer, section, checkpoints)
+    if section.method == "full":
+        trainers.round_trained(trainer.model, dtype)
     after = trainer.evaluate() if trainer.eval_dataset else {}
     measured = {
         f"{key} {when}": metrics[f"eval_{key}"]

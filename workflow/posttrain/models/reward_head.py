@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import NamedTuple
 
 import peft
 import torch
@@ -9,6 +10,8 @@ import torch
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import sha256
 from posttrain.models import policy
+from posttrain.models.adapters import Foundation
+from posttrain.models.network import Network
 
 HEAD = "base_model.model.score.weight"  # where PEFT saves the scalar head of a sequence classifier
 
@@ -40,20 +43,41 @@ def classify(model, tokenizer, rows: list[list[int]], batch: int = 64) -> list[f
     return scores
 
 
-def add_to(model, manifest: Path, weights: Path, name: str = "reward") -> torch.nn.Linear:
-    """Add a reward model's adapter to a PEFT model on the same frozen weights; returns its head, H -> 1.
+class RewardModel(NamedTuple):
+    """A reward model in use: the network, and its head, H -> 1, which reads the last token's hidden state."""
 
-    weights: manifest of the frozen weights. Raises UserError where the reward model was trained on others.
+    network: Network
+    head: torch.nn.Linear
+
+
+def load(manifest: Path, foundation: Foundation, model=None, name: str = "reward", dtype: str | None = None):
+    """A reward model, frozen: as an adapter, `name`, of a PEFT model on the same frozen weights, or in memory of its
+    own.
+
+    foundation: of the policies. model: the PEFT model on it, where there is one. dtype: of a whole reward model, None
+    for that of its file. Raises UserError where the reward model is an adapter on other weights.
     """
-    if policy.read_contract(manifest)["base"] != sha256(weights):
-        raise UserError(f"{manifest}: this reward model was trained on other weights than {weights}")
+    contract = policy.read_contract(manifest)
+    if contract["base"] is None:
+        whole = policy.load_verified(manifest, head=True, dtype=dtype).eval().requires_grad_(False)
+        return RewardModel(Network(whole), head_of(whole.score.weight, whole.device))
+    if contract["base"] != sha256(foundation.weights):
+        raise UserError(f"{manifest}: this reward model was trained on other weights than {foundation.weights}")
     folder = manifest.parent / "model"
     config = peft.PeftConfig.from_pretrained(folder)
     config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, True
     state = peft.load_peft_weights(folder, device="cpu")
     weight = state.pop(HEAD)
-    model.add_adapter(name, config)
+    if model is None or bool(contract["quantization"]) != bool(foundation.quantization):
+        model = peft.PeftModel(policy.load_under(manifest, foundation.weights), config, name).eval()
+    else:
+        model.add_adapter(name, config)
     peft.set_peft_model_state_dict(model, state, adapter_name=name)
+    return RewardModel(Network(model, name), head_of(weight, model.device))
+
+
+def head_of(weight: torch.Tensor, device) -> torch.nn.Linear:
+    """A frozen head in float32, without a bias, with the given weight, 1 x H."""
     head = torch.nn.Linear(weight.shape[1], 1, bias=False)
-    head.weight.data = weight.float()
-    return head.to(model.device).requires_grad_(False)
+    head.weight.data = weight.detach().float()
+    return head.to(device).requires_grad_(False)

@@ -5,7 +5,7 @@ posttrain plan EXPERIMENT/STAGE
 
 from typing import Any, NamedTuple
 
-from posttrain.config.sections import Optimisation, Section
+from posttrain.config.sections import Adapter, Optimisation, Section, Sft
 from posttrain.config.stages import Experiment
 from posttrain.dag import given
 from posttrain.ground import weights
@@ -54,15 +54,34 @@ class Case(NamedTuple):
         """Whether a stage's arithmetic is in bfloat16: by its precision, or on frozen weights of that type."""
         return self.size == HALF or getattr(section, "precision", "") == "bfloat16"
 
-    @property
-    def on_quantised(self) -> bool:
-        """Whether alignment adapters are on weights in NF4: always, except after LoRA."""
-        return self.settings.sft.method != "lora"
+    def on_quantised(self, section: Any) -> bool:
+        """Whether the SFT policy's weights, in a stage that continues or measures it, are in NF4
+        (`adapters.foundation_of`)."""
+        sft = self.settings.sft.method
+        return section.method in (None, "qlora") if sft == "full" else sft == "qlora"
+
+    def foundation(self, section: Any) -> Terms:
+        """The SFT policy's weights in a stage that continues or measures it: in float32 where all are trained."""
+        if isinstance(section, Adapter) and section.method == "full":
+            return memory.weights(self.shape, False)
+        return self.frozen(self.on_quantised(section), self.settings.sft.double_quantization)
+
+    def reward_beside(self, section: Any) -> Terms:
+        """The weights of a reward model that is no adapter on the weights of a stage that scores with it."""
+        reward = self.settings.reward
+        if reward is None or getattr(section, "reward_function", None):
+            return {}
+        own = "full" in (reward.method, getattr(section, "method", None) if isinstance(section, Adapter) else None)
+        if not own and self.on_quantised(reward) == self.on_quantised(section):
+            return {}
+        quantised = reward.method != "full" and self.on_quantised(reward)
+        return self.frozen(quantised, self.settings.sft.double_quantization)
 
     @property
-    def foundation(self) -> Terms:
-        """The frozen weights of alignment: of the base's type after LoRA, else NF4 (`adapters.foundation_of`)."""
-        return self.frozen(self.on_quantised, self.settings.sft.double_quantization)
+    def policy_is_adapter(self) -> bool:
+        """Whether the judged policy is an adapter, of `sft` or of a stage that continues it."""
+        section = getattr(self.settings, self.policy, None)
+        return isinstance(section, Sft | Adapter) and section.method != "full"
 
     def policy_is(self, *kinds: type[Section]) -> bool:
         """Whether the section of the judged policy is of one of these classes."""

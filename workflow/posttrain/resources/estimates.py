@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain.config.sections import LARGEST_BATCH, Base, Longctx, Passes, Ppo
+from posttrain.config.sections import LARGEST_BATCH, Adapter, Base, Longctx, Passes, Ppo
 from posttrain.config.stages import JUDGES, ON_CPU, STAGES, TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact, at
 from posttrain.dag.plan import Plan
@@ -152,7 +152,9 @@ def disk(case: moments.Case, trained: int, states: int) -> float:
     if isinstance(section, Base | Longctx):  # whole models; longctx also stores the rescaled one
         twice = isinstance(section, Longctx)
         weights = (2 * case.size if twice else case.stored) * case.shape.parameters
-    snapshots = section.steps // section.snapshot_steps * 4 * trained if isinstance(section, Ppo) else 0
+    if isinstance(section, Adapter) and section.method == "full":  # trained counts PPO's value function too
+        weights = case.size * case.shape.parameters
+    snapshots = section.steps // section.snapshot_steps * weights if isinstance(section, Ppo) else 0
     return TEXTS * MB + weights + snapshots + (2 + states) * 12 * trained
 
 

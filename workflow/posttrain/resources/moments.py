@@ -14,6 +14,7 @@ from posttrain.config.sections import (
     Compare,
     Dpo,
     Evaluate,
+    Kto,
     Lengths,
     Longctx,
     Measured,
@@ -104,28 +105,36 @@ def _sft(section: Any, case: Case) -> Moments:
 
 @_moments.register(Adapter)
 def _aligned(section: Any, case: Case) -> Moments:
-    """A trainer of TRL on an adapter. A pair counts as two rows. A policy has logits, a reward model has none."""
+    """A trainer of TRL on an adapter or a whole model. A pair counts as two rows. A policy has logits, a reward model
+    has none."""
     length = min(case.longest.get(section.task, section.max_length), section.max_length)
     batch = Batch((2 if isinstance(section, Pairs) else 1) * micro(section), length, padded=True)
     has_logits = STAGES[case.stage].makes == "policy"
     loss = memory.tiled_logits(case.shape, batch.rows, length, case.gpu) if has_logits else {}
-    return {"training": case.foundation | case.step(section, batch, case.on_quantised, loss)}
+    held, quantised = case.foundation(section), case.on_quantised(section)
+    if isinstance(section, Kto) and section.method == "full" and section.loss == "kto":  # the reference
+        held = both(held, held)
+    return {"training": held | case.step(section, batch, quantised, loss)}
 
 
 @_moments.register
 def _ppo(section: Ppo, case: Case) -> Moments:
-    """Adapters: policy, value function, reference and reward model; the last two are assumed to be as large."""
+    """Adapters: policy, value function, reference and reward model; the last two are assumed to be as large. Whole
+    models: policy, value function and reference, all in float32. A reward model may have weights of its own."""
     shape, half = case.shape, case.half(section)
     numbers = learned(case.settings, shape, case.stage).numbers
     length = _answer_length(case, section.prompts, section.max_new_tokens)
     rows = min(micro(section), -(-section.batch_size // section.minibatches))
     loss = memory.logits(shape, rows, section.max_new_tokens, 5)
-    trained = case.step(section, Batch(rows, length, padded=True), case.on_quantised, loss)
+    trained = case.step(section, Batch(rows, length, padded=True), case.on_quantised(section), loss)
     at_once = min(section.batch_size, section.answer_batch_size or section.batch_size)
     answered = memory.key_values(shape, at_once, length, half) | memory.logits(shape, at_once, 1, 5)
     answered |= memory.passing(shape, at_once * length, half)
     answered |= {"optimiser": memory.learning(numbers)["optimiser"]}
-    held, adapters = case.foundation, {"adapters": 2 * FULL * numbers}
+    held, adapters = case.foundation(section), {"adapters": 2 * FULL * numbers}
+    if section.method == "full":
+        held, adapters = both(both(held, held), held), {}
+    held = both(held, case.reward_beside(section))
     return {"training": held | trained | adapters, "answering": held | answered | adapters}
 
 
@@ -141,7 +150,7 @@ def _longctx(section: Longctx, case: Case) -> Moments:
     shape, quantised = case.shape, section.tuning == "qlora"
     whole = memory.weights(shape, False)
     held = whole if section.tuning == "full" else case.frozen(quantised)
-    merged = isinstance(getattr(case.settings, section.policy), Sft | Adapter)
+    merged = case._replace(policy=section.policy).policy_is_adapter
     batch = Batch(micro(section), round(shape.context * section.factor), padded=False)
     loss = case.logits(batch, 3)
     by_moment = {"loading": both(held, whole if merged else case.frozen(False))}
@@ -161,15 +170,22 @@ def _reference(section: Reference, case: Case) -> Moments:
     length = prepared or case.settings.prepare.max_tokens
     logits = memory.logits(case.shape, section.batch_size, length, 3)
     passing = memory.passing(case.shape, section.batch_size * length, case.half(section))
-    return {"scoring": case.foundation | logits | passing}
+    return {"scoring": case.foundation(section) | logits | passing}
 
 
 @_moments.register
 def _compare(section: Compare, case: Case) -> Moments:
-    """The measuring model and the policy, which is a whole model or an adapter on the same frozen weights."""
-    shape, rows, held, half = case.shape, section.batch_size, case.foundation, case.half()
+    """The measuring model, the policy, which is a whole model or an adapter on these frozen weights or on others, and a
+    reward model with weights of its own."""
+    shape, rows, half = case.shape, section.batch_size, case.half()
+    held = both(case.foundation(section), case.reward_beside(section))
     under = case.policy_is(Base) and section.quantize and case.settings.sft.method == "qlora"  # the measuring one
-    held = held if case.policy_is(Sft, Adapter) or under else both(held, case.frozen(bool(section.quantize)))
+    judged = getattr(case.settings, case.policy)
+    if case.policy_is(Adapter) and judged.method != "full":
+        under = case.on_quantised(judged) == case.on_quantised(section)
+        held = held if under else both(held, case.foundation(judged))
+    elif not (case.policy_is(Sft) or under):
+        held = both(held, case.frozen(bool(section.quantize)))
     length = _answer_length(case, "preference", section.max_new_tokens)
     part = -(-rows // 4)  # `compare.PARTS`
     answered = memory.key_values(shape, rows, length, half) | memory.logits(shape, rows, 1, 5)
@@ -194,10 +210,10 @@ def _judged(section: Measured, case: Case, rows: int, length: int, copies: int) 
     dequantised for it, the quantised and the whole ones are in memory."""
     shape, sft = case.shape, case.settings.sft
     scored = memory.logits(shape, rows, length, copies) | memory.passing(shape, rows * length, case.half())
-    if not case.policy_is(Sft, Adapter) or (case.policy_is(Sft) and sft.method == "full"):
+    if not case.policy_is_adapter:
         held = case.frozen(bool(section.quantize))
         return {"scoring": held | scored | _dequantised(case, held)}
-    quantised = sft.method == "qlora" or (case.policy_is(Adapter) and sft.method == "full")
+    quantised = case.on_quantised(getattr(case.settings, case.policy))
     mergeable = sft.method not in ("prefix", "prompt")
     if mergeable and (case.size == FULL if section.merge is None else section.merge):
         whole = memory.weights(shape, False)

@@ -67,7 +67,10 @@ def _adapter(shape: Architecture, rank: int, modules: list[str] | str) -> Learne
 
 
 def _aligned(section: Adapter, sft: Sft, shape: Architecture) -> Learned:
-    """An adapter that starts as the SFT policy's; in PPO also a second one of equal size, the value function."""
+    """An adapter that starts as the SFT policy's, or all its weights; in PPO also the value function's, as many."""
+    if section.method == "full":
+        whole = _everything(shape)
+        return whole._replace(numbers=2 * whole.numbers) if isinstance(section, Ppo) else whole
     has_adapter = sft.method in ("lora", "qlora")
     rank = section.rank or (sft.rank if has_adapter else 16)
     adapter = _adapter(shape, rank, section.target_modules or (sft.target_modules if has_adapter else "all-linear"))

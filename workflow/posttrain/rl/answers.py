@@ -3,7 +3,6 @@
 Each answer has its own random stream, so that it does not depend on its batch.
 """
 
-import contextlib
 import hashlib
 
 import torch
@@ -75,7 +74,8 @@ def sample(model, tokenizer, ids: Tensor, mask: Tensor, numbers: Tensor, tempera
     longest, pad = numbers.shape[1], tokenizer.pad_token_id
     # A model's own generation_config.json (penalties, forbidden tokens) would change the distribution, so that the
     # log-probabilities would be those of another one.
-    causal(model).generation_config = GenerationConfig()
+    inner = causal(model)
+    own, inner.generation_config = inner.generation_config, GenerationConfig()
     replies = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -88,6 +88,7 @@ def sample(model, tokenizer, ids: Tensor, mask: Tensor, numbers: Tensor, tempera
         ),
         logits_processor=LogitsProcessorList([Sampler(numbers, temperature)]),
     )[:, ids.shape[1] :]
+    inner.generation_config = own
     return torch.nn.functional.pad(replies, (0, longest - replies.shape[1]), value=pad)
 
 
@@ -126,17 +127,6 @@ def refuse_long(model, rows: list[dict], longest: int) -> None:
         raise UserError(
             f"max_new_tokens {longest} and the longest prompt ({most} tokens) are over the model's context of {context}"
         )
-
-
-@contextlib.contextmanager
-def adapter(model, name: str | None):
-    """Activate one adapter, for training too; `None` disables all."""
-    if name is None:
-        with model.disable_adapter():
-            yield model
-    else:
-        model.set_adapter(name)
-        yield model
 
 
 def texts(tokenizer, answers: Answers) -> list[str]:

@@ -1,4 +1,4 @@
-"""The state from which an interrupted PPO resumes exactly: adapters, optimiser, schedule, iteration."""
+"""The state from which an interrupted PPO resumes exactly: trained weights, optimiser, schedule, iteration."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,8 @@ import torch
 from posttrain.config.sections import Ppo
 from posttrain.ground.errors import Diverged
 from posttrain.ground.progress import say
-from posttrain.models import adapters
+from posttrain.models import adapters, policy
+from posttrain.models.network import Network
 from posttrain.training import checkpoint, interruption, parallel, spotchecks, trainers
 from posttrain.training.optimizer import moments
 
@@ -18,11 +19,7 @@ class Optimizers:
     """AdamW for policy and value function. Gradients are summed over processes and clipped for each of the two."""
 
     def __init__(self, section: Ppo, models):
-        weights = {
-            name: [weight for key, weight in models.peft.named_parameters() if adapters.belongs(key, name)]
-            for name in ("policy", "value")
-        }
-        weights["value"] += list(models.value_head.parameters())
+        weights = {name: [weight for _, weight in named] for name, named in models.trained().items()}
         rates = {"policy": section.learning_rate, "value": section.value_learning_rate or section.learning_rate}
         self.weights, self.step_count = weights, 0
         self.adamw = torch.optim.AdamW(
@@ -82,15 +79,14 @@ def save(
     """
     iteration = state["iteration"]
     if parallel.main() and iteration % section.snapshot_steps == 0 and iteration < section.steps:
-        adapters.save(models.peft, checkpoints / "snapshots" / f"{iteration:06d}", foundation.weights, "policy")
+        take_snapshot(models.policy, foundation, checkpoints / "snapshots" / f"{iteration:06d}")
     if watch.step(iteration) or iteration == section.steps or spotchecks.due(section, iteration):
-        weights = models.peft.state_dict()
-        adapted = {key: weights[key] for key in weights if adapters.belongs(key, "policy", "value")}
         checkpoint.write(
             checkpoints / f"checkpoint-{iteration:06d}",
             {
-                "adapters": adapted,
-                "value_head": models.value_head.state_dict(),
+                "trained": {
+                    name: {key: weight.detach() for key, weight in named} for name, named in models.trained().items()
+                },
                 "adamw": optimizer.adamw.state_dict(),
                 "steps": optimizer.step_count,
                 "schedule": schedule.state_dict(),
@@ -100,11 +96,21 @@ def save(
         spotchecks.keep(section, checkpoints)
         watch.wrote()
     if stretch := spotchecks.ended(section, iteration):
-        trained = [item for item in models.peft.named_parameters() if adapters.belongs(item[0], "policy", "value")]
-        trained += models.value_head.named_parameters()
+        trained = [item for named in models.trained().values() for item in named]
         spotchecks.record(stretch, checkpoints, state["history"], trained, optimizer.adamw)
     if stopped := watch.stop(iteration):
         raise stopped
+
+
+def take_snapshot(network: Network, foundation: adapters.Foundation, folder: Path) -> None:
+    """Write the policy as it is: its adapter, or the whole model, rounded to the type of the SFT policy's weights."""
+    if network.adapter:
+        adapters.save(network.model, folder, foundation.weights, network.adapter)
+        return
+    dtype = getattr(torch, policy.dtype_of(foundation.weights))
+    # Tied weights are written once.
+    by_place = {weight.data_ptr(): (name, weight) for name, weight in network.model.state_dict().items()}
+    network.model.save_pretrained(folder, state_dict={name: weight.to(dtype) for name, weight in by_place.values()})
 
 
 def resume(checkpoints: Path, models, optimizer: Optimizers, schedule) -> dict | None:
@@ -113,8 +119,9 @@ def resume(checkpoints: Path, models, optimizer: Optimizers, schedule) -> dict |
     if saved is None:
         return None
     tensors, state = saved
-    models.peft.load_state_dict(tensors["adapters"], strict=False)
-    models.value_head.load_state_dict(tensors["value_head"])
+    for name, named in models.trained().items():
+        for key, weight in named:
+            weight.data.copy_(tensors["trained"][name][key])
     optimizer.adamw.load_state_dict(tensors["adamw"])
     optimizer.step_count = tensors["steps"]
     schedule.load_state_dict(tensors["schedule"])

@@ -1,27 +1,24 @@
 """Scorers of a policy's answers: a reward model, or the user's own function."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from posttrain.config.sections import Ppo
-from posttrain.models import reward_head
 from posttrain.models.completions import Answers
+from posttrain.models.reward_head import RewardModel
 from posttrain.rl import answers, handwritten
 
 Scorer = Callable[[Answers, list[dict]], Tensor]  # B answers and the rows they answer -> B rewards
 
 
-def by_model(model, reward: Path, weights: Path) -> Scorer:
-    """A scorer by a reward model, whose adapter is added to the PEFT model. reward: its manifest. weights: that of the
-    model's frozen weights."""
-    head = reward_head.add_to(model, reward, weights)
+def by_model(model: RewardModel) -> Scorer:
+    """A scorer by a reward model."""
 
     def score(batch: Answers, rows: list[dict]) -> Tensor:
-        with torch.no_grad(), answers.adapter(model, "reward"):
-            return answers.scores(model, head, batch)
+        with torch.no_grad(), model.network.active():
+            return answers.scores(model.network.model, model.head, batch)
 
     return score
 

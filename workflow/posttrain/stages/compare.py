@@ -8,10 +8,10 @@ python -m posttrain compare --config results/NAME/compare/config.yaml --data res
 Each prompt has its own random stream, the same for every policy, so that differences between policies are paired.
 """
 
-import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import peft
 import torch
 
 from posttrain.config.sections import Compare
@@ -20,9 +20,10 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, sha256, write_jsonl
 from posttrain.ground.progress import say
 from posttrain.maths import likelihood
-from posttrain.models import adapters, completions, reward_head
+from posttrain.models import adapters, completions, network, reward_head
 from posttrain.models import policy as policies
 from posttrain.models import quantization as nf4
+from posttrain.models.network import Network
 from posttrain.rl import answers, handwritten
 from posttrain.rl.prompts import held_out_prompts
 
@@ -30,25 +31,14 @@ PARTS = 4  # parts of similar length in which a batch of answers is measured
 
 
 class Measures(NamedTuple):
-    """The measuring models and functions: SFT policy and reward model, as adapters on one set of frozen weights."""
+    """The measuring models and functions: the SFT policy as the adapter `sft`, and the reward model, as an adapter on
+    the same frozen weights or with weights of its own."""
 
     model: Any  # PEFT's
     tokenizer: Any
-    reward_head: torch.nn.Module | None
+    reward_model: reward_head.RewardModel | None
     reward: handwritten.Judge | None
     gold: handwritten.Judge | None
-
-
-class Speaker(NamedTuple):
-    """A policy that answers: its model, and the adapter to activate; None for the model itself."""
-
-    model: Any
-    adapter: str | None
-
-    def active(self) -> contextlib.AbstractContextManager:
-        """A context in which the policy's adapter is active, or none."""
-        adapted = hasattr(self.model, "peft_config")
-        return answers.adapter(self.model, self.adapter) if adapted else contextlib.nullcontext()
 
 
 def compare(
@@ -67,7 +57,7 @@ def compare(
     reward: manifest of the reward model, if there is one; beside: manifest of the SFT policy's comparison, for any
     other policy.
     """
-    foundation = adapters.foundation_of(base, sft)
+    foundation = adapters.foundation_of(base, sft, section.method)
     measures = load_measures(section, foundation, reward)
     rows = held_out_prompts(section, data, measures.tokenizer, measures.model)
     speaker = load_speaker(measures, policy, foundation, bool(section.quantize))
@@ -84,10 +74,11 @@ def compare(
         more = [answer(section, measures, rows, speaker, again) for again in range(1, section.best_of)]
         points += comparison.best_of_points([answered, *more])
     for folder in sorted((policy.parent / "snapshots").glob("[0-9]*")):
-        measures.model.load_adapter(folder, folder.name)
-        of_snapshot = answer(section, measures, rows, Speaker(measures.model, folder.name))
+        speaker = load_snapshot(measures, policy, folder, foundation)
+        of_snapshot = answer(section, measures, rows, speaker)
         points.append(comparison.point(of_snapshot, stage, f"step {int(folder.name)}"))
-        measures.model.delete_adapter(folder.name)
+        if speaker.adapter:
+            speaker.model.delete_adapter(speaker.adapter)
     warnings = form_warnings(rows, policy) + policies.quantize_warnings(section, policy)
     return {"policy": stage, "rows": table, "frontier": points, **({"warnings": warnings} if warnings else {})}
 
@@ -104,35 +95,54 @@ def form_warnings(rows: list[dict], policy: Path) -> list[str]:
 
 
 def load_measures(section: Compare, foundation: adapters.Foundation, reward: Path | None) -> Measures:
-    """The SFT policy as the adapter `sft`, the reward model as a second one, and the functions that score answers."""
+    """The SFT policy as the adapter `sft`, the reward model, and the functions that score answers."""
     model = adapters.load_as_sft(foundation, name="sft").eval()
-    head = reward_head.add_to(model, reward, foundation.weights) if reward else None
+    scorer = reward_head.load(reward, foundation, model) if reward else None
     judges = (handwritten.load_judge(section, kind) for kind in ("reward", "gold"))
-    return Measures(model, policies.load_tokenizer(foundation.weights), head, *judges)
+    return Measures(model, policies.load_tokenizer(foundation.weights), scorer, *judges)
 
 
-def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Foundation, quantize: bool) -> Speaker:
-    """The speaker of a policy. manifest: the policy's. quantize: whether a whole model is quantised to NF4; one under
+def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Foundation, quantize: bool) -> Network:
+    """The network of a policy. manifest: the policy's. quantize: whether a whole model is quantised to NF4; one under
     the measuring adapters is so already.
 
-    For the SFT policy it is the measuring model itself, which is quantised after full fine-tuning. Raises UserError for
-    an adapter on other weights.
+    For the SFT policy it is the measuring model itself, which is quantised after full fine-tuning unless a policy is
+    trained on it as it is. Raises UserError for an adapter on other weights.
     """
     contract = policies.read_contract(manifest)
     if manifest.parent.name == "sft":
-        return Speaker(measures.model, "sft")
+        return Network(measures.model, "sft")
     if contract["method"] == "weights":
         if quantize and foundation.quantization and sha256(manifest) == sha256(foundation.weights):
-            return Speaker(measures.model, None)
+            return Network(measures.model)
         settings = nf4.settings(policies.dtype_of(manifest)) if quantize else None
-        return Speaker(policies.load_verified(manifest, settings).eval(), None)
+        return Network(policies.load_verified(manifest, settings).eval())
     if contract["base"] != sha256(foundation.weights):
         raise UserError(f"{manifest}: its adapter was trained on other weights than {foundation.weights}")
-    measures.model.load_adapter(manifest.parent / "model", "policy")
-    return Speaker(measures.model, "policy")
+    return load_adapter(measures, manifest, manifest.parent / "model", "policy", foundation)
 
 
-def answer(section: Compare, measures: Measures, rows: list[dict], speaker: Speaker, again: int = 0) -> list[dict]:
+def load_snapshot(measures: Measures, manifest: Path, folder: Path, foundation: adapters.Foundation) -> Network:
+    """The network of a policy at an earlier step: an adapter, or a whole model. folder: of the snapshot."""
+    if policies.read_contract(manifest)["method"] == "weights":
+        return Network(policies.load_model(folder, dtype=policies.dtype_of(manifest)).eval())
+    return load_adapter(measures, manifest, folder, folder.name, foundation)
+
+
+def load_adapter(
+    measures: Measures, manifest: Path, folder: Path, name: str, foundation: adapters.Foundation
+) -> Network:
+    """A policy's adapter on the frozen weights of the measuring model, or on such as it was trained on where these are
+    quantised and those are not. folder: of the adapter's files."""
+    model = measures.model
+    if bool(policies.read_contract(manifest)["quantization"]) != bool(foundation.quantization):
+        own = policies.load_under(manifest, foundation.weights)
+        return Network(peft.PeftModel.from_pretrained(own, folder, adapter_name=name).eval(), name)
+    model.load_adapter(folder, name)
+    return Network(model, name)
+
+
+def answer(section: Compare, measures: Measures, rows: list[dict], speaker: Network, again: int = 0) -> list[dict]:
     """One measured answer to each prompt. again: number of the answer among several to a prompt; KL is computed for
     the first only."""
     answered = []
@@ -141,7 +151,7 @@ def answer(section: Compare, measures: Measures, rows: list[dict], speaker: Spea
     return answered
 
 
-def answer_batch(section: Compare, measures: Measures, rows: list[dict], speaker: Speaker, again: int) -> list[dict]:
+def answer_batch(section: Compare, measures: Measures, rows: list[dict], speaker: Network, again: int) -> list[dict]:
     """A batch of answers: reply, length, whether it ended by itself, KL to the SFT policy in nats, and rewards."""
     seeds = [answers.stream("compare", section.seed, row["id"], again) for row in rows]
     ids = [row["ids"] for row in rows]
@@ -149,7 +159,7 @@ def answer_batch(section: Compare, measures: Measures, rows: list[dict], speaker
         batch = answers.draw(speaker.model, measures.tokenizer, ids, seeds, section.max_new_tokens, section.temperature)
     kl, rewards = measure(section, measures, batch, speaker, with_kl=not again)
     replies = answers.texts(measures.tokenizer, batch)
-    if measures.reward and measures.reward_head is None:
+    if measures.reward and measures.reward_model is None:
         rewards = list(measures.reward.scores(rows, replies))
     golds = measures.gold.scores_of_answered(rows, replies) if measures.gold else [None] * len(rows)
     return [
@@ -171,7 +181,7 @@ def answer_batch(section: Compare, measures: Measures, rows: list[dict], speaker
 
 
 def measure(
-    section: Compare, measures: Measures, batch: completions.Answers, speaker: Speaker, with_kl: bool
+    section: Compare, measures: Measures, batch: completions.Answers, speaker: Network, with_kl: bool
 ) -> tuple[list[float | None], list[float | None]]:
     """(KL of each answer to the SFT policy in nats, its score by the reward model); None where not computed."""
     kl: list[float | None] = [None] * len(batch)
@@ -181,12 +191,12 @@ def measure(
             if with_kl:
                 with speaker.active():
                     logp = completions.log_probs(speaker.model, some, section.temperature)
-                with answers.adapter(measures.model, "sft"):
+                with network.adapter(measures.model, "sft"):
                     reference = completions.log_probs(measures.model, some, section.temperature)
                 put(kl, part, (likelihood.kl_k1(logp, reference) * some.mask).sum(dim=1))
-            if measures.reward_head is not None:
-                with answers.adapter(measures.model, "reward"):
-                    put(rewards, part, answers.scores(measures.model, measures.reward_head, some))
+            if scorer := measures.reward_model:
+                with scorer.network.active():
+                    put(rewards, part, answers.scores(scorer.network.model, scorer.head, some))
     return kl, rewards
 
 

@@ -12,7 +12,7 @@ from posttrain.data import preferences
 
 
 def dpo(section: Dpo, data: Path, base: Path, sft: Path, reference: Path, work: Path, checkpoints: Path) -> dict:
-    """Write `work/model`, an adapter, and return its metrics."""
+    """Write `work/model`, an adapter or (method `full`) a whole model, and return its metrics."""
     from trl import DPOConfig, DPOTrainer
 
     from posttrain.models import adapters, referenced

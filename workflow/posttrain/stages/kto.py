@@ -12,8 +12,8 @@ from posttrain.data import preferences
 
 
 def kto(section: Kto, data: Path, base: Path, sft: Path, reference: Path, work: Path, checkpoints: Path) -> dict:
-    """Write `work/model`, an adapter, and return its metrics."""
-    from posttrain.models import adapters, referenced
+    """Write `work/model`, an adapter or (method `full`) a whole model, and return its metrics."""
+    from posttrain.models import adapters, policy, referenced
     from posttrain.training import order
     from posttrain.training.unpaired import KTOConfig, UnpairedTrainer
 
@@ -22,4 +22,6 @@ def kto(section: Kto, data: Path, base: Path, sft: Path, reference: Path, work: 
     settings: dict = {"loss_type": section.loss, "desirable_weight": section.desirable_weight}
     settings["undesirable_weight"] = section.undesirable_weight
     settings["parts"] = order.parts_of(data, section.rows)
+    if section.method == "full" and section.loss == "kto":  # whose reference point is measured at each step
+        settings["ref_model"] = policy.load_verified(start.foundation.weights, dtype="float32").requires_grad_(False)
     return referenced.train(UnpairedTrainer, KTOConfig, section, start, rows, reference, work, checkpoints, **settings)

@@ -5,46 +5,34 @@ python -m posttrain ppo --config results/NAME/ppo/config.yaml --data results/NAM
     --reward results/NAME/reward/manifest.json --output results/NAME/ppo/manifest.json
 
 One set of frozen weights is in memory, in NF4 where the SFT policy's are. Policy, value function, reward model and the
-reference (the SFT policy) are adapters on it. There is no dropout. The mathematics is in `maths/ppo.py`. Several
-processes (torchrun) share the answers and make the same update as one.
+reference (the SFT policy) are adapters on it; with `method: full` each is a whole model. There is no dropout. The
+mathematics is in `maths/ppo.py`. Several processes (torchrun) share the answers and make the same update as one.
 """
 
-import copy
 import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import peft
 import torch
 from torch import Tensor
-from transformers import set_seed
 
 from posttrain.config.sections import Ppo
 from posttrain.ground.errors import Diverged
 from posttrain.ground.files import read_json, write_json
 from posttrain.maths import likelihood
 from posttrain.maths import ppo as maths
-from posttrain.models import adapters, completions, policy
+from posttrain.models import adapters, completions, policy, reward_head
 from posttrain.models.completions import Answers
 from posttrain.rl import answers, handwritten, ppo_health, ppo_state, scorers
-from posttrain.rl.answers import adapter
 from posttrain.rl.batches import micro_batches, minibatches, rows_of_iteration
+from posttrain.rl.ppo_models import Models, load_models
 from posttrain.rl.prompts import demonstrations, training_prompts
 from posttrain.rl.scorers import Scorer
 from posttrain.training import interruption, parallel, tracking, trainers
 
 Demonstration = tuple[list[int], list[int]]  # the tokens of a prompt and of the reply to it
-
-
-class Models(NamedTuple):
-    """One PEFT model with the adapters `policy` and `value`, and `reference` and `reward` where there are such."""
-
-    peft: peft.PeftModel
-    tokenizer: object
-    value_head: torch.nn.Module
-    reference: str | None  # name of its adapter; None: the frozen weights without adapters
 
 
 class Experience(NamedTuple):
@@ -63,16 +51,17 @@ class Experience(NamedTuple):
 def ppo(
     section: Ppo, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path, reward: Path | None = None
 ) -> dict:
-    """Write `work/model`, the policy's adapter, and `work/snapshots`, and return the metrics. reward: its manifest."""
-    foundation = adapters.foundation_of(base, sft)
-    models = load_models(section, foundation)
-    scorer = (
-        scorers.by_model(models.peft, reward, foundation.weights)
-        if reward
-        else scorers.by_function(section, models.tokenizer)
-    )
+    """Write `work/model`, an adapter or (method `full`) a whole model, and `work/snapshots`, and return the metrics.
+    reward: its manifest."""
+    foundation = adapters.foundation_of(base, sft, section.method)
+    models = load_models(section, foundation, reward)
+    if reward:
+        shared = models.policy.model if models.policy.adapter else None
+        scorer = scorers.by_model(reward_head.load(reward, foundation, shared))
+    else:
+        scorer = scorers.by_function(section, models.tokenizer)
     gold = handwritten.load_judge(section, "gold")
-    rows = training_prompts(section, data, models.tokenizer, models.peft)
+    rows = training_prompts(section, data, models.tokenizer, models.policy.model)
     demonstrated = demonstrations(data, models.tokenizer) if section.sft_coefficient else []
     optimizer, schedule = ppo_state.optimizers(section, models)
     state = ppo_state.resume(checkpoints, models, optimizer, schedule) or {
@@ -96,27 +85,12 @@ def ppo(
             tracking.log(health, iteration + 1)
             progress.beat(iteration + 1, f"reward {health['reward']:.3f}, KL {health['kl']:.2f}")
         ppo_state.save(section, models, foundation, state, optimizer, schedule, watch, checkpoints)
+    if section.method == "full":
+        trainers.round_trained(models.policy.model, policy.dtype_of(foundation.weights))  # it is published in this type
     # The policy after the last update is checked too.
     _, health = next_experience(section, models, scorer, gold, rows, state, checkpoints)
     publish(section, models, foundation, work, checkpoints)
     return {"summary": {key: value for key, value in health.items() if key != "step"}, "history": state["history"]}
-
-
-def load_models(section: Ppo, foundation: adapters.Foundation) -> Models:
-    """The frozen weights with a policy and a value function that both start as the SFT policy; the value head is 0."""
-    set_seed(section.seed)
-    tokenizer = policy.load_tokenizer(foundation.weights)
-    model = adapters.load_as_sft(foundation, section, name="policy")
-    model.add_adapter("value", copy.deepcopy(model.peft_config["policy"]))
-    adapters.start_as_sft(model, foundation, "value")
-    if foundation.adapter:
-        config = peft.PeftConfig.from_pretrained(foundation.adapter.parent / "model")
-        model.add_adapter("reference", config)
-        adapters.start_as_sft(model, foundation, "reference")
-    head = torch.nn.Linear(model.config.hidden_size, 1)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
-    return Models(model.eval(), tokenizer, head.to(model.device), "reference" if foundation.adapter else None)
 
 
 def next_experience(
@@ -147,22 +121,23 @@ def gather(
     """
     seeds = [answers.stream("answer", section.seed, iteration, n) for n in range(len(rows))]
     ids, mine = [row["ids"] for row in rows], parallel.share(len(rows))
-    with torch.no_grad(), completions.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
+    learner = models.policy.model
+    with torch.no_grad(), completions.autocast(learner, section.precision), models.policy.active():
         at_once = parallel.fitting(section.answer_batch_size or len(rows))
         batch = answers.draw(
-            models.peft, models.tokenizer, ids, seeds, section.max_new_tokens, section.temperature, at_once, mine
+            learner, models.tokenizer, ids, seeds, section.max_new_tokens, section.temperature, at_once, mine
         )
     logp, reference, values = (torch.zeros_like(batch.mask, dtype=torch.float32) for _ in range(3))
     scores = torch.zeros(len(rows), device=batch.mask.device)
     for part in [part for some in minibatches(section, range(len(rows))) for part in micro_batches(section, some)]:
         some = batch.rows(part)
-        with torch.no_grad(), completions.autocast(models.peft, section.precision):
-            with adapter(models.peft, "policy"):
-                logp[part] = completions.log_probs(models.peft, some, section.temperature)
-            with adapter(models.peft, models.reference):
-                reference[part] = completions.log_probs(models.peft, some, section.temperature)
-            with adapter(models.peft, "value"):
-                values[part] = answers.values(models.peft, models.value_head, some)
+        with torch.no_grad(), completions.autocast(learner, section.precision):
+            with models.policy.active():
+                logp[part] = completions.log_probs(learner, some, section.temperature)
+            with models.reference.active():
+                reference[part] = completions.log_probs(models.reference.model, some, section.temperature)
+            with models.value.active():
+                values[part] = answers.values(models.value.model, models.value_head, some)
         scores[part] = scorer(some, [rows[n] for n in part])
     logp, reference, values, scores = map(parallel.summed, (logp, reference, values, scores))
     paid = scores - section.missing_eos_penalty * ~batch.ended
@@ -226,8 +201,9 @@ def step(
     if demonstrated:
         chosen = rows_of_iteration(len(demonstrated), len(which), section.seed, optimizer.step_count, "taught")
         sums["sft_loss"] = add_sft_gradients(section, models, [demonstrated[n] for n in chosen])
-    sums = parallel.summed_numbers(sums, models.peft.device)
-    ratio_error = parallel.largest(ratio_error, models.peft.device)
+    device = models.policy.model.device
+    sums = parallel.summed_numbers(sums, device)
+    ratio_error = parallel.largest(ratio_error, device)
     if not all(map(math.isfinite, sums.values())):
         raise Diverged(f"ppo: a loss is no number ({sums}): lower learning_rate")
     if first:
@@ -242,16 +218,16 @@ def add_gradients(
     """Add the gradients of a micro-batch, of a minibatch with `total` tokens; returns its share of the minibatch's
     losses and health, and its largest ratio error."""
     batch, mask, old = experience.answers.rows(part), experience.answers.mask[part], experience.logp[part]
-    with completions.autocast(models.peft, section.precision):
-        with adapter(models.peft, "policy"), torch.set_grad_enabled(not warming):
-            logits = completions.reply_logits(models.peft, batch, section.temperature)
+    with completions.autocast(models.policy.model, section.precision):
+        with models.policy.active(), torch.set_grad_enabled(not warming):
+            logits = completions.reply_logits(models.policy.model, batch, section.temperature)
             logp = likelihood.log_probs(logits, batch.replies) * mask
             losses = maths.policy_loss(logp, old, experience.advantages[part], section.clip)
             loss = (losses * mask).sum() / total
             if not warming:
                 loss.backward()
-        with adapter(models.peft, "value"):
-            values = answers.values(models.peft, models.value_head, batch)
+        with models.value.active():
+            values = answers.values(models.value.model, models.value_head, batch)
             errors = maths.value_loss(values, experience.values[part], experience.returns[part], section.value_clip)
             value_loss = (errors * mask).sum() / total
             value_loss.backward()
@@ -269,14 +245,14 @@ def add_gradients(
 
 def add_sft_gradients(section: Ppo, models: Models, rows: list[Demonstration]) -> float:
     """Add the gradients of the weighted SFT loss per token: PPO-ptx (2203.02155, eq. 2); returns this process's share
-    of
-    the loss."""
+    of the loss."""
+    learner = models.policy.model
     total, loss = sum(len(reply) for _, reply in rows), 0.0
     for part in micro_batches(section, range(len(rows))):
         prompts, replies = ([rows[n][side] for n in part] for side in (0, 1))
-        batch = completions.answers_of(models.tokenizer, prompts, replies, models.peft.device)
-        with completions.autocast(models.peft, section.precision), adapter(models.peft, "policy"):
-            nll = -completions.log_probs(models.peft, batch).sum() / total
+        batch = completions.answers_of(models.tokenizer, prompts, replies, learner.device)
+        with completions.autocast(learner, section.precision), models.policy.active():
+            nll = -completions.log_probs(learner, batch).sum() / total
             (section.sft_coefficient * nll).backward()
         loss += nll.item()
     return loss
@@ -284,7 +260,7 @@ def add_sft_gradients(section: Ppo, models: Models, rows: list[Demonstration]) -
 
 def publish(section: Ppo, models: Models, foundation: adapters.Foundation, work: Path, checkpoints: Path) -> None:
     """Write the policy and its snapshots."""
-    adapters.publish(models.peft, models.tokenizer, foundation, work / "model", name="policy")
+    adapters.publish(models.policy.model, models.tokenizer, foundation, work / "model", name="policy")
     if not parallel.main():
         return
     (work / "snapshots").mkdir()

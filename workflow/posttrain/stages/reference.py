@@ -18,7 +18,7 @@ def reference(section: Reference, data: Path, base: Path, sft: Path, work: Path,
     and `work/data/kto/{train,test}.jsonl` where there are rows for KTO."""
     from posttrain.models import adapters, policy
 
-    foundation = adapters.foundation_of(base, sft)
+    foundation = adapters.foundation_of(base, sft, section.method)
     tokenizer = policy.load_tokenizer(foundation.weights)
     model = adapters.load_as_sft(foundation).eval()
     counts = {}

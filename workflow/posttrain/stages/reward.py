@@ -1,4 +1,4 @@
-"""A reward model: an adapter and a scalar head on the SFT policy, with TRL's RewardTrainer.
+"""A reward model: the SFT policy with a scalar head, trained by an adapter or whole, with TRL's RewardTrainer.
 
 python -m posttrain reward --config results/NAME/reward/config.yaml --data results/NAME/prepare/manifest.json \
     --base results/NAME/base/manifest.json --sft results/NAME/sft/manifest.json \
@@ -17,8 +17,9 @@ BINS = 10  # bins of the reliability diagram
 
 
 def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path) -> dict:
-    """Write `work/model`, a PEFT adapter of a sequence classifier, and return its metrics."""
-    from posttrain.models import adapters, reward_head
+    """Write `work/model`, a PEFT adapter of a sequence classifier or (method `full`) a whole one, and return its
+    metrics."""
+    from posttrain.models import adapters, policy, reward_head
     from posttrain.training import order, trainers
 
     foundation, tokenizer, model = adapters.load_to_align(section, base, sft, head=True)
@@ -30,13 +31,15 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     trainable = trainers.trainable(trainer.model)
     say(f"{trainable:,} trainable parameters, {len(train):,} pairs, {len(test):,} held out")
     trainers.run(trainer, section, checkpoints)
+    if section.method == "full":
+        trainers.round_trained(trainer.model, policy.dtype_of(foundation.weights))
+    # The first process measures; where weights are shared out, a forward pass needs every process.
+    measured = held_out(trainer.model, padded, test) if parallel.main() or parallel.sharded else {}
     adapters.publish(trainer.model, tokenizer, foundation, work / "model", method="reward")
-    if not (parallel.main() or parallel.sharded):
-        return {}  # the first process measures; where weights are shared out, a forward pass needs every process
     return {
         "summary": {"trainable_parameters": trainable, "pairs": len(train)},
         "history": trainers.history(trainer, ("accuracy", "margin")),
-        **held_out(trainer.model, padded, test),
+        **measured,
     }
 
 

@@ -191,17 +191,14 @@ def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | Non
     from posttrain.models import adapters, policy
     from posttrain.models.quantization import described
 
-    state, dtype = parallel.gathered(model), policy.dtype_of(base)
+    dtype = policy.dtype_of(base)
+    if section.method == "full":
+        policy.publish_whole(model, tokenizer, folder, form, dtype)
+        return
+    state = parallel.gathered(model)
     if not parallel.main():
         return
-    if section.method == "full":
-        if state is None:  # a shard stays in float32: its values are those of the type
-            policy.store_as(model, dtype)
-        model.save_pretrained(folder, state_dict=state)
-    else:
-        adapters.save(model, folder, base, state=state)
+    adapters.save(model, folder, base, state=state)
     tokenizer.save_pretrained(folder)
-    method = "weights" if section.method == "full" else section.method
-    adapts = base if section.method != "full" else None
     quantization = described(quantization, model)
-    policy.write_contract(folder, method, tokenizer, model.config, adapts, quantization, form, dtype)
+    policy.write_contract(folder, section.method, tokenizer, model.config, base, quantization, form, dtype)

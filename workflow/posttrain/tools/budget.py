@@ -196,6 +196,8 @@ def changes(settings: Experiment, stage: str) -> list[list[Change]]:
         ways.append([(where, "tuning", "qlora")])
     elif isinstance(section, Sft | Adapter) and settings.sft.method in ("full", "lora"):
         ways.append([("sft", "method", "qlora")])
+    if isinstance(section, Adapter) and section.method == "full":
+        ways.append([(where, "method", method) for method in ("lora", "qlora")])
     if section.precision == "float32":
         ways.append([(where, "precision", "bfloat16")])
     ways.append(dtype)

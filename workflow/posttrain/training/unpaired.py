@@ -4,6 +4,7 @@ The reference point is z0 = max(0, mean of log pi(y'|x) - log pi_ref(y'|x)), whe
 prompt x' of the batch (arXiv 2402.01306, section 4.1). It is inside a sigmoid, so that another z0 changes the gradient.
 """
 
+import contextlib
 import random
 import statistics
 from collections.abc import Iterable
@@ -97,13 +98,14 @@ class UnpairedTrainer(KTOTrainer):
         if not self.calculate_KL:
             return
         self.model.eval()  # without dropout, which would draw from the training's random stream
+        frozen = self.accelerator.unwrap_model(self.model)
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         for batch in batches:
             batch = {key: value.to(total.device) for key, value in batch.items()}
             with self.compute_loss_context_manager():
                 policy = super()._compute_kl_logps(self.model, batch)
-                with use_adapter(self.accelerator.unwrap_model(self.model), "ref"):
-                    reference = super()._compute_kl_logps(self.model, batch)
+                with use_adapter(frozen, "ref") if self.ref_model is None else contextlib.nullcontext():
+                    reference = super()._compute_kl_logps(self.ref_model or self.model, batch)
             total[0] += (policy - reference).double().sum()
             total[1] += len(policy)
         summed, count = parallel.summed(total)
