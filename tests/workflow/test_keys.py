@@ -104,6 +104,10 @@ SPECIAL = {
     "dpo.max_length": ({}, 80),
     "kto.max_length": ({}, 80),
     "sft.method": ({}, "lora"),
+    **{f"{stage}.method": ({"sft.method": "full", "kto": None}, "full") for stage in ("reward", "ppo", "dpo")},
+    "kto.method": ({"sft.method": "full", "dpo": None}, "full"),
+    **{f"{stage}.method": ({}, "full") for stage in ("reference", "compare")},
+    "ppo.value_from": ({"ppo.target_modules": None}, "reward"),
     "reward": ({}, {"steps": 10}),
     "ppo": ({}, {"steps": 10}),
     "ppo.reward_function": ({"ppo.reward_function": "reward.py:short"}, "reward.py:long"),
@@ -171,11 +175,15 @@ FURTHER = {
     "base.hub.allow_floating": RERUN["prepare"],
     "base.scratch": RERUN["base"],
     "ppo.reward_function": RERUN["ppo"] | RERUN["compare"],
+    **{f"{stage}.method": RERUN[stage] | RERUN["compare"] for stage in ("reward", "ppo")},
+    **{f"{stage}.method": RERUN[stage] | RERUN["reference"] | RERUN["compare"] for stage in ("dpo", "kto")},
 }
 REFUSED = (
     "reward_code",
     "gold_code",
     "compare.reward_function",
+    "reference.method",
+    "compare.method",
     *(f"{asked}[].{key}" for asked in ("choices", "answers") for key in ("format", "use", "separator")),
 )
 REFUSED += ("text[].separator", "long[].separator")

@@ -526,7 +526,7 @@ class Adapter(Section):
     """What is trained of the SFT policy. A LoRA starts from the adapter of `sft`; after `sft.method: full` a new one is
     trained on the fine-tuned model, quantised to NF4 unless `method` says otherwise."""
 
-    method: Literal["full", "lora", "qlora"] | None = None
+    method: Literal["full", "lora", "qlora"] | None = Field(None, json_schema_extra=also("reference", "compare"))
     """After `sft.method: full`: `full` trains all weights, as the papers of RLHF and DPO do (arXiv 2203.02155;
     2305.18290), `lora` a LoRA on the fine-tuned model as it is, `qlora` one on it in NF4. Default: `qlora`; after
     another `sft.method` that one, whose adapter is continued."""
