@@ -157,7 +157,7 @@ def test_a_layer_that_only_inherits_from_a_linear_one_is_left_alone():
 
 def test_a_model_without_a_weight_to_quantise_is_refused(given, monkeypatch):
     monkeypatch.setattr(quantization, "computes_a_product", lambda _: False)
-    with pytest.raises(UserError, match=r"no linear weight of FalconForCausalLM can be quantised to NF4"):
+    with pytest.raises(UserError, match=r"no linear weight of FalconForCausalLM can be quantised to 4 bits"):
         policy.load_verified(given("falcon"), NF4)
 
 
@@ -166,7 +166,7 @@ def test_what_stays_out_of_nf4_is_told(given, data, capsys):
     made = tuned("mixtral", data, given("mixtral"), method="qlora")
     warning = read_json(made.parent / "metrics.json")["warnings"][0]
     assert warning in capsys.readouterr().err
-    assert "of the linear weights are in NF4" in warning and "mlp.experts.gate_up_proj" in warning
+    assert "of the linear weights are in 4 bits" in warning and "mlp.experts.gate_up_proj" in warning
     assert f"take {4 * EXPERTS / 1e9:.3g} GB" in warning
     assert policy.read_contract(made)["quantization"] == NF4 | {"unquantized_parameters": EXPERTS}
     llama = tuned("llama", data, given("llama"), method="qlora")

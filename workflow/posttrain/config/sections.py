@@ -492,7 +492,7 @@ class Sft(Passes):
     """Supervised fine-tuning on the assistant's tokens, with TRL's SFTTrainer."""
 
     method: Literal["full", "lora", "qlora", "prefix", "prompt"] = "qlora"
-    """`full` weights; `lora` (arXiv 2106.09685); `qlora`: LoRA on a base quantised to 4-bit NF4
+    """`full` weights; `lora` (arXiv 2106.09685); `qlora`: LoRA on a base quantised to 4 bits
     (arXiv 2305.14314); `prefix` (arXiv 2101.00190); `prompt` (arXiv 2104.08691). The last two cannot be merged."""
     rank: Count = Field(16, json_schema_extra=ADAPTERS)
     """Rank r of the update BA."""
@@ -504,6 +504,9 @@ class Sft(Passes):
         "all-linear", json_schema_extra=ADAPTERS
     )
     """Layers that get an adapter. In a mixture whose experts are one tensor, `all-linear` leaves them out."""
+    quantization: Literal["nf4", "fp4"] | None = Field(None, json_schema_extra=only_with(method=("qlora",)))
+    """Type of the base's 4 bits: `nf4`, 4-bit NormalFloat, or `fp4`, bitsandbytes' 4-bit float (both arXiv 2305.14314,
+    section 5 and table 4). Every later stage has the same. Default: `nf4`."""
     double_quantization: bool = Field(True, json_schema_extra=only_with(method=("qlora",)))
     """Quantise the quantisation constants too."""
     compute: Literal["float32", "bfloat16"] | None = Field(None, json_schema_extra=only_with(method=("qlora",)))
@@ -733,9 +736,15 @@ class Ppo(Optimisation, Adapter):
 class Judgement(Section):
     """How a judged policy is in memory."""
 
-    quantize: bool | None = None
-    """Quantise a whole model, as the base is one, to NF4 before it is judged: for a model that fits into memory in no
-    other way. Its results change. Default: no."""
+    quantize: bool | Literal["fp4"] | None = None
+    """Quantise a whole model, as the base is one, before it is judged, to NF4 (`true`) or to 4-bit floats (`fp4`;
+    compared in arXiv 2305.14314, table 2): for a model that fits into memory in no other way. Its results change.
+    Default: no."""
+
+    @property
+    def four_bits(self) -> str | None:
+        """The type of 4 bits to which a whole model is quantised; None where it is not."""
+        return ("fp4" if self.quantize == "fp4" else "nf4") if self.quantize else None
 
 
 class Measured(Judgement):

@@ -145,17 +145,17 @@ def without_chance(config):
     return config
 
 
-def load_policy(policy: Path, base: Path | None = None, merge: bool | None = None, quantize: bool = False):
+def load_policy(policy: Path, base: Path | None = None, merge: bool | None = None, quantize: str | None = None):
     """A policy ready for use, `(model, tokenizer)`. policy, base: manifests; base is needed for adapters.
 
     merge: whether an adapter is merged, where that is possible, or stays on the weights that it was trained on,
-    quantised as in training; None to merge into weights in float32 only, since merging rounds others. quantize: whether
-    a whole model is quantised to NF4. Raises UserError where the adapter was trained on another base, and where the
-    merged model is another function.
+    quantised as in training; None to merge into weights in float32 only, since merging rounds others. quantize: type
+    of 4 bits to which a whole model is quantised. Raises UserError where the adapter was trained on another base, and
+    where the merged model is another function.
     """
     contract, tokenizer, dtype = read_contract(policy), load_tokenizer(policy), dtype_of(policy)
     if contract["method"] == "weights":
-        return load_verified(policy, nf4.settings(dtype) if quantize else None).eval(), tokenizer
+        return load_verified(policy, nf4.settings(dtype, kind=quantize) if quantize else None).eval(), tokenizer
     if contract["method"] in MERGEABLE and (dtype == "float32" if merge is None else merge):
         model, _ = merged_policy(policy, base)
         round_weights(model, dtype)
@@ -167,9 +167,9 @@ def load_policy(policy: Path, base: Path | None = None, merge: bool | None = Non
 
 def quantize_warnings(section: Judgement, policy: Path) -> list[str]:
     """A warning, which is printed, of a whole model that is quantised to be judged; else no warning."""
-    if not section.quantize or read_contract(policy)["method"] != "weights":
+    if not section.four_bits or read_contract(policy)["method"] != "weights":
         return []
-    warning = "judged in NF4, as quantize asks, and not in its own weights"
+    warning = f"judged in {section.four_bits.upper()}, as quantize asks, and not in its own weights"
     say(f"warning: {policy.parent.name} is {warning}")
     return [warning]
 

@@ -1,4 +1,4 @@
-"""Linear weights in 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314, section 3), and back in float32."""
+"""Linear weights in 4-bit NormalFloat or 4-bit floats (Dettmers et al., arXiv 2305.14314), and back in float32."""
 
 import copy
 import re
@@ -13,7 +13,7 @@ SMALL = 0.01  # share of the linear weights that may stay as they are without a 
 
 
 def configuration(contract: dict, skipped: list[str] | None = None):
-    """bitsandbytes' configuration for NF4. contract: its `settings`.
+    """bitsandbytes' configuration for 4 bits. contract: its `settings`.
 
     skipped: layers that are not quantised; None for transformers' own choice, the output embedding.
     """
@@ -24,7 +24,7 @@ def configuration(contract: dict, skipped: list[str] | None = None):
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=contract["type"],
         bnb_4bit_use_double_quant=contract["double_quantization"],
         bnb_4bit_compute_dtype=getattr(torch, contract["compute"]),
         # The same bytes under another type: FSDP cannot shard integers.
@@ -33,10 +33,10 @@ def configuration(contract: dict, skipped: list[str] | None = None):
     )
 
 
-def settings(compute: str, double: bool = True) -> dict:
-    """The quantisation to NF4 as in a contract. compute: type of the arithmetic on the dequantised weights; double:
-    whether the constants are quantised too."""
-    return {"type": "nf4", "double_quantization": double, "compute": compute}
+def settings(compute: str, double: bool = True, kind: str = "nf4") -> dict:
+    """The quantisation to 4 bits as in a contract. compute: type of the arithmetic on the dequantised weights; double:
+    whether the constants are quantised too; kind: `nf4`, NormalFloat, or `fp4`, floats."""
+    return {"type": kind, "double_quantization": double, "compute": compute}
 
 
 def finish(model) -> None:
@@ -48,7 +48,7 @@ def finish(model) -> None:
     keep_quantized_weights(model)
     held = count(model)
     if not held.quantized:
-        raise UserError(f"no linear weight of {type(model).__name__} can be quantised to NF4; set sft.method: lora")
+        raise UserError(f"no linear weight of {type(model).__name__} can be quantised to 4 bits; set sft.method: lora")
     if warning := held.warning():
         say(f"warning: {warning}")
 
@@ -108,20 +108,20 @@ def keep_quantized_weights(model) -> None:
 
 
 class Held(NamedTuple):
-    """The linear weights of a model's layers, in numbers: those in NF4, and the others by name."""
+    """The linear weights of a model's layers, in numbers: those in 4 bits, and the others by name."""
 
     quantized: int
     others: dict[str, int]  # name without the number of the layer -> parameters
     bytes_of_others: int
 
     def warning(self) -> str:
-        """How much is not in NF4, and the memory that it takes; "" where it is little."""
+        """How much is not in 4 bits, and the memory that it takes; "" where it is little."""
         left = sum(self.others.values())
         if left <= SMALL * (left + self.quantized):
             return ""
         share, names = self.quantized / (left + self.quantized), ", ".join(self.others)
         return (
-            f"{share:.0%} of the linear weights are in NF4; {names} (held as one tensor, or in a class of its own) "
+            f"{share:.0%} of the linear weights are in 4 bits; {names} (held as one tensor, or in a class of its own) "
             f"stay as they are and take {self.bytes_of_others / 1e9:.3g} GB"
         )
 
@@ -146,7 +146,7 @@ def count(model) -> Held:
 
 
 def described(contract: dict | None, model) -> dict | None:
-    """The settings for a contract, with the number of linear weights that are not in NF4 where these are many."""
+    """The settings for a contract, with the number of linear weights that are not in 4 bits where these are many."""
     held = count(model) if contract else None
     if not contract or not held or not held.warning():
         return contract
@@ -154,7 +154,7 @@ def described(contract: dict | None, model) -> dict | None:
 
 
 def dequantized(model):
-    """The model with its NF4 weights in float32, in layers of the classes that its checkpoint is written for.
+    """The model with its 4-bit weights in float32, in layers of the classes that its checkpoint is written for.
 
     transformers leaves torch's linear layer where there was a Conv1D (GPT-2's), whose weight is transposed.
     """
@@ -172,7 +172,7 @@ def dequantized(model):
 
 
 def in_float32(model):
-    """The model with the same weights, NF4 ones too, computing in float32; changed in place.
+    """The model with the same weights, 4-bit ones too, computing in float32; changed in place.
 
     Buffers stay as they are. `Module.float` is refused for quantised models.
     """

@@ -179,7 +179,9 @@ def _compare(section: Compare, case: Case) -> Moments:
     reward model with weights of its own."""
     shape, rows, half = case.shape, section.batch_size, case.half()
     held = both(case.foundation(section), case.reward_beside(section))
-    under = case.policy_is(Base) and section.quantize and case.settings.sft.method == "qlora"  # the measuring one
+    sft = case.settings.sft
+    measuring = (sft.quantization or "nf4") if sft.method == "qlora" else ""
+    under = case.policy_is(Base) and section.four_bits == measuring  # the measuring model's weights
     judged = getattr(case.settings, case.policy)
     if case.policy_is(Adapter) and judged.method != "full":
         under = case.on_quantised(judged) == case.on_quantised(section)

@@ -60,7 +60,7 @@ def compare(
     foundation = adapters.foundation_of(base, sft, section.method)
     measures = load_measures(section, foundation, reward)
     rows = held_out_prompts(section, data, measures.tokenizer, measures.model)
-    speaker = load_speaker(measures, policy, foundation, bool(section.quantize))
+    speaker = load_speaker(measures, policy, foundation, section.four_bits)
     stage = policy.parent.name
     answered = answer(section, measures, rows, speaker)
     write_jsonl(work / "data" / "answers.jsonl", answered)
@@ -102,9 +102,9 @@ def load_measures(section: Compare, foundation: adapters.Foundation, reward: Pat
     return Measures(model, policies.load_tokenizer(foundation.weights), scorer, *judges)
 
 
-def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Foundation, quantize: bool) -> Network:
-    """The network of a policy. manifest: the policy's. quantize: whether a whole model is quantised to NF4; one under
-    the measuring adapters is so already.
+def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Foundation, quantize: str | None) -> Network:
+    """The network of a policy. manifest: the policy's. quantize: type of 4 bits to which a whole model is quantised;
+    one under the measuring adapters may be so already.
 
     For the SFT policy it is the measuring model itself, which is quantised after full fine-tuning unless a policy is
     trained on it as it is. Raises UserError for an adapter on other weights.
@@ -113,9 +113,10 @@ def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Founda
     if manifest.parent.name == "sft":
         return Network(measures.model, "sft")
     if contract["method"] == "weights":
-        if quantize and foundation.quantization and sha256(manifest) == sha256(foundation.weights):
+        settings = nf4.settings(policies.dtype_of(manifest), kind=quantize) if quantize else None
+        held = foundation.quantization
+        if settings and held and settings["type"] == held["type"] and sha256(manifest) == sha256(foundation.weights):
             return Network(measures.model)
-        settings = nf4.settings(policies.dtype_of(manifest)) if quantize else None
         return Network(policies.load_verified(manifest, settings).eval())
     if contract["base"] != sha256(foundation.weights):
         raise UserError(f"{manifest}: its adapter was trained on other weights than {foundation.weights}")

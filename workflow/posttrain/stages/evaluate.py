@@ -34,7 +34,7 @@ def evaluate(
 
     manager, names = load_tasks(section, data, list(fetched), work / ".packs")
     leaks = contamination_warnings(manager, names, data, work) if fetched else []
-    model, tokenizer = load_policy(policy, base, section.merge, bool(section.quantize))
+    model, tokenizer = load_policy(policy, base, section.merge, section.four_bits)
     shown = [name if isinstance(name, str) else getattr(name, "name", None) or name.task_name for name in names]
     say(f"{len(names)} tasks or groups: {', '.join(shown)}")
     warnings = leaks + form_warnings(section, tokenizer, policy) + quantize_warnings(section, policy)

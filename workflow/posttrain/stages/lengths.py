@@ -26,7 +26,7 @@ def lengths(
 ) -> dict:
     """Write `work/data/documents.jsonl`, a loss for each document and length, and return the table's rows and the loss
     by position."""
-    model, tokenizer = policies.load_policy(policy, base, section.merge, bool(section.quantize))
+    model, tokenizer = policies.load_policy(policy, base, section.merge, section.four_bits)
     warnings = policies.quantize_warnings(section, policy)
     most = positions.room(model, max(section.tokens))
     if most < max(section.tokens):

@@ -114,7 +114,7 @@ def quantization_of(section: Sft, dtype: str) -> dict | None:
 
     if section.method != "qlora":
         return None
-    return quantization.settings(section.compute or dtype, section.double_quantization)
+    return quantization.settings(section.compute or dtype, section.double_quantization, section.quantization or "nf4")
 
 
 def refuse_beyond(model, sides: list) -> None:

@@ -60,7 +60,7 @@ def again(
     foundation = adapters.foundation_of(base, sft)
     measures = compare.load_measures(section, foundation, reward)
     rows = held_out_prompts(section, data, measures.tokenizer, measures.model)
-    speaker = compare.load_speaker(measures, policy, foundation, bool(section.quantize))
+    speaker = compare.load_speaker(measures, policy, foundation, section.four_bits)
     chosen = [row for row in rows if row["id"] in ids]
     return {row["id"] for row in rows}, compare.answer(section, measures, chosen, speaker)
 

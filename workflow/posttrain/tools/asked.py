@@ -96,7 +96,7 @@ def again(
             return lacking, {}
         wrong = list(other_numbers(artifact.metrics["rows"], numbers_of(samples, loaded)))
         tasks = [task for name, task in loaded["tasks"].items() if picked[name]]
-        model, tokenizer = load_policy(policy, base, section.merge, bool(section.quantize))
+        model, tokenizer = load_policy(policy, base, section.merge, section.four_bits)
         result, _ = evaluate.measure(section, model, tokenizer, manager, tasks, policy, picked)
     return wrong, evaluate.as_json(result["samples"])
 

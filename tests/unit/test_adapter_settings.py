@@ -1,0 +1,78 @@
+"""Settings of adapters and their frozen weights: every later stage starts as the SFT policy, and merging is exact."""
+
+import peft
+import pytest
+import torch
+
+from posttrain.config.sections import Adapter, Sft
+from posttrain.ground.files import write_json
+from posttrain.identities import small
+from posttrain.models import adapters, methods, policy
+from posttrain.stages import sft as stage
+
+KINDS = [
+    pytest.param(dict(method="qlora", quantization="fp4"), id="fp4"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The manifest of a random Llama."""
+    home = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    model = small.llama()
+    model.save_pretrained(home / "model")
+    small.tokenizer().save_pretrained(home / "model")
+    policy.write_contract(home / "model", "weights", small.tokenizer(), model.config)
+    return manifest(home)
+
+
+def manifest(home):
+    """A manifest of the files of a model."""
+    write_json(home / "manifest.json", {"files": {}, "model": str(home)})
+    return home / "manifest.json"
+
+
+def trained(base, home, **settings):
+    """The manifest of an adapter on the base, whose matrices are random as after training."""
+    section = Sft(**{"rank": 4, "alpha": 24.0} | settings)
+    quantization = stage.quantization_of(section, "float32")
+    torch.manual_seed(1)
+    model = policy.load_verified(base, quantization)
+    model = peft.get_peft_model(model, methods.adapter(section, model))
+    small.draw_b(model)
+    stage.publish(model, small.tokenizer(), section, base, quantization, "chat", home / "model")
+    return manifest(home)
+
+
+def as_trained(sft, base):
+    """The logits of an adapter on the weights that it was trained on."""
+    under = policy.load_verified(base, policy.read_contract(sft)["quantization"])
+    return policy.probed(peft.PeftModel.from_pretrained(under, sft.parent / "model"))
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_every_later_stage_starts_as_the_policy(base, tmp_path, settings):
+    """A wider adapter with another alpha, and an export. Control: the base is another function."""
+    sft = trained(base, tmp_path, **settings)
+    expected = as_trained(sft, base)
+    assert policy.largest_difference(expected, policy.probed(policy.load_verified(base))) > 0.1
+    foundation = adapters.foundation_of(base, sft)
+    for section in (None, Adapter(rank=6, alpha=5.0)):
+        torch.manual_seed(2)
+        assert policy.largest_difference(expected, policy.probed(adapters.load_as_sft(foundation, section))) < 1e-5
+    merged, _ = policy.merged_policy(sft, base)
+    assert policy.largest_difference(expected, policy.probed(merged)) < 1e-5
+
+
+def test_fp4_is_not_nf4(base, tmp_path):
+    """The same adapter on the same weights in NF4 is another policy. The contract names the type."""
+    fp4 = trained(base, tmp_path / "fp4", method="qlora", quantization="fp4")
+    contract = policy.read_contract(fp4)["quantization"]
+    assert contract["type"] == "fp4"
+    nf4 = policy.load_verified(base, contract | {"type": "nf4"})
+    other = policy.probed(peft.PeftModel.from_pretrained(nf4, fp4.parent / "model"))
+    assert policy.largest_difference(as_trained(fp4, base), other) > 0.01
+    whole, _ = policy.load_policy(base, quantize="fp4")
+    levels = whole.model.layers[0].self_attn.q_proj.weight.quant_state
+    assert levels.quant_type == "fp4"
