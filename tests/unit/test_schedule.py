@@ -47,17 +47,16 @@ def test_a_schedule_ends_at_its_share_of_the_peak(name, end):
 def test_both_of_ppos_rates_end_at_the_share():
     section = Ppo(schedule="linear", min_lr_ratio=END, learning_rate=PEAK, value_learning_rate=0.5, steps=STEPS,
                   warmup_steps=0, beta1=0.7, epsilon=1e-5)  # fmt: skip
-    weight = torch.nn.Parameter(torch.ones(1))
-    models = SimpleNamespace(
-        peft=SimpleNamespace(named_parameters=lambda: []), value_head=SimpleNamespace(parameters=lambda: [weight])
-    )
+    weight, network = torch.nn.Parameter(torch.ones(1)), SimpleNamespace(model=torch.nn.Identity())
+    trained = {"policy": [], "value": [("weight", weight)]}
+    models = SimpleNamespace(trained=lambda: trained, policy=network, value=network)
     made, schedule = ppo_state.optimizers(section, models)
     for _ in range(STEPS):
-        made.adamw.step()
+        made.both.step()
         schedule.step()
-    ends = [group["lr"] for group in made.adamw.param_groups]
+    ends = [group["lr"] for group in made.both.param_groups]
     assert ends == pytest.approx([END * PEAK, END * 0.5])
-    assert made.adamw.defaults["betas"] == (0.7, 0.999) and made.adamw.defaults["eps"] == 1e-5
+    assert made.both.defaults["betas"] == (0.7, 0.999) and made.both.defaults["eps"] == 1e-5
 
 
 @pytest.mark.parametrize(

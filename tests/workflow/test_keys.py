@@ -124,6 +124,7 @@ SPECIAL = {
     "dpo.label_smoothing": ({"dpo.loss": ["robust"]}, 0.2),
     "longctx": ({}, {"steps": 10}),
     "longctx.micro_batch_size": ({}, 4),
+    "longctx.optimizer": ({}, "muon"),
     "longctx.factor": (OTHER_TEXT, 2.0),
     "longctx.policy": ({}, "sft"),
     "lengths": ({}, {"tokens": [64]}),

@@ -361,9 +361,20 @@ DOCUMENTS = ("text", "long")  # kinds of data whose rows are one text
 ANSWERED = tuple(key for key in TRAINED if key not in DOCUMENTS)  # kinds whose rows hold an answer to a prompt
 
 
+Optimizer = Literal["adamw", "rmsprop", "adafactor", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "muon"]
+WITH_MOMENTS = ("adamw", None, "muon", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+MOMENTS = only_with(optimizer=WITH_MOMENTS)
+
+
 class Optimisation(Section):
     """Settings of every training loop. The batch is global: micro-batches and accumulation follow from it."""
 
+    optimizer: Optimizer | None = None
+    """`rmsprop` (DPO, arXiv 2305.18290, appendix B; PyTorch's, which averages squares with 0.99); `adafactor` with
+    `learning_rate` as its step (prompt tuning, arXiv 2104.08691, section 3.1); bitsandbytes' AdamW in 8 bits
+    (`adamw_8bit`) or paged (QLoRA, arXiv 2305.14314, section 3): a GPU whose memory runs out hands a paged state to the
+    host; on a CPU nothing is paged. `muon`, in `base.scratch` and in `longctx` with `tuning: full`: Muon for matrices,
+    AdamW for the rest, at one learning rate. Default: `adamw`."""
     seed: Seed | None = None
     """Seed of initialisation, data order, dropout and sampling. Default: the experiment's `seed`."""
     learning_rate: Rate
@@ -382,13 +393,15 @@ class Optimisation(Section):
     )
     """Share of the peak learning rate at which `linear` and `cosine` end (0.1 in Llama 2, arXiv 2307.09288, section
     2.2). Default: they end at 0."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Decoupled weight decay of AdamW; with `optimizer: muon`, of the matrices only."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, json_schema_extra=only_with(optimizer=(*WITH_MOMENTS, "adafactor"))
+    )
+    """Decoupled weight decay; with `optimizer: muon`, of the matrices only."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, json_schema_extra=MOMENTS)
     """AdamW's decay of the gradient's average (Kingma and Ba, arXiv 1412.6980, algorithm 1). Default: 0.9."""
-    epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
+    epsilon: Annotated[float, Field(gt=0, le=1)] | None = Field(None, json_schema_extra=MOMENTS)
     """AdamW's addend of the denominator (ibid.; 1e-5 in Llama 2, section 2.2). Default: 1e-8."""
-    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.999, json_schema_extra=MOMENTS)
     """AdamW's decay of the squared gradient's average."""
     max_grad_norm: Positive = 1.0
     """Largest norm of the gradient; a larger gradient is scaled down to it."""
@@ -456,8 +469,8 @@ class Scratch(Training):
     locality: Annotated[float, Field(ge=0, le=4)] = Field(0.0, json_schema_extra=only_with(positions=("rope",)))
     """Strength with which half of the heads of the first two layers attend to the previous token at initialisation; a
     small model then learns in half the steps. 0: an ordinary initialisation, without biases on queries and keys."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: Muon for matrices, AdamW for the rest, at one learning rate."""
+    optimizer: Optimizer = "adamw"
+    """`muon`: Muon for matrices, AdamW for the rest, at one learning rate. Others: as of `sft`."""
     learned: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Largest held-out perplexity of the base, as a share of a unigram model's; over it, the stage fails."""
     learning_rate: Rate = 3e-3
@@ -813,8 +826,9 @@ class Longctx(Training):
     """Train embeddings and norms beside the adapter (LongLoRA, arXiv 2309.12307, section 3.3)."""
     packing: bool = False
     """Concatenate documents and cut at the new context; otherwise a row is the beginning of one document."""
-    optimizer: Literal["adamw", "muon"] = Field("adamw", json_schema_extra=only_with(tuning=("full",)))
-    """`muon`: Muon for matrices, AdamW for the rest, at one learning rate."""
+    optimizer: Optimizer | None = Field(None, json_schema_extra=only_with(tuning=("full", "lora", "qlora")))
+    """`muon`, with `tuning: full` alone: Muon for matrices, AdamW for the rest, at one learning rate. Others: as of
+    `sft`. Default: `adamw`."""
     learning_rate: Rate = 1e-3
     """Peak learning rate."""
     steps: Count = 200

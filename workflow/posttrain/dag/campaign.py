@@ -11,7 +11,7 @@ from typing import Any
 
 from posttrain.config import grid
 from posttrain.config.mistakes import checked, place_of, valid_part, validated
-from posttrain.config.sections import Campaign, Optimisation, Section, Sft, Tokenizer, trains_on_whole
+from posttrain.config.sections import Campaign, Longctx, Optimisation, Section, Sft, Tokenizer, trains_on_whole
 from posttrain.config.settings import OPTION, Settings, read_settings
 from posttrain.config.stages import ALIGNED, STAGES, Experiment
 from posttrain.dag import axes, claims, functions
@@ -224,4 +224,6 @@ def _trained(section: Optimisation, experiment: Experiment) -> Section:
         update["compute"] = section.compute or base.dtype or ("float32" if base.scratch else None)
     if "max_length" in type(section).model_fields:
         update["max_length"] = getattr(section, "max_length") or experiment.longest_row  # noqa: B009  # in some only
+    if isinstance(section, Longctx) and section.tuning == "full":
+        update["optimizer"] = section.optimizer or "adamw"
     return section.model_copy(update=update)

@@ -16,6 +16,7 @@ from posttrain.config.sections import (
     Ppo,
     Reference,
     Referenced,
+    Scratch,
     Section,
     Sft,
     method_of,
@@ -66,6 +67,9 @@ def training_mistakes(where: str, training: Optimisation, experiment: Experiment
         yield f"{where}.epochs", "counts rows, of which packing makes fewer sequences: set steps"
     if epochs is None and (training.warmup_steps or 0) > training.steps:
         yield f"{where}.warmup_steps", f"{training.warmup_steps} is more than steps ({training.steps})"
+    whole = isinstance(training, Scratch) or (isinstance(training, Longctx) and training.tuning == "full")
+    if training.optimizer == "muon" and not whole:
+        yield f"{where}.optimizer", "muon is only for base.scratch, and for longctx with tuning: full"
     for key in ("warmup_steps", "warmup_ratio"):
         if training.schedule == "constant" and getattr(training, key):
             yield f"{where}.{key}", "has no effect with schedule: constant (use constant_with_warmup)"

@@ -9,10 +9,10 @@ from posttrain.config.sections import Adapter, Optimisation, Section, Sft
 from posttrain.config.stages import Experiment
 from posttrain.dag import given
 from posttrain.ground import weights
-from posttrain.resources import memory
+from posttrain.resources import memory, optimizer
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import FULL, HALF, Terms
-from posttrain.resources.steps import Batch, learned, micro
+from posttrain.resources.steps import Batch, learned, loop, micro
 
 
 class Case(NamedTuple):
@@ -91,17 +91,33 @@ class Case(NamedTuple):
         """The logits of a batch. copies: number of such tensors that a loss holds at once."""
         return memory.logits(self.shape, batch.rows, batch.length, copies)
 
+    @property
+    def optimiser(self) -> float:
+        """Bytes of the optimiser's state on the device. On a GPU, what is paged counts for the host alone."""
+        return optimizer.state(*self._trained) - self.paged
+
+    @property
+    def paged(self) -> float:
+        """Bytes of the optimiser's state that a GPU hands to the host."""
+        return optimizer.paged(*self._trained) if self.gpu else 0
+
+    @property
+    def _trained(self) -> tuple[str | None, list[optimizer.Tensors]]:
+        """The optimiser's name, and what it trains."""
+        return loop(self.section).optimizer, learned(self.settings, self.shape, self.stage).tensors
+
     def step(self, section: Optimisation, batch: Batch, quantised: bool, loss: Terms) -> Terms:
         """The memory of a training step in addition to the weights, in bytes. loss: the logits' terms.
 
         Without accumulation, gradients are created while activations are freed, and need only what exceeds these.
         """
         shape, rows, length, padded = self.shape, *batch
-        kept, numbers, norms, rank, muon = learned(self.settings, shape, self.stage)
+        trained = learned(self.settings, shape, self.stage)
+        kept, norms, rank, numbers = trained.kept, trained.norms, trained.rank, trained.numbers
         frozen, autocast = numbers < shape.parameters, section.precision == "bfloat16"
         half, recomputed = self.half(section) if frozen else autocast, getattr(section, "gradient_checkpointing", False)
         terms: Terms = {"adapters": FULL * numbers} if frozen else {}
-        terms |= memory.learning(numbers, muon)
+        terms |= {"gradients": FULL * numbers, "optimiser": self.optimiser}
         cast = half and not autocast
         terms |= memory.activations(shape, rows, length, kept, norms, half, recomputed, rank, cast)
         terms |= memory.padding_mask(shape, rows, length, recomputed) if padded else {}

@@ -147,7 +147,8 @@ def chosen_batch_size(plan: Plan, artifact: Artifact, need: Need) -> int:
 
 
 def disk(case: moments.Case, trained: int, states: int) -> float:
-    """Bytes of an artifact, two checkpoints and the kept states, each with the trained weights and two moments."""
+    """Bytes of an artifact, two checkpoints and the kept states, each with the trained weights and the optimiser's
+    state."""
     weights, section = 4 * trained, case.section
     if isinstance(section, Base | Longctx):  # whole models; longctx also stores the rescaled one
         twice = isinstance(section, Longctx)
@@ -155,7 +156,8 @@ def disk(case: moments.Case, trained: int, states: int) -> float:
     if isinstance(section, Adapter) and section.method == "full":  # trained counts PPO's value function too
         weights = case.size * case.shape.parameters
     snapshots = section.steps // section.snapshot_steps * weights if isinstance(section, Ppo) else 0
-    return TEXTS * MB + weights + snapshots + (2 + states) * 12 * trained
+    kept = 4 * trained + (case.optimiser + case.paged if trained else 0)
+    return TEXTS * MB + weights + snapshots + (2 + states) * kept
 
 
 def on_gpu() -> bool:

@@ -43,12 +43,6 @@ def lora(shape: Architecture, rank: int, modules: list[str] | str | None) -> int
     return shape.layers * sum(rank * sum(shape.linear[name]) for name in targets(shape, modules))
 
 
-def learning(trained: int, matrices: int = 0) -> Terms:
-    """Per trained parameter: 4 bytes of gradient, and 8 bytes for AdamW's two moments or 4 for Muon's one. matrices:
-    number of parameters that Muon updates."""
-    return {"gradients": FULL * trained, "optimiser": 2 * FULL * (trained - matrices) + FULL * matrices}
-
-
 def activations(
     shape: Architecture,
     rows: int,

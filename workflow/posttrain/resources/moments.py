@@ -57,14 +57,16 @@ def host(case: Case, terms: Terms, trained: int) -> float:
     """Host memory of the process in bytes: the libraries and, on a CPU, all terms; on a GPU, the weights while loading.
 
     The file of quantised weights stays mapped, since embeddings are read from it. Unless MALLOC_MMAP_THRESHOLD_ is set,
-    glibc keeps freed blocks (HEAP). A resumed run reads the optimiser's two moments into host memory before the GPU's.
+    glibc keeps freed blocks (HEAP). A resumed run reads the optimiser's state into host memory before the GPU's, and a
+    paged state stays there where the GPU's memory runs out.
     """
     if not terms:  # a base that is copied
         return COPY * MB
     shape = case.shape
     libraries = next(LIBRARIES[kind] for kind in type(case.section).__mro__ if kind in LIBRARIES) * MB
     if case.gpu:
-        return libraries + CUDA * MB + max(case.stored * shape.parameters, 2 * FULL * trained)
+        state = case.optimiser + case.paged if trained else 0
+        return libraries + CUDA * MB + max(case.stored * shape.parameters, state)
     mapped = case.stored * memory.linear(shape) if "quantisation constants" in terms else 0
     kind = "whole" if trained >= shape.parameters else "adapter"
     heap = HEAP[kind] if trained and "MALLOC_MMAP_THRESHOLD_" not in os.environ else 0
@@ -130,7 +132,7 @@ def _ppo(section: Ppo, case: Case) -> Moments:
     at_once = min(section.batch_size, section.answer_batch_size or section.batch_size)
     answered = memory.key_values(shape, at_once, length, half) | memory.logits(shape, at_once, 1, 5)
     answered |= memory.passing(shape, at_once * length, half)
-    answered |= {"optimiser": memory.learning(numbers)["optimiser"]}
+    answered |= {"optimiser": case.optimiser}
     held, adapters = case.foundation(section), {"adapters": 2 * FULL * numbers}
     if section.method == "full":
         held, adapters = both(both(held, held), held), {}

@@ -3,12 +3,14 @@
 posttrain plan EXPERIMENT/STAGE
 """
 
+import math
 from typing import Any, NamedTuple
 
 from posttrain.config.sections import Adapter, Base, Longctx, Optimisation, Passes, Ppo, Scratch, Section, Sft
 from posttrain.config.stages import Experiment
 from posttrain.resources import memory
 from posttrain.resources.architecture import Architecture
+from posttrain.resources.optimizer import Tensors
 from posttrain.training import epochs
 
 
@@ -16,10 +18,14 @@ class Learned(NamedTuple):
     """The trained parameters."""
 
     kept: list[str]  # a layer's matrices that are trained or get an adapter, and whose input is kept
-    numbers: int  # of trained parameters
+    tensors: list[Tensors]  # the trained parameters
     norms: bool = False  # whether norms are trained
     rank: int = 0  # of the adapter
-    muon: int = 0  # parameters that Muon updates
+
+    @property
+    def numbers(self) -> int:
+        """Number of trained parameters."""
+        return sum(part.number * math.prod(part.shape) for part in self.tensors)
 
 
 class Batch(NamedTuple):
@@ -39,17 +45,28 @@ def learned(settings: Experiment, shape: Architecture, stage: str) -> Learned:
     """The parameters that a stage trains, by the class of its section."""
     section = loop(getattr(settings, stage))
     if isinstance(section, Scratch):
-        return _everything(shape, section.optimizer)
+        return _everything(shape)
     if isinstance(section, Sft):
         return _tuned(section, shape)
     if isinstance(section, Adapter):
         return _aligned(section, settings.sft, shape)
-    return _lengthened(section, shape) if isinstance(section, Longctx) else Learned([], 0)
+    return _lengthened(section, shape) if isinstance(section, Longctx) else Learned([], [])
 
 
-def _everything(shape: Architecture, optimizer: str = "adamw") -> Learned:
-    muon = memory.linear(shape) if optimizer == "muon" else 0
-    return Learned(list(shape.linear), shape.parameters, norms=True, muon=muon)
+def _everything(shape: Architecture) -> Learned:
+    """All parameters: matrices, an output embedding of its own and a mixture's experts among them, the embedding, and
+    vectors."""
+    tensors = [Tensors(shape.layers, size) for size in shape.linear.values()]
+    tensors.append(Tensors(1, (shape.vocab, shape.hidden), embedding=True))
+    tensors += [] if shape.tied else [Tensors(1, (shape.vocab, shape.hidden))]
+    tensors += [Tensors(shape.layers, (shape.experts // shape.hidden, shape.hidden))] if shape.experts else []
+    whole = Learned(list(shape.linear), tensors, norms=True)
+    return whole._replace(tensors=[*tensors, *vectors(shape.parameters - whole.numbers, shape.hidden)])
+
+
+def vectors(numbers: int, width: int) -> list[Tensors]:
+    """So many numbers in vectors of a width, and one of what is left."""
+    return [Tensors(numbers // width, (width,)), Tensors(1, (numbers % width,))]
 
 
 def _tuned(section: Sft, shape: Architecture) -> Learned:
@@ -59,33 +76,38 @@ def _tuned(section: Sft, shape: Architecture) -> Learned:
     if section.method in ("lora", "qlora"):
         return _adapter(shape, section.rank, section.target_modules)
     width = 2 * shape.layers * shape.kv_heads * shape.head if section.method == "prefix" else shape.hidden
-    return Learned([], section.virtual_tokens * width)
+    return Learned([], [Tensors(1, (section.virtual_tokens, width), embedding=True)])
 
 
 def _adapter(shape: Architecture, rank: int, modules: list[str] | str) -> Learned:
-    return Learned(memory.targets(shape, modules), memory.lora(shape, rank, modules), rank=rank)
+    """A LoRA's two matrices for each matrix that it adapts (`memory.lora`)."""
+    names = memory.targets(shape, modules)
+    sides = [size for name in names for size in shape.linear[name]]
+    return Learned(names, [Tensors(shape.layers, (rank, side)) for side in sides], rank=rank)
 
 
 def _aligned(section: Adapter, sft: Sft, shape: Architecture) -> Learned:
     """An adapter that starts as the SFT policy's, or all its weights; in PPO also the value function's, as many."""
     if section.method == "full":
         whole = _everything(shape)
-        return whole._replace(numbers=2 * whole.numbers) if isinstance(section, Ppo) else whole
+        return whole._replace(tensors=2 * whole.tensors) if isinstance(section, Ppo) else whole
     has_adapter = sft.method in ("lora", "qlora")
     rank = section.rank or (sft.rank if has_adapter else 16)
     adapter = _adapter(shape, rank, section.target_modules or (sft.target_modules if has_adapter else "all-linear"))
-    return adapter._replace(numbers=2 * adapter.numbers) if isinstance(section, Ppo) else adapter
+    return adapter._replace(tensors=2 * adapter.tensors) if isinstance(section, Ppo) else adapter
 
 
 def _lengthened(section: Longctx, shape: Architecture) -> Learned:
     """The parameters that `longctx` trains: all, or an adapter with the embedding and the norms."""
     if section.tuning == "full":
-        return _everything(shape, section.optimizer)
+        return _everything(shape)
     if section.tuning == "none":
-        return Learned([], 0)
+        return Learned([], [])
     adapter = _adapter(shape, section.rank, section.target_modules)
-    beside = shape.vocab * shape.hidden + 2 * shape.hidden * shape.layers if section.embeddings_and_norms else 0
-    return adapter._replace(numbers=adapter.numbers + beside, norms=bool(beside))
+    if not section.embeddings_and_norms:
+        return adapter
+    beside = [Tensors(1, (shape.vocab, shape.hidden), embedding=True), Tensors(2 * shape.layers, (shape.hidden,))]
+    return adapter._replace(tensors=[*adapter.tensors, *beside], norms=True)
 
 
 def micro(section: Optimisation) -> int:

@@ -1,6 +1,7 @@
 """The state from which an interrupted PPO resumes exactly: trained weights, optimiser, schedule, iteration."""
 
 import math
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,24 @@ from posttrain.ground.progress import say
 from posttrain.models import adapters, policy
 from posttrain.models.network import Network
 from posttrain.training import checkpoint, interruption, parallel, spotchecks, trainers
-from posttrain.training.optimizer import moments
+from posttrain.training.optimizer import of_groups
 
 
 class Optimizers:
-    """AdamW for policy and value function. Gradients are summed over processes and clipped for each of the two."""
+    """The optimiser of policy and value function. Their gradients are summed over processes, and clipped for each of
+    the two."""
 
     def __init__(self, section: Ppo, models):
         weights = {name: [weight for _, weight in named] for name, named in models.trained().items()}
         rates = {"policy": section.learning_rate, "value": section.value_learning_rate or section.learning_rate}
         self.weights, self.step_count = weights, 0
-        self.adamw = torch.optim.AdamW(
-            [{"params": weights[name], "lr": rates[name]} for name in weights],
-            lr=section.learning_rate,  # of which a schedule's end is a share, for both
-            weight_decay=section.weight_decay,
-            **moments(section),
-        )
+        groups = [{"params": weights[name], "lr": rates[name]} for name in weights]
+        modules = chain(models.policy.model.modules(), models.value.model.modules())
+        self.both = of_groups(section, groups, modules)  # a schedule's end is a share of `learning_rate` for both
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
-        self.adamw.zero_grad(set_to_none=True)
+        self.both.zero_grad(set_to_none=True)
 
     def step(self, longest: float, policy: bool) -> dict:
         """One step, of the value function only unless `policy`; returns the gradient norms before clipping to
@@ -46,7 +45,7 @@ class Optimizers:
             norms[f"{name}_grad_norm"] = norm.item()
         if not all(map(math.isfinite, norms.values())):
             raise Diverged(f"ppo: a gradient is no number ({norms}): lower learning_rate")
-        self.adamw.step()
+        self.both.step()
         self.step_count += 1
         return {"policy_grad_norm": 0.0} | norms
 
@@ -58,7 +57,7 @@ def optimizers(section: Ppo, models) -> tuple[Optimizers, Any]:
     optimizer = Optimizers(section, models)
     name, options = trainers.schedule(section)
     warmup = trainers.warmup(section)
-    schedule = get_scheduler(name, optimizer.adamw, warmup + 1, section.steps + 1, scheduler_specific_kwargs=options)
+    schedule = get_scheduler(name, optimizer.both, warmup + 1, section.steps + 1, scheduler_specific_kwargs=options)
     schedule.step()  # skip its first value, 0, with which an iteration would learn nothing
     return optimizer, schedule
 
@@ -87,7 +86,7 @@ def save(
                 "trained": {
                     name: {key: weight.detach() for key, weight in named} for name, named in models.trained().items()
                 },
-                "adamw": optimizer.adamw.state_dict(),
+                "optimizer": optimizer.both.state_dict(),
                 "steps": optimizer.step_count,
                 "schedule": schedule.state_dict(),
             },
@@ -97,7 +96,7 @@ def save(
         watch.wrote()
     if stretch := spotchecks.ended(section, iteration):
         trained = [item for named in models.trained().values() for item in named]
-        spotchecks.record(stretch, checkpoints, state["history"], trained, optimizer.adamw)
+        spotchecks.record(stretch, checkpoints, state["history"], trained, optimizer.both)
     if stopped := watch.stop(iteration):
         raise stopped
 
@@ -122,7 +121,7 @@ def resume(checkpoints: Path, models, optimizer: Optimizers, schedule) -> dict |
     for name, named in models.trained().items():
         for key, weight in named:
             weight.data.copy_(tensors["trained"][name][key])
-    optimizer.adamw.load_state_dict(tensors["adamw"])
+    optimizer.both.load_state_dict(tensors["optimizer"])
     optimizer.step_count = tensors["steps"]
     schedule.load_state_dict(tensors["schedule"])
     say(f"continuing after iteration {state['iteration']}")

@@ -31,8 +31,6 @@ def longctx(section: Longctx, data: Path, base: Path, policy: Path, work: Path, 
 
     from posttrain.training import trainers
 
-    if parallel.sharded and section.tuning == "full" and section.optimizer == "muon":
-        raise UserError("longctx.optimizer: muon needs whole matrices, and --shard leaves parts: take adamw")
     dtype = policies.dtype_of(policy)
     model, tokenizer, differences = rescaled(section, base, policy, checkpoints / "rescaled")
     context = positions.contract(model.config, tokenizer.model_max_length)["context"]
@@ -173,14 +171,13 @@ def trainer_of(section: Longctx, model, train: list[dict], test: list[dict], che
 
     from posttrain.training import optimizer, trainers
 
-    chosen = optimizer.chosen(section, model) if section.tuning == "full" else None
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**trainers.arguments(section, checkpoints), remove_unused_columns=False),
         train_dataset=train,
         eval_dataset=test,
         data_collator=packing.collate,
-        optimizers=(chosen, None),
+        optimizers=(optimizer.chosen(section, model), None),
     )
     trainer.remove_callback(PrinterCallback)  # the first evaluation would print a dict
     return trainer

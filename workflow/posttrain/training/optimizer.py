@@ -1,10 +1,19 @@
-"""The optimiser of a whole model: AdamW, or Muon for its matrices and AdamW for the rest.
+"""The optimisers by their names: PyTorch's, transformers', bitsandbytes', and Muon for the matrices of a whole model.
 
 Muon orthogonalises the momentum of each matrix (Jordan et al. 2024; `torch.optim.Muon`); embeddings and vectors
 stay with AdamW, as its authors advise. `match_rms_adamw` lets both share a learning rate (arXiv 2502.16982).
 """
 
+from collections.abc import Iterable
+
 import torch
+
+from posttrain.config.sections import Optimisation
+from posttrain.ground.errors import UserError
+from posttrain.training import parallel
+
+TRAINERS = {"adamw": "adamw_torch", "muon": "adamw_torch", "paged_adamw": "paged_adamw_32bit"}  # transformers' names
+SHARDED = ("adamw", "rmsprop")  # whose state can be that of a share of each tensor
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -43,14 +52,45 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.param_groups[:] = [*self.muon.param_groups, *self.adamw.param_groups]
 
 
-def chosen(section, model: torch.nn.Module) -> MuonWithAdamW | None:
-    """The optimiser of `section.optimizer`; None for AdamW, which transformers' trainer creates itself."""
-    if section.optimizer == "adamw":
+def chosen(section: Optimisation, model: torch.nn.Module) -> MuonWithAdamW | None:
+    """Muon, where it is the optimiser; None for others, which transformers' trainer creates itself (`of_trainer`)."""
+    if section.optimizer != "muon":
         return None
     return MuonWithAdamW(model, section.learning_rate, section.weight_decay, **moments(section))
 
 
-def moments(section) -> dict:
+def of_trainer(section: Optimisation) -> str:
+    """The name of the optimiser for transformers' trainers. Raises UserError where weights are shared out, of which it
+    needs whole tensors."""
+    name = section.optimizer or "adamw"
+    if parallel.sharded and name not in SHARDED:
+        raise UserError(f"optimizer: {name} needs whole tensors, and --shard leaves parts: take {' or '.join(SHARDED)}")
+    return TRAINERS.get(name, name)
+
+
+def of_groups(section: Optimisation, groups: list[dict], modules: Iterable[torch.nn.Module]) -> torch.optim.Optimizer:
+    """The optimiser of parameter groups, as transformers' trainers create it by its name. modules: which hold them; the
+    state of embeddings is never in 8 bits (arXiv 2110.02861, section 2.3)."""
+    name, rate = section.optimizer or "adamw", section.learning_rate
+    if name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=rate)
+    if name == "adafactor":
+        from transformers import Adafactor
+
+        decay = section.weight_decay
+        return Adafactor(groups, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False)
+    common = {"lr": rate, "weight_decay": section.weight_decay, **moments(section)}
+    if name == "adamw":
+        return torch.optim.AdamW(groups, **common)
+    from bitsandbytes.optim import AdamW, GlobalOptimManager
+
+    for module in modules if name.endswith("8bit") else ():
+        if isinstance(module, torch.nn.Embedding):
+            GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})
+    return AdamW(groups, **common, optim_bits=8 if name.endswith("8bit") else 32, is_paged=name.startswith("paged"))
+
+
+def moments(section: Optimisation) -> dict:
     """The decays and the epsilon of PyTorch's AdamW."""
     beta1 = 0.9 if section.beta1 is None else section.beta1
     return {"betas": (beta1, section.beta2), "eps": 1e-8 if section.epsilon is None else section.epsilon}

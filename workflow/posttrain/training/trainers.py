@@ -16,7 +16,7 @@ from posttrain.config.sections import Training
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import write_json
 from posttrain.ground.progress import say, spent
-from posttrain.training import checkpoint, interruption, parallel, spotchecks
+from posttrain.training import checkpoint, interruption, optimizer, parallel, spotchecks
 from posttrain.training.order import Part, in_batches
 
 
@@ -58,7 +58,7 @@ def arguments(training: Training, checkpoints: Path) -> dict:
         "eval_steps": training.eval_steps,
         "save_strategy": "no",  # `Progress` decides when
         "disable_tqdm": True,
-        "optim": "adamw_torch",
+        "optim": optimizer.of_trainer(training),
         "report_to": ["wandb"] if os.environ.get("WANDB_MODE", "disabled") == "offline" else [],
         "run_name": os.environ.get("WANDB_NAME"),
     }
