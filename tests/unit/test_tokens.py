@@ -52,7 +52,7 @@ def test_good_rows_pass(tokenizer, row):
 def breach(tokenizer, row, change) -> str:
     encoded = tokens.encode(tokenizer, row)
     change(encoded)
-    return " ".join(token_contract.faults_of(tokenizer, row, **encoded).values())
+    return " ".join(token_contract.faults_of(tokenizer, token_contract.special_of(tokenizer), row, **encoded).values())
 
 
 def test_an_untrained_end_of_turn_is_found(tokenizer):

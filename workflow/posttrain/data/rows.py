@@ -118,7 +118,7 @@ def _records(report: Report, numbered: Iterable[tuple], check: Check, processes:
 def _record(blank: Report, check: Check, numbered: list[tuple]) -> tuple:
     """(a report on some lines, the record of the valid ones)."""
     part = blank.blank()
-    return part, stored.record(list(check(part, numbered)))
+    return part, stored.record(check(part, numbered))
 
 
 def _valid(

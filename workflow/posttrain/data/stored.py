@@ -83,15 +83,18 @@ def write(records: Iterable, scratch: Path | None, numbered: bool = True) -> Row
         return Rows(datasets.Dataset.from_file(file.name))
 
 
-def record(rows: list[dict], numbered: bool = True):
-    """Rows as an Arrow record batch."""
+def record(rows: Iterable[dict], numbered: bool = True):
+    """Rows as an Arrow record batch. Each is read once, as it comes: the words of its texts are still known."""
     import pyarrow as pa
 
     numbers = [("group", pa.large_string()), *((name, pa.uint64()) for name in COLUMNS)] if numbered else []
-    columns: list[list] = [list(map(ENCODER.encode, rows))]
+    columns: list[list]
     if numbered:
-        prints = list(map(fingerprints, rows))
-        columns += [[row["group"] for row in rows], *([one[name] for one in prints] for name in COLUMNS)]
+        read = [(ENCODER.encode(row), row["group"], fingerprints(row)) for row in rows]
+        columns = [[json_text for json_text, *_ in read], [group for _, group, _ in read]]
+        columns += [[prints[name] for *_, prints in read] for name in COLUMNS]
+    else:
+        columns = [list(map(ENCODER.encode, rows))]
     return pa.record_batch(columns, schema=pa.schema([("row", pa.large_string()), *numbers]))
 
 

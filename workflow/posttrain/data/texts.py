@@ -14,6 +14,7 @@ import orjson
 from posttrain.models.control import strings
 from posttrain.models.tokens import prompt_text, spoken, turn_text
 
+ENCODER = json.JSONEncoder(sort_keys=True)
 DERIVED = re.compile(r"prompt:[0-9a-f]{32}")  # the group of a row that declares none
 # The bytes 80-BF decoded as cp1252. After a capital, quotes and dashes do not count: they may end a word.
 _FOLLOWS = bytes(range(0x80, 0xC0)).decode("cp1252", "ignore") + "\u0080-\u009f"
@@ -64,7 +65,10 @@ def words(text: str) -> tuple[str, ...]:
 
 def odd(text: str) -> list[str]:
     """The kinds of ODD characters in the text."""
-    return [kind for kind in (_IN_ASCII if text.isascii() else ODD) if ODD[kind].search(text)]
+    kinds = _IN_ASCII if text.isascii() else ODD
+    return [
+        kind for kind in kinds if (kind != "special_token" or "<" in text or "[" in text) and ODD[kind].search(text)
+    ]
 
 
 def reply_texts(row: dict) -> list[str]:
@@ -103,8 +107,7 @@ def all_text(value) -> str:
 
 def digest(value) -> str:
     """A short stable fingerprint of a JSON value."""
-    written = json.dumps(value, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(written.encode()).hexdigest()[:32]
+    return hashlib.sha256(ENCODER.encode(value).encode()).hexdigest()[:32]
 
 
 def content(row: dict) -> dict:

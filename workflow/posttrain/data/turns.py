@@ -92,6 +92,8 @@ def parsed(text: str):
 def unread(key: str, value) -> set[str]:
     """The keys of the turns in a list of messages that nothing reads, as `messages[].key`."""
     turns = [turn for turn in value if isinstance(turn, dict)] if isinstance(value, list) else []
+    if all(turn.keys() <= READ for turn in turns):
+        return set()
     names = {
         name for turn in turns for name, part in turn.items()
         if part not in (None, "", [], {}) and name not in READ and not (name in OF_A_RESULT and is_result(turn))

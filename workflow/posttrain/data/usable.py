@@ -17,7 +17,7 @@ from posttrain.config.sections import DOCUMENTS, Prepare
 from posttrain.data import tokenized
 from posttrain.data.dropped import Dropped, Kinds, entry
 from posttrain.data.rows import card
-from posttrain.data.stored import BATCH, Rows, counted, join, store
+from posttrain.data.stored import BATCH, Rows, batches, counted, join, store
 from posttrain.ground.progress import say
 from posttrain.ground.workers import in_order
 from posttrain.models import token_contract
@@ -27,6 +27,7 @@ from posttrain.models.token_contract import CONTROL_TEXT
 from posttrain.models.tokens import alone
 
 FEWEST_LEFT = 8  # characters that a cut text keeps at least
+TOGETHER = 100  # rows that are encoded at once: their tokens stay in the processor's cache
 QUANTILES = {"min": 0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1}
 TOO_LONG = "too long"
 Tokens = dict[str, bytes]  # 32-bit numbers, as `tokenized.packed` writes them
@@ -65,8 +66,8 @@ class Fitting:
     def _cut(self, rows: Rows, tokens: tokenized.Writer, order: array) -> Iterator[dict]:
         """The rows that were cut. The place of each row that can be trained on is put into `order`."""
         cuts, starts = len(rows), range(0, len(rows), BATCH)
-        batches = in_order(partial(self._fitted, rows), starts, self.processes)
-        fitted = counted(chain.from_iterable(batches), f"prepare.{self.task}, as tokens", len(rows))
+        parts = in_order(partial(self._fitted, rows), starts, self.processes)
+        fitted = counted(chain.from_iterable(parts), f"prepare.{self.task}, as tokens", len(rows))
         for place, one in enumerate(fitted):
             if one.fault:
                 line = entry(one.source, self.task, one.fault.reason, str(one.fault))
@@ -83,8 +84,10 @@ class Fitting:
 
     def _fitted(self, rows: Rows, start: int) -> list[Fitted]:
         """What becomes of each row of the batch that begins with a row's number."""
-        batch = list(rows[start : start + BATCH])
-        return [self._fit(row, encoded) for row, encoded in zip(batch, self._encoded(batch), strict=True)]
+        fitted = []
+        for part in batches(rows[start : start + BATCH], TOGETHER):
+            fitted += [self._fit(row, encoded) for row, encoded in zip(part, self._encoded(part), strict=True)]
+        return fitted
 
     def _encoded(self, rows: list[dict]) -> list[dict[str, list[int]] | Breach]:
         """The tokens of rows, empty for documents, or what is wrong with them."""

@@ -4,12 +4,23 @@ A row that the template cannot write, or changes, is a `Breach` of the token con
 """
 
 import json
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from posttrain.ground.errors import UserError
 from posttrain.models.control import tokenize
 
 SYSTEM = "; `prepare.system_turns: user` puts the system turn's text into the first user turn"
 SPLIT = "; `prepare.conversations: split` makes a row of each reply, after the turns before it"
+
+
+class Chat(NamedTuple):
+    """Messages of a row that the chat template is to write. is_prompt: whether the beginning of the assistant's turn
+    follows them."""
+
+    row: dict
+    messages: list[dict]
+    is_prompt: bool = False
 
 
 class Breach(UserError):
@@ -35,6 +46,38 @@ def write(tokenizer, row: dict, messages: list[dict], prompt: bool = False, **op
         way_out = SYSTEM if messages[0]["role"] == "system" else ""
         message = f"chat template: row {row_name(row)}: {type(error).__name__}: {error}{way_out}"
         raise Breach("chat_template", message) from None
+
+
+def write_all(tokenizer, chats: Sequence[Chat]) -> list[str | Breach]:
+    """The text of each chat, or the Breach in its place; those without tools are written in one call, which takes less
+    time a text."""
+    texts: list[str | Breach] = [""] * len(chats)
+    for is_prompt in (False, True):
+        places = [n for n, chat in enumerate(chats) if chat.is_prompt == is_prompt and "tools" not in chat.row]
+        for place, text in zip(places, _written(tokenizer, [chats[n] for n in places], is_prompt), strict=True):
+            texts[place] = text
+    for place, chat in enumerate(chats):
+        if "tools" in chat.row:
+            texts[place] = _text_or_breach(tokenizer, chat)
+    return texts
+
+
+def _written(tokenizer, chats: list[Chat], is_prompt: bool) -> Sequence[str | Breach]:
+    """The text of each chat, all of them prompts or none; where the template raises an error, each is written alone."""
+    if not chats:
+        return []
+    try:
+        messages = [chat.messages for chat in chats]
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_prompt)
+    except Exception:  # a template is a program of the user's; it can raise anything
+        return [_text_or_breach(tokenizer, chat) for chat in chats]
+
+
+def _text_or_breach(tokenizer, chat: Chat) -> str | Breach:
+    try:
+        return write(tokenizer, chat.row, chat.messages, chat.is_prompt)
+    except Breach as fault:
+        return fault
 
 
 def breach(reason: str, row: dict, fault: str) -> Breach:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 # A control token's number between noncharacters of Unicode, which no text holds (U+FDD0 to U+FDEF): in place of the
 # token in a row's text (IN_ROW), and where the chat template writes it (IN_TEMPLATE).
 IN_ROW, IN_TEMPLATE = "\ufdd0{}\ufdd1", "\ufdd2{}\ufdd3"
+BETWEEN = "\ufdd4"  # between texts that are searched together
 IN_ROW_PATTERN = re.compile("\ufdd0(\\d+)\ufdd1")
 
 
@@ -35,8 +36,8 @@ def _pattern(tokenizer, end: str) -> re.Pattern:
 
 def control_text(tokenizer, value) -> str | None:
     """The first control token in any string of a value; None where there is none."""
-    search = _pattern(tokenizer, tokenizer.eos_token).search
-    return next((match.group() for text in strings(value) if (match := search(text))), None)
+    match = _pattern(tokenizer, tokenizer.eos_token).search(BETWEEN.join(strings(value)))
+    return match.group() if match else None
 
 
 def strings(value) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """The token contract: what must hold of the tokens of every row before it is trained on."""
 
-import functools
 from collections.abc import Sequence
 from operator import eq
+from typing import NamedTuple
 
 from posttrain.models.chat import Breach, breach
 from posttrain.models.control import control_text
@@ -10,6 +10,21 @@ from posttrain.models.tokens import MASKED, Encoding, answers, demonstration, to
 
 CONTROL_TEXT = "control_text"
 TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")  # keys of a row that hold what is read
+
+
+class Special(NamedTuple):
+    """Ids of a tokenizer's special tokens, and whether it writes a beginning-of-sequence token before a text."""
+
+    eos: int
+    bos: int | None
+    pad: int | None
+    begins_texts: bool
+
+
+def special_of(tokenizer) -> Special:
+    """The special tokens, which are looked up once for many rows."""
+    bos = tokenizer.bos_token_id
+    return Special(tokenizer.eos_token_id, bos, tokenizer.pad_token_id, tokenizer("").input_ids[:1] == [bos])
 
 
 def refuse_control_text(tokenizer, row: dict) -> None:
@@ -35,9 +50,10 @@ def encode_all(tokenizer, rows: Sequence[dict]) -> list[dict[str, list[int]] | B
 
     In place of a row that cannot be trained on stands the Breach that says why.
     """
+    special = special_of(tokenizer)
     results = together(tokenizer, [encoding(tokenizer, row) for row in rows])
     return [
-        item if isinstance(item, Breach) else _fault(tokenizer, row, item) or item
+        item if isinstance(item, Breach) else _fault(tokenizer, special, row, item) or item
         for row, item in zip(rows, results, strict=True)
     ]
 
@@ -66,40 +82,43 @@ def _trained(encoded: dict[str, list[int]]) -> list[tuple[list[int], list[int]]]
     return [(prompt + ids, masked + ids) for key, ids in encoded.items() if key != "prompt_ids"]
 
 
-def _fault(tokenizer, row: dict, encoded: dict[str, list[int]]) -> Breach | None:
+def _fault(tokenizer, special: Special, row: dict, encoded: dict[str, list[int]]) -> Breach | None:
     """The first fault of a row's tokens; None where there is none."""
     for ids, labels in _trained(encoded):
-        for reason, fault in faults_of(tokenizer, row, ids, labels).items():
+        for reason, fault in faults_of(tokenizer, special, row, ids, labels).items():
             return breach(reason, row, fault)
     if "chosen_ids" in encoded and encoded["chosen_ids"] == encoded["rejected_ids"]:
         return breach("equal_answers", row, "chosen and rejected have the same tokens: nothing to tell apart")
     return None
 
 
-def faults_of(tokenizer, row: dict, input_ids: list[int], labels: list[int]) -> dict[str, str]:
+def faults_of(tokenizer, special: Special, row: dict, input_ids: list[int], labels: list[int]) -> dict[str, str]:
     """The faults of a row's tokens and labels, by a short key; empty where the token contract holds."""
-    eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
+    eos, bos, pad, begins_texts = special
     trained = len(labels) - labels.count(MASKED)
     faults = {}
     if not trained:
         faults["untrained"] = "has no token to train on"
-    turns = len(trained_turns(row)) if "messages" in row else 1
-    if labels.count(eos) != turns:
-        times = f"{labels.count(eos)} times in {turns} turns"
+    turns, ends = len(trained_turns(row)) if "messages" in row else 1, labels.count(eos)
+    if ends != turns:
+        times = f"{ends} times in {turns} turns"
         faults["end_of_turn"] = f"the end-of-turn token {tokenizer.eos_token!r} is trained {times}"
     if bos is not None and bos != eos:
-        expected = 1 if _begins_texts(tokenizer) else min(1, input_ids.count(bos))
-        if input_ids.count(bos) != expected or (expected and input_ids[0] != bos):
-            tokens_of_bos = f"{input_ids.count(bos)} beginning-of-sequence tokens {tokenizer.bos_token!r}"
+        count = input_ids.count(bos)
+        expected = 1 if begins_texts else min(1, count)
+        if count != expected or (expected and input_ids[0] != bos):
+            tokens_of_bos = f"{count} beginning-of-sequence tokens {tokenizer.bos_token!r}"
             faults["beginning"] = f"has {tokens_of_bos}, not one"
     if pad is not None and pad != eos and pad in labels:
         faults["padding"] = f"padding {tokenizer.pad_token!r} is a label"
-    if len(labels) != len(input_ids) or sum(map(eq, labels, input_ids)) != trained:  # no token is MASKED
+    if not _labels_are_tokens(input_ids, labels, trained):
         faults["label"] = "a label differs from its token"
     return faults
 
 
-@functools.lru_cache(maxsize=8)
-def _begins_texts(tokenizer) -> bool:
-    """Whether the tokenizer writes a beginning-of-sequence token before a text."""
-    return tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+def _labels_are_tokens(input_ids: list[int], labels: list[int], trained: int) -> bool:
+    """Whether each label that is not masked is its token. trained: their number."""
+    if len(labels) != len(input_ids):
+        return False
+    start = len(labels) - trained  # most rows end with all that is trained, and no token is MASKED
+    return labels[start:] == input_ids[start:] or sum(map(eq, labels, input_ids)) == trained

@@ -6,12 +6,25 @@ A row that the chat template would change, or whose reply has no tokens of its o
 
 import json
 from collections.abc import Generator, Iterable
+from itertools import chain, islice
+from typing import Any
 
-from posttrain.models.chat import SPLIT, SYSTEM, Breach, breach, refuse_lost, refuse_other_reply, write
+from posttrain.models.chat import (
+    SPLIT,
+    SYSTEM,
+    Breach,
+    Chat,
+    breach,
+    refuse_lost,
+    refuse_other_reply,
+    write,
+    write_all,
+)
 from posttrain.models.control import plain, shielded, tokenize
 
-# Encodes a row: yields whether its texts are plain and the texts, is sent the tokens of each, and returns the result.
-Encoding = Generator[tuple[bool, list[str]], list[list[int]], dict[str, list[int]]]
+# Encodes a row: yields its chats, is sent the text of each or its Breach, yields whether its texts are plain and the
+# texts, is sent the tokens of each, and returns the result.
+Encoding = Generator[list[Chat] | tuple[bool, list[str]], Any, dict[str, list[int]]]
 MASKED = -100  # label of a token that is not trained on, in PyTorch's cross-entropy
 
 
@@ -46,14 +59,17 @@ def alone(tokenizer, encoding: Encoding) -> dict[str, list[int]]:
 
 
 def together(tokenizer, encodings: Iterable[Encoding]) -> list[dict[str, list[int]] | Breach]:
-    """What rows are encoded to, with the Breach of each that raised one; the tokenizer is called once for all."""
+    """What rows are encoded to, with the Breach of each that raised one; chat template and tokenizer are called once
+    for all."""
     encodings = list(encodings)
+    chats: list[list[Chat]] = list(map(next, encodings))  # type: ignore[arg-type]
+    written = iter(write_all(tokenizer, list(chain.from_iterable(chats))))
     results: list = [None] * len(encodings)
     texts: dict[bool, list[str]] = {True: [], False: []}  # by whether a text is plain
     places = {}
-    for n, encoding in enumerate(encodings):
+    for n, (encoding, of_chats) in enumerate(zip(encodings, chats, strict=True)):
         try:
-            is_plain, of_row = next(encoding)
+            is_plain, of_row = encoding.send(list(islice(written, len(of_chats))))
         except Breach as fault:
             results[n] = fault
         else:
@@ -78,13 +94,13 @@ def demonstration(tokenizer, row: dict) -> Encoding:
     if "messages" not in row:
         return (yield from _plain_demonstration(tokenizer, row))
     row = shielded(tokenizer, row)
-    messages = row["messages"]
-    text = write(tokenizer, row, messages)
-    refuse_lost(tokenizer, row, text)
-    turns = trained_turns(row)
-    before = [write(tokenizer, row, messages[:turn], prompt=True) for turn in turns]
+    messages, turns = row["messages"], trained_turns(row)
     within = [turn for turn in turns if turn + 1 < len(messages)]  # replies after which others follow
-    after = [write(tokenizer, row, messages[: turn + 1]) for turn in within]
+    prompts = [Chat(row, messages[:turn], is_prompt=True) for turn in turns]
+    text, *others = yield [Chat(row, messages), *prompts, *(Chat(row, messages[: turn + 1]) for turn in within)]
+    refuse_lost(tokenizer, row, checked(text))
+    before, after = others[: len(turns)], others[len(turns) :]
+    list(map(checked, others))
     ids, *parts = yield False, [text, *before, *after]
     labels = [MASKED] * len(ids)
     for n, turn in enumerate(turns):
@@ -99,10 +115,10 @@ def demonstration(tokenizer, row: dict) -> Encoding:
 def _reply(tokenizer, row: dict, ids: list[int], start: int, shorter: list[int]) -> int:
     """The number of tokens of a reply, up to and including its end of turn. shorter: the tokens of the conversation up
     to the reply, which a template may end with other white space than within the whole one, `ids`."""
-    reply = _shared(shorter, ids)[start:]
-    if tokenizer.eos_token_id not in reply:
+    reply, end = (ids if shorter is ids else _shared(shorter, ids))[start:], tokenizer.eos_token_id
+    if end not in reply:
         _common(tokenizer, ids, shorter, row)
-    return len(reply) - reply[::-1].index(tokenizer.eos_token_id)
+    return len(reply) - reply[::-1].index(end)
 
 
 def trained_turns(row: dict) -> list[int]:
@@ -112,7 +128,15 @@ def trained_turns(row: dict) -> list[int]:
     return [turn for turn in turns if row["messages"][turn].get("train", True)]
 
 
+def checked(text: str | Breach) -> str:
+    """What the chat template wrote. Raises the Breach in its place."""
+    if isinstance(text, Breach):
+        raise text
+    return text
+
+
 def _plain_demonstration(tokenizer, row: dict) -> Encoding:
+    yield []
     prompt, ids = yield True, [row["prompt"], row["prompt"] + row["completion"]]
     ids = _ended(tokenizer, ids)
     start = len(_shared(_not_ended(tokenizer, prompt), ids))
@@ -165,14 +189,15 @@ def answers(tokenizer, row: dict, sides: tuple[str, ...] = ("chosen", "rejected"
     no end of turn.
     """
     if isinstance(row["prompt"], str):
+        yield []
         prompt, *whole = yield True, [row["prompt"], *(row["prompt"] + row[side] for side in sides)]
         prompt, whole = _not_ended(tokenizer, prompt), [_ended(tokenizer, ids) for ids in whole]
         for ids in whole:
             prompt = _shared(prompt, ids)  # text that merges with the answer belongs to the answer
     else:
         row = shielded(tokenizer, row)
-        before = write(tokenizer, row, row["prompt"], prompt=True)
-        texts = [write(tokenizer, row, row["prompt"] + row[side]) for side in sides]
+        chats = [Chat(row, row["prompt"], is_prompt=True), *(Chat(row, row["prompt"] + row[side]) for side in sides)]
+        before, *texts = map(checked, (yield chats))
         refuse_lost(tokenizer, row | {"messages": row["prompt"] + row[sides[0]]}, texts[0])
         prompt, *whole = yield False, [before, *texts]
         for side, text, ids in zip(sides, texts, whole, strict=True):
