@@ -89,6 +89,7 @@ def test_shielding_changes_control_text_alone_and_can_be_undone(tokenizer):
     assert shielded["label"] is True and shielded["n"] is None
     clean = chat("no <think> of it </think>, <b> or </S>")
     assert control.shielded(tokenizer, clean) is clean, "a reply's thinking is no control text"
+    assert control.control_text(tokenizer, chat(f"a {end[:2]}", f"{end[2:]} b")) is None, "halves in two texts are none"
 
 
 @pytest.mark.parametrize("family", ["llama3", "qwen2.5", "qwen3", "mistral-0.1", "mistral-0.3", "granite"])

@@ -202,6 +202,28 @@ def test_good_rows_of_every_task_are_counted_and_bad_ones_refused(tokenizer):
             assert reason(tokenizer, row | {key: changed}) == "control_text"
 
 
+def test_a_row_that_the_template_cannot_write_stops_no_other_of_its_batch(tokenizer):
+    """The template is called once for all rows; each has the tokens that it has alone."""
+    refusing = copy.deepcopy(tokenizer)
+    refuse = "{% if messages[0].content == 'sure ?' %}{{ raise_exception('never sure') }}{% endif %}"
+    refusing.chat_template = refuse + tokenizer.chat_template
+    bad = ROW | {"id": "r9", "messages": ROW["messages"][2:]}
+    rows = [ROW, bad, PLAIN, PAIR, ROW | {"id": "r10", "messages": ROW["messages"][:2]}]
+    encoded = token_contract.encode_all(refusing, rows)
+    assert encoded[1].reason == "chat_template" and "row r9" in str(encoded[1]) and "never sure" in str(encoded[1])
+    for row, ids in zip([rows[0], *rows[2:]], [encoded[0], *encoded[2:]], strict=True):
+        assert [ids] == token_contract.encode_all(tokenizer, [row])
+    assert not any(isinstance(ids, chat_template.Breach) for ids in token_contract.encode_all(tokenizer, rows))
+
+
+def test_labels_before_masked_tokens_are_compared_too(tokenizer):
+    """A template may write a line break after the end of turn, which is not trained."""
+    special = token_contract.special_of(tokenizer)
+    ids, labels = [special.bos, 7, 8, special.eos, 9], [tokens.MASKED, 7, 8, special.eos, tokens.MASKED]
+    assert token_contract.faults_of(tokenizer, special, PLAIN, ids, labels) == {}
+    assert "label" in token_contract.faults_of(tokenizer, special, PLAIN, ids, [tokens.MASKED, 7, 7, *labels[3:]])
+
+
 def test_a_chat_that_is_written_out_in_plain_text_is_told_to_be_given_as_messages(tokenizer):
     for row, told in ((PLAIN | {"prompt": "<|user|>two and two is"}, True), (PAIR, False)):
         changed = row if told else row | {"chosen": [{"role": "assistant", "content": "<|user|>"}]}

@@ -93,7 +93,7 @@ def _of_batches(function: Callable, train: Sequence[dict], processes: int) -> It
 
 
 def _of_batch(function: Callable, train: Sequence[dict], start: int):
-    return function(list(train[start : start + BATCH]))
+    return function(train[start : start + BATCH])
 
 
 def _holds(text: Sequence[str], answer: str) -> bool:

@@ -1,5 +1,6 @@
 """Rows in a file that is mapped into memory: of each row, memory holds a few numbers by which equal rows are told."""
 
+import functools
 import json
 import tempfile
 import time
@@ -25,12 +26,16 @@ class Rows(Sequence[dict]):
     def __init__(self, table):
         self._table = table
 
+    @functools.cached_property
+    def _texts(self):
+        return self._table.select_columns("row").with_format("arrow")
+
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, place):
-        if isinstance(place, slice):
-            return self.take(np.arange(len(self))[place])
+        if isinstance(place, slice):  # the rows as a list: a Rows of their own would take as long as reading them
+            return list(map(json.loads, self._texts[place].column("row").to_pylist()))
         return json.loads(self._table[place]["row"])
 
     def __iter__(self) -> Iterator[dict]:

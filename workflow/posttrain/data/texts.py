@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Iterable
 
 import orjson
 
@@ -65,10 +66,10 @@ def words(text: str) -> tuple[str, ...]:
 
 def odd(text: str) -> list[str]:
     """The kinds of ODD characters in the text."""
-    kinds = _IN_ASCII if text.isascii() else ODD
-    return [
-        kind for kind in kinds if (kind != "special_token" or "<" in text or "[" in text) and ODD[kind].search(text)
-    ]
+    kinds: Iterable[str] = _IN_ASCII if text.isascii() else ODD
+    if "<" not in text and "[" not in text:  # as in most texts; found in less time than by the pattern
+        kinds = [kind for kind in kinds if kind != "special_token"]
+    return [kind for kind in kinds if ODD[kind].search(text)]
 
 
 def reply_texts(row: dict) -> list[str]:
