@@ -24,7 +24,7 @@ from posttrain.models.control import plain, shielded, tokenize
 
 # Encodes a row: yields its chats, is sent the text of each or its Breach, yields whether its texts are plain and the
 # texts, is sent the tokens of each, and returns the result.
-Encoding = Generator[list[Chat] | tuple[bool, list[str]], Any, dict[str, list[int]]]
+Encoding = Generator[Any, Any, dict[str, list[int]]]
 MASKED = -100  # label of a token that is not trained on, in PyTorch's cross-entropy
 
 
@@ -62,7 +62,7 @@ def together(tokenizer, encodings: Iterable[Encoding]) -> list[dict[str, list[in
     """What rows are encoded to, with the Breach of each that raised one; chat template and tokenizer are called once
     for all."""
     encodings = list(encodings)
-    chats: list[list[Chat]] = list(map(next, encodings))  # type: ignore[arg-type]
+    chats: list[list[Chat]] = list(map(next, encodings))
     written = iter(write_all(tokenizer, list(chain.from_iterable(chats))))
     results: list = [None] * len(encodings)
     texts: dict[bool, list[str]] = {True: [], False: []}  # by whether a text is plain
