@@ -370,3 +370,29 @@ def test_a_loss_that_is_not_that_of_the_logits_is_refused(data, base, monkeypatc
     monkeypatch.setattr(SFTTrainer, "compute_loss", lambda *given, **named: loss(*given, **named) / 2)
     with pytest.raises(UserError, match=r"sft: TRL's loss of a row is \d\.\d+, by the logits of llama it is \d\."):
         make("sft", sft(method="lora", steps=2), Path("results/scaled/sft/manifest.json"), data=data, base=base)
+
+
+def test_label_smoothing_is_the_formulas_and_only_in_training(data, base, tmp_path):
+    """(1 - share) of the label's negative log-probability and the share of the vocabulary's mean, over labelled tokens
+    (arXiv 1512.00567, section 7); the held-out loss has the first alone."""
+    tokenizer, share = policy.load_tokenizer(base), 0.2
+    rows = tokenized.load(tokenizer, data, "sft", "train").select(range(8))
+    section = sft(label_smoothing=share, method="lora")
+    trainer = stage.trainer_of(section, policy.load_verified(base), tokenizer, rows, rows, tmp_path)
+    batch, model = trainer.data_collator([rows[number] for number in range(4)]), trainer.model.eval()
+    with torch.no_grad():
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        words = -model(**inputs).logits[:, :-1].log_softmax(-1)
+        loss = trainer.compute_loss(model, dict(batch)).item()
+    labels = batch["labels"][:, 1:]
+    learned = labels != -100
+    plain = words.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)[learned].mean().item()
+    smoothed = (1 - share) * plain + share * words.mean(-1)[learned].mean().item()
+    assert loss == pytest.approx(smoothed, rel=1e-5) and abs(smoothed - plain) > 1e-3, "control"
+    trainer.eval_dataset = [rows[number] for number in range(4)]
+    assert trainer.evaluation_loop().metrics["eval_loss"] == pytest.approx(plain, rel=1e-5)
+    assert trainer.compute_loss(model, dict(batch)).item() == pytest.approx(smoothed, rel=1e-5), "training has it still"
+    trainer.label_smoother = None
+    trainer.args.label_smoothing_factor = 0.9
+    with pytest.raises(UserError, match="TRL's loss of a row"):
+        stage.prove_loss(trainer, batch)

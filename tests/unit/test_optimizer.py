@@ -103,6 +103,7 @@ SAID = {
     "optimizer: adafactor, beta2: 0.9": "sft.beta2: has no effect with optimizer: adafactor",
     "optimizer: adafactor, epsilon: 1e-9": "sft.epsilon: has no effect with optimizer: adafactor",
     "optimizer: muon": "sft.optimizer: muon is only for base.scratch, and for longctx with tuning: full",
+    "method: prompt, label_smoothing: 0.1": "sft.label_smoothing: has no effect with method: prompt",
     "optimizer: lion": "sft.optimizer: found 'lion', it should be",
 }
 

@@ -11,20 +11,20 @@ from posttrain.config.sections import Ppo, Scratch, Sft
 from posttrain.dag import campaign
 from posttrain.ground.errors import UserError
 from posttrain.rl import ppo_state
-from posttrain.training import optimizer, trainers
+from posttrain.training import optimizer, schedule, trainers
 
 PEAK, STEPS, WARMUP, END = 0.02, 20, 4, 0.1
 
 
 def rates(section, optimizer) -> list[float]:
     """The learning rate of each step, as transformers' trainer has it."""
-    name, options = trainers.schedule(section)
-    schedule = get_scheduler(name, optimizer, trainers.warmup(section), STEPS, scheduler_specific_kwargs=options)
+    name, options = schedule.named(section)
+    steps = get_scheduler(name, optimizer, schedule.warmup(section), STEPS, scheduler_specific_kwargs=options)
     rates = []
     for _ in range(STEPS):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
+        steps.step()
     return [*rates, optimizer.param_groups[0]["lr"]]
 
 
@@ -32,7 +32,7 @@ def rates(section, optimizer) -> list[float]:
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_a_schedule_ends_at_its_share_of_the_peak(name, end):
     section = Sft(schedule=name, min_lr_ratio=end, learning_rate=PEAK, steps=STEPS, warmup_ratio=WARMUP / STEPS)
-    assert trainers.warmup(section) == WARMUP
+    assert schedule.warmup(section) == WARMUP
     parts = [(step - WARMUP) / (STEPS - WARMUP) for step in range(WARMUP, STEPS + 1)]
     shapes = {"cosine": lambda part: 0.5 * (1 + math.cos(math.pi * part)), "linear": lambda part: 1 - part}
     low = end or 0.0
@@ -50,10 +50,10 @@ def test_both_of_ppos_rates_end_at_the_share():
     weight, network = torch.nn.Parameter(torch.ones(1)), SimpleNamespace(model=torch.nn.Identity())
     trained = {"policy": [], "value": [("weight", weight)]}
     models = SimpleNamespace(trained=lambda: trained, policy=network, value=network)
-    made, schedule = ppo_state.optimizers(section, models)
+    made, steps = ppo_state.optimizers(section, models)
     for _ in range(STEPS):
         made.both.step()
-        schedule.step()
+        steps.step()
     ends = [group["lr"] for group in made.both.param_groups]
     assert ends == pytest.approx([END * PEAK, END * 0.5])
     assert made.both.defaults["betas"] == (0.7, 0.999) and made.both.defaults["eps"] == 1e-5
@@ -63,8 +63,8 @@ def test_both_of_ppos_rates_end_at_the_share():
     "ratio, steps, warmup", [(0.03, 1000, 30), (0.03, 10, 1), (0.1, 30, 3), (0.0, 30, 0), (1.0, 7, 7)]
 )
 def test_warm_up_as_a_share_is_rounded_up(ratio, steps, warmup):
-    assert trainers.warmup(Sft(warmup_ratio=ratio, steps=steps)) == warmup
-    assert trainers.warmup(Sft(steps=1000)) == 50, "control: the default"
+    assert schedule.warmup(Sft(warmup_ratio=ratio, steps=steps)) == warmup
+    assert schedule.warmup(Sft(steps=1000)) == 50, "control: the default"
 
 
 def test_adamws_settings_reach_it():

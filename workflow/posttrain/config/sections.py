@@ -530,6 +530,12 @@ class Sft(Passes):
     """Put several rows in one sequence; they cannot see each other."""
     max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest sequence in tokens. Default: `prepare.max_tokens`."""
+    label_smoothing: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, json_schema_extra=only_with(method=("full", "lora", "qlora", "prefix"))
+    )
+    """Share of a token's probability that the loss wants spread over the whole vocabulary (Szegedy et al., arXiv
+    1512.00567, section 7; 0.1 in LoRA, arXiv 2106.09685, table 11). The held-out loss is without it. It needs all
+    logits, and a second forward pass. Default: none."""
     learning_rate: Rate = 2e-3
     """Peak learning rate."""
     steps: Count = Field(200, json_schema_extra=BY_STEPS)

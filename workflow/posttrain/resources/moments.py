@@ -38,6 +38,7 @@ LIBRARIES = {Section: 640, Base: 605, Sft: 640, Reward: 625, Dpo: 640, Longctx: 
              Compare: 490, Lengths: 490, Evaluate: 605}  # fmt: skip
 COPY = 425  # MB of a process that copies a base
 CUDA = 3000  # MB of host memory for CUDA's libraries and its context
+SMOOTHED = 6  # copies of the logits with label smoothing, measured
 HEAP = {"adapter": 1.5, "whole": 0.5}  # freed blocks that glibc keeps, as a multiple of the activations
 Moments = dict[str, Terms]  # moment -> term -> bytes on the device
 
@@ -99,6 +100,8 @@ def _sft(section: Any, case: Case) -> Moments:
         batch = batch._replace(length=micro(section) * length)
     quantised = section.method == "qlora"
     loss = memory.tiled_logits(case.shape, batch.rows, batch.length, case.gpu)
+    if section.label_smoothing:
+        loss = case.logits(batch, SMOOTHED)
     held = case.step(section, batch, quantised, loss)
     whole = memory.weights(case.shape, False)
     frozen = whole if section.method == "full" else case.frozen(quantised, section.double_quantization)

@@ -12,7 +12,7 @@ from posttrain.ground.errors import Diverged
 from posttrain.ground.progress import say
 from posttrain.models import adapters, policy
 from posttrain.models.network import Network
-from posttrain.training import checkpoint, interruption, parallel, spotchecks, trainers
+from posttrain.training import checkpoint, interruption, parallel, schedule, spotchecks
 from posttrain.training.optimizer import of_groups
 
 
@@ -55,11 +55,11 @@ def optimizers(section: Ppo, models) -> tuple[Optimizers, Any]:
     from transformers import get_scheduler
 
     optimizer = Optimizers(section, models)
-    name, options = trainers.schedule(section)
-    warmup = trainers.warmup(section)
-    schedule = get_scheduler(name, optimizer.both, warmup + 1, section.steps + 1, scheduler_specific_kwargs=options)
-    schedule.step()  # skip its first value, 0, with which an iteration would learn nothing
-    return optimizer, schedule
+    name, options = schedule.named(section)
+    warmup = schedule.warmup(section)
+    rates = get_scheduler(name, optimizer.both, warmup + 1, section.steps + 1, scheduler_specific_kwargs=options)
+    rates.step()  # skip its first value, 0, with which an iteration would learn nothing
+    return optimizer, rates
 
 
 def save(

@@ -79,6 +79,7 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
             **trainers.arguments(section, checkpoints),
             max_length=section.max_length,
             packing=section.packing,
+            label_smoothing_factor=section.label_smoothing or 0.0,
         ),
         train_dataset=train,
         eval_dataset=test,
@@ -163,7 +164,8 @@ def prove_batch(batch: dict) -> None:
 
 
 def prove_loss(trainer, batch: dict) -> None:
-    """Raise UserError where TRL's loss of a batch is not the cross-entropy of the model's own logits.
+    """Raise UserError where TRL's loss of a batch is not the cross-entropy, smoothed by the section's share, of the
+    model's own logits.
 
     TRL multiplies the last hidden state by the head itself, and scales the logits by the names of some families (1.16).
     """
@@ -175,7 +177,9 @@ def prove_loss(trainer, batch: dict) -> None:
     with torch.no_grad():
         logits = model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False).logits
         shifted = logits[:, -batch["labels"].shape[1] : -1]  # behind virtual tokens
-        own = torch.nn.functional.cross_entropy(shifted.flatten(0, 1).float(), labels.flatten()).item()
+        share = trainer.args.label_smoothing_factor
+        words = shifted.flatten(0, 1).float()
+        own = torch.nn.functional.cross_entropy(words, labels.flatten(), label_smoothing=share).item()
         loss = trainer.compute_loss(model, dict(batch)).item()
     model.train()
     if math.isfinite(own) and not math.isclose(own, loss, rel_tol=0.02, abs_tol=0.02):

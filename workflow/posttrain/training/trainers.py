@@ -16,7 +16,7 @@ from posttrain.config.sections import Training
 from posttrain.ground.errors import Diverged, UserError
 from posttrain.ground.files import write_json
 from posttrain.ground.progress import say, spent
-from posttrain.training import checkpoint, interruption, optimizer, parallel, spotchecks
+from posttrain.training import checkpoint, interruption, optimizer, parallel, schedule, spotchecks
 from posttrain.training.order import Part, in_batches
 
 
@@ -43,7 +43,7 @@ def arguments(training: Training, checkpoints: Path) -> dict:
         "ddp_backend": parallel.backend() if world > 1 else None,
         **parallel.sharding(),
         "learning_rate": training.learning_rate,
-        **learning_rates(training),
+        **schedule.learning_rates(training),
         "weight_decay": training.weight_decay,
         **moments(training),
         "max_grad_norm": training.max_grad_norm,
@@ -62,31 +62,6 @@ def arguments(training: Training, checkpoints: Path) -> dict:
         "report_to": ["wandb"] if os.environ.get("WANDB_MODE", "disabled") == "offline" else [],
         "run_name": os.environ.get("WANDB_NAME"),
     }
-
-
-def warmup(training) -> int:
-    """Number of warm-up steps; 0 with `constant`."""
-    if training.schedule == "constant":
-        return 0
-    if training.warmup_ratio is not None:
-        return math.ceil(round(training.warmup_ratio * training.steps, 6))
-    return training.steps // 20 if training.warmup_steps is None else training.warmup_steps
-
-
-def learning_rates(training) -> dict:
-    """The schedule for a trainer of transformers: its name, its arguments, and the warm-up."""
-    name, options = schedule(training)
-    more = {"lr_scheduler_kwargs": options} if options else {}
-    return {"lr_scheduler_type": name, "warmup_steps": warmup(training), **more}
-
-
-def schedule(training) -> tuple[str, dict]:
-    """(transformers' name of the schedule, its arguments). A polynomial of power 1 is linear, and need not end at 0."""
-    if training.min_lr_ratio is None:
-        return training.schedule, {}
-    if training.schedule == "cosine":
-        return "cosine_with_min_lr", {"min_lr_rate": training.min_lr_ratio}
-    return "polynomial", {"lr_end": training.min_lr_ratio * training.learning_rate, "power": 1.0}
 
 
 def moments(training) -> dict:
@@ -147,6 +122,7 @@ def held_out_loss(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoo
     if spotchecks.replayed:  # no step depends on it
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": math.nan}, 0)
     rows, size, total, count = trainer.eval_dataset, trainer.args.per_device_eval_batch_size, 0.0, 0
+    smoother, trainer.label_smoother = trainer.label_smoother, None  # which only training has
     trainer.model.eval()
     for start in range(0, len(rows), size):
         part = [rows[n] for n in range(start, min(start + size, len(rows)))]
@@ -155,6 +131,7 @@ def held_out_loss(trainer, *_, metric_key_prefix: str = "eval", **__) -> EvalLoo
         with trainer.accelerator.autocast():
             loss = trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)[0]
         total, count = total + loss.item() * items, count + items
+    trainer.label_smoother = smoother
     return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": total / count}, len(rows))
 
 
