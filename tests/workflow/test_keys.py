@@ -98,6 +98,7 @@ SPECIAL = {
         {"sft.method": "prefix", "longctx.policy": "base", **dict.fromkeys(("reward", "ppo", "dpo", "kto"))},
         8,
     ),
+    "sft.group_by_length": ({}, True),
     "sft.compute": ({}, "bfloat16"),
     "sft.max_length": ({}, 80),
     "reward.max_length": ({}, 80),

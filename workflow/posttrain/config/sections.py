@@ -536,6 +536,13 @@ class Sft(Passes):
     """Share of a token's probability that the loss wants spread over the whole vocabulary (Szegedy et al., arXiv
     1512.00567, section 7; 0.1 in LoRA, arXiv 2106.09685, table 11). The held-out loss is without it. It needs all
     logits, and a second forward pass. Default: none."""
+    group_by_length: bool | None = None
+    """Let the rows of a batch be of like length, which saves padding: up to 50 batches at a time are drawn, sorted by
+    length and read from the longest, as transformers does for QLoRA's Guanaco (arXiv 2305.14314, appendix B).
+    Default: no."""
+    neftune_alpha: Positive | None = None
+    """Alpha of NEFTune (arXiv 2310.05914, algorithm 1): uniform noise within alpha / sqrt(length x width) on the
+    embeddings of a padded row, in training only. Default: none."""
     learning_rate: Rate = 2e-3
     """Peak learning rate."""
     steps: Count = Field(200, json_schema_extra=BY_STEPS)

@@ -95,6 +95,12 @@ def _sft_method(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
             f"{where}.packing",
             "cannot be combined with base.scratch.positions: alibi, which cannot separate packed rows",
         )
+    if sft.packing and sft.group_by_length:
+        yield f"{where}.group_by_length", "has no effect with packing, which leaves no padding"
+    if sft.packing and sft.neftune_alpha:
+        yield f"{where}.neftune_alpha", "cannot be combined with packing: noise would shrink by all rows of a sequence"
+    if sft.group_by_length and sft.order:
+        yield f"{where}.group_by_length", "cannot be combined with order: file, which keeps the rows in their order"
     if sft.method in ("prefix", "prompt") and scratch and sft.virtual_tokens >= scratch.context:
         yield f"{where}.virtual_tokens", f"{sft.virtual_tokens} leave no room in a context of {scratch.context}"
     if sft.method == "prefix" and sft.gradient_checkpointing:

@@ -80,6 +80,7 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
             max_length=section.max_length,
             packing=section.packing,
             label_smoothing_factor=section.label_smoothing or 0.0,
+            neftune_noise_alpha=section.neftune_alpha,
         ),
         train_dataset=train,
         eval_dataset=test,
@@ -93,7 +94,8 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
     rows = list(trainer.train_dataset.select(range(min(8, len(trainer.train_dataset)))))
     prove_batch(trainer.data_collator(rows))
     prove_loss(trainer, trainer.data_collator(rows[:1]))
-    trainers.share_rows(trainer, section, parts, "packed sequences" if section.packing else "rows")
+    lengths = tokenized.lengths(train) if section.group_by_length else None
+    trainers.share_rows(trainer, section, parts, "packed sequences" if section.packing else "rows", lengths)
     return trainer
 
 

@@ -14,6 +14,7 @@ from posttrain.ground.files import read_json
 from posttrain.ground.progress import say
 
 APART = 1_000_003  # between the seeds of two sources of a mixture
+SORTED = 50  # most batches that are sorted by length together, as in transformers
 
 
 class Part(NamedTuple):
@@ -56,20 +57,37 @@ def in_sequences(parts: Sequence[Part], counts: Sequence[int]) -> list[Part]:
     ]
 
 
-def in_batches(rows, training: Training, parts: Sequence[Part] = (), what: str = "rows") -> torch.utils.data.Subset:
+def in_batches(
+    rows, training: Training, parts: Sequence[Part] = (), what: str = "rows", lengths: np.ndarray | None = None
+) -> torch.utils.data.Subset:
     """The rows of a whole run in the order of its batches: passes through all rows, each in a random order, or in that
     of the file; with `parts`, passes through each of them, in their shares. It says how often a row is read.
 
     Without it, a trainer would end each pass with a smaller batch, which processes and micro-batches would share
     unevenly; and from a checkpoint of the last step it would take another step, as rows would be left.
     rows: a sequence, of several rows for each one of `parts` where they were divided. what: the word for them, such as
-    packed sequences. Returns `steps` x `batch_size` rows.
+    packed sequences. lengths: of the rows, where those of a batch are to be alike. Returns `steps` x `batch_size` rows.
     """
     wanted = training.steps * training.batch_size
     if parts:
-        return torch.utils.data.Subset(rows, mixed(len(rows), wanted, training, parts, what))
-    say(f"{wanted:,} {what} are read in all: each of {len(rows):,} {wanted / len(rows):.2f} times")
-    return torch.utils.data.Subset(rows, passes(len(rows), wanted, training))
+        numbers = mixed(len(rows), wanted, training, parts, what)
+    else:
+        say(f"{wanted:,} {what} are read in all: each of {len(rows):,} {wanted / len(rows):.2f} times")
+        numbers = passes(len(rows), wanted, training)
+    if lengths is not None:
+        numbers = grouped(numbers, lengths, training.batch_size)
+    return torch.utils.data.Subset(rows, numbers)
+
+
+def grouped(numbers: array.array, lengths: np.ndarray, batch_size: int) -> array.array:
+    """The numbers of rows with those of each stretch of batches sorted by length, the longest first, as transformers'
+    `LengthGroupedSampler` does: a stretch has 50 batches, or a quarter of all rows where these are fewer."""
+    size = batch_size * max(1, min(SORTED, len(lengths) // (4 * batch_size)))
+    order = np.array(numbers, np.int64)
+    for start in range(0, len(order), size):
+        stretch = order[start : start + size]
+        order[start : start + size] = stretch[np.argsort(-lengths[stretch], kind="stable")]
+    return array.array("q", order.tobytes())
 
 
 def mixed(count: int, wanted: int, training: Training, parts: Sequence[Part], what: str = "rows") -> array.array:

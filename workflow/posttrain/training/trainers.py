@@ -104,10 +104,10 @@ def give_rows(trainer, training: Training, train: list[dict], test: list[dict], 
     share_rows(trainer, training, parts)
 
 
-def share_rows(trainer, training: Training, parts: Sequence[Part] = (), what: str = "rows") -> None:
+def share_rows(trainer, training: Training, parts: Sequence[Part] = (), what: str = "rows", lengths=None) -> None:
     """Make a trainer's steps and held-out losses independent of micro-batches and of the number of processes. parts: of
-    a mixture (`order.parts_of`); what: the word for the rows."""
-    trainer.train_dataset = in_batches(trainer.train_dataset, training, parts, what)
+    a mixture (`order.parts_of`); what: the word for the rows; lengths: of the rows, for batches of like ones."""
+    trainer.train_dataset = in_batches(trainer.train_dataset, training, parts, what, lengths)
     trainer.evaluation_loop = functools.partial(held_out_loss, trainer)
 
 
