@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import get_scheduler
+from transformers import Trainer, TrainingArguments
 
 from posttrain.config.sections import Ppo, Scratch, Sft
 from posttrain.dag import campaign
@@ -16,16 +16,15 @@ from posttrain.training import optimizer, schedule, trainers
 PEAK, STEPS, WARMUP, END = 0.02, 20, 4, 0.1
 
 
-def rates(section, optimizer) -> list[float]:
+def rates(section, made) -> list[float]:
     """The learning rate of each step, as transformers' trainer has it."""
-    name, options = schedule.named(section)
-    steps = get_scheduler(name, optimizer, schedule.warmup(section), STEPS, scheduler_specific_kwargs=options)
+    steps = optimizer.rates(section, made, schedule.warmup(section), STEPS)
     rates = []
     for _ in range(STEPS):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
+        rates.append(made.param_groups[0]["lr"])
+        made.step()
         steps.step()
-    return [*rates, optimizer.param_groups[0]["lr"]]
+    return [*rates, made.param_groups[0]["lr"]]
 
 
 @pytest.mark.parametrize("end", [None, END])
@@ -42,6 +41,43 @@ def test_a_schedule_ends_at_its_share_of_the_peak(name, end):
     assert rates(section, adamw) == pytest.approx(expected, abs=1e-12)
     muon = optimizer.MuonWithAdamW(torch.nn.Linear(2, 2), PEAK, 0.0)
     assert rates(section, muon) == pytest.approx(expected, abs=1e-12), "Muon's too"
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant_with_warmup", "inverse_sqrt"])
+def test_warm_up_starts_at_its_share_of_the_peak(name, tmp_path):
+    """0.1 of it (arXiv 2306.15595, section 3.1); afterwards it is as without. In transformers' trainer too, from the
+    first step and after a checkpoint."""
+    plain = Sft(schedule=name, learning_rate=PEAK, steps=STEPS, warmup_steps=WARMUP, seed=0)
+    section, weight = plain.replaced(warmup_start_ratio=0.1), torch.nn.Linear(1, 1)
+    whole = rates(section, torch.optim.AdamW(weight.parameters(), lr=PEAK))
+    expected = rates(plain, torch.optim.AdamW(weight.parameters(), lr=PEAK))
+    assert whole[:WARMUP] == pytest.approx([PEAK * (0.1 + 0.9 * step / WARMUP) for step in range(WARMUP)], abs=1e-12)
+    assert whole[WARMUP:] == expected[WARMUP:] and expected[0] == 0, "control"
+    trainer = Trainer(weight, TrainingArguments(**trainers.arguments(section, tmp_path)))
+    optimizer.start_at(trainer, section)
+    trainer.create_optimizer_and_scheduler(STEPS)
+    assert trainer.optimizer.param_groups[0]["lr"] == whole[0]
+    trainer.lr_scheduler.load_state_dict(trainer.lr_scheduler.state_dict())
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    assert trainer.optimizer.param_groups[0]["lr"] == whole[1]
+
+
+def test_an_inverse_square_root_by_hand():
+    section = Sft(schedule="inverse_sqrt", learning_rate=PEAK, steps=STEPS, warmup_steps=WARMUP)
+    expected = [PEAK * (step / WARMUP if step < WARMUP else math.sqrt(WARMUP / step)) for step in range(STEPS + 1)]
+    assert rates(section, torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], lr=PEAK)) == pytest.approx(expected)
+
+
+def test_ppos_first_iteration_has_the_start():
+    weight, network = torch.nn.Parameter(torch.ones(1)), SimpleNamespace(model=torch.nn.Identity())
+    models = SimpleNamespace(
+        trained=lambda: {"policy": [], "value": [("weight", weight)]}, policy=network, value=network
+    )
+    for start, first in ((0.1, 0.1), (None, 1 / (WARMUP + 1))):
+        section = Ppo(learning_rate=PEAK, steps=STEPS, warmup_steps=WARMUP, warmup_start_ratio=start)
+        made, _ = ppo_state.optimizers(section, models)
+        assert [group["lr"] for group in made.both.param_groups] == pytest.approx([first * PEAK] * 2)
 
 
 def test_both_of_ppos_rates_end_at_the_share():
@@ -81,6 +117,13 @@ def test_adamws_settings_reach_it():
     [
         ("schedule: constant, min_lr_ratio: 0.1", "sft.min_lr_ratio: has no effect with schedule: constant"),
         ("schedule: constant, warmup_ratio: 0.1", "sft.warmup_ratio: has no effect with schedule: constant"),
+        (
+            "schedule: constant, warmup_start_ratio: 0.1",
+            "warmup_start_ratio: has no effect with schedule",
+        ),
+        ("warmup_steps: 0, warmup_start_ratio: 0.1", "sft.warmup_start_ratio: has no effect without warm-up"),
+        ("warmup_ratio: 0.0, schedule: inverse_sqrt", "sft.schedule: inverse_sqrt does not fall without warm-up"),
+        ("steps: 19, warmup_start_ratio: 0.1", "sft.warmup_start_ratio: has no effect without warm-up"),
         ("warmup_steps: 3, warmup_ratio: 0.1", "sft.warmup_ratio: has no effect with warmup_steps: 3"),
     ],
 )

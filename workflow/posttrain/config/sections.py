@@ -379,8 +379,9 @@ class Optimisation(Section):
     """Seed of initialisation, data order, dropout and sampling. Default: the experiment's `seed`."""
     learning_rate: Rate
     """Peak learning rate."""
-    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "cosine"
-    """Learning-rate schedule after warm-up."""
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "inverse_sqrt"] = "cosine"
+    """Learning-rate schedule after warm-up. `inverse_sqrt`: sqrt(warm-up / step) of the peak, as of the Transformer
+    (arXiv 1706.03762, section 5.3)."""
     warmup_steps: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     """Steps over which the learning rate rises from 0. Default: a twentieth of `steps`."""
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = Field(
@@ -388,6 +389,9 @@ class Optimisation(Section):
     )
     """Warm-up as a share of `steps`, rounded up to a step (0.1 in Zephyr, arXiv 2310.16944), in place of
     `warmup_steps`."""
+    warmup_start_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the peak learning rate at which warm-up starts (0.1 in position interpolation, arXiv 2306.15595, section
+    3.1). Default: it starts at 0."""
     min_lr_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, json_schema_extra=only_with(schedule=("linear", "cosine"))
     )

@@ -27,6 +27,7 @@ from posttrain.config.stages import POLICIES, STAGES, Experiment
 from posttrain.dag import functions
 from posttrain.dag.rules import Mistakes, Rule
 from posttrain.dag.targets import target_mistakes
+from posttrain.training.schedule import warmup
 
 
 def stage_rules() -> list[Rule]:
@@ -70,9 +71,15 @@ def training_mistakes(where: str, training: Optimisation, experiment: Experiment
     whole = isinstance(training, Scratch) or (isinstance(training, Longctx) and training.tuning == "full")
     if training.optimizer == "muon" and not whole:
         yield f"{where}.optimizer", "muon is only for base.scratch, and for longctx with tuning: full"
-    for key in ("warmup_steps", "warmup_ratio"):
+    for key in ("warmup_steps", "warmup_ratio", "warmup_start_ratio"):
         if training.schedule == "constant" and getattr(training, key):
             yield f"{where}.{key}", "has no effect with schedule: constant (use constant_with_warmup)"
+    if epochs is None and training.schedule != "constant" and not warmup(training):
+        missing = "without warm-up: set warmup_steps or warmup_ratio"
+        if training.warmup_start_ratio:
+            yield f"{where}.warmup_start_ratio", f"has no effect {missing}"
+        if training.schedule == "inverse_sqrt":
+            yield f"{where}.schedule", f"inverse_sqrt does not fall {missing}"
 
 
 def _sft_rows(where: str, sft: Sft, experiment: Experiment) -> Mistakes:

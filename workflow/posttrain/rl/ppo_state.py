@@ -13,7 +13,7 @@ from posttrain.ground.progress import say
 from posttrain.models import adapters, policy
 from posttrain.models.network import Network
 from posttrain.training import checkpoint, interruption, parallel, schedule, spotchecks
-from posttrain.training.optimizer import of_groups
+from posttrain.training.optimizer import of_groups, rates
 
 
 class Optimizers:
@@ -52,14 +52,12 @@ class Optimizers:
 
 def optimizers(section: Ppo, models) -> tuple[Optimizers, Any]:
     """The optimiser, and its schedule, which advances once per iteration."""
-    from transformers import get_scheduler
-
     optimizer = Optimizers(section, models)
-    name, options = schedule.named(section)
-    warmup = schedule.warmup(section)
-    rates = get_scheduler(name, optimizer.both, warmup + 1, section.steps + 1, scheduler_specific_kwargs=options)
-    rates.step()  # skip its first value, 0, with which an iteration would learn nothing
-    return optimizer, rates
+    skipped = 0 if section.warmup_start_ratio else 1  # a first value of 0, with which an iteration would learn nothing
+    advancing = rates(section, optimizer.both, schedule.warmup(section) + skipped, section.steps + skipped)
+    for _ in range(skipped):
+        advancing.step()
+    return optimizer, advancing
 
 
 def save(

@@ -1,16 +1,18 @@
-"""The optimisers by their names: PyTorch's, transformers', bitsandbytes', and Muon for the matrices of a whole model.
+"""The optimisers by their names (of PyTorch, transformers, bitsandbytes, and Muon), and their learning rates.
 
 Muon orthogonalises the momentum of each matrix (Jordan et al. 2024; `torch.optim.Muon`); embeddings and vectors
 stay with AdamW, as its authors advise. `match_rms_adamw` lets both share a learning rate (arXiv 2502.16982).
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from posttrain.config.sections import Optimisation
 from posttrain.ground.errors import UserError
-from posttrain.training import parallel
+from posttrain.training import parallel, schedule
 
 TRAINERS = {"adamw": "adamw_torch", "muon": "adamw_torch", "paged_adamw": "paged_adamw_32bit"}  # transformers' names
 SHARDED = ("adamw", "rmsprop")  # whose state can be that of a share of each tensor
@@ -94,3 +96,27 @@ def moments(section: Optimisation) -> dict:
     """The decays and the epsilon of PyTorch's AdamW."""
     beta1 = 0.9 if section.beta1 is None else section.beta1
     return {"betas": (beta1, section.beta2), "eps": 1e-8 if section.epsilon is None else section.epsilon}
+
+
+def rates(training: Optimisation, optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> LambdaLR:
+    """The schedule of an optimiser over so many steps, of which the first `warmup` warm up."""
+    from transformers import get_scheduler
+
+    name, options = schedule.named(training)
+    after = get_scheduler(name, optimizer, warmup, steps, scheduler_specific_kwargs=options)
+    if not training.warmup_start_ratio:
+        return after
+    return LambdaLR(optimizer, partial(schedule.share, training.warmup_start_ratio, warmup, after.lr_lambdas[0]))
+
+
+def start_at(trainer, training: Optimisation) -> None:
+    """Let a trainer of transformers warm up from the section's share of the peak, where it has one."""
+    if not training.warmup_start_ratio:
+        return
+
+    def create_scheduler(num_training_steps: int, optimizer=None):
+        warmup = schedule.warmup(training)
+        trainer.lr_scheduler = rates(training, optimizer or trainer.optimizer, warmup, num_training_steps)
+        return trainer.lr_scheduler
+
+    trainer.create_scheduler = create_scheduler

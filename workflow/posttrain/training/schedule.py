@@ -1,6 +1,7 @@
 """The learning rate of every training loop: transformers' schedules and their warm-up."""
 
 import math
+from collections.abc import Callable
 
 from posttrain.config.sections import Optimisation
 
@@ -28,3 +29,8 @@ def named(training: Optimisation) -> tuple[str, dict]:
     if training.schedule == "cosine":
         return "cosine_with_min_lr", {"min_lr_rate": training.min_lr_ratio}
     return "polynomial", {"lr_end": training.min_lr_ratio * training.learning_rate, "power": 1.0}
+
+
+def share(start: float, warmup: int, after: Callable[[int], float], step: int) -> float:
+    """The share of the peak learning rate at a step: in warm-up from `start` to 1, then as `after` says."""
+    return start + (1 - start) * step / warmup if step < warmup else after(step)

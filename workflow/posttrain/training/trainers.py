@@ -178,6 +178,7 @@ def run(trainer, section: Training, checkpoints: Path) -> None:
     ended early.
     """
     trainer.remove_callback(PrinterCallback)
+    optimizer.start_at(trainer, section)
     progress = Progress(section, checkpoints)
     trainer.add_callback(progress)
     newest = checkpoint.newest(checkpoints)
