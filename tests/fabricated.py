@@ -14,7 +14,13 @@ from posttrain.ground.files import manifest_of, write_json
 from posttrain.ground.identity import canonical, named
 from posttrain.jobs.artifact import digests
 
-MADE = {"prepare": ["data"], "ppo": ["model", "snapshots"], "reference": ["data"], "report": ["figures"]}
+MADE = {
+    "prepare": ["data"],
+    "ppo": ["model", "snapshots"],
+    "grpo": ["model", "snapshots"],
+    "reference": ["data"],
+    "report": ["figures"],
+}
 MADE |= {stage: ["data"] for stage in ("evaluate", "compare", "lengths")} | {"algebra": []}
 
 
@@ -75,22 +81,23 @@ def rerun(looking: bool = False, **config) -> dict[str, str]:
         }
 
 
-POLICIES = ("base", "sft", "ppo", "dpo", "kto", "longctx")
+POLICIES = ("base", "sft", "ppo", "grpo", "dpo", "kto", "longctx")
 
 
 def judged(judges: str, policies=POLICIES) -> set[str]:
     return {f"{judge}/{policy}" for judge in judges.split() for policy in policies}
 
 
-ALL = {"base", "sft", "reward", "reference", "ppo", "dpo", "kto", "longctx", "report"}
+ALL = {"base", "sft", "reward", "reference", "ppo", "grpo", "dpo", "kto", "longctx", "report"}
 ALL |= judged("evaluate compare lengths")
-ALIGNED = judged("evaluate lengths", ("sft", "ppo", "dpo", "kto")) | judged("compare") | {"report"}
+ALIGNED = judged("evaluate lengths", ("sft", "ppo", "grpo", "dpo", "kto")) | judged("compare") | {"report"}
 RERUN = {  # by the section that a key stands in, of the experiment `whole`
     "prepare": ALL | {"prepare"},
     "base": ALL,
-    "sft": {"sft", "reward", "reference", "ppo", "dpo", "kto"} | ALIGNED,
-    "reward": {"reward", "ppo", "report"} | judged("evaluate lengths", ["ppo"]) | judged("compare"),
+    "sft": {"sft", "reward", "reference", "ppo", "grpo", "dpo", "kto"} | ALIGNED,
+    "reward": {"reward", "ppo", "grpo", "report"} | judged("evaluate lengths", ["ppo", "grpo"]) | judged("compare"),
     "ppo": {"ppo", "report"} | judged("evaluate compare lengths", ["ppo"]),
+    "grpo": {"grpo", "report"} | judged("evaluate compare lengths", ["grpo"]),
     "reference": {"reference", "dpo", "kto", "report"} | judged("evaluate compare lengths", ["dpo", "kto"]),
     "dpo": {"dpo", "report"} | judged("evaluate compare lengths", ["dpo"]),
     "kto": {"kto", "report"} | judged("evaluate compare lengths", ["kto"]),

@@ -117,6 +117,16 @@ def ppo(**changes):
     return Ppo(**settings | changes)
 
 
+def grpo(**changes):
+    """A short GRPO."""
+    from posttrain.config.sections import Grpo, Rails
+
+    settings = dict(rails=Rails(min_eos_rate=0.0), steps=4, batch_size=8, group=4, epochs=2, warmup_steps=0,
+                    checkpoint_steps=1, snapshot_steps=2, seed=0, max_new_tokens=12, learning_rate=1e-3,
+                    gold_function=GOLD)  # fmt: skip
+    return Grpo(**settings | changes)
+
+
 def longctx(**changes):
     """A short tuning to four times the context."""
     from posttrain.config.sections import Longctx
@@ -139,6 +149,7 @@ def trainers(**changes) -> dict:
         "dpo": dpo(**dict(steps=40, dropout=0.1) | common),
         "kto": kto(**dict(steps=40, dropout=0.1) | common),
         "ppo": ppo(**dict(steps=20, snapshot_steps=3, kl_target=0.1, kl_horizon=60, sft_coefficient=0.1) | answers),
+        "grpo": grpo(**dict(steps=12, snapshot_steps=3, redraws=1, sft_coefficient=0.1) | answers),
         "longctx": longctx(**dict(steps=40, tuning="qlora") | common),
     }
 
@@ -151,6 +162,7 @@ READ_BY = {  # trainer -> role -> the artifact, by its name in `chain` and in co
     "dpo": ALIGNED | {"reference": "referenced"},
     "kto": ALIGNED | {"reference": "referenced"},
     "ppo": ALIGNED | {"reward": "rewarded"},
+    "grpo": ALIGNED | {"reward": "rewarded"},
     "longctx": {"data": "long_data", "base": "long_base", "policy": "long_base"},
 }
 

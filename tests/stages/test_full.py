@@ -12,7 +12,7 @@ from posttrain.config.sections import Compare, Reference
 from posttrain.ground.errors import Interrupted, UserError
 from posttrain.ground.files import read_json, sha256
 from posttrain.models import adapters, policy, reward_head
-from posttrain.rl import ppo_models
+from posttrain.rl import networks
 from posttrain.training import interruption
 from posttrain.training.interruption import GO_ON, SAVE, TERMINATED
 
@@ -81,19 +81,19 @@ def test_training_starts_from_the_sft_policy(trained, read):
 def test_the_value_function_starts_as_the_reward_model(trained, read):
     """Whole, and as an adapter; by default its head is 0."""
     foundation = adapters.foundation_of(read["ppo"]["base"], read["ppo"]["sft"], "full")
-    models = ppo_models.load_models(sections()["ppo"], foundation, trained["reward"])
+    models = networks.load_models(sections()["ppo"], foundation, trained["reward"])
     judge = reward_head.load(trained["reward"], foundation)
     known = {name.removeprefix("model."): weight for name, weight in judge.network.model.named_parameters()}
     assert all(torch.equal(weight, known[name]) for name, weight in models.value.trained())
     assert torch.equal(models.value_head.weight, judge.head.weight) and models.value_head.bias.item() == 0
     assert models.value_head.weight.requires_grad and not judge.head.weight.requires_grad
-    plain = ppo_models.load_models(ppo(method="full"), foundation, trained["reward"])
+    plain = networks.load_models(ppo(method="full"), foundation, trained["reward"])
     assert not plain.value_head.weight.any(), "control"
 
 
 def test_a_value_adapter_starts_as_the_reward_models(base, tuned_policy, rewarded):
     foundation = adapters.foundation_of(base, tuned_policy)
-    models = ppo_models.load_models(ppo(value_from="reward"), foundation, rewarded)
+    models = networks.load_models(ppo(value_from="reward"), foundation, rewarded)
     saved = load_file(rewarded.parent / "model/adapter_model.safetensors")
     for key, weight in models.value.trained():
         assert torch.equal(weight, saved[key.replace(".value.", ".")])

@@ -16,7 +16,8 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.maths import sampling
 from posttrain.models import adapters, completions, network, policy, reward_head, tokens
-from posttrain.rl import answers, batches, ppo_health, ppo_state, prompts, scorers
+from posttrain.rl import answers, batches, loop, prompts, scorers, states
+from posttrain.rl.health import check_rails, check_ratio
 from posttrain.stages import ppo as stage
 from posttrain.training import checkpoint
 
@@ -143,7 +144,7 @@ def test_the_update_against_another_implementation(setting):
     section, models, scorer, rows = setting(batch_size=4, epochs=1, value_warmup=0)
     asked = rows[:4]
     made = stage.gather(section, models, scorer, asked, 0, 0.1)
-    optimizer, _ = ppo_state.optimizers(section, models)
+    optimizer, _ = states.optimizers(section, models)
     taken = {}
 
     def keep(longest, policy):
@@ -151,7 +152,7 @@ def test_the_update_against_another_implementation(setting):
         return {}
 
     optimizer.step = keep
-    stage.step(section, models, optimizer, made, [0, 1, 2, 3], warming=False)
+    loop.step(stage.METHOD, section, models, optimizer, made, [0, 1, 2, 3], warming=False)
     loss = {"policy": 0.0, "value": 0.0}
     count = made.answers.mask.sum().item()
     for i in range(4):
@@ -161,13 +162,13 @@ def test_the_update_against_another_implementation(setting):
         with network.adapter(models.policy.model, "policy"):
             logp = torch.log_softmax(models.policy.model(input_ids=ids).logits[0], dim=-1)
         with network.adapter(models.policy.model, "value"):
-            states = models.policy.model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
+            hidden = models.policy.model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
         for t in range(length):
             at = len(prompt) + t - 1
             ratio = torch.exp(logp[at, ids[0, at + 1]] - made.logp[i, t])
             gain = made.advantages[i, t]
             loss["policy"] -= torch.min(ratio * gain, torch.clip(ratio, 0.8, 1.2) * gain) / count
-            value, old = models.value_head(states[at])[0], made.values[i, t]
+            value, old = models.value_head(hidden[at])[0], made.values[i, t]
             near = old + torch.clip(value - old, -0.2, 0.2)
             error = torch.max((value - made.returns[i, t]) ** 2, (near - made.returns[i, t]) ** 2)
             loss["value"] += 0.5 * error / count
@@ -208,9 +209,9 @@ def test_the_micro_batch_changes_nothing_that_is_learned(setting, inputs, micro)
         section, models, scorer, rows = setting(batch_size=4, micro_batch_size=size, sft_coefficient=0.5)
         made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
         taught = prompts.demonstrations(inputs["data"], models.tokenizer)
-        optimizer, _ = ppo_state.optimizers(section, models)
+        optimizer, _ = states.optimizers(section, models)
         optimizer.step = lambda *rest, **more: {}
-        stage.step(section, models, optimizer, made, [0, 1, 2, 3], warming=False, demonstrated=taught)
+        loop.step(stage.METHOD, section, models, optimizer, made, [0, 1, 2, 3], warming=False, demonstrated=taught)
         grads.append(torch.cat([w.grad.flatten() for ws in optimizer.weights.values() for w in ws]))
     assert grads[0].norm() > 0
     assert (grads[0] - grads[1]).abs().max() <= 1e-5 * max(1.0, grads[0].abs().max().item())
@@ -223,9 +224,9 @@ def test_the_sft_loss_beside_ppo(setting, inputs):
         section, models, scorer, rows = setting(batch_size=4, sft_coefficient=weight)
         made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
         taught = prompts.demonstrations(inputs["data"], models.tokenizer) if weight else []
-        optimizer, _ = ppo_state.optimizers(section, models)
+        optimizer, _ = states.optimizers(section, models)
         optimizer.step = lambda *rest, **more: {}
-        health = stage.step(section, models, optimizer, made, [0, 1, 2, 3], False, taught)
+        health = loop.step(stage.METHOD, section, models, optimizer, made, [0, 1, 2, 3], False, taught)
         grads[weight] = {name: [w.grad.clone() for w in ws] for name, ws in optimizer.weights.items()}
     lines = read_jsonl(inputs["data"].parent / "data" / "sft" / "train.jsonl")
     asked = [lines[n] for n in batches.rows_of_iteration(len(lines), 4, section.seed, 0, "taught")]
@@ -256,7 +257,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(inputs, trai
 @pytest.mark.parametrize("iteration", [1, 2, 3])
 def test_a_killed_run_resumes_to_the_same_bytes(inputs, trained, iteration, monkeypatch):
     """NF4, with snapshots and adaptive state; killed in the middle of an iteration."""
-    output, original = Path(f"results/killed-{iteration}/ppo/manifest.json"), stage.update
+    output, original = Path(f"results/killed-{iteration}/ppo/manifest.json"), loop.update
     calls = []
 
     def dying(*rest, **more):
@@ -265,7 +266,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(inputs, trained, iteration, monk
             raise KeyboardInterrupt
         return original(*rest, **more)
 
-    monkeypatch.setattr(stage, "update", dying)
+    monkeypatch.setattr(loop, "update", dying)
     with pytest.raises(KeyboardInterrupt):
         make("ppo", ppo(), output, **inputs)
     monkeypatch.undo()
@@ -275,7 +276,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(inputs, trained, iteration, monk
 
 def test_without_the_optimiser_a_resumed_run_is_another(inputs, trained, monkeypatch):
     """Control: drop one piece of the state."""
-    output, original = Path("results/forgetful/ppo/manifest.json"), stage.update
+    output, original = Path("results/forgetful/ppo/manifest.json"), loop.update
     calls = []
 
     def dying(*rest, **more):
@@ -284,7 +285,7 @@ def test_without_the_optimiser_a_resumed_run_is_another(inputs, trained, monkeyp
             raise KeyboardInterrupt
         return original(*rest, **more)
 
-    monkeypatch.setattr(stage, "update", dying)
+    monkeypatch.setattr(loop, "update", dying)
     with pytest.raises(KeyboardInterrupt):
         make("ppo", ppo(), output, **inputs)
     monkeypatch.undo()
@@ -319,9 +320,9 @@ def rail(health: dict, tmp_path, first: float = 10.0) -> str:
 
     section = ppo(rails=Rails(), max_new_tokens=12 if first < 10 else 40)
     good = {"reward": 1.0, "kl": 1.0, "eos_rate": 1.0, "length": first, "step": 5}
-    ppo_health.check_rails(section, good, [good], tmp_path)  # control: nothing is wrong with it
+    check_rails(section, good, [good], tmp_path)  # control: nothing is wrong with it
     with pytest.raises(UserError) as error:
-        ppo_health.check_rails(section, good | health, [good], tmp_path)
+        check_rails(section, good | health, [good], tmp_path)
     return str(error.value)
 
 
@@ -330,8 +331,8 @@ def test_every_rail(tmp_path):
     assert "answers run away: 31 tokens, 10 at first" in rail({"length": 31.0}, tmp_path)
     assert "answers run away: 12 tokens, 3 at first" in rail({"length": 12.0}, tmp_path, first=3.0)
     with pytest.raises(UserError, match=r"at iteration 7, before its first update: the first ratio is off 1 by 0\.5"):
-        ppo_health.check_ratio(ppo(), 6, 0.5)
-    ppo_health.check_ratio(ppo(), 6, 0.0)
+        check_ratio(ppo(), 6, 0.5)
+    check_ratio(ppo(), 6, 0.0)
     assert "is no number" in rail({"reward": math.nan}, tmp_path)
     assert "KL exploded: 51.0 nats" in rail({"kl": 51.0}, tmp_path)
 
@@ -361,7 +362,7 @@ def test_a_models_own_generation_settings_do_not_count(setting):
 def test_a_seed_written_as_a_date(setting):
     section, models, scorer, rows = setting(seed=20250101, batch_size=4)
     made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
-    assert stage.update(section, models, ppo_state.optimizers(section, models)[0], made, warming=False)
+    assert loop.update(stage.METHOD, section, models, states.optimizers(section, models)[0], made, warming=False)
 
 
 def test_answers_longer_than_the_context_are_refused(setting):
@@ -372,14 +373,14 @@ def test_answers_longer_than_the_context_are_refused(setting):
 def test_a_loss_that_is_no_number_and_another_policys_answers_never_reach_the_weights(setting):
     section, models, scorer, rows = setting(batch_size=4)
     made = stage.gather(section, models, scorer, rows[:4], 2, 0.1)
-    optimizer, _ = ppo_state.optimizers(section, models)
+    optimizer, _ = states.optimizers(section, models)
     before = [w.detach().clone() for w in optimizer.weights["policy"]]
     no_number = made._replace(advantages=made.advantages * math.nan)
     of_another = made._replace(logp=made.logp - 0.5)
     off = r"stopped at iteration 3, .* the first ratio is off 1 by 0\.6"
     for bad, message in ((no_number, "a loss is no number"), (of_another, off)):
         with pytest.raises(UserError, match=message):
-            stage.update(section, models, optimizer, bad, warming=False)
+            loop.update(stage.METHOD, section, models, optimizer, bad, warming=False)
     assert all(torch.equal(one, two) for one, two in zip(before, optimizer.weights["policy"], strict=True))
 
 
@@ -439,8 +440,8 @@ def test_frozen_weights_stay_as_they_are(setting, base):
     section, models, scorer, rows = setting(batch_size=4)
     before = {name: weight.detach().clone() for name, weight in models.policy.model.state_dict().items()}
     made = stage.gather(section, models, scorer, rows[:4], 0, 0.1)
-    optimizer, _ = ppo_state.optimizers(section, models)
-    stage.update(section, models, optimizer, made, warming=False)
+    optimizer, _ = states.optimizers(section, models)
+    loop.update(stage.METHOD, section, models, optimizer, made, warming=False)
     changed = {
         name for name, weight in models.policy.model.state_dict().items() if not torch.equal(weight, before[name])
     }
@@ -470,7 +471,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tiny import ppo
 from posttrain.models import adapters, reward_head
-from posttrain.rl import ppo_state, prompts, scorers
+from posttrain.rl import loop, prompts, scorers, states
 from posttrain.training import parallel
 from posttrain.stages import ppo as stage
 torch.set_num_threads(1)
@@ -480,10 +481,10 @@ foundation = adapters.foundation_of(base, sft)
 models = stage.load_models(section, foundation)
 scorer = scorers.by_model(reward_head.load(reward, foundation, models.policy.model))
 rows = prompts.training_prompts(section, data, models.tokenizer, models.policy.model)
-optimizer, _ = ppo_state.optimizers(section, models)
+optimizer, _ = states.optimizers(section, models)
 made = stage.gather(section, models, scorer, rows[:8], 0, 0.1)
 taught = prompts.demonstrations(data, models.tokenizer)
-health = stage.update(section, models, optimizer, made, warming=False, demonstrated=taught)
+health = loop.update(stage.METHOD, section, models, optimizer, made, warming=False, demonstrated=taught)
 if parallel.main():
     weights = [w.detach() for ws in optimizer.weights.values() for w in ws]
     torch.save({{"weights": weights, "replies": made.answers.replies, "kl": health["approx_kl"]}}, sys.argv[1])

@@ -229,5 +229,5 @@ def test_nodes_without_as_many_gpus_each_are_refused(here):
         f"2: stages.sft.nodes: 3 GPUs cannot be divided evenly over 2 nodes; {whole.format('sft', 2)}",
         f"3: stages.ppo.nodes: 0 GPUs cannot be divided evenly over 2 nodes; {whole.format('ppo', 2)}",
         f"4: stages.dpo.nodes: 2 GPUs cannot be divided evenly over 4 nodes; {whole.format('dpo', 4)}",
-        "5: stages.evaluate.nodes: only base, sft, reward, ppo, dpo, kto, longctx can run on several nodes",
+        "5: stages.evaluate.nodes: only base, sft, reward, ppo, grpo, dpo, kto, longctx can run on several nodes",
     ]

@@ -11,8 +11,8 @@ from posttrain.ground import code, counted, syntax
 from posttrain.ground.errors import UserError
 from posttrain.ground.syntax import spelled
 
-STAGES = ("prepare", "base", "sft", "reward", "reference", "ppo", "dpo", "longctx", "evaluate", "compare", "lengths",
-          "algebra", "report")  # fmt: skip
+STAGES = ("prepare", "base", "sft", "reward", "reference", "ppo", "grpo", "dpo", "longctx", "evaluate", "compare",
+          "lengths", "algebra", "report")  # fmt: skip
 REPORTED = {"RowError"}  # exceptions whose words stand in an artifact: the data card
 START = """
 from collections.abc import Iterator

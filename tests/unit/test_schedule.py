@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 from posttrain.config.sections import Ppo, Scratch, Sft
 from posttrain.dag import campaign
 from posttrain.ground.errors import UserError
-from posttrain.rl import ppo_state
+from posttrain.rl import states
 from posttrain.training import optimizer, schedule, trainers
 
 PEAK, STEPS, WARMUP, END = 0.02, 20, 4, 0.1
@@ -86,7 +86,7 @@ def test_both_of_ppos_rates_end_at_the_share():
     weight, network = torch.nn.Parameter(torch.ones(1)), SimpleNamespace(model=torch.nn.Identity())
     trained = {"policy": [], "value": [("weight", weight)]}
     models = SimpleNamespace(trained=lambda: trained, policy=network, value=network)
-    made, steps = ppo_state.optimizers(section, models)
+    made, steps = states.optimizers(section, models)
     for _ in range(STEPS):
         made.both.step()
         steps.step()

@@ -30,7 +30,7 @@ def test_the_tree_names_what_is_there(root):
     assert named("workflow/Snakefile         contents page") == ["workflow/Snakefile"]
     assert named("dvc.yaml  .dvc/            DVC's ledger") == ["dvc.yaml", ".dvc/"]
     assert named("  maths/                   PPO, likelihoods") == ["maths/"]
-    assert named("                           (ppo: snapshots/ too") == []
+    assert named("                           (ppo, grpo: snapshots/ too") == []
 
 
 def pages(root) -> dict[str, str]:

@@ -32,16 +32,16 @@ MODULES_OF = sorted(file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rgl
 REACHED = {  # a few, by hand; the others by what `code.code` lists, which `test_nothing_else_is_loaded` holds to
     "world/rows.py": {"prepare"},
     "world/gold.py": {"prepare"},  # ppo and compare are told of it by `gold_code`
-    "training/optimizer.py": {"base", "longctx", "ppo"},
+    "training/optimizer.py": {"base", "longctx", "ppo", "grpo"},
     "data/texts.py": {"prepare", "evaluate"},  # evaluate searches the training rows for lm-eval's questions
     "data/packing.py": {"base", "longctx", "lengths"},
     "maths/ppo.py": {"ppo", "algebra"},
-    "maths/likelihood.py": {"reference", "ppo", "dpo", "kto", "compare", "algebra"},
-    "rl/ppo_health.py": {"ppo"},
+    "maths/likelihood.py": {"reference", "ppo", "grpo", "dpo", "kto", "compare", "algebra"},
+    "rl/health.py": {"ppo", "grpo"},
     "reporting/figures.py": {"report"},
     "stages/sft.py": {"sft"},
     "stages/dpo.py": {"dpo"},
-    "models/reward_head.py": {"reward", "ppo", "compare", "algebra"},
+    "models/reward_head.py": {"reward", "ppo", "grpo", "compare", "algebra"},
     "stages/reward.py": {"reward"},
     "config/sections.py": set(),
     "ground/progress.py": set(),

@@ -164,7 +164,7 @@ def test_strict_makes_the_lock_count(project):
 
 def test_two_experiments_side_by_side(project):
     said = why.compare(load(), "whole", "other")
-    shared = "prepare, base, sft, reward, reference, ppo, dpo, kto, longctx, algebra"
+    shared = "prepare, base, sft, reward, reference, ppo, grpo, dpo, kto, longctx, algebra"
     assert said == f"whole -> other\nevaluate.limit: null -> 4\nshared: {shared}"
     with pytest.raises(UserError, match="nosuch"):
         why.compare(load(), "whole", "nosuch")

@@ -54,11 +54,6 @@ def also(*stages: str) -> dict:
     return {"also": list(stages)}
 
 
-def instead_of(stage: str) -> dict:
-    """Mark a key that replaces the artifact of another stage."""
-    return {"instead_of": stage}
-
-
 class Section(BaseModel):
     """Settings are immutable, unknown keys are errors, and no value is silently converted."""
 
@@ -79,7 +74,7 @@ def conditional(model: type[Section]) -> dict[str, dict[str, list]]:
 
 
 def declared(field: FieldInfo) -> dict[str, Any]:
-    """The marks of a key: `only_with`, `instead_of`, `also`."""
+    """The marks of a key: `only_with`, `also`."""
     extra = field.json_schema_extra
     return extra if isinstance(extra, dict) else {}
 
@@ -680,7 +675,7 @@ class Kto(Referenced):
 
 
 class Rails(Section):
-    """Limits beyond which PPO fails, with the reason."""
+    """Limits beyond which reinforcement learning fails, with the reason."""
 
     max_kl: Positive = 50.0
     """Largest KL to the SFT policy, in nats per answer."""
@@ -690,12 +685,14 @@ class Rails(Section):
     """Smallest share of answers that end by themselves; checked once the share has been that large."""
     max_growth: Annotated[float, Field(gt=1, le=LARGEST)] = 3.0
     """Largest mean length, as a multiple of the first iteration's."""
+    min_entropy: Positive | None = None
+    """Smallest mean entropy of the next token, in nats, below which the policy always gives the same answer."""
 
 
-class Ppo(Optimisation, Adapter):
-    """Proximal policy optimisation from the SFT policy against a reward (arXiv 1707.06347; 2203.02155)."""
+class Sampled(Optimisation, Adapter):
+    """Reinforcement learning from the SFT policy: its answers to prompts are scored, and it is updated on them."""
 
-    reward_function: Text | None = Field(None, json_schema_extra=also("compare") | instead_of("reward"))
+    reward_function: Text | None = Field(None, json_schema_extra=also("compare"))
     """A hand-written reward instead of the reward model: `file.py:function` or `package.module:function`, called as
     `function(prompt: str, reply: str, answer: str | None) -> float`. Default: the model of section `reward`."""
     reward_code: Text | None = None
@@ -718,6 +715,40 @@ class Ppo(Optimisation, Adapter):
     """Optimiser steps in one epoch."""
     clip: Positive = 0.2
     """Epsilon of the clipped policy loss."""
+    kl_coefficient: Annotated[float, Field(ge=0, le=LARGEST)] = 0.05
+    """Beta: penalty for a nat of KL to the SFT policy."""
+    sft_coefficient: Annotated[float, Field(ge=0, le=LARGEST)] = 0.0
+    """Weight of an added SFT loss, on as many SFT rows as answers: PPO-ptx (arXiv 2203.02155, eq. 2)."""
+    missing_eos_penalty: Annotated[float, Field(ge=0, le=LARGEST)] = 1.0
+    """Subtracted from the reward of an answer that does not end by itself."""
+    snapshot_steps: Count = 10
+    """Iterations between snapshots: policies stored beside the last one, for the reward-KL frontier and for replay.
+    With as many as `steps` there is none."""
+    rails: Rails = Rails()
+    """Limits beyond which the run fails."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate of the policy."""
+    steps: Count = 40
+    """Iterations of answering, scoring and updating."""
+    batch_size: Count = 64
+    """Answers in one iteration, over all devices."""
+    answer_batch_size: Count | None = None
+    """Most answers that are drawn at once on one device. A smaller number saves memory, most of which is their cache,
+    and does not change an answer but for rounding. Default: all of an iteration."""
+
+    @property
+    def task(self) -> str:
+        return self.prompts
+
+    @property
+    def without(self) -> set[str]:
+        """Optional roles whose artifact it does not read."""
+        return {"reward"} if self.reward_function else set()
+
+
+class Ppo(Sampled):
+    """Proximal policy optimisation from the SFT policy against a reward (arXiv 1707.06347; 2203.02155)."""
+
     value_clip: Positive = 0.2
     """Epsilon of the clipped value loss."""
     value_learning_rate: Rate | None = None
@@ -739,28 +770,73 @@ class Ppo(Optimisation, Adapter):
     """KL to which beta adapts, in nats per answer. Default: beta is fixed."""
     kl_horizon: Count = 10000
     """Answers over which beta adapts; only with `kl_target`."""
-    sft_coefficient: Annotated[float, Field(ge=0, le=LARGEST)] = 0.0
-    """Weight of an added SFT loss, on as many SFT rows as answers: PPO-ptx (arXiv 2203.02155, eq. 2)."""
-    missing_eos_penalty: Annotated[float, Field(ge=0, le=LARGEST)] = 1.0
-    """Subtracted from the reward of an answer that does not end by itself."""
-    snapshot_steps: Count = 10
-    """Iterations between snapshots: adapters stored beside the policy, for the reward-KL frontier and for replay. With
-    as many as `steps` there is none."""
-    rails: Rails = Rails()
-    """Limits beyond which the run fails."""
-    learning_rate: Rate = 1e-3
-    """Peak learning rate of the policy."""
-    steps: Count = 40
-    """Iterations of answering, scoring and updating."""
-    batch_size: Count = 64
-    """Answers in one iteration, over all devices."""
-    answer_batch_size: Count | None = None
-    """Most answers that are drawn at once on one device. A smaller number saves memory, most of which is their cache,
-    and does not change an answer but for rounding. Default: all of an iteration."""
+
+
+class RewardPart(Section):
+    """One term of a reward that is a sum."""
+
+    kind: Literal["model", "function", "exact", "pattern", "tags", "length"]
+    """`model`: the reward model; `function`: `reward_function`. The others are 1 where they hold and else 0. `exact`:
+    the reply's answer is the row's `answer`; `pattern`: a regular expression is found in the reply; `tags`: each pair
+    of tags stands once in it, in this order; `length`: the reply has at most so many words."""
+    weight: Weight = 1.0
+    """Factor of the term."""
+    answer: Literal["number", "text"] = Field("number", json_schema_extra=only_with(kind=("exact",)))
+    """What is compared: the last number of the reply, as GSM8K's task does (arXiv 2110.14168), or the whole reply,
+    without case, punctuation and articles, as SQuAD's measure does (arXiv 1606.05250)."""
+    pattern: Text | None = Field(None, json_schema_extra=only_with(kind=("exact", "pattern")))
+    """Regular expression of Python, searched for in the reply; `.` also matches line breaks. With `exact`, its first
+    group is the reply's answer, as lm-eval's `regex` filter takes it."""
+    tags: Annotated[list[Name], Field(min_length=1)] | None = Field(None, json_schema_extra=only_with(kind=("tags",)))
+    """Names of tags, such as `[think, answer]` for `<think>...</think><answer>...</answer>`."""
+    words: Count | None = Field(None, json_schema_extra=only_with(kind=("length",)))
+    """Most words of a reply."""
+
+
+class Grpo(Sampled):
+    """Group relative policy optimisation from the SFT policy: several answers to each prompt, whose mean reward stands
+    in for a value function (arXiv 2402.03300, section 4.1); RLOO with `advantage: leave_one_out` (arXiv 2402.14740)."""
+
+    rewards: Annotated[list[RewardPart], Field(min_length=1)] | None = None
+    """Terms of the reward, which are summed. Default: the reward model, or `reward_function`."""
+    reward_seconds: Positive = 10.0
+    """Longest time that a reward may take for an answer: one that takes longer, fails or returns no finite number
+    counts as 0, and the row is named. Rewards that are not a model run in a process of their own."""
+    group: Annotated[int, Field(ge=2, le=LARGEST)] = 8
+    """Answers to each prompt; must divide `batch_size`."""
+    advantage: Literal["group", "leave_one_out"] = "group"
+    """Baseline of an answer's reward: `group`, the mean of its group (arXiv 2402.03300, section 4.1.2);
+    `leave_one_out`, the mean of the others, which is unbiased (arXiv 2402.14740, RLOO)."""
+    scale: bool = True
+    """Divide advantages by the standard deviation of the group's rewards; Dr. GRPO and RLOO do not (arXiv 2503.20783,
+    section 3.2)."""
+    average: Literal["answers", "tokens", "longest"] = "answers"
+    """How token losses are averaged: `answers`, over each answer's tokens and then over answers (arXiv 2402.03300, eq.
+    3); `tokens`, over all tokens (DAPO, arXiv 2503.14476, section 3.3); `longest`, divided by `max_new_tokens`, so that
+    no answer's length has a weight (Dr. GRPO, arXiv 2503.20783, section 3.2)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Probability ratio of each token, or of the whole answer, as its mean by token (GSPO, arXiv 2507.18071, eq. 7)."""
+    labels: Literal["own", "shuffled"] = "own"
+    """`shuffled` deals the rewards of a group out among its answers at random: a control that must fail."""
+    clip_high: Positive | None = None
+    """Epsilon of the upper bound (DAPO, arXiv 2503.14476, section 3.1). Default: `clip`."""
+    kl: Literal["loss", "reward"] = "loss"
+    """Where KL counts: in the loss, estimated by k3 for each token (arXiv 2402.03300, eq. 4), or in the reward of the
+    answer (arXiv 2402.14740). With `kl_coefficient: 0` nowhere."""
+    kl_coefficient: Annotated[float, Field(ge=0, le=LARGEST)] = 0.04
+    """Beta: penalty for a nat of KL to the SFT policy."""
+    redraws: Annotated[int, Field(ge=0, le=100)] = 0
+    """How often, at most, prompts whose answers all have one reward are replaced by others in an iteration (dynamic
+    sampling, arXiv 2503.14476, section 3.2)."""
+    unended: Literal["trained", "masked"] = "trained"
+    """`masked`: an answer that does not end by itself is left out of the loss (arXiv 2503.14476, section 3.4)."""
+    epochs: Count = 1
+    """Passes over the answers of an iteration."""
 
     @property
-    def task(self) -> str:
-        return self.prompts
+    def without(self) -> set[str]:
+        reads = {part.kind for part in self.rewards or []} or {"function" if self.reward_function else "model"}
+        return set() if "model" in reads else {"reward"}
 
 
 class Judgement(Section):

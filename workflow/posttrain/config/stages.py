@@ -80,6 +80,10 @@ STAGES: dict[str, Stage] = {
         sections.Ppo, "policy", "proximal policy optimisation against a reward",
         ("data", "base", "sft", "reward"), optional=("reward",),
     ),
+    "grpo": Stage(
+        sections.Grpo, "policy", "group relative policy optimisation against a reward",
+        ("data", "base", "sft", "reward"), optional=("reward",),
+    ),
     "dpo": Stage(
         sections.Dpo, "policy", "direct preference optimisation", ("data", "base", "sft", "reference"), shards=True
     ),

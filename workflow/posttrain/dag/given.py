@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from posttrain.config.sections import Base
 from posttrain.config.sources import hub_items
-from posttrain.config.stages import Experiment
+from posttrain.config.stages import STAGES, Experiment
 from posttrain.data import hub
 from posttrain.ground import weights
 from posttrain.ground.errors import UserError
@@ -136,8 +136,8 @@ def _of_scratch(base: Base) -> int | None:
 
 def _answers(experiment: Experiment, context: int | None) -> Iterator[tuple[str, str]]:
     """Stages whose longest answer leaves no room for a prompt."""
-    for stage in ("ppo", "compare"):
+    for stage in STAGES:
         section = getattr(experiment, stage)
-        if context and section and section.max_new_tokens >= context:
+        if context and getattr(section, "max_new_tokens", 0) >= context:
             problem = f"{section.max_new_tokens} leave no room for a prompt in a context of {context} tokens"
             yield f"{stage}.max_new_tokens", problem

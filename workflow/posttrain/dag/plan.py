@@ -144,10 +144,8 @@ class Plan:
                 yield role, source(role), ""
 
     def _is_read(self, experiment: str, section: Section, role: str) -> bool:
-        """Whether an optional role is read: its stage runs here, and no key of the section replaces it."""
-        fields = type(section).model_fields.items()
-        instead = [key for key, field in fields if declared(field).get("instead_of") == role]
-        return self.has(experiment, role) and not any(getattr(section, key) for key in instead)
+        """Whether an optional role is read: its stage runs here, and the section does not say that it does without."""
+        return self.has(experiment, role) and role not in getattr(section, "without", ())
 
     def foundation(self, experiment: str, stage: str) -> str:
         """The stage whose weights are under a stage's adapter: after full fine-tuning `sft`, else `base`."""

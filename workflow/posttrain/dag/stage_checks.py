@@ -9,6 +9,7 @@ from posttrain.config.sections import (
     Adapter,
     Compare,
     Dpo,
+    Grpo,
     Lengths,
     Longctx,
     Optimisation,
@@ -16,6 +17,7 @@ from posttrain.config.sections import (
     Ppo,
     Reference,
     Referenced,
+    Sampled,
     Scratch,
     Section,
     Sft,
@@ -25,6 +27,7 @@ from posttrain.config.sections import (
 from posttrain.config.sources import OF_WORLD, sides
 from posttrain.config.stages import POLICIES, STAGES, Experiment
 from posttrain.dag import functions
+from posttrain.dag.reward_checks import grpo_mistakes, reward_mistakes, same_function, sampled_mistakes
 from posttrain.dag.rules import Mistakes, Rule
 from posttrain.dag.targets import target_mistakes
 from posttrain.training.schedule import warmup
@@ -37,8 +40,9 @@ def stage_rules() -> list[Rule]:
         (Section, _functions), (Optimisation, training_mistakes), (Sft, _sft_rows), (Sft, _sft_lengths),
         (Sft, _sft_method), (Adapter, _adapter_start), (Referenced, _reference_start),
         (Reference, _whole_sft), (Compare, _whole_sft), (Adapter, _adapter_length), (Adapter, _adapter_rows),
-        (Ppo, _value_start), (Ppo, _ppo), (Dpo, _dpo), (Longctx, _longctx_policy), (Longctx, _longctx_documents),
-        (Longctx, _longctx_positions), (Lengths, _lengths),
+        (Sampled, sampled_mistakes), (Sampled, same_function), (Ppo, _value_start), (Ppo, _ppo),
+        (Grpo, grpo_mistakes), (Grpo, reward_mistakes), (Dpo, _dpo), (Longctx, _longctx_policy),
+        (Longctx, _longctx_documents), (Longctx, _longctx_positions), (Lengths, _lengths),
     ]  # fmt: skip
     return [
         partial(_of_stage, name, mistakes)
@@ -175,8 +179,6 @@ def _adapter_rows(where: str, section: Adapter, experiment: Experiment) -> Mista
 
 
 def _ppo(where: str, ppo: Ppo, experiment: Experiment) -> Mistakes:
-    if ppo.reward_function is None and experiment.reward is None:
-        yield where, f"has no reward: set section reward, or {where}.reward_function"
     if ppo.kl_target is None and "kl_horizon" in ppo.model_fields_set:
         yield f"{where}.kl_horizon", f"has no effect without {where}.kl_target"
     if ppo.kl_target is not None and not ppo.kl_coefficient:
@@ -184,8 +186,6 @@ def _ppo(where: str, ppo: Ppo, experiment: Experiment) -> Mistakes:
     if ppo.kl_target is not None and ppo.kl_horizon < ppo.batch_size:
         problem = f"{ppo.kl_horizon} is under batch_size ({ppo.batch_size}); beta could turn negative"
         yield f"{where}.kl_horizon", problem
-    if ppo.minibatches > ppo.batch_size:
-        yield f"{where}.minibatches", f"{ppo.minibatches} is more than the {ppo.batch_size} answers of an iteration"
     if ppo.value_warmup >= ppo.steps:
         yield f"{where}.value_warmup", f"{ppo.value_warmup} leaves none of the {ppo.steps} iterations to the policy"
 

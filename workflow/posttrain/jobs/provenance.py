@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from posttrain.config.sections import Evaluate, Ppo, Section, Training, slice_of, unread
+from posttrain.config.sections import Evaluate, Sampled, Section, Training, slice_of, unread
 from posttrain.ground.code import PACKAGE
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "tokenizers", "lm_eval", "accelerate")
@@ -71,7 +71,7 @@ def shape_of(section) -> dict:
 def parts_of(section) -> dict[str, int]:
     """Micro-batch and accumulation of rank 0 for a stage that trains, requests at once for `evaluate`; else {}."""
     section = getattr(section, "scratch", section)
-    if isinstance(section, Ppo):
+    if isinstance(section, Sampled):
         from posttrain.rl.batches import micro_batches, minibatches
 
         parts = micro_batches(section, minibatches(section, range(section.batch_size))[0])

@@ -62,15 +62,15 @@ def figures(
     rows: list[dict], trained: list[dict], frontier: list[dict], positions: list[dict], lengths: list[dict]
 ) -> list[dict]:
     """The figures that have data, each with name, title and caption; nothing is drawn yet."""
-    health = [artifact for artifact in trained if artifact["stage"] == "ppo" and artifact["history"]]
+    health = [artifact for artifact in trained if any("eos_rate" in point for point in artifact["history"])]
     curves = [artifact for artifact in trained if any("loss" in point for point in artifact["history"])]
     listed = [
         *benchmark_figures(rows),
         figure("frontier", "Reward against KL",
                 "Mean reward of answers to held-out prompts against KL to the SFT policy, ± 1 standard error over "
-                "prompts: snapshots of PPO, joined in the order of their KL, others by beta, and best of n from the "
-                "SFT policy (its KL from the formula). Left gold, right learned: where the right rises and the left "
-                "falls, the reward is over-optimised.", panels.reward_kl, frontier),
+                "prompts: snapshots of PPO and GRPO, joined in the order of their KL, others by beta, and best of n "
+                "from the SFT policy (its KL from the formula). Left gold, right learned: where the right rises and "
+                "the left falls, the reward is over-optimised.", panels.reward_kl, frontier),
         figure("long-perplexity", "Perplexity by length",
                 "Perplexity on held-out documents with long dependence, ± 1 standard error over documents.",
                 panels.by_length, [row for row in rows if LONG_TEXT.fullmatch(row["task"])]),
@@ -84,7 +84,8 @@ def figures(
         figure("reliability", "Calibration of reward models",
                 "Share of pairs in which the reward model is right, by its confidence; the line is perfect "
                 "calibration.", panels.reliability, [artifact for artifact in trained if artifact.get("bins")]),
-        *(figure(f"ppo-{artifact['experiment']}", f"PPO of {artifact['experiment']}", "The health of every iteration.",
+        *(figure(f"{artifact['stage']}-{artifact['experiment']}",
+                 f"{artifact['stage'].upper()} of {artifact['experiment']}", "The health of every iteration.",
                  panels.health, artifact["history"]) for artifact in health),
         figure("training-curves", "Training curves",
                 "Loss at each logged step; dots are the loss on held-out rows, where it was measured.",

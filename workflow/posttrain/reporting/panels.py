@@ -10,17 +10,19 @@ from posttrain.maths.intervals import wilson
 from posttrain.reporting.text import short
 
 INK, WARN = "#24292f", "#c4432b"
-COLOURS = {"base": "#8c959f", "sft": "#3b82c4", "reward": "#a371d9", "ppo": "#d9822b", "dpo": "#3f9d63",
-           "longctx": "#c2589a", "best of n": "#57606a"}  # fmt: skip
-OTHERS = ("#9a6dd0", "#b5495b", "#3a9ea5", "#a58b2c")
+COLOURS = {"base": "#8c959f", "sft": "#3b82c4", "reward": "#a371d9", "ppo": "#d9822b", "grpo": "#b5495b",
+           "dpo": "#3f9d63", "longctx": "#c2589a", "best of n": "#57606a"}  # fmt: skip
+OTHERS = ("#9a6dd0", "#7d5ba6", "#3a9ea5", "#a58b2c")
 LINES = ("#57606a", "#3b82c4", "#d9822b", "#3f9d63", "#c2589a", "#8c6d1f", "#7a5cc9", "#3a9ea5", "#c4432b", "#9aa3ad")
 LINE = {"markersize": 3.5, "linewidth": 1.2, "elinewidth": 0.7}
 HEALTH = {
     "reward": "reward", "gold_reward": "gold reward", "kl": "KL, nats an answer", "entropy": "entropy, nats a token",
     "clip_fraction": "clip fraction", "explained_variance": "explained variance", "eos_rate": "EOS rate",
     "length": "tokens an answer", "value_loss": "value loss", "policy_grad_norm": "policy gradient norm",
+    "equal_groups": "groups of equal rewards",
 }  # fmt: skip
-JOINED = ("ppo", "best of n")  # series of the frontier whose points belong to one run and are joined
+SAMPLED = ("ppo", "grpo")
+JOINED = (*SAMPLED, "best of n")  # series of the frontier whose points belong to one run and are joined
 
 LONG_TEXT = re.compile(r"long_text_(\d+)")
 PASSKEY = re.compile(r"passkey_(\d+)_depth_(\d+)")
@@ -96,7 +98,8 @@ def training(trained: list[dict], columns: int):
 
 
 def reward_kl(points: list[dict], columns: int):
-    """Two panels with gold and learned reward against KL; the points of one PPO run and of best-of-n are joined."""
+    """Two panels with gold and learned reward against KL; points of one run of PPO or GRPO, and of best-of-n, are
+    joined."""
     kinds = [key for key in ("gold_reward", "reward") if any(point.get(key) is not None for point in points)]
     figure, axes = sheet(len(kinds), min(columns, len(kinds)), height=3.0)
     for axis, kind in zip(axes, kinds, strict=True):
@@ -105,10 +108,10 @@ def reward_kl(points: list[dict], columns: int):
             if point.get(kind) is not None and math.isfinite(point["kl"]):
                 run = point["experiment"] if point["series"] in JOINED else ""
                 series.setdefault((run, point["series"]), []).append(point)
-        several = sum(name == "ppo" for _, name in series) > 1
+        several = sum(name in SAMPLED for _, name in series) > 1
         for (run, name), line in series.items():
-            label = f"{run} · ppo" if name == "ppo" else name
-            draw_frontier(axis, line, kind, label, colour(label if several and name == "ppo" else name))
+            label = f"{run} · {name}" if name in SAMPLED else name
+            draw_frontier(axis, line, kind, label, colour(label if several and name in SAMPLED else name))
         axis.set_xlabel("KL to SFT, nats an answer")
         axis.set_title({"gold_reward": "gold reward", "reward": "learned reward"}[kind])
         axis.grid()
@@ -145,7 +148,7 @@ def reliability(judged: list[dict], columns: int):
 
 
 def health(history: list[dict], columns: int):
-    """A panel for each health figure of PPO, against the iteration."""
+    """A panel for each health figure of PPO or GRPO, against the iteration."""
     keys = [key for key in HEALTH if any(key in point for point in history)]
     figure, axes = sheet(len(keys), columns, height=1.0)
     for place, (axis, key) in enumerate(zip(axes, keys, strict=True)):

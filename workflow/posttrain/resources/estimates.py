@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain.config.sections import LARGEST_BATCH, Adapter, Base, Longctx, Passes, Ppo
+from posttrain.config.sections import LARGEST_BATCH, Adapter, Base, Longctx, Passes, Sampled
 from posttrain.config.stages import JUDGES, ON_CPU, STAGES, TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact, at
 from posttrain.dag.plan import Plan
@@ -155,7 +155,7 @@ def disk(case: moments.Case, trained: int, states: int) -> float:
         weights = (2 * case.size if twice else case.stored) * case.shape.parameters
     if isinstance(section, Adapter) and section.method == "full":  # trained counts PPO's value function too
         weights = case.size * case.shape.parameters
-    snapshots = section.steps // section.snapshot_steps * weights if isinstance(section, Ppo) else 0
+    snapshots = section.steps // section.snapshot_steps * weights if isinstance(section, Sampled) else 0
     kept = 4 * trained + (case.optimiser + case.paged if trained else 0)
     return TEXTS * MB + weights + snapshots + (2 + states) * kept
 

@@ -22,6 +22,7 @@ from posttrain.config.sections import (
     Ppo,
     Reference,
     Reward,
+    Sampled,
     Section,
     Sft,
 )
@@ -34,7 +35,7 @@ from posttrain.resources.steps import Batch, learned, micro
 
 # Measured resident memory in MB of Python and the libraries that a stage imports (docs/plan.md). The first entry is for
 # stages that were not measured.
-LIBRARIES = {Section: 640, Base: 605, Sft: 640, Reward: 625, Dpo: 640, Longctx: 610, Ppo: 500, Reference: 530,
+LIBRARIES = {Section: 640, Base: 605, Sft: 640, Reward: 625, Dpo: 640, Longctx: 610, Sampled: 500, Reference: 530,
              Compare: 490, Lengths: 490, Evaluate: 605}  # fmt: skip
 COPY = 425  # MB of a process that copies a base
 CUDA = 3000  # MB of host memory for CUDA's libraries and its context
@@ -122,10 +123,11 @@ def _aligned(section: Any, case: Case) -> Moments:
     return {"training": held | case.step(section, batch, quantised, loss)}
 
 
-@_moments.register
-def _ppo(section: Ppo, case: Case) -> Moments:
-    """Adapters: policy, value function, reference and reward model; the last two are assumed to be as large. Whole
-    models: policy, value function and reference, all in float32. A reward model may have weights of its own."""
+@_moments.register(Sampled)
+def _sampled(section: Any, case: Case) -> Moments:
+    """Adapters: policy, in PPO a value function, reference and reward model; the last two are assumed to be as large as
+    the policy's. Whole models: policy, value function and reference, all in float32. A reward model may have weights of
+    its own."""
     shape, half = case.shape, case.half(section)
     numbers = learned(case.settings, shape, case.stage).numbers
     length = _answer_length(case, section.prompts, section.max_new_tokens)
@@ -136,9 +138,10 @@ def _ppo(section: Ppo, case: Case) -> Moments:
     answered = memory.key_values(shape, at_once, length, half) | memory.logits(shape, at_once, 1, 5)
     answered |= memory.passing(shape, at_once * length, half)
     answered |= {"optimiser": case.optimiser}
-    held, adapters = case.foundation(section), {"adapters": 2 * FULL * numbers}
+    learners = 2 if isinstance(section, Ppo) else 1
+    held, adapters = case.foundation(section), {"adapters": (learners + 2) * FULL * numbers // learners}
     if section.method == "full":
-        held, adapters = both(both(held, held), held), {}
+        held, adapters = {name: (learners + 1) * size for name, size in held.items()}, {}
     held = both(held, case.reward_beside(section))
     return {"training": held | trained | adapters, "answering": held | answered | adapters}
 

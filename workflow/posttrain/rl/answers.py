@@ -69,6 +69,24 @@ def draw(
     return cut_after_turn(ids, mask, replies, tokenizer)
 
 
+def replaced(batch: Answers, places: list[int], others: Answers, pad: int) -> Answers:
+    """The answers with others at some places, all padded to one width. pad: the padding token."""
+    pad_by = torch.nn.functional.pad
+    before = max(batch.prompts.shape[1], others.prompts.shape[1])
+    after = max(batch.replies.shape[1], others.replies.shape[1])
+
+    def widened(some: Answers) -> Answers:
+        left, right = (before - some.prompts.shape[1], 0), (0, after - some.replies.shape[1])
+        prompts, replies = pad_by(some.prompts, left, value=pad), pad_by(some.replies, right, value=pad)
+        return Answers(prompts, pad_by(some.prompt_mask, left), replies, pad_by(some.mask, right), some.ended)
+
+    whole, new = widened(batch), widened(others)
+    order = torch.arange(len(batch), device=whole.ended.device)
+    order[places] = len(batch) + torch.arange(len(others), device=order.device)
+    both = {name: torch.cat([getattr(whole, name), getattr(new, name)])[order] for name in vars(whole)}
+    return Answers(**both)
+
+
 def sample(model, tokenizer, ids: Tensor, mask: Tensor, numbers: Tensor, temperature: float) -> Tensor:
     """Replies, B x T, to the prompts `ids` (B x P, `mask` 0 on padding); numbers: B x T (`uniform_numbers`)."""
     longest, pad = numbers.shape[1], tokenizer.pad_token_id

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from posttrain.config.sections import Ppo
+from posttrain.config.sections import Sampled
 from posttrain.rl.answers import stream
 from posttrain.training import parallel
 
@@ -24,13 +24,18 @@ def rows_of_iteration(rows: int, count: int, seed: int | None, iteration: int, n
     return chosen
 
 
-def minibatches(section: Ppo, order: Sequence[int]) -> list[list[int]]:
+def group_of(section: Sampled) -> int:
+    """Answers to each prompt."""
+    return getattr(section, "group", 1)
+
+
+def minibatches(section: Sampled, order: Sequence[int]) -> list[list[int]]:
     """The numbers of the answers of each optimiser step, in the given order."""
     size = math.ceil(len(order) / section.minibatches)
     return [list(order[start : start + size]) for start in range(0, len(order), size)]
 
 
-def micro_batches(section: Ppo, which: Sequence[int]) -> list[list[int]]:
+def micro_batches(section: Sampled, which: Sequence[int]) -> list[list[int]]:
     """This process's share of some answers, in micro-batches."""
     mine = [which[n] for n in parallel.share(len(which))]
     size = parallel.at_once(section, len(mine))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from posttrain.config.sections import Compare, Ppo
+from posttrain.config.sections import Compare, Sampled
 from posttrain.ground.errors import UserError
 from posttrain.ground.syntax import fingerprint, function_file
 
@@ -49,7 +49,7 @@ class Judge:
         return value
 
 
-def load_judge(section: Ppo | Compare, kind: Literal["reward", "gold"]) -> Judge | None:
+def load_judge(section: Sampled | Compare, kind: Literal["reward", "gold"]) -> Judge | None:
     """The function of a section's `reward_function` or `gold_function`; None where the key is unset.
 
     Raises UserError where the function cannot be loaded, or its file changed after the run was planned (`reward_code`,
@@ -57,8 +57,12 @@ def load_judge(section: Ppo | Compare, kind: Literal["reward", "gold"]) -> Judge
     """
     key = f"{kind}_function"
     name, code = getattr(section, key), getattr(section, f"{kind}_code")
-    if name is None:
-        return None
+    return None if name is None else load(key, name, code)
+
+
+def load(key: str, name: str, code: str | None) -> Judge:
+    """The function with a name, of a key of the config. code: fingerprint of its file when the run was planned; None
+    where it was not."""
     file = function_file(name)
     if code is not None and fingerprint(file) != code:
         raise UserError(f"{file}: was edited after this run was planned; run snakemake again")

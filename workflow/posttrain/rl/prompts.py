@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from posttrain.config.sections import Compare, Ppo
+from posttrain.config.sections import Compare, Sampled
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl
 from posttrain.models import tokens
 from posttrain.rl.answers import refuse_long
+from posttrain.rl.batches import group_of
 
 
-def training_prompts(section: Ppo, data: Path, tokenizer, model) -> list[dict]:
+def training_prompts(section: Sampled, data: Path, tokenizer, model) -> list[dict]:
     """The distinct training prompts of `section.prompts`.
 
     Raises UserError where they are fewer than an iteration's answers, or one is too long for the model.
@@ -19,8 +20,9 @@ def training_prompts(section: Ppo, data: Path, tokenizer, model) -> list[dict]:
     file = _file(data, section.prompts, "train")
     rows = _prompts(file, tokenizer)
     refuse_long(model, rows, section.max_new_tokens)
-    if len(rows) < section.batch_size:
-        raise UserError(f"ppo: {file} has {len(rows)} different prompts, fewer than batch_size ({section.batch_size})")
+    if len(rows) < (asked := section.batch_size // group_of(section)):
+        name = section.__class__.__name__.lower()
+        raise UserError(f"{name}: {file} has {len(rows)} different prompts, and an iteration asks {asked}")
     return rows
 
 

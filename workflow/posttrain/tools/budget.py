@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from posttrain.config.sections import Adapter, Base, Judgement, Longctx, Measured, Ppo, Sft
+from posttrain.config.sections import Adapter, Base, Judgement, Longctx, Measured, Sampled, Sft
 from posttrain.config.stages import ON_CPU, SHARDED, TRAINERS, Experiment
 from posttrain.dag.artifacts import Artifact
 from posttrain.dag.campaign import load
@@ -187,7 +187,7 @@ def changes(settings: Experiment, stage: str) -> list[list[Change]]:
         return [values for values in [sizes, dtype, *([key] for key in keys)] if values]
     now = section.micro_batch_size or section.batch_size
     ways: list[list[Change]] = [[(where, "micro_batch_size", size) for size in divisors(section.batch_size, now)]]
-    if isinstance(section, Ppo):
+    if isinstance(section, Sampled):
         at_once = section.answer_batch_size or section.batch_size
         ways.append([(where, "answer_batch_size", size) for size in divisors(section.batch_size, at_once)])
     if getattr(section, "gradient_checkpointing", True) is False:

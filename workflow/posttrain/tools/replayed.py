@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain.config.sections import Ppo
+from posttrain.config.sections import Sampled
 from posttrain.ground.errors import Diverged, Interrupted, UserError
 from posttrain.ground.files import manifest_of, read_json, write_json
 from posttrain.jobs import recorded
@@ -84,7 +84,7 @@ def replay(artifact: Recorded, place: Place) -> tuple[list[str], bool]:
     except (Diverged, *LOADING) as error:
         reason = str(error).partition("\n")[0]
         return [f"  differs: the training does not go on from the stored state: {reason}"], False
-    steps = now["steps"] if place.state or isinstance(artifact.section, Ppo) else curve(artifact, now["steps"])[-1:]
+    steps = now["steps"] if place.state or isinstance(artifact.section, Sampled) else curve(artifact, now["steps"])[-1:]
     other = recorded.otherwise(artifact)
     difference = first_difference(place.steps, steps, 0.0)
     for what, digest in sorted(place.sha256.items(), reverse=True):  # weights, optimizer
@@ -125,7 +125,7 @@ def curve(artifact: Recorded, entries: list[dict]) -> list[dict]:
     from posttrain.training import trainers
 
     section = getattr(artifact.section, "scratch", artifact.section)
-    return entries if isinstance(section, Ppo) else trainers.curve(entries, section.log_steps)
+    return entries if isinstance(section, Sampled) else trainers.curve(entries, section.log_steps)
 
 
 def curve_agrees(artifact: Recorded, place: Place, lines: list[str]) -> tuple[list[str], bool]:
@@ -133,7 +133,7 @@ def curve_agrees(artifact: Recorded, place: Place, lines: list[str]) -> tuple[li
     if place.state is None:
         return lines, True
     file, key = (
-        ("state.json", "history") if isinstance(artifact.section, Ppo) else ("trainer_state.json", "log_history")
+        ("state.json", "history") if isinstance(artifact.section, Sampled) else ("trainer_state.json", "log_history")
     )
     every = getattr(getattr(artifact.section, "scratch", artifact.section), "log_steps", 1)
     last = place.stretch.after // every * every  # the end of the last point that has all its steps

@@ -1,4 +1,4 @@
-"""The state from which an interrupted PPO resumes exactly: trained weights, optimiser, schedule, iteration."""
+"""The state from which interrupted reinforcement learning resumes exactly: weights, optimiser, schedule, iteration."""
 
 import math
 from itertools import chain
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from posttrain.config.sections import Ppo
+from posttrain.config.sections import Sampled
 from posttrain.ground.errors import Diverged
 from posttrain.ground.progress import say
 from posttrain.models import adapters, policy
@@ -17,15 +17,16 @@ from posttrain.training.optimizer import of_groups, rates
 
 
 class Optimizers:
-    """The optimiser of policy and value function. Their gradients are summed over processes, and clipped for each of
-    the two."""
+    """The optimiser of the policy and, where there is one, the value function. Gradients are summed over processes, and
+    clipped for each of the two."""
 
-    def __init__(self, section: Ppo, models):
+    def __init__(self, section: Sampled, models):
         weights = {name: [weight for _, weight in named] for name, named in models.trained().items()}
-        rates = {"policy": section.learning_rate, "value": section.value_learning_rate or section.learning_rate}
-        self.weights, self.step_count = weights, 0
-        groups = [{"params": weights[name], "lr": rates[name]} for name in weights]
-        modules = chain(models.policy.model.modules(), models.value.model.modules())
+        rates = {"policy": section.learning_rate, "value": getattr(section, "value_learning_rate", None)}
+        self.weights, self.step_count, self.stage = weights, 0, section.__class__.__name__.lower()
+        groups = [{"params": weights[name], "lr": rates[name] or section.learning_rate} for name in weights]
+        networks = [network for network in (models.policy, models.value) if network]
+        modules = chain.from_iterable(network.model.modules() for network in networks)
         self.both = of_groups(section, groups, modules)  # a schedule's end is a share of `learning_rate` for both
 
     def zero_grad(self) -> None:
@@ -44,13 +45,13 @@ class Optimizers:
             norm = torch.nn.utils.clip_grad_norm_(weights, longest)
             norms[f"{name}_grad_norm"] = norm.item()
         if not all(map(math.isfinite, norms.values())):
-            raise Diverged(f"ppo: a gradient is no number ({norms}): lower learning_rate")
+            raise Diverged(f"{self.stage}: a gradient is no number ({norms}): lower learning_rate")
         self.both.step()
         self.step_count += 1
         return {"policy_grad_norm": 0.0} | norms
 
 
-def optimizers(section: Ppo, models) -> tuple[Optimizers, Any]:
+def optimizers(section: Sampled, models) -> tuple[Optimizers, Any]:
     """The optimiser, and its schedule, which advances once per iteration."""
     optimizer = Optimizers(section, models)
     skipped = 0 if section.warmup_start_ratio else 1  # a first value of 0, with which an iteration would learn nothing
@@ -61,7 +62,7 @@ def optimizers(section: Ppo, models) -> tuple[Optimizers, Any]:
 
 
 def save(
-    section: Ppo,
+    section: Sampled,
     models,
     foundation: adapters.Foundation,
     state: dict,

@@ -1,0 +1,71 @@
+"""Rewards that a program can check: the answer, a pattern, tags in order, the length. Each is 1 or 0.
+
+How each can be gamed: `exact` by a reply that ends in many numbers, of which only the last counts, and by a row whose
+answer can be guessed; `pattern` and `tags` by the form without content, which they do not read; `length` by an empty
+reply, which is short too. None reads how an answer was found.
+"""
+
+import re
+import string
+from collections.abc import Callable
+
+from posttrain.config.sections import RewardPart
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+Check = Callable[[str, str | None], bool]  # (reply, the row's answer) -> whether it holds
+
+
+def check(part: RewardPart) -> Check:
+    """The check of a term of a reward. Raises ValueError for a term that is no check."""
+    if part.kind == "exact":
+        return exact(same_number if part.answer == "number" else same_text, part.pattern)
+    if part.kind == "pattern":
+        wanted = re.compile(part.pattern or "", re.DOTALL)
+        return lambda reply, _: bool(wanted.search(reply))
+    if part.kind == "tags":
+        ordered = re.compile("".join(rf".*?<{tag}>.*?</{tag}>" for tag in part.tags or []), re.DOTALL)
+        marks = [mark for tag in part.tags or [] for mark in (f"<{tag}>", f"</{tag}>")]
+        return lambda reply, _: bool(ordered.match(reply)) and all(reply.count(mark) == 1 for mark in marks)
+    if part.kind == "length":
+        longest = part.words or 0
+        return lambda reply, _: len(reply.split()) <= longest
+    raise ValueError(f"{part.kind} is no check")
+
+
+def exact(same: Check, pattern: str | None) -> Check:
+    """A comparison of the reply, or of the first group of a pattern in it, with the row's answer."""
+    if pattern is None:
+        return same
+    wanted = re.compile(pattern, re.DOTALL)
+
+    def holds(reply: str, answer: str | None) -> bool:
+        match = wanted.search(reply)
+        return match is not None and same(match[1], answer)
+
+    return holds
+
+
+def last_number(text: str) -> float | None:
+    """The last number of a text, where commas group digits; None without one."""
+    numbers = NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
+def same_number(reply: str, answer: str | None) -> bool:
+    """Whether the last number of the reply is that of the answer, or of what follows its `####`, as in GSM8K (arXiv
+    2110.14168). False for a row without an answer."""
+    expected = last_number((answer or "").rpartition("####")[2])
+    return expected is not None and last_number(reply) == expected
+
+
+def same_text(reply: str, answer: str | None) -> bool:
+    """Whether reply and answer are equal without case, punctuation, articles and spaces (the exact match of SQuAD,
+    arXiv 1606.05250). False for a row without an answer."""
+    return answer is not None and bool(plain(answer)) and plain(reply) == plain(answer)
+
+
+def plain(text: str) -> str:
+    """A text in lower case, without punctuation and articles, with single spaces."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
