@@ -49,6 +49,8 @@ def _inapplicable(where: str, section: Section) -> Mistakes:
     for key in subsections(section.__class__):
         if isinstance(value := getattr(section, key), Section):
             yield from _inapplicable(f"{where}{key}.", value)
+        for number, item in enumerate(value if isinstance(value, list) else []):
+            yield from _inapplicable(f"{where}{key}[{number}].", item)
 
 
 def unused(experiment: Experiment) -> Mistakes:
