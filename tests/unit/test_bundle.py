@@ -299,11 +299,13 @@ def test_what_is_missing_is_an_error_or_named_with_why(done):
 
 
 def test_large_weights_are_named_by_digest_and_address(done, capsys):
-    seal(SFT, {"model/adapter_model.safetensors": "w" * 2000})
+    small = {"model/small.safetensors": "w" * 1000, "model/text": "t" * 2000}  # at the limit, and no weights
+    seal(SFT, small | {"model/adapter_model.safetensors": "w" * 2000})
     Path("dvc.lock").write_text("stages: {campaign: {outs: [{path: results/whole/sft, md5: abc.dir}]}}")
     assert "\n1 files (0.0 MB) are named by digest alone" in pack(largest_mb=0.001)
     folder = unpacked()
     assert not (folder / SFT / "model/adapter_model.safetensors").exists()
+    assert all((folder / SFT / name).read_text() == text for name, text in small.items()), "control"
     (absent,) = json.loads((folder / "bundle.json").read_text())["absent"]
     assert absent["size"] == 2000 and absent["place"] == "DVC: dvc pull results/whole/sft (md5 abc.dir)"
     assert absent["sha256"] == hashlib.sha256(b"w" * 2000).hexdigest()

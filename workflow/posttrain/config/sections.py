@@ -83,7 +83,7 @@ def section_class(annotation) -> type[Section] | None:
     """The class of the section, or of the list of sections, that a key holds; None for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, list, Annotated):
         return next(filter(None, map(section_class, typing.get_args(annotation))), None)
     return None
 

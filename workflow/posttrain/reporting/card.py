@@ -77,7 +77,8 @@ def card(stage: str, section: dict, inputs: dict, metrics: dict, contract: dict,
     metadata |= {key: inherited[key] for key in ("base_model", "license") if key in inherited}
     if section.get("scratch") or FROM_SCRATCH in inherited.get("tags", []):
         metadata["tags"].append(FROM_SCRATCH)
-    metadata["library_name"] = "peft" if contract["method"] != "weights" and contract.get("base") else "transformers"
+    whole = contract["method"] == "weights" or contract.get("base", "") is None  # a reward model may be whole
+    metadata["library_name"] = "transformers" if whole else "peft"
     metadata["datasets"] = datasets_of(inputs.get("data")) or None
     metadata["pipeline_tag"] = "text-classification" if contract["method"] == "reward" else "text-generation"
     positions = contract.get("positions", {})
