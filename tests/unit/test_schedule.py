@@ -76,7 +76,7 @@ def test_ppos_first_iteration_has_the_start():
     )
     for start, first in ((0.1, 0.1), (None, 1 / (WARMUP + 1))):
         section = Ppo(learning_rate=PEAK, steps=STEPS, warmup_steps=WARMUP, warmup_start_ratio=start)
-        made, _ = ppo_state.optimizers(section, models)
+        made, _ = states.optimizers(section, models)
         assert [group["lr"] for group in made.both.param_groups] == pytest.approx([first * PEAK] * 2)
 
 
