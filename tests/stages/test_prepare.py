@@ -93,6 +93,33 @@ def test_long_rows_are_dropped_or_cut_named_and_counted(tmp_path, cache, capsys)
     assert all(row["completion"].strip() for row in kept), "a cut row keeps reply tokens"
 
 
+def test_long_prompts_and_long_answers_are_dropped_apart_and_counted(tmp_path, cache, capsys):
+    path = tmp_path / "parts.jsonl"
+    long = "word " * 25
+    rows = [{"prompt": f"say {n}", "completion": "a word"} for n in range(20)]
+    rows[3] |= {"prompt": f"say 3 {long}"}
+    rows[5] |= {"completion": long}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text, source = [Source(path=text_file(tmp_path))], Source(path=str(path))
+    for keys, dropped in (
+        ({}, {}),
+        ({"max_prompt_tokens": 40}, {4: "prompt too long"}),
+        ({"max_answer_tokens": 40}, {6: "answer too long"}),
+        ({"max_prompt_tokens": 40, "max_answer_tokens": 40}, {4: "prompt too long", 6: "answer too long"}),
+        ({"max_prompt_tokens": 40, "max_answer_tokens": 40, "long_rows": "cut"}, {}),
+    ):
+        manifest = prepare(tmp_path, text=text, sft=[source], max_tokens=200, **keys)
+        folder, metrics, told = manifest.parent, read_json(manifest.parent / "metrics.json"), capsys.readouterr().err
+        listed = read_jsonl(folder / "data/dropped.jsonl") if (folder / "data/dropped.jsonl").is_file() else []
+        assert {row["line"]: row["reason"] for row in listed} == dropped
+        counted = [entry["dropped"] for entry in metrics["sources"] if entry["dropped"]]
+        assert counted == [{reason: 1} for reason in dropped.values()], "the data card says so"
+        assert metrics["tokens"]["sft"]["truncated"] == (2 if "long_rows" in keys else 0)
+        for line, reason in dropped.items():
+            key = f"prepare.max_{reason.split()[0]}_tokens (40)"
+            assert f"1 of 20 sft rows are longer than {key} and dropped: {path}:{line} (" in told
+
+
 def written(folder, section: Prepare, processes: int) -> dict[str, bytes]:
     """The files that the stage writes with so many processes, without those that name a folder."""
     folder.mkdir()

@@ -254,6 +254,15 @@ def test_a_good_campaign_loads(tmp_path):
         (GOOD.replace("{method: qlora}", "{method: prefix, rank: 4}"), ["sft.rank", "no effect with method: prefix"]),
         (GOOD.replace("{method: qlora}", "{method: prompt, packing: true}"), ["sft.packing", "no effect"]),
         (GOOD.replace("{method: qlora}", "{method: prompt, virtual_tokens: 300}"), ["virtual_tokens", "no room"]),
+        (GOOD.replace("world: {}", "world: {}, max_prompt_tokens: 128"), ["max_prompt_tokens", "128 has no effect"]),
+        (
+            GOOD.replace("world: {}", "world: {}, max_prompt_tokens: 100, max_answer_tokens: 29"),
+            ["prepare.max_answer_tokens", "100 and 29 are more than prepare.max_tokens (128)"],
+        ),
+        (
+            "prepare: {text: [{path: x}], max_answer_tokens: 20}\nbase: {scratch: {}}\n",
+            ["prepare.max_answer_tokens", "without rows of sft, preference, kto"],
+        ),
         (GOOD.replace("{method: qlora}", "{max_length: 16}"), ["sft.max_length", "16", "prepare.max_tokens (128)"]),
         (GOOD.replace("{method: qlora}", "{batch_size: 6, micro_batch_size: 4}"), ["sft.micro_batch_size", "divide"]),
         (GOOD.replace("{method: qlora}", "{method: prefix, gradient_checkpointing: true}"), ["gradient_checkpointing"]),

@@ -287,6 +287,8 @@ def test_more_of_anything_needs_no_less_memory(tmp_path, monkeypatch):
     for key, less in (("gradient_checkpointing", True), ("micro_batch_size", 1), ("precision", "bfloat16")):
         assert total("sft", settings=budget.changed(settings, (("sft", key, less),))) < total("sft"), key
     assert total("sft", settings=budget.changed(settings, (("sft", "method", "full"),))) > total("sft")
+    assert total("ppo", settings=budget.changed(settings, (("prepare", "max_prompt_tokens", 64),))) < total("ppo")
+    assert total("dpo", settings=budget.changed(settings, (("prepare", "max_prompt_tokens", 64),))) == total("dpo")
 
 
 class Pretend(Training, Adapter, Pairs):

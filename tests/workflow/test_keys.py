@@ -79,6 +79,8 @@ SPECIAL = {
     "prepare.control_text": ({}, "plain"),
     "prepare.conversations": ({}, "split"),
     "prepare.max_tokens": ({}, 60),
+    "prepare.max_prompt_tokens": ({}, 40),
+    "prepare.max_answer_tokens": ({}, 20),
     "prepare.group_key": (SOURCE, "kind"),
     "prepare.test_fraction": (SOURCE, 0.2),
     "prepare.allow_empty_user": (SOURCE, True),

@@ -336,9 +336,17 @@ class Prepare(Section):
     trained; for templates that write earlier replies differently, such as without their thinking. Default: one row."""
     max_tokens: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest training row, in tokens, chat template included. Default: `base.scratch.context`, else 512."""
+    max_prompt_tokens: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
+    """Longest prompt of a row of `sft`, `preference` or `kto`, in tokens: all that the chat template writes before the
+    last reply that is trained (512 in DPO's and Zephyr's code and in TL;DR's, arXiv 2403.17031; `source_max_len` in
+    QLoRA's). Default: no limit but `max_tokens`."""
+    max_answer_tokens: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
+    """Longest answer of such a row, its end of turn included; of a pair, the longer one (`target_max_len` in QLoRA's
+    code, 53 in TL;DR's, arXiv 2403.17031). Default: no limit but `max_tokens`."""
     long_rows: Literal["drop", "cut"] = "drop"
     """What happens to longer rows: `drop` them, or `cut` their longest text (prompts lose their beginning, replies
-    their end) so that reply tokens remain. Longer preference pairs are always dropped."""
+    their end) so that reply tokens remain. Preference pairs lose the beginning of a prompt over `max_prompt_tokens`
+    alone; pairs that are longer otherwise are always dropped."""
     control_text: Literal["plain"] | None = None
     """`plain`: keep rows whose own text holds a control token of the tokenizer, such as `</s>`, and read it as plain
     text. Default: such rows are dropped, as it would end a turn or begin another. Documents of `text` are read as they

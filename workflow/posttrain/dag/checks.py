@@ -7,6 +7,7 @@ from functools import partial
 
 from posttrain.config.mistakes import one_of
 from posttrain.config.sections import (
+    ANSWERED,
     ASKED,
     SOURCES,
     TRAINED,
@@ -147,6 +148,24 @@ def _tokenizer(experiment: Experiment) -> Mistakes:
         yield "prepare.date", f"there is no day {prepare.date}"
 
 
+def _parts_of_rows(experiment: Experiment) -> Mistakes:
+    """The longest prompt and the longest answer, which stand within the longest row."""
+    prepare, longest = experiment.prepare, experiment.longest_row
+    limits = {key: getattr(prepare, key) for key in ("max_prompt_tokens", "max_answer_tokens")}
+    given = {key: limit for key, limit in limits.items() if limit is not None}
+    for key, limit in given.items():
+        if not any(sides(prepare, task) for task in ANSWERED):
+            yield f"prepare.{key}", f"has no effect without rows of {', '.join(ANSWERED)}"
+        elif limit >= longest:
+            whole = f"prepare.max_tokens ({longest}), the limit of prompt and answer together, is no more"
+            yield f"prepare.{key}", f"{limit} has no effect: {whole}"
+    if len(given) == 2 and max(given.values()) < longest < sum(given.values()):
+        both = (
+            f"{prepare.max_prompt_tokens} and {prepare.max_answer_tokens} are more than prepare.max_tokens ({longest})"
+        )
+        yield "prepare.max_answer_tokens", f"{both}, the limit of prompt and answer together"
+
+
 def is_day(date: str) -> bool:
     """Whether a date, as 2024-07-26, exists."""
     with contextlib.suppress(ValueError):
@@ -207,6 +226,7 @@ RULES: list[Rule] = [
     _scratch,
     _scratch_training,
     _tokenizer,
+    _parts_of_rows,
     *stage_rules(),
     given_mistakes,
     position_mistakes,

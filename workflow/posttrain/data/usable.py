@@ -1,4 +1,4 @@
-"""Keep the rows that can be trained on: they keep the token contract and have at most `prepare.max_tokens` tokens.
+"""Keep the rows that can be trained on: they keep the token contract and are no longer than `prepare` allows.
 
 `sides` is side ("train", "test") -> rows of a task. Every other row is dropped, listed and counted in the data card.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from posttrain.config.sections import DOCUMENTS, Prepare
 from posttrain.data import tokenized
 from posttrain.data.dropped import Dropped, Kinds, entry
+from posttrain.data.lengths import TOO_LONG, cut, limits, over
 from posttrain.data.rows import card
 from posttrain.data.stored import BATCH, Rows, batches, counted, join, store
 from posttrain.ground.progress import say
@@ -24,12 +25,9 @@ from posttrain.models import token_contract
 from posttrain.models.chat import Breach
 from posttrain.models.control import control_text
 from posttrain.models.token_contract import CONTROL_TEXT
-from posttrain.models.tokens import alone
 
-FEWEST_LEFT = 8  # characters that a cut text keeps at least
 TOGETHER = 100  # rows that are encoded at once: their tokens stay in the processor's cache
 QUANTILES = {"min": 0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1}
-TOO_LONG = "too long"
 Tokens = dict[str, bytes]  # 32-bit numbers, as `tokenized.packed` writes them
 
 
@@ -48,7 +46,7 @@ class Fitting:
 
     def __init__(self, section: Prepare, tokenizer, task: str, dropped: Dropped, processes: int = 1):
         self.section, self.tokenizer, self.task, self.dropped = section, tokenizer, task, dropped
-        self.processes = processes
+        self.processes, self.limits = processes, limits(section)
         self.lengths = array("q")
         self.truncated = 0
         self.kinds = Kinds()
@@ -110,13 +108,12 @@ class Fitting:
         """What becomes of a row with these tokens: it is cut where `prepare.long_rows` says so."""
         if isinstance(encoded, Breach):
             return Fitted(fault=encoded, source=row["source"])
-        size, longest = token_contract.size(encoded) if encoded else 0, self.section.max_tokens
-        assert longest, "filled in when the campaign was read"
-        if size <= longest:
+        fault = over(self.limits, encoded) if encoded else None
+        if fault is None:
+            size = token_contract.size(encoded) if encoded else 0
             return Fitted(None, {name: tokenized.packed(ids) for name, ids in encoded.items()}, size, shorter)
-        shorter = cut(self.tokenizer, row, longest) if self.section.long_rows == "cut" else None
+        shorter = cut(self.tokenizer, row, self.limits) if self.section.long_rows == "cut" else None
         if shorter is None:
-            fault = Breach(TOO_LONG, f"{size:,} tokens, over prepare.max_tokens ({longest})")
             return Fitted(fault, source=row["source"])
         return self._fit(shorter, token_contract.encode_all(self.tokenizer, [shorter])[0], shorter)
 
@@ -168,13 +165,14 @@ def askable(tokenizer, kind: str, questions: Rows, dropped: Dropped, cards: list
 
 def tell(section: Prepare, task: str, total: int, kinds: Kinds, cards: list) -> None:
     """Print warnings of rows that are dropped, and enter their numbers in the data card."""
-    if long := kinds.counts.pop(TOO_LONG, 0):
-        first = kinds.first.pop(TOO_LONG)
-        named = [f"{one['file']}:{one['line']} ({one['message'].partition(',')[0]})" for one in first]
-        named += ["..."] if long > len(first) else []
-        limit = f"longer than prepare.max_tokens ({section.max_tokens})"
-        say(f"warning: {long:,} of {total:,} {task} rows are {limit} and dropped: {', '.join(named)}")
-        cards.append(card(f"{task}, longer than max_tokens", task, {TOO_LONG: long}))
+    for reason, key in TOO_LONG.items():
+        if long := kinds.counts.pop(reason, 0):
+            first = kinds.first.pop(reason)
+            named = [f"{one['file']}:{one['line']} ({one['message'].partition(',')[0]})" for one in first]
+            named += ["..."] if long > len(first) else []
+            limit = f"longer than prepare.{key} ({getattr(section, key)})"
+            say(f"warning: {long:,} of {total:,} {task} rows are {limit} and dropped: {', '.join(named)}")
+            cards.append(card(f"{task}, longer than {key}", task, {reason: long}))
     if kinds.counts:
         what = "break the token contract and are dropped (all in data/dropped.jsonl)"
         say(f"warning: {kinds.counts.total():,} of {total:,} {task} rows {what}")
@@ -193,40 +191,3 @@ def summary(lengths: Iterable[int]) -> dict:
     histogram = [[bound, int(count)] for bound, count in zip(bounds, rows, strict=True)]
     quantiles = np.quantile(of_rows, list(QUANTILES.values()), method="lower").tolist()
     return dict(zip(QUANTILES, quantiles, strict=True)) | {"histogram": histogram[first : last + 1]}
-
-
-def cut(tokenizer, row: dict, longest: int) -> dict | None:
-    """The row with its longest text shortened until it fits: prompts lose their beginning, replies their end.
-
-    None where nothing of the reply would be left, and for preference pairs, whose answers must stay comparable.
-    """
-    if "chosen" in row:
-        return None
-    while (size := token_contract.size(alone(tokenizer, token_contract.encoding(tokenizer, row)))) > longest:
-        turns = _turns_of(row)
-        at = max(range(len(turns)), key=lambda n: len(turns[n]["content"]))
-        role, text = turns[at]["role"], turns[at]["content"]
-        keep = min(len(text) - 1, int(len(text) * longest / size))
-        if keep < FEWEST_LEFT:
-            return None
-        shorter = text[:keep] if role in ("assistant", "completion") else text[-keep:]
-        row = _with_turns(row, [*turns[:at], {**turns[at], "content": shorter}, *turns[at + 1 :]])
-    return row
-
-
-def _turns_of(row: dict) -> list[dict]:
-    """The texts of a row, each with its role; in plain text, the key is the role."""
-    if "messages" in row:
-        return row["messages"]
-    if isinstance(row["completion"], list):
-        return row["prompt"] + row["completion"]
-    return [{"role": key, "content": row[key]} for key in ("prompt", "completion")]
-
-
-def _with_turns(row: dict, turns: list[dict]) -> dict:
-    """The row with other texts, in the order of _turns_of."""
-    if "messages" in row:
-        return {**row, "messages": turns}
-    if isinstance(row["completion"], list):
-        return {**row, "prompt": turns[:-1], "completion": turns[-1:]}
-    return {**row, **{turn["role"]: turn["content"] for turn in turns}}

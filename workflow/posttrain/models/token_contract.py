@@ -73,6 +73,28 @@ def size(encoded: dict[str, list[int]]) -> int:
     return max(len(ids) for ids, _ in _trained(encoded))
 
 
+def prompt_size(encoded: dict[str, list[int]]) -> int:
+    """Number of tokens before the last reply that is trained."""
+    if "prompt_ids" in encoded:
+        return len(encoded["prompt_ids"])
+    return _last_reply(encoded["labels"])[0]
+
+
+def answer_size(encoded: dict[str, list[int]]) -> int:
+    """Number of tokens of the last reply that is trained, its end of turn included; of a pair, of the longer answer."""
+    if "prompt_ids" in encoded:
+        return max(len(ids) for key, ids in encoded.items() if key != "prompt_ids")
+    start, stop = _last_reply(encoded["labels"])
+    return stop - start
+
+
+def _last_reply(labels: list[int]) -> tuple[int, int]:
+    """The places of the first token of the last reply and of the one behind it."""
+    stop = next((n for n in range(len(labels), 0, -1) if labels[n - 1] != MASKED), 0)
+    start = next((n for n in range(stop, 0, -1) if labels[n - 1] == MASKED), 0)
+    return start, stop
+
+
 def _trained(encoded: dict[str, list[int]]) -> list[tuple[list[int], list[int]]]:
     """(tokens, labels) of a row, or of a prompt with each of its answers."""
     if "input_ids" in encoded:

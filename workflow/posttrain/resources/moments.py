@@ -147,8 +147,11 @@ def _sampled(section: Any, case: Case) -> Moments:
 
 
 def _answer_length(case: Case, prompts: str, new_tokens: int) -> int:
-    """Most tokens of a prompt with its answer; a prompt is assumed to be as long as the longest row of its kind."""
-    length = case.longest.get(prompts, case.settings.prepare.max_tokens) + new_tokens
+    """Most tokens of a prompt with its answer; a prompt is assumed to be as long as the longest row of its kind, or as
+    `prepare.max_prompt_tokens` lets it be."""
+    prepare = case.settings.prepare
+    row = case.longest.get(prompts, prepare.max_tokens)
+    length = min(row, prepare.max_prompt_tokens or row) + new_tokens
     return length if case.shape.family == "bloom" else min(length, case.shape.context)
 
 

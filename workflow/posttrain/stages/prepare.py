@@ -18,7 +18,7 @@ import numpy as np
 
 from posttrain.config.sections import ANSWERED, ASKED, TRAINED, Prepare, Source
 from posttrain.config.sources import sides as sides_with_source
-from posttrain.data import mixture, repeats
+from posttrain.data import lengths, mixture, repeats
 from posttrain.data.conversations import suited
 from posttrain.data.dropped import REPEAT, Dropped, entry, repeated
 from posttrain.data.layouts import TASKS
@@ -27,7 +27,7 @@ from posttrain.data.reading import read_source
 from posttrain.data.rows import card
 from posttrain.data.stored import Rows, join, store
 from posttrain.data.tokenizer import load_tokenizer, make_tokenizer
-from posttrain.data.usable import TOO_LONG, askable, usable
+from posttrain.data.usable import askable, usable
 from posttrain.evaluation.tasks import generated, multiple_choice, rolling, write_task
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
@@ -73,7 +73,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     separate(sides, cards, dropped, join([*evaluation_rows, *asked.values()]), processes)
     suited(section, sides, cards, checkpoints)
     tokenizer = make_tokenizer(section, sides, brought)
-    lengths = {
+    sizes = {
         task: usable(section, tokenizer, task, sides[task], work / "data", dropped, cards, checkpoints, processes)
         for task in TRAINED
     }
@@ -86,7 +86,7 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     }
     if dropped:
         say(f"{len(dropped):,} rows are dropped: data/dropped.jsonl lists each with file, line and reason")
-    return data_card(sides, cards, tokenizer, names, tokens=lengths, mixture=mixtures)
+    return data_card(sides, cards, tokenizer, names, tokens=sizes, mixture=mixtures)
 
 
 def data_card(sides: dict, cards: list, tokenizer, names: list[str], **of_tasks: dict[str, Any]) -> dict:
@@ -239,7 +239,7 @@ def refuse_empty(section: Prepare, sides: dict, dropped: Dropped) -> None:
     for task in TRAINED:
         if "train" in sides_with_source(section, task) and not sides[task]["train"]:
             lost = dropped.kinds[task]
-            what = f"no training row is left ({lost.counts[TOO_LONG]} longer than max_tokens {section.max_tokens})"
+            what = f"no training row is left ({lengths.counted(section, lost.counts)})"
             raise UserError(*(f"prepare.{task}: {sentence}" for sentence in [what, *lost.sentences()]))
 
 
