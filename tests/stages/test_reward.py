@@ -263,7 +263,7 @@ def test_the_loss_of_ranked_lists_is_that_of_the_paper():
 
     def by_hand(pair):
         better, worse = (rewards[tuple(pair[side])] for side in ("chosen_ids", "rejected_ids"))
-        return -math.log(stage.sigmoid(better - worse)) + 0.01 * (better + worse) ** 2
+        return -math.log(stage.sigmoid(better - worse - pair.get("margin", 0))) + 0.01 * (better + worse) ** 2
 
     trainer = SimpleNamespace(args=SimpleNamespace(center_rewards_coefficient=0.01), figures={True: []},
                               model=SimpleNamespace(training=True),
@@ -272,4 +272,30 @@ def test_the_loss_of_ranked_lists_is_that_of_the_paper():
     of_pairs = list(map(by_hand, pairs))
     assert loss == pytest.approx((sum(of_pairs[:3]) / 3 + of_pairs[3]) / 2, rel=1e-6)
     assert loss != pytest.approx(sum(of_pairs) / 4, rel=1e-3)
+    for pair, margin in zip(pairs, (0.5, 1.0, 0.25, 2.0), strict=True):
+        pair["margin"] = margin
+    wider = float(rankings.RankingTrainer.compute_loss(trainer, model, rankings.Collator(0)(rankings.elements(pairs))))
+    of_pairs = list(map(by_hand, pairs))
+    assert wider == pytest.approx((sum(of_pairs[:3]) / 3 + of_pairs[3]) / 2, rel=1e-6) and wider > loss
     assert trainer.figures[True][0][0] == 1.0
+
+
+def test_a_margin_is_subtracted_as_in_the_paper(tmp_path, data, base, tuned_policy):
+    """-log sigmoid(r_w - r_l - m) of a pair (arXiv 2307.09288, eq. 2); the held-out loss is without m. Pairs without
+    ratings are refused."""
+    pair = [
+        {"prompt": f"is {n} a number ?", "chosen": " yes", "rejected": f" no {n}", "margin": 1.5} for n in range(30)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pair))
+    source, tokenizer = Source(path=str(tmp_path / "pairs.jsonl")), Tokenizer(path=str(base.parent / "model"))
+    section = Prepare(preference=[source], tokenizer=tokenizer, max_tokens=128)
+    rated = make("prepare", section, tmp_path / "rated/prepare/manifest.json")
+    section = reward(margin=2.0, steps=1, batch_size=1, log_steps=1, eval_steps=1, centering=0.0)
+    read = {"base": base, "sft": tuned_policy}
+    made = make("reward", section, tmp_path / "rated/reward/manifest.json", data=rated, **read)
+    point = read_json(made.parent / "metrics.json")["history"][0]
+    losses = [-math.log(stage.sigmoid(point["margin"] - margin)) for margin in (3.0, 0.0)]
+    assert point["loss"] == pytest.approx(losses[0], rel=1e-4) and abs(losses[0] - losses[1]) > 1, "control"
+    assert point["eval_loss"] < 1
+    with pytest.raises(UserError, match=r"reward.margin: \d+ of \d+ training pairs have no ratings, the first at"):
+        make("reward", section, tmp_path / "bare/reward/manifest.json", data=data, **read)

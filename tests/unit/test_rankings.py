@@ -44,6 +44,30 @@ def test_all_pairs_of_a_ranked_list(more):
     assert all(texts.content(row).keys() == {"prompt", "chosen", "rejected"} for row in report.rows)
 
 
+def test_ratings_become_the_pairs_margins():
+    """The difference of both; not of ranks, of places or of a best one, which are no ratings."""
+    rated = [
+        {"completions": ANSWERS, "scores": [3, 2.5, "-1"]},
+        {"completions": [{"text": text, "rating": score} for text, score in zip(ANSWERS, (3, 2.5, -1), strict=True)]},
+    ]
+    for more in rated:
+        report = read([{"prompt": "q"} | more])
+        assert {(row["chosen"], row["rejected"]): row["margin"] for row in report.rows} == {
+            ("good", "fair"): 0.5, ("good", "poor"): 4, ("fair", "poor"): 3.5,
+        }  # fmt: skip
+    pair = {"prompt": "q", "chosen": "good", "rejected": "poor"}
+    given = [{"margin": 2}, {"score_chosen": "5", "score_rejected": 3.5}, {"chosen-rating": 4, "rejected-rating": 4}]
+    rows_of = [read([pair | more]).rows[0] for more in given]
+    assert [row["margin"] for row in rows_of] == [2.0, 1.5, 0.0]
+    assert read([pair | {"margin": 1}, pair | {"margin": 2}]).rows and texts.content(rows_of[0]) == pair
+    bare = [pair, {"prompt": "q", "completions": ANSWERS, "ranks": [1, 2, 3]},
+            {"prompt": "q", "completions": ANSWERS, "best": 0}]  # fmt: skip
+    assert not any("margin" in row for one in bare for row in read([one]).rows), "control"
+    for wrong in (-1, "high", True):
+        dropped = read([pair | {"margin": wrong}])
+        assert not dropped.rows and "margin must be a number from 0" in str(dropped.dropped)
+
+
 def test_the_best_first_where_no_score_is_given():
     assert pairs(read([{"prompt": "q", "completions": ANSWERS}], format="ranking")) == ALL_PAIRS
 

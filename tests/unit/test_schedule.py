@@ -122,7 +122,7 @@ def test_adamws_settings_reach_it():
             "warmup_start_ratio: has no effect with schedule",
         ),
         ("warmup_steps: 0, warmup_start_ratio: 0.1", "sft.warmup_start_ratio: has no effect without warm-up"),
-        ("warmup_ratio: 0.0, schedule: inverse_sqrt", "sft.schedule: inverse_sqrt does not fall without warm-up"),
+        ("warmup_ratio: 0.0, schedule: inverse_sqrt", "sft.schedule: inverse_sqrt needs warm-up"),
         ("steps: 19, warmup_start_ratio: 0.1", "sft.warmup_start_ratio: has no effect without warm-up"),
         ("warmup_steps: 3, warmup_ratio: 0.1", "sft.warmup_ratio: has no effect with warmup_steps: 3"),
     ],

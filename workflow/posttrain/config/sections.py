@@ -608,6 +608,10 @@ class Reward(Passes, Adapter, Pairs):
 
     dropout: Fraction = Field(0.0, json_schema_extra=ALIGNING)
     """Dropout on the adapter's input; the base's own dropout is always off."""
+    margin: Positive | None = None
+    """The reward of the better answer is to be larger by the difference of both ratings, times this (Llama 2, arXiv
+    2307.09288, eq. 2): of rows with a `margin`, with `score_chosen` and `score_rejected`, or with a score of each
+    answer. The held-out loss is without it. Default: no margin."""
     centering: Annotated[float, Field(ge=0, le=LARGEST)] = 0.01
     """Weight of the squared sum of both rewards, a term that keeps their mean near 0 (arXiv 2312.09244, eq. 2)."""
     max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None

@@ -79,11 +79,10 @@ def training_mistakes(where: str, training: Optimisation, experiment: Experiment
         if training.schedule == "constant" and getattr(training, key):
             yield f"{where}.{key}", "has no effect with schedule: constant (use constant_with_warmup)"
     if epochs is None and training.schedule != "constant" and not warmup(training):
-        missing = "without warm-up: set warmup_steps or warmup_ratio"
         if training.warmup_start_ratio:
-            yield f"{where}.warmup_start_ratio", f"has no effect {missing}"
+            yield f"{where}.warmup_start_ratio", "has no effect without warm-up: set warmup_steps or warmup_ratio"
         if training.schedule == "inverse_sqrt":
-            yield f"{where}.schedule", f"inverse_sqrt does not fall {missing}"
+            yield f"{where}.schedule", "inverse_sqrt needs warm-up: set warmup_steps or warmup_ratio"
 
 
 def _sft_rows(where: str, sft: Sft, experiment: Experiment) -> Mistakes:

@@ -3,6 +3,7 @@
 A function for each format of the tasks `preference`, `kto`, `eval` and `generation`.
 """
 
+import math
 import re
 
 from posttrain.data.formats import (
@@ -20,6 +21,7 @@ from posttrain.data.transcripts import form_of, read_transcript
 from posttrain.models.tokens import spoken
 
 SIDES = ("chosen", "rejected")
+MARGIN = "margin"  # key of a pair: by how much the chosen answer was rated better
 # Names of the two scores of a pair.
 SCORES = [f"{word}{mark}{{}}" for word in ("score", "rating", "reward") for mark in "_-"]
 SCORES += [f"{{}}{mark}{word}" for word in ("score", "rating", "reward") for mark in "_-"]
@@ -50,6 +52,21 @@ def refuse_reversed(row: dict) -> None:
             if high is not None and low is not None and high < low:
                 lower = f"{better} {row[better]} is lower than {worse} {row[worse]}"
                 raise RowError("reversed", f"{lower}: the pair is reversed")
+
+
+def margin(row: dict) -> float | None:
+    """By how much the chosen answer was rated better: the row's `margin`, or the difference of its two scores; None
+    where it has neither. Raises RowError for a margin that is no number from 0."""
+    if row.get(MARGIN) is not None:
+        amount = as_number(row[MARGIN])
+        if amount is None or not 0 <= amount < math.inf:
+            raise RowError("scores", f"{MARGIN} must be a number from 0, found {repr(row[MARGIN])[:60]}")
+        return float(amount)
+    for name in SCORES:
+        high, low = (as_number(row.get(name.format(side))) for side in SIDES)
+        if high is not None and low is not None and math.isfinite(high - low):
+            return float(high - low)
+    return None
 
 
 def as_number(value) -> float | None:

@@ -39,14 +39,16 @@ def rows(data: Path, side: str, task: str = "preference") -> list[dict]:
     return prepared
 
 
-def tokenized(tokenizer, data: Path, side: str, longest: int | None = None, task: str = "preference") -> list[dict]:
+def tokenized(
+    tokenizer, data: Path, side: str, longest: int | None = None, task: str = "preference", more: tuple[str, ...] = ()
+) -> list[dict]:
     """The rows as tokens: `prompt_ids`, and each answer up to its end of turn as `chosen_ids`, `rejected_ids` or
-    `completion_ids`; with their `id`, `source`, `kind` and `label`, where they have one.
+    `completion_ids`; with their `id`, `source`, `kind`, `label` and the keys `more`, where they have one.
 
     Raises UserError as `data.tokenized.load` does.
     """
     prepared, tokens = rows(data, side, task), load(tokenizer, data, task, side, longest) or ()
-    names = ("id", "source", "kind", "label")
+    names = ("id", "source", "kind", "label", *more)
     return [ids | {key: row[key] for key in names if key in row} for row, ids in zip(prepared, tokens, strict=True)]
 
 

@@ -37,7 +37,22 @@ def ranking(row: dict, allow_empty_user: bool) -> list[dict]:
     chosen = [(better, worse) for better, worse in combinations(order, 2) if worths[better] > worths[worse]]
     if not chosen:
         raise RowError("no_signal", "all answers are worth the same: no signal")
-    return [pair(row, answers, better, worse, allow_empty_user) for better, worse in chosen]
+    pairs = [pair(row, answers, better, worse, allow_empty_user) for better, worse in chosen]
+    if not is_rated(row):
+        return pairs
+    margins = [worths[better] - worths[worse] for better, worse in chosen]
+    return [whole | {judged.MARGIN: margin} for whole, margin in zip(pairs, margins, strict=True)]
+
+
+def is_rated(row: dict) -> bool:
+    """Whether the worth of a row's answers is their ratings; not their ranks, their places or that one is the best."""
+    if row.get(BEST) is not None:
+        return False
+    key = next((key for key in LISTED if row.get(key) is not None), None)
+    if key:
+        return key != "ranks"
+    listed = row["completions"]
+    return all(isinstance(answer, dict) and any(answer.get(key) is not None for key in SCORES) for answer in listed)
 
 
 def pair(row: dict, answers: list, better: int, worse: int, allow_empty_user: bool) -> dict:

@@ -3,7 +3,7 @@
 Canonical rows hold "id", "group", "source" (file:line) and, by task,
     text        text
     sft         messages, or prompt and completion
-    preference  prompt, chosen, rejected: all strings or all lists of messages
+    preference  prompt, chosen, rejected: all strings or all lists of messages; margin, where answers were rated
     kto         prompt, completion: both strings or both lists of messages; label
     eval        question, choices and the answer's index
     generation  question, answer; solution, where the answer is its end
@@ -17,6 +17,7 @@ from pathlib import Path
 from posttrain.config.sections import DOCUMENTS, Source
 from posttrain.config.sources import without_packing
 from posttrain.data import consistency, files, lines, stored, texts, turns
+from posttrain.data.judged import MARGIN, margin
 from posttrain.data.layouts import FORMATS, choose, guess
 from posttrain.data.lines import RowError, json_kind
 from posttrain.data.rankings import joined
@@ -184,8 +185,10 @@ def _contents(row: dict, task: str, format: str, allow_empty_user: bool = False)
 
 
 def _more(row: dict, content: dict, task: str) -> dict:
-    """The row's answer and tools, where its content may have them."""
+    """The row's answer, tools and margin, where its content may have them."""
     more: dict = {}
+    if task == "preference" and MARGIN not in content and (rated := margin(row)) is not None:
+        more[MARGIN] = rated
     answer = row.get("answer")
     if task in ("sft", "preference") and isinstance(answer, str) and answer not in ("", content.get("completion")):
         more["answer"] = answer

@@ -9,7 +9,7 @@ from typing import Any
 
 from posttrain.config.sections import Source
 from posttrain.data import lines
-from posttrain.data.judged import SCORES, SIDES
+from posttrain.data.judged import MARGIN, SCORES, SIDES
 from posttrain.data.lines import RowError, json_kind
 
 _CONVERSATION = {"messages", "conversations", "conversation", "system", "tools"}
@@ -20,7 +20,7 @@ KEYS: dict[str, set[str]] = {
     "text": {"text"},
     "long": {"text"},
     "sft": {"instruction", "input", "output", "completion", "transcript", "text", "label", *_CONVERSATION, *_PAIR},
-    "preference": {*_PAIR, *_RATED},
+    "preference": {MARGIN, *_PAIR, *_RATED},
     "kto": {"label", *_PAIR, *_RATED},
     "choices": {"question", "choices", "answer"},
     "answers": {"question", "answer"},
@@ -28,7 +28,7 @@ KEYS: dict[str, set[str]] = {
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 LISTS = ("messages", "conversations", "completions", "scores", "ratings", "ranks", "choices")
 # Keys that a row may lack, whatever `columns` says.
-OPTIONAL = {"id", "group", "system", "tools", "input", "answer"}
+OPTIONAL = {"id", "group", "system", "tools", "input", "answer", MARGIN}
 ABSENT = object()
 Columns = dict[str, str | list[str]]
 

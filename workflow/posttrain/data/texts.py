@@ -112,8 +112,8 @@ def digest(value) -> str:
 
 
 def content(row: dict) -> dict:
-    """The row without id, group and source; rows with equal content are exact duplicates."""
-    return {key: value for key, value in row.items() if key not in ("id", "group", "source")}
+    """The row without id, group, source and margin; rows with equal content are exact duplicates."""
+    return {key: value for key, value in row.items() if key not in ("id", "group", "source", "margin")}
 
 
 def fingerprints(row: dict) -> dict[str, int]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from posttrain.config.sections import Reward
 from posttrain.data import preferences
+from posttrain.data.judged import MARGIN
+from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
 from posttrain.training import parallel
 
@@ -23,7 +25,8 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     from posttrain.training import order, trainers
 
     foundation, tokenizer, model = adapters.load_to_align(section, base, sft, head=True)
-    train, test = (pairs(tokenizer, data, side, section.max_length) for side in ("train", "test"))
+    train = pairs(tokenizer, data, "train", section.max_length, section.margin)
+    test = pairs(tokenizer, data, "test", section.max_length)
     padded = reward_head.pad_apart_from_end(tokenizer)
     model.config.pad_token_id = padded.pad_token_id
     train = preferences.relabelled(train, section.labels, section.seed)
@@ -75,13 +78,27 @@ def trainer_of(section: Reward, model, tokenizer, train: list[dict], test: list[
     return trainer
 
 
-def pairs(tokenizer, data: Path, side: str, longest: int | None) -> list[dict]:
-    """Preference pairs for RewardTrainer: `chosen_ids` and `rejected_ids` with the prompt; `kind` and `source`."""
+def pairs(tokenizer, data: Path, side: str, longest: int | None, scale: float | None = None) -> list[dict]:
+    """Preference pairs for RewardTrainer: `chosen_ids` and `rejected_ids` with the prompt; `kind` and `source`; with a
+    `scale`, `margin`: the difference of both ratings, times it (Llama 2, arXiv 2307.09288, eq. 2)."""
+    rows = preferences.tokenized(tokenizer, data, side, longest, more=(MARGIN,))
+    if scale:
+        refuse_unrated(rows, data)
     return [
         {f"{answer}_ids": pair["prompt_ids"] + pair[f"{answer}_ids"] for answer in ("chosen", "rejected")}
         | {"kind": pair.get("kind", "pairs"), "source": pair["source"]}
-        for pair in preferences.tokenized(tokenizer, data, side, longest)
+        | ({MARGIN: scale * pair[MARGIN]} if scale else {})
+        for pair in rows
     ]
+
+
+def refuse_unrated(rows: list[dict], data: Path) -> None:
+    """Raise UserError, naming the first, where pairs have no ratings of their answers."""
+    if bare := [row["source"] for row in rows if MARGIN not in row]:
+        problem = f"{len(bare):,} of {len(rows):,} training pairs have no ratings, the first at {bare[0]}"
+        raise UserError(
+            f"reward.margin: {problem}: give rows `margin`, or `score_chosen` and `score_rejected` ({data})"
+        )
 
 
 def held_out(model, tokenizer, rows: list[dict]) -> dict:

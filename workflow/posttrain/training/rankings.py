@@ -19,7 +19,8 @@ from posttrain.training.order import Part
 
 
 def elements(pairs: list[dict]) -> list[dict]:
-    """Pairs of one place (`source`) as one element: `answers`, each once, and the places of each pair in that list."""
+    """Pairs of one place (`source`) as one element: `answers`, each once, the places of each pair in that list, and the
+    `margins` of pairs that have one."""
     of_place: dict[str, list[dict]] = defaultdict(list)
     for pair in pairs:
         of_place[pair["source"]].append(pair)
@@ -30,7 +31,8 @@ def elements(pairs: list[dict]) -> list[dict]:
             [places.setdefault(tuple(pair[side]), len(places)) for pair in listed]
             for side in ("chosen_ids", "rejected_ids")
         )
-        lists.append({"answers": [list(ids) for ids in places], "better": better, "worse": worse})
+        margins = {"margins": [pair["margin"] for pair in listed]} if "margin" in listed[0] else {}
+        lists.append({"answers": [list(ids) for ids in places], "better": better, "worse": worse} | margins)
     return lists
 
 
@@ -54,17 +56,19 @@ def fitting(section: Reward, lists: list[dict]) -> Reward:
 @dataclass
 class Collator:
     """Elements as one padded batch: `input_ids` and `attention_mask` (answers x length); of each pair the places of its
-    answers, `better` and `worse`, and its `weight`, equal for all elements and for all pairs of one; the sum is 1."""
+    answers, `better` and `worse`, its `margin`, 0 where it has none, and its `weight`, equal for all elements and for
+    all pairs of one; the sum is 1."""
 
     pad: int
 
     def __call__(self, batch: list[dict]) -> dict:
         answers = [torch.tensor(ids) for element in batch for ids in element["answers"]]
-        better, worse, weight, before = [], [], [], 0
+        better, worse, weight, margin, before = [], [], [], [], 0
         for element in batch:
             better += [before + place for place in element["better"]]
             worse += [before + place for place in element["worse"]]
             weight += [1 / len(element["better"]) / len(batch)] * len(element["better"])
+            margin += element.get("margins", [0.0] * len(element["better"]))
             before += len(element["answers"])
         return {
             "input_ids": pad_sequence(answers, batch_first=True, padding_value=self.pad),
@@ -72,6 +76,7 @@ class Collator:
             "better": torch.tensor(better),
             "worse": torch.tensor(worse),
             "weight": torch.tensor(weight),
+            "margin": torch.tensor(margin),
         }
 
 
@@ -87,7 +92,7 @@ class RankingTrainer(RewardTrainer):
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         rewards = outputs.logits.squeeze(-1)
         better, worse, weight = rewards[inputs["better"]], rewards[inputs["worse"]], inputs["weight"]
-        losses = -logsigmoid(better - worse)
+        losses = -logsigmoid(better - worse - inputs["margin"])
         if self.args.center_rewards_coefficient is not None:
             losses = losses + self.args.center_rewards_coefficient * (better + worse) ** 2
         figures = torch.stack([(weight * (better > worse)).sum(), (weight * (better - worse)).sum()]).detach()
