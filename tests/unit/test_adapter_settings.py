@@ -12,6 +12,9 @@ from posttrain.stages import sft as stage
 
 KINDS = [
     pytest.param(dict(method="qlora", quantization="fp4"), id="fp4"),
+    pytest.param(dict(method="lora", rank_stabilized=True), id="rank-stabilised"),
+    pytest.param(dict(method="lora", layers=[1], initialization="gaussian"), id="one layer"),
+    pytest.param(dict(method="lora", initialization="orthogonal", target_modules=["q_proj"]), id="orthogonal"),
 ]
 
 
@@ -76,3 +79,47 @@ def test_fp4_is_not_nf4(base, tmp_path):
     whole, _ = policy.load_policy(base, quantize="fp4")
     levels = whole.model.layers[0].self_attn.q_proj.weight.quant_state
     assert levels.quant_type == "fp4"
+
+
+def test_a_rank_stabilised_update_is_scaled_by_the_root_of_the_rank(base, tmp_path):
+    """W merged - W = alpha / sqrt(r) B A (arXiv 2312.03732, section 3), and a later stage has this scale at another
+    rank. Control: alpha / r."""
+    sft = trained(base, tmp_path, method="lora", rank_stabilized=True)
+    state = peft.load_peft_weights(sft.parent / "model", device="cpu")
+    (key, a), *_ = [item for item in state.items() if item[0].endswith("q_proj.lora_A.weight")]
+    place = key.removeprefix("base_model.model.").replace("lora_A.", "")
+    merged, own = (dict(model.named_parameters())[place] for model in
+                   (policy.merged_policy(sft, base)[0], policy.load_verified(base)))  # fmt: skip
+    product = state[key.replace("lora_A", "lora_B")] @ a
+    assert torch.allclose(merged - own, 24 / 4**0.5 * product, atol=1e-5)
+    assert not torch.allclose(merged - own, 24 / 4 * product, atol=1e-2)
+    config = adapters.lora_config(Adapter(rank=16), adapters.foundation_of(base, sft))
+    assert config.use_rslora and config.lora_alpha / 16**0.5 == 24 / 4**0.5
+
+
+@pytest.mark.parametrize("initialization", ["gaussian", "orthogonal", None])
+def test_an_adapter_starts_at_zero(base, initialization):
+    """A is drawn by another rule, and the adapted model is the base. Control: with another B it is not."""
+    section = Sft(method="lora", rank=4, alpha=24.0, initialization=initialization)
+    torch.manual_seed(0)
+    model = policy.load_verified(base)
+    expected = policy.probed(model)
+    model = peft.get_peft_model(model, methods.adapter(section, model))
+    assert policy.largest_difference(expected, policy.probed(model)) < 1e-5
+    a = model.get_submodule("base_model.model.model.layers.0.mlp.down_proj").lora_A["default"].weight
+    assert (a.abs().max() <= 48**-0.5) == (initialization is None)  # the bound of Kaiming's uniform rule, a = sqrt(5)
+    small.draw_b(model)
+    assert policy.largest_difference(expected, policy.probed(model)) > 0.1
+
+
+def test_only_the_layers_named_get_an_adapter(base, tmp_path):
+    sft = trained(base, tmp_path, method="lora", layers=[1])
+    for names in (peft.load_peft_weights(sft.parent / "model", device="cpu"), later(base, sft)):
+        assert {name.partition(".layers.")[2][0] for name in names} == {"1"}
+        assert {name.split(".")[-3] for name in names} >= {"q_proj", "down_proj"}
+
+
+def later(base, sft) -> list[str]:
+    """The names of a later stage's adapter weights."""
+    model = adapters.load_as_sft(adapters.foundation_of(base, sft), Adapter(rank=8, target_modules="all-linear"))
+    return [name.replace(".default", "") for name, weight in model.named_parameters() if weight.requires_grad]

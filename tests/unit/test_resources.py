@@ -12,7 +12,7 @@ import pytest
 
 from posttrain.__main__ import main
 from posttrain.cluster import sites
-from posttrain.config.sections import Adapter, Pairs, Scratch, Training
+from posttrain.config.sections import Adapter, Pairs, Scratch, Sft, Training
 from posttrain.config.stages import STAGES
 from posttrain.dag import campaign
 from posttrain.dag.artifacts import Artifact
@@ -105,6 +105,15 @@ def test_a_7b_llama_by_hand():
     assert memory.lora(shape, 16, ["q_proj", "v_proj"]) == 8_388_608
     cache = memory.key_values(shape, 1, 2048, half=True)["KV cache"]
     assert cache == 2 * 2 * 2048 * 4096 * 33
+
+
+def test_an_adapter_on_some_layers_is_counted_there():
+    shape = from_config(LLAMA_7B)
+    section = Sft(method="lora", target_modules=["q_proj", "v_proj"], layers=[30, 31])
+    of_two = learned(SimpleNamespace(sft=section), shape, "sft")
+    assert (of_two.numbers, of_two.first) == (8_388_608 / 16, 30)
+    of_all = learned(SimpleNamespace(sft=section.replaced(layers=None)), shape, "sft")
+    assert (of_all.numbers, of_all.first) == (8_388_608, 0), "control"
 
 
 def judged(plan, policy: str) -> dict[str, dict]:

@@ -82,6 +82,37 @@ def test_a_base_from_scratch_is_known_by_its_settings(tmp_path):
     load(tmp_path, one=text.replace("q_proj", "query_key_value"))
 
 
+SCRATCH = "prepare: {world: {}}\nbase: {scratch: {layers: 2}}\nsft: {method: lora, SET}\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("layers: [0, 2]", "sft.layers[1]: the base has no layer 2: its 2 layers are 0 to 1"),
+        ("layers: [1, 1]", "sft.layers: names 1 twice"),
+        ("layers: [0], target_modules: [layers.1.mlp.up_proj]", "up_proj names a layer itself"),
+        ("initialization: orthogonal, rank: 3", "sft.initialization: orthogonal needs an even rank, found 3"),
+        ("initialization: pissa_niter_4", "sft.initialization: 'pissa_niter_4' is refused: it rewrites the base's"),
+        ("initialization: EVA", "sft.initialization: 'EVA' is refused: it is fitted to the training data"),
+        ("initialization: kaming", "it should be 'gaussian' or 'orthogonal'"),
+    ],
+)
+def test_a_wrong_layer_or_start_is_refused(tmp_path, settings, message):
+    assert message in problems(tmp_path, one=SCRATCH.replace("SET", settings))
+
+
+@pytest.mark.parametrize("settings", ["layers: [0, 1]", "initialization: orthogonal", "layers: [1], rank: 3"])
+def test_other_layers_and_starts_are_allowed(tmp_path, settings):
+    """Controls."""
+    load(tmp_path, one=SCRATCH.replace("SET", settings))
+
+
+def test_an_orthogonal_start_needs_weights_in_float32(tmp_path):
+    text = SCRATCH.replace("SET", "initialization: orthogonal")
+    for other in (text.replace("lora", "qlora"), text.replace("base: {", "base: {dtype: bfloat16, ")):
+        assert "sft.initialization: orthogonal needs weights in float32" in problems(tmp_path, one=other)
+
+
 def test_a_model_on_the_hub_is_known_by_its_shapes(tmp_path, monkeypatch):
     """As `posttrain fetch --shapes` wrote them; without them nothing is said (control)."""
     monkeypatch.chdir(tmp_path)

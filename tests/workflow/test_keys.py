@@ -101,6 +101,8 @@ SPECIAL = {
         8,
     ),
     "sft.group_by_length": ({}, True),
+    "sft.rank_stabilized": ({"sft.method": "lora"}, True),
+    "sft.layers": ({"sft.method": "lora"}, [0]),
     "sft.compute": ({}, "bfloat16"),
     "sft.max_length": ({}, 80),
     "reward.max_length": ({}, 80),

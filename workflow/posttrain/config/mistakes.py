@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from posttrain.config.sections import PATTERNS, Section, section_class
+from posttrain.config.sections import PATTERNS, Section, declared, section_class
 
 Model = TypeVar("Model", bound=Section)
 Path = tuple[str | int, ...]  # keys of sections and numbers of list items, from the outermost
@@ -127,11 +127,20 @@ def _explained(model: type[Section], path: Path, mistakes: list) -> str:
         keys = list(_section_at(model, path[:-1]).model_fields)
         return f"unknown key{nearest(str(path[-1]), keys)}; known here: {', '.join(keys)}"
     value = first["input"]
+    if reason := _refused(model, path, value):
+        return f"{spelled(value)} is refused: {reason}"
     expected = ", ".join(mistake.get("ctx", {}).get("expected", "") for mistake in mistakes).replace(" or ", ", ")
     hint = nearest(str(value), [name.strip("' ") for name in expected.split(",")])
     if isinstance(value, bool | int | float) and first["type"] == "string_type":
         hint = "; put it in quotes where text is meant"
     return f"found {spelled(value)}, it should be {' or '.join(map(_allowed, mistakes))}{hint}"
+
+
+def _refused(model: type[Section], path: Path, value) -> str:
+    """Why a key may not have a value that is known and refused; "" for any other value."""
+    field = _section_at(model, path[:-1]).model_fields.get(str(path[-1]))
+    reasons = declared(field).get("refused", {}) if field and isinstance(value, str) else {}
+    return next((reason for name, reason in reasons.items() if value.lower().startswith(name)), "")
 
 
 def _allowed(mistake: dict) -> str:

@@ -54,6 +54,11 @@ def also(*stages: str) -> dict:
     return {"also": list(stages)}
 
 
+def refused(reasons: dict[str, str]) -> dict:
+    """Mark values that a key may not have: beginning of the value -> the reason, which `check` tells."""
+    return {"refused": reasons}
+
+
 class Section(BaseModel):
     """Settings are immutable, unknown keys are errors, and no value is silently converted."""
 
@@ -74,7 +79,7 @@ def conditional(model: type[Section]) -> dict[str, dict[str, list]]:
 
 
 def declared(field: FieldInfo) -> dict[str, Any]:
-    """The marks of a key: `only_with`, `also`."""
+    """The marks of a key: `only_with`, `also`, `refused`."""
     extra = field.json_schema_extra
     return extra if isinstance(extra, dict) else {}
 
@@ -506,6 +511,9 @@ BY_STEPS = only_with(epochs=(None,))
 ADAPTERS = only_with(method=("lora", "qlora"))
 ALIGNING = only_with(method=(None, "lora", "qlora"))
 VIRTUAL = only_with(method=("prefix", "prompt"))
+REWRITES = "it rewrites the base's weights, and later stages start from the base as it is"
+FITTED = "it is fitted to the training data before the first step, which is not built"
+INITIALIZATIONS = refused(dict.fromkeys(("pissa", "olora", "corda", "loftq", "lora_ga"), REWRITES) | {"eva": FITTED})
 
 
 class Sft(Passes):
@@ -517,13 +525,26 @@ class Sft(Passes):
     rank: Count = Field(16, json_schema_extra=ADAPTERS)
     """Rank r of the update BA."""
     alpha: Positive = Field(32.0, json_schema_extra=ADAPTERS)
-    """The update is scaled by alpha / rank."""
+    """The update is scaled by alpha / rank, or as `rank_stabilized` says."""
+    rank_stabilized: bool | None = Field(None, json_schema_extra=ADAPTERS)
+    """The update is scaled by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732, section 3), in every later stage too.
+    Default: no."""
+    initialization: Literal["gaussian", "orthogonal"] | None = Field(None, json_schema_extra=ADAPTERS | INITIALIZATIONS)
+    """Start of A and B, whose product is 0: `gaussian`: A normal, B = 0 (arXiv 2106.09685, section 4.1); `orthogonal`
+    (PEFT's): both in orthogonal subspaces, only with method: lora. Default: A uniform by Kaiming's rule, B = 0, as in
+    LoRA's code."""
     dropout: Fraction = Field(0.0, json_schema_extra=ADAPTERS)
     """Dropout on the adapter's input; the base's own dropout is always off."""
     target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] = Field(
         "all-linear", json_schema_extra=ADAPTERS
     )
-    """Layers that get an adapter. In a mixture whose experts are one tensor, `all-linear` leaves them out."""
+    """Matrices that get an adapter. In a mixture whose experts are one tensor, `all-linear` leaves them out. A matrix
+    that holds queries, keys and values (`c_attn`, `Wqkv`, `query_key_value`) gets one adapter, of all three."""
+    layers: Annotated[list[Annotated[int, Field(ge=0, le=LARGEST)]], Field(min_length=1)] | None = Field(
+        None, json_schema_extra=ADAPTERS
+    )
+    """Numbers, from 0, of the layers in which matrices get adapters, in every later stage too (LoRA adapts any subset
+    of weights, arXiv 2106.09685, section 4.2). Default: all."""
     quantization: Literal["nf4", "fp4"] | None = Field(None, json_schema_extra=only_with(method=("qlora",)))
     """Type of the base's 4 bits: `nf4`, 4-bit NormalFloat, or `fp4`, bitsandbytes' 4-bit float (both arXiv 2305.14314,
     section 5 and table 4). Every later stage has the same. Default: `nf4`."""
@@ -569,7 +590,8 @@ class Adapter(Section):
     rank: Count | None = Field(None, json_schema_extra=ALIGNING)
     """Rank of the update; at least that of `sft`. Default: that of `sft`, or 16 after full fine-tuning."""
     alpha: Positive | None = Field(None, json_schema_extra=ALIGNING)
-    """The update is scaled by alpha / rank. Default: the scale of `sft`, or 2 after full fine-tuning."""
+    """The update is scaled by alpha / rank, or as `sft.rank_stabilized` says. Default: the scale of `sft`, or 2 after
+    full fine-tuning."""
     target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] | None = Field(
         None, json_schema_extra=ALIGNING
     )

@@ -29,7 +29,7 @@ from posttrain.config.stages import POLICIES, STAGES, Experiment
 from posttrain.dag import functions
 from posttrain.dag.reward_checks import grpo_mistakes, reward_mistakes, same_function, sampled_mistakes
 from posttrain.dag.rules import Mistakes, Rule
-from posttrain.dag.targets import target_mistakes
+from posttrain.dag.targets import adapter_mistakes, target_mistakes
 from posttrain.training.schedule import warmup
 
 
@@ -38,7 +38,7 @@ def stage_rules() -> list[Rule]:
     that those of different keys are functions of their own."""
     kinds: list[tuple[type[Section], Callable]] = [
         (Section, _functions), (Optimisation, training_mistakes), (Sft, _sft_rows), (Sft, _sft_lengths),
-        (Sft, _sft_method), (Adapter, _adapter_start), (Referenced, _reference_start),
+        (Sft, _sft_method), (Sft, _sft_adapter), (Adapter, _adapter_start), (Referenced, _reference_start),
         (Reference, _whole_sft), (Compare, _whole_sft), (Adapter, _adapter_length), (Adapter, _adapter_rows),
         (Sampled, sampled_mistakes), (Sampled, same_function), (Ppo, _value_start), (Ppo, _ppo),
         (Grpo, grpo_mistakes), (Grpo, reward_mistakes), (Dpo, _dpo), (Longctx, _longctx_policy),
@@ -117,6 +117,12 @@ def _sft_method(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
         yield f"{where}.gradient_checkpointing", "cannot be combined with method: prefix (PEFT crashes)"
     if sft.method in ("lora", "qlora"):
         yield from target_mistakes(where, sft.target_modules, experiment)
+
+
+def _sft_adapter(where: str, sft: Sft, experiment: Experiment) -> Mistakes:
+    if sft.method in ("lora", "qlora"):
+        yield from _twice(f"{where}.layers", sft.layers or [])
+        yield from adapter_mistakes(where, sft, experiment)
 
 
 def _adapter_start(where: str, section: Adapter, experiment: Experiment) -> Mistakes:

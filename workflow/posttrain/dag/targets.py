@@ -1,10 +1,12 @@
-"""Mistakes in `target_modules` that the names and shapes of the base's weights show, without a library that trains."""
+"""Mistakes in what gets an adapter, and how, that the names and shapes of the base's weights show, without torch."""
 
 import re
 from collections.abc import Iterator
 
+from posttrain.config.sections import Sft
 from posttrain.config.stages import Experiment
 from posttrain.dag.given import given
+from posttrain.ground import weights
 
 LAYER = re.compile(r"(^|\.)\d+\.")  # in the name of a weight: the number of its layer
 HEADS = {"lm_head", "embed_out"}  # names of output embeddings
@@ -41,6 +43,40 @@ def target_mistakes(
     if wanted is None and linear and isinstance(earlier, list):
         for name in (name for name in earlier if name.rpartition(".")[2] in apart):
             yield key, f"{name} of sft.target_modules is no linear layer, from which none can start; {allowed}"
+
+
+def adapter_mistakes(where: str, sft: Sft, experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Layers that the base lacks, and a start at which BA is not 0: (dotted key, what is wrong)."""
+    count = number_of_layers(experiment)
+    for place, number in enumerate(sft.layers or []):
+        if count and number >= count:
+            yield f"{where}.layers[{place}]", f"the base has no layer {number}: its {count} layers are 0 to {count - 1}"
+    named = sft.target_modules if isinstance(sft.target_modules, list) else []
+    for place, name in enumerate(named if sft.layers else []):
+        if LAYER.search(f"{name}."):
+            yield f"{where}.target_modules[{place}]", f"{name} names a layer itself: leave out layers, or its number"
+    if sft.initialization != "orthogonal":
+        return
+    if sft.method == "qlora" or frozen_in_16_bits(experiment):
+        problem = "orthogonal needs weights in float32: PEFT rounds A and B to their type, so that BA is not 0"
+        yield f"{where}.initialization", f"{problem} (set method: lora and base.dtype: float32)"
+    elif sft.rank % 2:
+        yield f"{where}.initialization", f"orthogonal needs an even rank, found {sft.rank}"
+
+
+def number_of_layers(experiment: Experiment) -> int:
+    """The layers of the base; 0 where its weights are not at hand."""
+    base = experiment.base
+    if base.scratch:
+        return base.scratch.layers
+    found = (LAYER.search(name) for name in given(base).shapes)
+    return max((1 + int(match.group().strip(".")) for match in found if match), default=0)
+
+
+def frozen_in_16_bits(experiment: Experiment) -> bool:
+    """Whether the base's frozen weights are of a type of 16 bits."""
+    base = experiment.base
+    return weights.frozen_dtype(base.dtype, {} if base.scratch else given(base).config) == "bfloat16"
 
 
 def layers(experiment: Experiment) -> tuple[set[str], set[str], set[str]]:

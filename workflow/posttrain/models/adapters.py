@@ -6,6 +6,7 @@ copy of `sft`'s. After full fine-tuning, they are the fine-tuned model, quantise
 """
 
 import functools
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,12 @@ def foundation_of(base: Path, sft: Path, method: str | None = None) -> Foundatio
     return Foundation(base, contract["quantization"], sft)
 
 
+def scale(settings: dict) -> float:
+    """The factor of BA by PEFT's settings of an adapter: alpha / r (arXiv 2106.09685, section 4.1), or alpha / sqrt(r)
+    where it is rank-stabilised (arXiv 2312.03732, section 3)."""
+    return settings["lora_alpha"] / (math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"])
+
+
 def lora_config(section: Adapter, foundation: Foundation, dropout: float = 0.0, **options):
     """PEFT's configuration of an adapter that can start as the SFT policy's; options are LoraConfig's.
 
@@ -57,15 +64,18 @@ def lora_config(section: Adapter, foundation: Foundation, dropout: float = 0.0, 
 
     old = _settings(foundation.adapter) if foundation.adapter else {}
     rank = section.rank or old.get("r", 16)
-    scale = old["lora_alpha"] / old["r"] if old else 2.0
+    stabilized = bool(old.get("use_rslora"))
     modules = section.target_modules or old.get("target_modules") or "all-linear"
     if old and rank < old["r"]:
         raise UserError(f"rank {rank} is under that of the SFT policy's adapter ({old['r']}), from which it starts")
     missing = sorted(set(old.get("target_modules") or []) - set(modules)) if modules != "all-linear" else []
     if missing:
         raise UserError(f"target_modules lacks {', '.join(missing)}, which the SFT policy's adapter has")
-    alpha = scale * rank if section.alpha is None else section.alpha
-    return peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, **options)
+    alpha = section.alpha
+    if alpha is None:  # that of the same scale
+        alpha = (scale(old) if old else 2.0) * (math.sqrt(rank) if stabilized else rank)
+    kind = {"use_rslora": stabilized}
+    return peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, **kind, **options)
 
 
 def load_to_align(section, base: Path, sft: Path, head: bool = False) -> Start:
@@ -102,7 +112,9 @@ def load_as_sft(
     kind = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if head else {"task_type": "CAUSAL_LM"}
     config = lora_config(section or Adapter(), foundation, dropout, **kind)
     model = policy.load_verified(foundation.weights, foundation.quantization, head)
-    config.target_modules = targets.layers(model, config.target_modules)
+    numbers = _settings(foundation.adapter).get("layers_to_transform") if foundation.adapter else None
+    config.target_modules = targets.layers(model, config.target_modules, numbers=numbers)
+    config.layers_to_transform = numbers
     model = peft.get_peft_model(model, config, adapter_name=name)
     start_as_sft(model, foundation, name)
     train_copies_in_float32(model)  # a classifier's head
@@ -137,7 +149,7 @@ def _as_frozen(frozen, _layer, _states, output):
 def start_as_sft(model, foundation: Foundation, name: str = "default") -> None:
     """Make a new adapter compute the SFT policy: copy its A and B into the first ranks, and set B = 0 in the others.
 
-    B is rescaled to cancel a different alpha / rank. Raises UserError where the adapter is on a layer that is not
+    B is rescaled to cancel a different `scale`. Raises UserError where the adapter is on a layer that is not
     linear.
     """
     import peft
@@ -149,7 +161,7 @@ def start_as_sft(model, foundation: Foundation, name: str = "default") -> None:
     if foundation.adapter is None:
         return
     old, config = _settings(foundation.adapter), model.peft_config[name]
-    rescale = (old["lora_alpha"] / old["r"]) / (config.lora_alpha / config.r)
+    rescale = scale(old) / scale(config.to_dict())
     weights = peft.load_peft_weights(foundation.adapter.parent / "model", device="cpu")
     if lacking := sorted(weights.keys() - state.keys()):
         raise UserError(f"target_modules: {lacking[0]} of the SFT policy's adapter has no counterpart in this model")

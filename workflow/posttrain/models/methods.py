@@ -14,7 +14,10 @@ def adapter(section: Sft, model):
             r=section.rank,
             lora_alpha=section.alpha,
             lora_dropout=section.dropout,
-            target_modules=targets.layers(model, section.target_modules, "sft.target_modules"),
+            use_rslora=bool(section.rank_stabilized),
+            init_lora_weights=section.initialization or True,
+            target_modules=targets.layers(model, section.target_modules, "sft.target_modules", section.layers),
+            layers_to_transform=section.layers,
             task_type="CAUSAL_LM",
         )
     if section.method == "prefix":

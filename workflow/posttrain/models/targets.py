@@ -11,8 +11,11 @@ from posttrain.models.quantization import computes_a_product
 EXPERTS = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
 
 
-def layers(model, wanted: Collection[str] | str, key: str = "target_modules") -> Collection[str] | str:
-    """PEFT's `target_modules` for the wanted layers of a model: names, or `all-linear`. key: the setting's.
+def layers(
+    model, wanted: Collection[str] | str, key: str = "target_modules", numbers: list[int] | None = None
+) -> Collection[str] | str:
+    """PEFT's `target_modules` for the wanted layers of a model: names, or `all-linear`. key: the setting's. numbers: of
+    the transformer's layers that have them; None for all.
 
     In a mixture whose experts are one tensor, `all-linear` is the linear layers of attention.
 
@@ -22,6 +25,8 @@ def layers(model, wanted: Collection[str] | str, key: str = "target_modules") ->
     """
     if wanted == "all-linear":
         stacked = any(weight.ndim > 2 and ".experts." in name for name, weight in model.named_parameters())
+        if numbers:  # PEFT takes numbers with names alone
+            return sorted(linear(model) - (EXPERTS if stacked else set()))
         return sorted(linear(model) - EXPERTS) if stacked else wanted
     places = {
         target: [module for name, module in model.named_modules() if f".{name}".endswith(f".{target}")]

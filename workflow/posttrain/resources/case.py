@@ -119,8 +119,10 @@ class Case(NamedTuple):
         terms: Terms = {"adapters": FULL * numbers} if frozen else {}
         terms |= {"gradients": FULL * numbers, "optimiser": self.optimiser}
         cast = half and not autocast
-        terms |= memory.activations(shape, rows, length, kept, norms, half, recomputed, rank, cast)
-        terms |= memory.padding_mask(shape, rows, length, recomputed) if padded else {}
+        # Nothing is kept before the first layer that trains.
+        keeping = shape if recomputed else shape._replace(layers=shape.layers - trained.first)
+        terms |= memory.activations(keeping, rows, length, kept, norms, half, recomputed, rank, cast)
+        terms |= memory.padding_mask(keeping, rows, length, recomputed) if padded else {}
         terms |= loss | memory.workspace(shape, rows * length, quantised, half, self.size)
         terms |= memory.half_copies(shape, quantised, autocast) if self.size == FULL or not frozen else {}
         if micro(section) == section.batch_size:

@@ -21,6 +21,7 @@ class Learned(NamedTuple):
     tensors: list[Tensors]  # the trained parameters
     norms: bool = False  # whether norms are trained
     rank: int = 0  # of the adapter
+    first: int = 0  # number of the first layer in which something is trained
 
     @property
     def numbers(self) -> int:
@@ -74,16 +75,17 @@ def _tuned(section: Sft, shape: Architecture) -> Learned:
     if section.method == "full":
         return _everything(shape)
     if section.method in ("lora", "qlora"):
-        return _adapter(shape, section.rank, section.target_modules)
+        return _adapter(shape, section.rank, section.target_modules, section.layers)
     width = 2 * shape.layers * shape.kv_heads * shape.head if section.method == "prefix" else shape.hidden
     return Learned([], [Tensors(1, (section.virtual_tokens, width), embedding=True)])
 
 
-def _adapter(shape: Architecture, rank: int, modules: list[str] | str) -> Learned:
-    """A LoRA's two matrices for each matrix that it adapts (`memory.lora`)."""
+def _adapter(shape: Architecture, rank: int, modules: list[str] | str, layers: list[int] | None = None) -> Learned:
+    """A LoRA's two matrices for each matrix that it adapts (`memory.lora`), in some layers or, None, in all."""
     names = memory.targets(shape, modules)
     sides = [size for name in names for size in shape.linear[name]]
-    return Learned(names, [Tensors(shape.layers, (rank, side)) for side in sides], rank=rank)
+    count, first = (len(layers), min(layers)) if layers else (shape.layers, 0)
+    return Learned(names, [Tensors(count, (rank, side)) for side in sides], rank=rank, first=first)
 
 
 def _aligned(section: Adapter, sft: Sft, shape: Architecture) -> Learned:
@@ -93,7 +95,8 @@ def _aligned(section: Adapter, sft: Sft, shape: Architecture) -> Learned:
         return whole._replace(tensors=2 * whole.tensors) if isinstance(section, Ppo) else whole
     has_adapter = sft.method in ("lora", "qlora")
     rank = section.rank or (sft.rank if has_adapter else 16)
-    adapter = _adapter(shape, rank, section.target_modules or (sft.target_modules if has_adapter else "all-linear"))
+    modules = section.target_modules or (sft.target_modules if has_adapter else "all-linear")
+    adapter = _adapter(shape, rank, modules, sft.layers if has_adapter else None)
     return adapter._replace(tensors=2 * adapter.tensors) if isinstance(section, Ppo) else adapter
 
 
