@@ -1,5 +1,6 @@
 """Optimisers by their names: the bytes of their state as planned, PPO's as the trainers', and what is refused."""
 
+import json
 import math
 
 import pytest
@@ -119,3 +120,23 @@ def test_what_has_no_effect_is_refused(here, sft):
     (here / "config/experiments/one.yaml").write_text(text % "optimizer: adafactor, weight_decay: 0.1")
     plan = campaign.load("config/config.yaml")
     assert plan.experiments["one"].sft.optimizer == "adafactor" and math.isfinite(plan.experiments["one"].sft.beta2)
+
+
+def longctx_of(here, **settings) -> dict:
+    """The settings of a `longctx`, with defaults, by which its artifact is known."""
+    (here / "config/experiments").mkdir(parents=True, exist_ok=True)
+    (here / "config/config.yaml").write_text("experiments: [one]\n")
+    values = {"base": {"scratch": {"context": 64}}, "prepare": {"world": {"long": {}}}, "longctx": settings}
+    (here / "config/experiments/one.yaml").write_text(json.dumps({"question": "Why?"} | values))
+    return json.loads(campaign.load("config/config.yaml").section("one", "longctx"))
+
+
+def test_muon_is_for_all_weights_of_longctx(here):
+    """An adapter's settings name an optimiser only where one is chosen, as before there was a choice."""
+    assert longctx_of(here)["optimizer"] == "adamw" and longctx_of(here, optimizer="muon")["optimizer"] == "muon"
+    assert "optimizer" not in longctx_of(here, tuning="qlora") and "optimizer" not in longctx_of(here, tuning="none")
+    assert longctx_of(here, tuning="lora", optimizer="paged_adamw")["optimizer"] == "paged_adamw"
+    with pytest.raises(
+        UserError, match=r"longctx.optimizer: muon is only for base.scratch, and for longctx with tuning"
+    ):
+        longctx_of(here, tuning="lora", optimizer="muon")

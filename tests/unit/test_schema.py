@@ -1,9 +1,13 @@
 """The generated documentation of the config is true."""
 
+from pathlib import Path
+
 import jsonschema
 import pytest
 
 from posttrain.config.settings import read_settings
+from posttrain.dag import campaign
+from posttrain.ground.errors import UserError
 from posttrain.tools import schema
 
 
@@ -22,6 +26,16 @@ def test_every_key_is_described():
     for line in schema.reference().splitlines():
         if line.startswith("| `"):
             assert line.split(" | ")[-1].strip(" |"), f"no description: {line}"
+
+
+def test_our_campaigns_are_valid(root, monkeypatch):
+    monkeypatch.chdir(root)
+    campaigns = sorted(Path("config").glob("*.yaml"))
+    assert campaigns
+    for file in campaigns:
+        campaign.load(file)
+    with pytest.raises(UserError):
+        campaign.load(campaigns[0], {"experiments": ["absent"]})
 
 
 def test_the_schema_accepts_our_experiments_and_refuses_a_typo(root):
