@@ -29,7 +29,7 @@ def sections() -> dict:
     """A section of each stage that trains all weights; steps and learning rates that move them."""
     small = dict(method="full", learning_rate=1e-4, target_modules=None)
     return {
-        "reward": reward(**small),
+        "reward": reward(**small, normalize="demonstrations"),
         "dpo": dpo(**small),
         "kto": kto(**small),
         "ppo": ppo(**small | {"value_from": "reward", "micro_batch_size": 3, "sft_coefficient": 0.1}),
@@ -82,10 +82,15 @@ def test_the_value_function_starts_as_the_reward_model(trained, read):
     """Whole, and as an adapter; by default its head is 0."""
     foundation = adapters.foundation_of(read["ppo"]["base"], read["ppo"]["sft"], "full")
     models = networks.load_models(sections()["ppo"], foundation, trained["reward"])
-    judge = reward_head.load(trained["reward"], foundation)
+    judge, mean = (
+        reward_head.load(trained["reward"], foundation),
+        policy.read_contract(trained["reward"])["mean_reward"],
+    )
+    assert judge.head.bias.item() == pytest.approx(-mean) and mean
     known = {name.removeprefix("model."): weight for name, weight in judge.network.model.named_parameters()}
     assert all(torch.equal(weight, known[name]) for name, weight in models.value.trained())
-    assert torch.equal(models.value_head.weight, judge.head.weight) and models.value_head.bias.item() == 0
+    assert torch.equal(models.value_head.weight, judge.head.weight)
+    assert torch.equal(models.value_head.bias, judge.head.bias)
     assert models.value_head.weight.requires_grad and not judge.head.weight.requires_grad
     plain = networks.load_models(ppo(method="full"), foundation, trained["reward"])
     assert not plain.value_head.weight.any(), "control"

@@ -3,20 +3,21 @@
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from test_base import killed_at
-from tiny import first_gradient, make, reward, sft
+from tiny import first_gradient, make, ppo, reward, sft
 
 from posttrain.config.sections import Prepare, Source, Tokenizer
 from posttrain.data import preferences
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.models import adapters, completions, network, policy, quantization, reward_head, tokens
-from posttrain.rl import answers
+from posttrain.rl import answers, networks
 from posttrain.stages import reward as stage
 from posttrain.training import rankings
 
@@ -299,3 +300,45 @@ def test_a_margin_is_subtracted_as_in_the_paper(tmp_path, data, base, tuned_poli
     assert point["eval_loss"] < 1
     with pytest.raises(UserError, match=r"reward.margin: \d+ of \d+ training pairs have no ratings, the first at"):
         make("reward", section, tmp_path / "bare/reward/manifest.json", data=data, **read)
+
+
+def calibrated(base, rewarded, tuned_policy, folder: Path, mean: float) -> Path:
+    """A copy of a reward model with this mean taken from its scores."""
+    shutil.copytree(rewarded.parent, folder / "reward")
+    reward_head.write_mean(folder / "reward/model", mean)
+    return folder / "reward/manifest.json"
+
+
+def test_demonstrations_have_a_mean_reward_of_0(tmp_path, cache, base, data, tuned_policy):
+    """One number is taken from every score, after a training that is the same as without."""
+    inputs = {"data": data, "base": base, "sft": tuned_policy}
+    plain = make("reward", reward(steps=2), tmp_path / "plain/manifest.json", **inputs)
+    shifted = make("reward", reward(steps=2, normalize="demonstrations"), tmp_path / "shifted/manifest.json", **inputs)
+    weights = [(manifest.parent / "model/adapter_model.safetensors").read_bytes() for manifest in (plain, shifted)]
+    assert weights[0] == weights[1]
+    found = read_json(shifted.parent / "metrics.json")
+    tokenizer = policy.load_tokenizer(base)
+    texts = stage.demonstrations(tokenizer, data)
+    assert found["demonstrations"]["n"] == len(texts)
+    assert found["pairs"] == read_json(plain.parent / "metrics.json")["pairs"], "differences of scores stay"
+    texts = texts[:: max(1, len(texts) // 300)]
+    assert all(ids[-1] == tokenizer.eos_token_id for ids in texts), "the score is that of the end of turn"
+    scorers = [scorer(base, tuned_policy, manifest) for manifest in (plain, shifted)]
+    before, after = (scored(one, [ids[:-1] for ids in texts], [ids[-1:] for ids in texts]) for one in scorers)
+    mean = policy.read_contract(shifted)["mean_reward"]
+    assert torch.allclose(before - after, torch.full_like(before, mean), atol=1e-5)
+    error = float(before.std()) / math.sqrt(len(texts))
+    assert abs(float(after.mean())) <= 4 * error + 1e-5, "of every so many of the rows"
+    assert abs(mean) > 1e-6 and "mean_reward" not in policy.read_contract(plain), "control"
+
+
+def test_a_value_function_that_starts_as_the_reward_model_has_its_shift(tmp_path, base, rewarded, tuned_policy):
+    foundation = adapters.foundation_of(base, tuned_policy)
+    for manifest, bias in ((rewarded, 0.0), (calibrated(base, rewarded, tuned_policy, tmp_path, 0.75), -0.75)):
+        models = networks.load_models(ppo(value_from="reward"), foundation, manifest)
+        assert models.value_head.bias.item() == bias
+
+
+def test_a_mean_over_demonstrations_needs_them(tmp_path, base):
+    with pytest.raises(UserError, match=r"reward\.normalize: .* has no training rows of sft"):
+        stage.demonstrations(policy.load_tokenizer(base), tmp_path / "manifest.json")

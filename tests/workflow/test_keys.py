@@ -114,6 +114,7 @@ SPECIAL = {
     **{f"{stage}.method": ({}, "full") for stage in ("reference", "compare")},
     "ppo.value_from": ({"ppo.target_modules": None}, "reward"),
     "reward": ({}, {"steps": 10}),
+    "reward.normalize": ({}, "demonstrations"),
     "ppo": ({}, {"steps": 10}),
     "ppo.reward_function": ({"ppo.reward_function": "reward.py:short"}, "reward.py:long"),
     "ppo.gold_function": ({}, "reward.py:long"),

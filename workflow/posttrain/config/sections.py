@@ -636,6 +636,9 @@ class Reward(Passes, Adapter, Pairs):
     answer. The held-out loss is without it. Default: no margin."""
     centering: Annotated[float, Field(ge=0, le=LARGEST)] = 0.01
     """Weight of the squared sum of both rewards, a term that keeps their mean near 0 (arXiv 2312.09244, eq. 2)."""
+    normalize: Literal["demonstrations"] | None = None
+    """`demonstrations`: after training, shift all rewards by one number, so that the training rows of `sft` have a mean
+    of 0 (arXiv 2203.02155, section 3.5; 2403.17031). Default: rewards as they were learned, which pairs leave free."""
     max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Longest prompt with answer, in tokens. Default: `prepare.max_tokens`."""
     learning_rate: Rate = 2e-3

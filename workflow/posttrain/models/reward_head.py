@@ -8,11 +8,12 @@ import peft
 import torch
 
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import sha256
+from posttrain.ground.files import read_json, sha256, write_json
 from posttrain.models import policy
 from posttrain.models.adapters import Foundation
 from posttrain.models.network import Network
 
+MEAN = "mean_reward"  # key of the contract: what is taken from every score
 HEAD = "base_model.model.score.weight"  # where PEFT saves the scalar head of a sequence classifier
 
 
@@ -43,6 +44,12 @@ def classify(model, tokenizer, rows: list[list[int]], batch: int = 64) -> list[f
     return scores
 
 
+def write_mean(folder: Path, mean: float) -> None:
+    """Note in a published reward model the mean score that is to be 0."""
+    file = folder / "policy.json"
+    write_json(file, read_json(file) | {MEAN: mean})
+
+
 class RewardModel(NamedTuple):
     """A reward model in use: the network, and its head, H -> 1, which reads the last token's hidden state."""
 
@@ -60,7 +67,7 @@ def load(manifest: Path, foundation: Foundation, model=None, name: str = "reward
     contract = policy.read_contract(manifest)
     if contract["base"] is None:
         whole = policy.load_verified(manifest, head=True, dtype=dtype).eval().requires_grad_(False)
-        return RewardModel(Network(whole), head_of(whole.score.weight, whole.device))
+        return RewardModel(Network(whole), head_of(whole.score.weight, whole.device, contract.get(MEAN)))
     if contract["base"] != sha256(foundation.weights):
         raise UserError(f"{manifest}: this reward model was trained on other weights than {foundation.weights}")
     folder = manifest.parent / "model"
@@ -73,11 +80,13 @@ def load(manifest: Path, foundation: Foundation, model=None, name: str = "reward
     else:
         model.add_adapter(name, config)
     peft.set_peft_model_state_dict(model, state, adapter_name=name)
-    return RewardModel(Network(model, name), head_of(weight, model.device))
+    return RewardModel(Network(model, name), head_of(weight, model.device, contract.get(MEAN)))
 
 
-def head_of(weight: torch.Tensor, device) -> torch.nn.Linear:
-    """A frozen head in float32, without a bias, with the given weight, 1 x H."""
-    head = torch.nn.Linear(weight.shape[1], 1, bias=False)
+def head_of(weight: torch.Tensor, device, mean: float | None = None) -> torch.nn.Linear:
+    """A frozen head in float32 with the given weight, 1 x H. mean: taken from every score; None for no bias."""
+    head = torch.nn.Linear(weight.shape[1], 1, bias=mean is not None)
     head.weight.data = weight.detach().float()
+    if mean is not None:
+        head.bias.data.fill_(-mean)
     return head.to(device).requires_grad_(False)

@@ -53,12 +53,11 @@ def load_models(section: Sampled, foundation: adapters.Foundation, reward: Path 
 
 def with_value(models: Models, section: Ppo, foundation: adapters.Foundation, reward: Path | None) -> Models:
     """The models with a value function: a further adapter, or a whole model in float32 without its head over words."""
-    learner, weight = models.policy.model, None
+    learner, started = models.policy.model, None
     if section.value_from:
         assert reward, "checked with the config"
         shared = learner if models.policy.adapter else None
-        network, head = reward_head.load(reward, foundation, shared, "value", dtype="float32")
-        weight = head.weight
+        network, started = reward_head.load(reward, foundation, shared, "value", dtype="float32")
         value = network if shared else Network(network.model.requires_grad_(True).base_model)
     elif models.policy.adapter:
         learner.add_adapter("value", copy.deepcopy(learner.peft_config["policy"]))
@@ -69,6 +68,8 @@ def with_value(models: Models, section: Ppo, foundation: adapters.Foundation, re
     head = torch.nn.Linear(learner.config.hidden_size, 1)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
-    if weight is not None:
-        head.weight.data.copy_(weight)
+    if started is not None:
+        head.weight.data.copy_(started.weight)
+        if started.bias is not None:
+            head.bias.data.copy_(started.bias)
     return models._replace(value=value, value_head=head.to(learner.device))

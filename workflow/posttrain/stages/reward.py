@@ -8,14 +8,17 @@ python -m posttrain reward --config results/NAME/reward/config.yaml --data resul
 import math
 from pathlib import Path
 
+import numpy as np
+
 from posttrain.config.sections import Reward
-from posttrain.data import preferences
+from posttrain.data import preferences, tokenized
 from posttrain.data.judged import MARGIN
 from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
 from posttrain.training import parallel
 
 BINS = 10  # bins of the reliability diagram
+DEMONSTRATIONS = 4096  # of the rows of `sft`, at even distances: their mean is known to a 64th of their spread
 
 
 def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, checkpoints: Path) -> dict:
@@ -37,8 +40,13 @@ def reward(section: Reward, data: Path, base: Path, sft: Path, work: Path, check
     if section.method == "full":
         trainers.round_trained(trainer.model, policy.dtype_of(foundation.weights))
     # The first process measures; where weights are shared out, a forward pass needs every process.
-    measured = held_out(trainer.model, padded, test) if parallel.main() or parallel.sharded else {}
+    measures = parallel.main() or parallel.sharded
+    measured = held_out(trainer.model, padded, test) if measures else {}
+    if section.normalize and measures:
+        measured |= {"demonstrations": demonstrated(trainer.model, padded, demonstrations(tokenizer, data))}
     adapters.publish(trainer.model, tokenizer, foundation, work / "model", method="reward")
+    if section.normalize and parallel.main():
+        reward_head.write_mean(work / "model", measured["demonstrations"]["mean"])
     return {
         "summary": {"trainable_parameters": trainable, "pairs": len(train)},
         "history": trainers.history(trainer, ("accuracy", "margin")),
@@ -99,6 +107,31 @@ def refuse_unrated(rows: list[dict], data: Path) -> None:
         raise UserError(
             f"reward.margin: {problem}: give rows `margin`, or `score_chosen` and `score_rejected` ({data})"
         )
+
+
+def demonstrations(tokenizer, data: Path) -> list[list[int]]:
+    """At most DEMONSTRATIONS training rows of `sft` as tokens, up to the end of their last reply that is trained.
+    Raises UserError where there are none."""
+    rows = tokenized.load(tokenizer, data, "sft", "train")
+    if rows is None:
+        raise UserError(f"reward.normalize: {data} has no training rows of sft, whose mean reward is to be 0")
+    chosen = np.unique(np.linspace(0, len(rows) - 1, DEMONSTRATIONS, dtype=int))
+    texts = []
+    for row in rows.select(chosen):
+        last = np.flatnonzero(np.array(row["labels"]) >= 0)[-1]
+        texts.append(row["input_ids"][: last + 1])
+    return texts
+
+
+def demonstrated(model, tokenizer, rows: list[list[int]]) -> dict:
+    """The mean score of demonstrations, its standard error, and their number."""
+    from posttrain.maths.intervals import mean_stderr
+    from posttrain.models import reward_head
+
+    mean, stderr = mean_stderr(reward_head.classify(model, tokenizer, rows))
+    if parallel.main():
+        say(f"{len(rows):,} demonstrations have a mean reward of {mean:.3f}, which is taken from every reward")
+    return {"mean": mean, "stderr": stderr, "n": len(rows)}
 
 
 def held_out(model, tokenizer, rows: list[dict]) -> dict:
