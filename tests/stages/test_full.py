@@ -82,11 +82,9 @@ def test_the_value_function_starts_as_the_reward_model(trained, read):
     """Whole, and as an adapter; by default its head is 0."""
     foundation = adapters.foundation_of(read["ppo"]["base"], read["ppo"]["sft"], "full")
     models = networks.load_models(sections()["ppo"], foundation, trained["reward"])
-    judge, mean = (
-        reward_head.load(trained["reward"], foundation),
-        policy.read_contract(trained["reward"])["mean_reward"],
-    )
-    assert judge.head.bias.item() == pytest.approx(-mean) and mean
+    judge = reward_head.load(trained["reward"], foundation)
+    mean = policy.read_contract(trained["reward"])["mean_reward"]
+    assert mean and judge.head.bias.item() == pytest.approx(-mean)
     known = {name.removeprefix("model."): weight for name, weight in judge.network.model.named_parameters()}
     assert all(torch.equal(weight, known[name]) for name, weight in models.value.trained())
     assert torch.equal(models.value_head.weight, judge.head.weight)
