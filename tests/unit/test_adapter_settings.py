@@ -12,6 +12,8 @@ from posttrain.stages import sft as stage
 
 KINDS = [
     pytest.param(dict(method="qlora", quantization="fp4"), id="fp4"),
+    pytest.param(dict(method="lora", dora=True), id="dora"),
+    pytest.param(dict(method="qlora", dora=True, rank_stabilized=True, layers=[0]), id="dora on 4 bits"),
     pytest.param(dict(method="lora", rank_stabilized=True), id="rank-stabilised"),
     pytest.param(dict(method="lora", layers=[1], initialization="gaussian"), id="one layer"),
     pytest.param(dict(method="lora", initialization="orthogonal", target_modules=["q_proj"]), id="orthogonal"),
@@ -44,6 +46,9 @@ def trained(base, home, **settings):
     model = policy.load_verified(base, quantization)
     model = peft.get_peft_model(model, methods.adapter(section, model))
     small.draw_b(model)
+    for name, weight in model.named_parameters():
+        if "magnitude" in name:
+            weight.data *= 1 + 0.3 * torch.rand_like(weight)
     stage.publish(model, small.tokenizer(), section, base, quantization, "chat", home / "model")
     return manifest(home)
 

@@ -112,6 +112,8 @@ def test_an_adapter_on_some_layers_is_counted_there():
     section = Sft(method="lora", target_modules=["q_proj", "v_proj"], layers=[30, 31])
     of_two = learned(SimpleNamespace(sft=section), shape, "sft")
     assert (of_two.numbers, of_two.first) == (8_388_608 / 16, 30)
+    rows = learned(SimpleNamespace(sft=section.replaced(dora=True)), shape, "sft")
+    assert rows.numbers == of_two.numbers + 2 * (4096 + 4096), "and DoRA's length of each row"
     of_all = learned(SimpleNamespace(sft=section.replaced(layers=None)), shape, "sft")
     assert (of_all.numbers, of_all.first) == (8_388_608, 0), "control"
 

@@ -113,6 +113,14 @@ def test_an_orthogonal_start_needs_weights_in_float32(tmp_path):
         assert "sft.initialization: orthogonal needs weights in float32" in problems(tmp_path, one=other)
 
 
+def test_dora_needs_weights_in_float32(tmp_path):
+    text = SCRATCH.replace("SET", "dora: true")
+    load(tmp_path, one=text)
+    assert "sft.dora: needs weights in float32" in problems(
+        tmp_path, one=text.replace("base: {", "base: {dtype: bfloat16, ")
+    )
+
+
 def test_a_model_on_the_hub_is_known_by_its_shapes(tmp_path, monkeypatch):
     """As `posttrain fetch --shapes` wrote them; without them nothing is said (control)."""
     monkeypatch.chdir(tmp_path)

@@ -101,6 +101,7 @@ SPECIAL = {
         8,
     ),
     "sft.group_by_length": ({}, True),
+    "sft.dora": ({"sft.method": "lora"}, True),
     "sft.rank_stabilized": ({"sft.method": "lora"}, True),
     "sft.layers": ({"sft.method": "lora"}, [0]),
     "sft.compute": ({}, "bfloat16"),

@@ -529,6 +529,9 @@ class Sft(Passes):
     rank_stabilized: bool | None = Field(None, json_schema_extra=ADAPTERS)
     """The update is scaled by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732, section 3), in every later stage too.
     Default: no."""
+    dora: bool | None = Field(None, json_schema_extra=ADAPTERS)
+    """Train the length of each of W's rows apart from its direction, which BA changes (DoRA, arXiv 2402.09353, eq. 5),
+    in every later stage too; on frozen weights in float32 only. Slower, in more memory. Default: no."""
     initialization: Literal["gaussian", "orthogonal"] | None = Field(None, json_schema_extra=ADAPTERS | INITIALIZATIONS)
     """Start of A and B, whose product is 0: `gaussian`: A normal, B = 0 (arXiv 2106.09685, section 4.1); `orthogonal`
     (PEFT's): both in orthogonal subspaces, only with method: lora. Default: A uniform by Kaiming's rule, B = 0, as in
@@ -546,8 +549,8 @@ class Sft(Passes):
     """Numbers, from 0, of the layers in which matrices get adapters, in every later stage too (LoRA adapts any subset
     of weights, arXiv 2106.09685, section 4.2). Default: all."""
     quantization: Literal["nf4", "fp4"] | None = Field(None, json_schema_extra=only_with(method=("qlora",)))
-    """Type of the base's 4 bits: `nf4`, 4-bit NormalFloat, or `fp4`, bitsandbytes' 4-bit float (both arXiv 2305.14314,
-    section 5 and table 4). Every later stage has the same. Default: `nf4`."""
+    """Type of the base's 4 bits: `nf4`, 4-bit NormalFloat, or `fp4`, bitsandbytes' 4-bit float (compared in arXiv
+    2305.14314, tables 2 to 4). Every later stage has the same. Default: `nf4`."""
     double_quantization: bool = Field(True, json_schema_extra=only_with(method=("qlora",)))
     """Quantise the quantisation constants too."""
     compute: Literal["float32", "bfloat16"] | None = Field(None, json_schema_extra=only_with(method=("qlora",)))

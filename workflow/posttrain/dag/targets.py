@@ -55,6 +55,9 @@ def adapter_mistakes(where: str, sft: Sft, experiment: Experiment) -> Iterator[t
     for place, name in enumerate(named if sft.layers else []):
         if LAYER.search(f"{name}."):
             yield f"{where}.target_modules[{place}]", f"{name} names a layer itself: leave out layers, or its number"
+    if sft.dora and frozen_in_16_bits(experiment):
+        problem = "needs weights in float32: PEFT rounds their lengths to their type, so that it starts beside the base"
+        yield f"{where}.dora", f"{problem} (set base.dtype: float32)"
     if sft.initialization != "orthogonal":
         return
     if sft.method == "qlora" or frozen_in_16_bits(experiment):

@@ -15,6 +15,9 @@ from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_json, sha256
 from posttrain.models import policy, quantization
 
+# Ends of the names of an adapter's weights on linear layers, DoRA's lengths among them, and of a classifier's head.
+PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "score.weight")
+
 
 class Foundation(NamedTuple):
     """Frozen weights, how they are quantised, and the artifact whose adapter is the SFT policy (None: no adapter)."""
@@ -74,7 +77,7 @@ def lora_config(section: Adapter, foundation: Foundation, dropout: float = 0.0, 
     alpha = section.alpha
     if alpha is None:  # that of the same scale
         alpha = (scale(old) if old else 2.0) * (math.sqrt(rank) if stabilized else rank)
-    kind = {"use_rslora": stabilized}
+    kind = {"use_rslora": stabilized, "use_dora": bool(old.get("use_dora"))}
     return peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, **kind, **options)
 
 
@@ -108,6 +111,7 @@ def load_as_sft(
     import peft
 
     from posttrain.models import targets
+    from posttrain.training import parallel
 
     kind = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]} if head else {"task_type": "CAUSAL_LM"}
     config = lora_config(section or Adapter(), foundation, dropout, **kind)
@@ -115,6 +119,8 @@ def load_as_sft(
     numbers = _settings(foundation.adapter).get("layers_to_transform") if foundation.adapter else None
     config.target_modules = targets.layers(model, config.target_modules, numbers=numbers)
     config.layers_to_transform = numbers
+    if config.use_dora:
+        parallel.refuse_sharded("sft.dora")
     model = peft.get_peft_model(model, config, adapter_name=name)
     start_as_sft(model, foundation, name)
     train_copies_in_float32(model)  # a classifier's head
@@ -148,6 +154,7 @@ def _as_frozen(frozen, _layer, _states, output):
 
 def start_as_sft(model, foundation: Foundation, name: str = "default") -> None:
     """Make a new adapter compute the SFT policy: copy its A and B into the first ranks, and set B = 0 in the others.
+    DoRA's lengths are copied.
 
     B is rescaled to cancel a different `scale`. Raises UserError where the adapter is on a layer that is not
     linear.
@@ -155,7 +162,7 @@ def start_as_sft(model, foundation: Foundation, name: str = "default") -> None:
     import peft
 
     state = peft.get_peft_model_state_dict(model, adapter_name=name)
-    odd = sorted(key for key in state if not key.endswith(("lora_A.weight", "lora_B.weight", "score.weight")))
+    odd = sorted(key for key in state if not key.endswith(PARTS))
     if odd:
         raise UserError(f"target_modules: {odd[0]} is not an adapter of a linear layer; name linear layers only")
     if foundation.adapter is None:
@@ -168,6 +175,8 @@ def start_as_sft(model, foundation: Foundation, name: str = "default") -> None:
     for key, weight in weights.items():
         if "lora_A" in key:
             state[key][: weight.shape[0]] = weight
+        elif "lora_B" not in key:
+            state[key] = weight
         else:
             state[key].zero_()
             state[key][:, : weight.shape[1]] = weight * rescale

@@ -5,16 +5,20 @@ import torch
 
 from posttrain.config.sections import Sft
 from posttrain.models import targets
+from posttrain.training import parallel
 
 
 def adapter(section: Sft, model):
     """PEFT's configuration for the method; None for full weights. Raises UserError for layers that get no adapter."""
     if section.method in ("lora", "qlora"):
+        if section.dora:
+            parallel.refuse_sharded("sft.dora")
         return peft.LoraConfig(
             r=section.rank,
             lora_alpha=section.alpha,
             lora_dropout=section.dropout,
             use_rslora=bool(section.rank_stabilized),
+            use_dora=bool(section.dora),
             init_lora_weights=section.initialization or True,
             target_modules=targets.layers(model, section.target_modules, "sft.target_modules", section.layers),
             layers_to_transform=section.layers,

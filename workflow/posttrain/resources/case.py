@@ -122,6 +122,8 @@ class Case(NamedTuple):
         # Nothing is kept before the first layer that trains.
         keeping = shape if recomputed else shape._replace(layers=shape.layers - trained.first)
         terms |= memory.activations(keeping, rows, length, kept, norms, half, recomputed, rank, cast)
+        for term, size in memory.dora(keeping, rows * length, kept, recomputed).items() if trained.dora else ():
+            terms[term] = terms.get(term, 0) + size
         terms |= memory.padding_mask(keeping, rows, length, recomputed) if padded else {}
         terms |= loss | memory.workspace(shape, rows * length, quantised, half, self.size)
         terms |= memory.half_copies(shape, quantised, autocast) if self.size == FULL or not frozen else {}

@@ -69,6 +69,14 @@ def activations(
     return {"activations": tokens * one * shape.layers}
 
 
+def dora(shape: Architecture, tokens: int, kept: list[str], recomputed: bool) -> Terms:
+    """What DoRA adds (PEFT 0.21): of each adapted matrix its output and BA's are kept for the gradient of the rows'
+    lengths; at once, the matrix, BA and their sum in float32, and the identity of which BA is computed."""
+    outputs = 2 * FULL * tokens * sum(shape.linear[name][0] for name in kept)
+    whole = max((3 * out * into + into * into for out, into in (shape.linear[name] for name in kept)), default=0)
+    return {"activations": outputs * (1 if recomputed else shape.layers), "DoRA's products": FULL * whole}
+
+
 def layer(shape: Architecture, length: int, kept: list[str], norms: bool, half: bool) -> float:
     """Bytes that one layer keeps for each token. H: hidden size, I: intermediate size.
 

@@ -21,6 +21,7 @@ class Learned(NamedTuple):
     tensors: list[Tensors]  # the trained parameters
     norms: bool = False  # whether norms are trained
     rank: int = 0  # of the adapter
+    dora: bool = False  # whether the lengths of rows are trained too
     first: int = 0  # number of the first layer in which something is trained
 
     @property
@@ -75,17 +76,21 @@ def _tuned(section: Sft, shape: Architecture) -> Learned:
     if section.method == "full":
         return _everything(shape)
     if section.method in ("lora", "qlora"):
-        return _adapter(shape, section.rank, section.target_modules, section.layers)
+        return _adapter(shape, section.rank, section.target_modules, section)
     width = 2 * shape.layers * shape.kv_heads * shape.head if section.method == "prefix" else shape.hidden
     return Learned([], [Tensors(1, (section.virtual_tokens, width), embedding=True)])
 
 
-def _adapter(shape: Architecture, rank: int, modules: list[str] | str, layers: list[int] | None = None) -> Learned:
-    """A LoRA's two matrices for each matrix that it adapts (`memory.lora`), in some layers or, None, in all."""
+def _adapter(shape: Architecture, rank: int, modules: list[str] | str, sft: Sft | None = None) -> Learned:
+    """A LoRA's two matrices for each matrix that it adapts (`memory.lora`), in all layers or those of `sft`, and DoRA's
+    lengths of rows where `sft` has them."""
     names = memory.targets(shape, modules)
     sides = [size for name in names for size in shape.linear[name]]
-    count, first = (len(layers), min(layers)) if layers else (shape.layers, 0)
-    return Learned(names, [Tensors(count, (rank, side)) for side in sides], rank=rank, first=first)
+    layers = (sft.layers if sft else None) or range(shape.layers)
+    tensors = [Tensors(len(layers), (rank, side)) for side in sides]
+    dora = bool(sft and sft.dora)
+    tensors += [Tensors(len(layers), (shape.linear[name][0],)) for name in names if dora]
+    return Learned(names, tensors, rank=rank, dora=dora, first=min(layers))
 
 
 def _aligned(section: Adapter, sft: Sft, shape: Architecture) -> Learned:
@@ -96,7 +101,7 @@ def _aligned(section: Adapter, sft: Sft, shape: Architecture) -> Learned:
     has_adapter = sft.method in ("lora", "qlora")
     rank = section.rank or (sft.rank if has_adapter else 16)
     modules = section.target_modules or (sft.target_modules if has_adapter else "all-linear")
-    adapter = _adapter(shape, rank, modules, sft.layers if has_adapter else None)
+    adapter = _adapter(shape, rank, modules, sft if has_adapter else None)
     return adapter._replace(tensors=2 * adapter.tensors) if isinstance(section, Ppo) else adapter
 
 

@@ -44,6 +44,12 @@ def start() -> None:
         distributed.init_process_group(backend())
 
 
+def refuse_sharded(key: str) -> None:
+    """Raise UserError where each process holds a share of the weights, for a key that needs whole ones."""
+    if sharded:
+        raise UserError(f"{key}: needs whole weights in each process, and they are sharded (FSDP)")
+
+
 def share(count: int) -> list[int]:
     """The numbers, of `count` items, that this process takes."""
     return list(range(rank(), count, world()))
