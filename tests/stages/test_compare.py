@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from judge_server import longer, served
 from tiny import GOLD, make, ppo
 
 from posttrain.__main__ import main
@@ -132,6 +133,28 @@ def test_best_of_n_stands_on_the_frontier(beside):
     assert [point["kl"] for point in points] == [best_of_n.kl(n) for n in (1, 2, 4)]
     rewards = [point["reward"] for point in points]
     assert rewards == sorted(rewards) and rewards[0] < rewards[-1], "by its own reward, more is better"
+
+
+def test_a_judge_prefers_the_longer_answer(inputs, beside, optimised, compared, capsys, monkeypatch):
+    """Its verdicts are those that the recorded answers' lengths make; the table's numbers follow from the verdicts."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(parallel, "fits", None)
+    with served(longer) as (judge, got):
+        section = SECTION.replaced(judge=judge)
+        made = make(
+            "compare",
+            section,
+            Path("results/judged/compare/ppo/manifest.json"),
+            policy=optimised,
+            beside=beside,
+            **inputs,
+        )
+        code, text = spotcheck(capsys, "judged/compare/ppo")
+    assert said(made) == said(compared) and len(got) == 16
+    gains = [len(a["reply"]) - len(b["reply"]) for a, b in zip(said(made), said(beside), strict=True)]
+    assert table(made)["judge_win_rate"]["value"] == pytest.approx(np.mean([(np.sign(gain) + 1) / 2 for gain in gains]))
+    assert table(made)["judge_failed"]["value"] == 0 and table(compared).keys() < table(made).keys()
+    assert code == 0 and text.rstrip().endswith("agrees"), text
 
 
 def test_snapshots_stand_on_the_frontier(compared):

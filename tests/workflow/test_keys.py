@@ -56,6 +56,11 @@ CLAIM = {
     "tolerance": {"basis": "algebra"},
     "control": {"of": "base"},
 }
+JUDGE = {"url": "http://localhost:8000/v1", "model": "a"}
+OTHER_JUDGE = {
+    "url": "http://localhost:8001/v1", "model": "b", "against": "given", "prompt": "{prompt} {first} {second}",
+    "key_variable": "JUDGE_API_KEY", "temperature": 0.5, "max_tokens": 99, "timeout": 9.0, "attempts": 2, "pause": 1.0,
+}  # fmt: skip
 # Keys that cannot simply get the next value: what must be set beforehand, and the other value.
 SPECIAL = {
     "claims": ({}, {"it": CLAIM}),
@@ -165,6 +170,8 @@ SPECIAL = {
     "evaluate.tasks[].allow_floating": ({"evaluate.tasks": [{"task": "sciq", "revision": COMMIT}]}, True),
     "evaluate.tasks[].shots": ({"evaluate.tasks": [{"task": "world"}]}, 2),
     "compare.gold_function": ({"compare.gold_function": "reward.py:short"}, "reward.py:long"),
+    "compare.judge": ({}, JUDGE),
+    **{f"compare.judge.{key}": ({"compare.judge": JUDGE}, value) for key, value in OTHER_JUDGE.items()},
     "compare.reward_function": ({}, "refused"),
     "compare.reward_code": ({}, "refused"),
     "ppo.reward_code": ({}, "refused"),

@@ -22,9 +22,11 @@ PATTERNS = {  # of texts: pattern -> what it allows
     r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$": "a name on the hub, organisation/name",
     rf"^{WORD}(/{WORD})*$": "a commit of 40 digits, or a branch or tag",
     r"^[^\x00]*$": "text without a zero byte",
+    r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~-]+)*$": "an address http(s)://HOST/PATH without user or query",
+    r"^[A-Z][A-Z0-9_]*_(API_KEY|TOKEN|SECRET)$": "an environment variable that ends with _API_KEY, _TOKEN or _SECRET",
     r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$": "a date, as 2024-07-26",
 }
-_NAME, _HUB_ID, _REVISION, _TEXT, _DATE = PATTERNS
+_NAME, _HUB_ID, _REVISION, _TEXT, _URL, _VARIABLE, _DATE = PATTERNS
 LARGEST = 10**9  # of numbers: no setting needs a larger one, and sums of larger ones would overflow
 Name = Annotated[str, Field(pattern=_NAME)]
 HubId = Annotated[str, Field(pattern=_HUB_ID)]
@@ -902,6 +904,36 @@ class Measured(Judgement):
     Default: yes on frozen weights in float32, no on others, to which a merged model is rounded."""
 
 
+class Judge(Section):
+    """A language model that judges answers in pairs, each in both orders (arXiv 2306.05685; win rates by GPT-4 in DPO,
+    arXiv 2305.18290, section 6)."""
+
+    url: Annotated[str, Field(pattern=_URL)]
+    """OpenAI-compatible endpoint up to its version, such as `http://localhost:8000/v1`; requests go to
+    `/chat/completions` below it."""
+    model: Text
+    """The model's name at the endpoint."""
+    against: Literal["sft", "given"] = "sft"
+    """Each answer is judged beside the SFT policy's, or beside the given one: the chosen answer of a held-out pair, the
+    last reply of an SFT row."""
+    prompt: Text | None = None
+    """What is asked, with `{prompt}`, `{first}` and `{second}`; the reply's verdict is `Verdict: A`, `B` or `tie`
+    (or `Preferred:`, `More helpful:`, `Better:`, as in DPO, appendix C.2). Default: the text in
+    `evaluation/judging.py`."""
+    key_variable: Annotated[str, Field(pattern=_VARIABLE)] | None = None
+    """Environment variable with the endpoint's key, which is written nowhere. Default: no key."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Of the judge's sampling."""
+    max_tokens: Count = 256
+    """Longest reply of the judge, in tokens."""
+    timeout: Positive = 60.0
+    """Seconds to wait for a reply."""
+    attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """Requests for one verdict, after errors and replies without a verdict, before it counts as failed."""
+    pause: Annotated[float, Field(ge=0, le=600)] = 2.0
+    """Seconds before the second attempt; then 3, 7, ... times as long."""
+
+
 class Compare(Judgement):
     """Answers of every policy to held-out prompts: rewards, win rate against the SFT policy, KL."""
 
@@ -926,6 +958,8 @@ class Compare(Judgement):
     built-in world's (`posttrain.world.gold:gold_reward`) where `prepare.world` is set."""
     gold_code: Text | None = None
     """Fingerprint of the gold function's file; written by the workflow."""
+    judge: Judge | None = None
+    """A language model that judges the answers, for win rates. Default: none is asked."""
     best_of: Count = 16
     """Answers of the SFT policy to each prompt, for best-of-n; 1: no best-of-n."""
     batch_size: Count = 64

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from urllib.parse import urlsplit
 
 from posttrain.config.mistakes import nearest
 from posttrain.config.sections import (
@@ -39,7 +40,8 @@ def stage_rules() -> list[Rule]:
     kinds: list[tuple[type[Section], Callable]] = [
         (Section, _functions), (Optimisation, training_mistakes), (Sft, _sft_rows), (Sft, _sft_lengths),
         (Sft, _sft_method), (Sft, _sft_adapter), (Adapter, _adapter_start), (Referenced, _reference_start),
-        (Reference, _whole_sft), (Compare, _whole_sft), (Adapter, _adapter_length), (Adapter, _adapter_rows),
+        (Reference, _whole_sft), (Compare, _whole_sft), (Compare, _judge),
+        (Adapter, _adapter_length), (Adapter, _adapter_rows),
         (Sampled, sampled_mistakes), (Sampled, same_function), (Ppo, _value_start), (Ppo, _ppo),
         (Grpo, grpo_mistakes), (Grpo, reward_mistakes), (Dpo, _dpo), (Longctx, _longctx_policy),
         (Longctx, _longctx_documents), (Longctx, _longctx_positions), (Lengths, _lengths),
@@ -156,6 +158,18 @@ def _reference_start(where: str, section: Referenced, experiment: Experiment) ->
 def _whole_sft(where: str, section: Reference | Compare, experiment: Experiment) -> Mistakes:
     if "method" in section.model_fields_set:
         yield f"{where}.method", "is written by the workflow; leave it out"
+
+
+def _judge(where: str, compare: Compare, experiment: Experiment) -> Mistakes:
+    judge = compare.judge
+    if judge is None:
+        return
+    missing = [field for field in ("{prompt}", "{first}", "{second}") if field not in (judge.prompt or field)]
+    if missing:
+        yield f"{where}.judge.prompt", f"lacks {', '.join(missing)}"
+    host = urlsplit(judge.url).hostname
+    if judge.key_variable and judge.url.startswith("http:") and host not in ("localhost", "127.0.0.1", "::1"):
+        yield f"{where}.judge.url", "would carry the key unencrypted: use https, or leave key_variable out"
 
 
 def _value_start(where: str, ppo: Ppo, experiment: Experiment) -> Mistakes:

@@ -232,7 +232,8 @@ def _protocol(folder: Path, task: str, row: dict, metrics: dict) -> dict:
     """How a row of a judgement was measured: version, examples, template, type of the weights, number of questions."""
     file = folder / "lm_eval.json"
     if not file.is_file():
-        return {"items": row.get("n")}
+        judge = json.loads(record_of(folder).get("params", ["{}"])[0]).get("judge", {})
+        return {"items": row.get("n")} | (judge if row["metric"].startswith("judge_") else {})
     result = read_json(file)
     return {
         "version": result.get("versions", {}).get(task),

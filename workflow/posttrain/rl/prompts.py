@@ -40,6 +40,21 @@ def held_out_prompts(section: Compare, data: Path, tokenizer, model) -> list[dic
     raise UserError(f"compare: {data} holds out no prompts; raise prepare.test_fraction")
 
 
+def given_replies(data: Path) -> dict[str, str]:
+    """Id of a held-out row -> its given reply: a pair's chosen answer, a good completion, an SFT row's last reply."""
+    for kind in ("preference", "kto", "sft"):
+        if rows := [row for row in _rows(_file(data, kind, "test")) if row.get("prompt") != ""]:
+            return {row["id"]: tokens.spoken(_given(row)) for row in rows if row.get("label") is not False}
+    return {}
+
+
+def _given(row: dict) -> str | list[dict]:
+    """The reply that a row gives to its prompt."""
+    if "messages" in row:
+        return row["messages"][-1:]
+    return row["chosen"] if "chosen" in row else row["completion"]
+
+
 def demonstrations(data: Path, tokenizer) -> list[tuple[list[int], list[int]]]:
     """The SFT rows as tokens: (prompt, the assistant's last turn). Raises UserError where there are none."""
     file, pairs = _file(data, "sft", "train"), []

@@ -15,7 +15,7 @@ import peft
 import torch
 
 from posttrain.config.sections import Compare
-from posttrain.evaluation import comparison
+from posttrain.evaluation import comparison, judging
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, sha256, write_jsonl
 from posttrain.ground.progress import say
@@ -25,7 +25,7 @@ from posttrain.models import policy as policies
 from posttrain.models import quantization as nf4
 from posttrain.models.network import Network
 from posttrain.rl import answers, handwritten
-from posttrain.rl.prompts import held_out_prompts
+from posttrain.rl.prompts import given_replies, held_out_prompts
 
 PARTS = 4  # parts of similar length in which a batch of answers is measured
 
@@ -57,6 +57,9 @@ def compare(
     reward: manifest of the reward model, if there is one; beside: manifest of the SFT policy's comparison, for any
     other policy.
     """
+    if section.judge:  # before the models are loaded
+        judging.key_of(section.judge)
+        judging.refuse_unreachable(section.judge)
     foundation = adapters.foundation_of(base, sft, section.method)
     measures = load_measures(section, foundation, reward)
     rows = held_out_prompts(section, data, measures.tokenizer, measures.model)
@@ -67,6 +70,10 @@ def compare(
     table = comparison.summarise(answered)
     if beside:
         table += comparison.gains(answered, read_jsonl(beside.parent / "data" / "answers.jsonl"))
+    verdicts = judge(section, answered, data, beside, checkpoints)
+    if verdicts:
+        write_jsonl(work / "data" / "verdicts.jsonl", verdicts)
+        table += judging.rows_of(verdicts)
     for row in table:
         say(f"{row['metric']} {row['value']:.4f}")
     points = [comparison.point(answered, stage, stage)]
@@ -80,7 +87,25 @@ def compare(
         if speaker.adapter:
             speaker.model.delete_adapter(speaker.adapter)
     warnings = form_warnings(rows, policy) + policies.quantize_warnings(section, policy)
+    warnings += judging.warnings(verdicts)
     return {"policy": stage, "rows": table, "frontier": points, **({"warnings": warnings} if warnings else {})}
+
+
+def judge(section: Compare, answered: list[dict], data: Path, beside: Path | None, checkpoints: Path) -> list[dict]:
+    """The judge's verdicts on a policy's answers; none without a judge, nor on the SFT policy beside itself."""
+    if section.judge is None:
+        return []
+    if section.judge.against == "given":
+        others = given_replies(data)
+    elif beside:
+        others = {answer["id"]: answer["reply"] for answer in read_jsonl(beside.parent / "data" / "answers.jsonl")}
+    else:
+        return []
+    asked = judging.requests(section.judge, answered, others)
+    if not asked:
+        raise UserError("compare.judge.against: given: no held-out prompt has a given reply")
+    say(f"asking {section.judge.model} for {len(asked):,} verdicts")
+    return judging.judged(section.judge, asked, checkpoints / "verdicts.jsonl")
 
 
 def form_warnings(rows: list[dict], policy: Path) -> list[str]:

@@ -67,11 +67,13 @@ def again(
 
 def other_numbers(artifact: Recorded, answers: dict[str, dict]) -> Iterator[str]:
     """The table's numbers that are not those of the recorded answers."""
-    from posttrain.evaluation import comparison
+    from posttrain.evaluation import comparison, judging
 
     rows = comparison.summarise(list(answers.values()))
     if beside := artifact.inputs.get("beside"):
         rows += comparison.gains(list(answers.values()), list(answers_of(Path(str(beside)).parent).values()))
+    if (verdicts := artifact.folder / "data" / "verdicts.jsonl").is_file():
+        rows += judging.rows_of(read_jsonl(verdicts))
     values = {row["metric"]: row["value"] for row in rows}
     for row in artifact.metrics["rows"]:
         value = values.get(row["metric"])
