@@ -363,6 +363,10 @@ def test_windows_slide_over_a_document_and_count_each_token_once(interpolated, b
     section = Lengths(tokens=[32], stride=0.5)
     found = lengths_stage.window_losses(section, model, ids, 32)
     assert len(found) == len(ids) - 1
+    in_tokens = lengths_stage.window_losses(Lengths(tokens=[32], stride_tokens=16), model, ids, 32)
+    assert in_tokens == found, "half a window"
+    whole = lengths_stage.window_losses(Lengths(tokens=[32], stride=1.0), model, ids, 32)
+    assert len(whole) == len(ids) - 1 and whole[40:] != found[40:], "a window's first token is not predicted in it"
     for place in (1, 31, 32, 47, 48, 60, 75):
         if place < 32:
             first = 0

@@ -183,6 +183,12 @@ def test_too_many_cells_are_refused_before_they_are_made(told):
     ("text", "line"),
     [
         (LONG.replace("longctx: {}", "longctx: {tuning: none, steps: 10}"), "longctx.steps: has no effect with tuning"),
+        (LONG.replace("[64, 256]", "[64, 256], stride_tokens: 64"), "lengths.stride_tokens: 64 must be under the shor"),
+        (
+            LONG.replace("[64, 256]", "[64], stride: 0.5, stride_tokens: 9"),
+            "lengths.stride: has no effect with stride_",
+        ),
+        (LONG.replace("longctx: {}", "longctx: {method: s2_attn}"), "longctx.method: 's2_attn' is refused: LongLoRA's"),
         (LONG.replace("longctx: {}", "longctx: {tuning: none, rank: 10}"), "longctx.rank: has no effect with tuning"),
         (LONG.replace("longctx: {}", "longctx: {factor: 1e308}"), "longctx.factor: found 1e+308, it should be less"),
         (LONG.replace("[64, 256]", "[64, 64]"), "lengths.tokens: names 64 twice"),

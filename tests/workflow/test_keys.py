@@ -156,6 +156,7 @@ SPECIAL = {
     "longctx.factor": (OTHER_TEXT, 2.0),
     "longctx.policy": ({}, "sft"),
     "lengths": ({}, {"tokens": [64]}),
+    "lengths.stride_tokens": ({}, 8),
     "lengths.tokens": ({}, [64, 128]),
     "algebra": ({}, {"seed": 1}),
     "compare": ({}, {"prompts": 100}),

@@ -966,13 +966,21 @@ class Compare(Judgement):
     """Answers in one forward pass; does not change a result but for rounding."""
 
 
+SHIFTED = refused(
+    dict.fromkeys(
+        ("longlora", "shift", "s2", "ssa"),
+        "LongLoRA's shifted sparse attention (arXiv 2309.12307, section 3.2) trains another attention than is used",
+    )
+)
+
+
 class Longctx(Training):
     """A longer context: RoPE's frequencies are rescaled and the model is tuned on long documents. The artifact is a
     whole model with merged adapters; its configuration holds the rescaling."""
 
     policy: Name = "base"
     """Policy whose context is extended: a policy of this experiment."""
-    method: Literal["linear", "dynamic", "yarn", "modulo", "none"] = "linear"
+    method: Literal["linear", "dynamic", "yarn", "modulo", "none"] = Field("linear", json_schema_extra=SHIFTED)
     """`linear`: position interpolation (arXiv 2306.15595); `dynamic`: NTK-aware scaling by the text's length, and
     `yarn` (both arXiv 2309.00071); `modulo`: positions begin again after each old context, which `export` refuses;
     `none`: unchanged positions. Of a model that is rescaled already: `yarn` with
@@ -1013,12 +1021,20 @@ class Lengths(Measured):
     """Held-out documents for each length."""
     packing: bool = False
     """Concatenate documents and cut at the longest window, for documents that are shorter."""
-    stride: Annotated[float, Field(gt=0, le=1)] = 0.5
+    stride: Annotated[float, Field(gt=0, le=1)] = Field(0.5, json_schema_extra=only_with(stride_tokens=(None,)))
     """Step of the window over a longer document, as a share of the window; each token counts once."""
+    stride_tokens: Count | None = None
+    """The step in tokens, in place of `stride` (256 in position interpolation, arXiv 2306.15595, section 3.2, and in
+    YaRN, arXiv 2309.00071, section 4.3.1)."""
     batch_size: Count = 16
     """Windows in one forward pass; does not change a result but for rounding."""
     buckets: Count = 8
     """Equal parts of the longest window; the loss is reported for each."""
+
+
+def step_of(section: Lengths, window: int) -> int:
+    """Tokens between the ends of two windows of a length; under it, as a window's first token is not predicted."""
+    return min(section.stride_tokens or max(1, int(window * section.stride)), window - 1)
 
 
 class Task(Section):

@@ -265,6 +265,9 @@ def _longctx_positions(where: str, longctx: Longctx, experiment: Experiment) -> 
 
 def _lengths(where: str, lengths: Lengths, experiment: Experiment) -> Mistakes:
     yield from _twice(f"{where}.tokens", lengths.tokens)
+    if (lengths.stride_tokens or 0) >= min(lengths.tokens):
+        problem = f"{lengths.stride_tokens} must be under the shortest window ({min(lengths.tokens)})"
+        yield f"{where}.stride_tokens", f"{problem}: tokens would be skipped"
     if "test" not in sides(experiment.prepare, "long"):
         yield where, "has no held-out long documents: set prepare.world.long or prepare.long"
 

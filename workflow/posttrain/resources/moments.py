@@ -25,6 +25,7 @@ from posttrain.config.sections import (
     Sampled,
     Section,
     Sft,
+    step_of,
 )
 from posttrain.config.stages import STAGES
 from posttrain.data.preferences import ANSWERS
@@ -252,7 +253,7 @@ def _windows(section: Lengths, case: Case) -> tuple[int, int]:
         return section.batch_size, longest
     windows = [(1, longest)]
     for length in section.tokens if section.packing else []:
-        more = -(-(longest - length) // max(1, int(length * section.stride)))
+        more = -(-(longest - length) // step_of(section, length))
         windows.append((min(section.batch_size, 1 + more), length))
     return max(windows, key=lambda window: window[0] * window[1])
 

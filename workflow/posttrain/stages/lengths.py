@@ -9,7 +9,7 @@ import itertools
 import math
 from pathlib import Path
 
-from posttrain.config.sections import Lengths
+from posttrain.config.sections import Lengths, step_of
 from posttrain.data.packing import blocks
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, write_jsonl
@@ -91,7 +91,7 @@ def window_losses(section: Lengths, model, ids: list[int], length: int) -> list[
     """
     import torch
 
-    step = max(1, int(length * section.stride))
+    step = step_of(section, length)
     ends = [length]
     while ends[-1] < len(ids):
         ends.append(min(ends[-1] + step, len(ids)))
