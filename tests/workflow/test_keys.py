@@ -102,7 +102,7 @@ SPECIAL = {
     "base.scratch.heads": ({}, 2),
     "sft": ({}, {"method": "lora"}),
     "sft.virtual_tokens": (
-        {"sft.method": "prefix", "longctx.policy": "base", **dict.fromkeys(("reward", "ppo", "dpo", "kto"))},
+        {"sft.method": "prefix", "longctx.policy": "base", **dict.fromkeys(("reward", "ppo", "grpo", "dpo", "kto"))},
         8,
     ),
     "sft.group_by_length": ({}, True),
