@@ -221,6 +221,7 @@ HANDED_ON = {
     ("data.lines", "UnicodeDecodeError"): "its place, into a UserError",
     ("data.lines", "json.JSONDecodeError"): "into a UserError",
     ("data.hub", "Exception"): "into a UserError",
+    ("evaluation.judging", "httpx.HTTPError"): "its kind, into an outcome",
 }
 
 
