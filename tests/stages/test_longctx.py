@@ -72,15 +72,18 @@ def test_the_contract_of_each_method(data, base):
         ("linear", 4.0, {"rope_type": "linear", "factor": 4.0}),
         ("dynamic", 4.0, {"rope_type": "dynamic", "factor": 4.0}),
         ("yarn", 4.0, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}),
+        ("ntk", 1.0, {"rope_type": "default", "rope_theta": 10000.0 * 4.0 ** (32 / (32 - 2))}),
         ("none", 1.0, {"rope_type": "default"}),
     ):
         section = longctx(method=method, tuning="none")
         made = make("longctx", section, Path(f"results/{method}/longctx/manifest.json"),
                     data=data, base=base, policy=base)  # fmt: skip
         contract = policy.read_contract(made)["positions"]
-        original = 256 if method == "none" else 64
-        expected = {"type": parameters["rope_type"], "factor": factor, "theta": 10000.0, "context": 256}
-        assert contract == expected | {"original_context": original, "parameters": parameters | {"rope_theta": 10000.0}}
+        original = 256 if method in ("ntk", "none") else 64
+        parameters = {"rope_theta": 10000.0} | parameters
+        theta, kind = parameters["rope_theta"], parameters["rope_type"]
+        expected = {"type": kind, "factor": factor, "theta": theta, "context": 256, "parameters": parameters}
+        assert contract == expected | {"original_context": original}
         config = json.loads((made.parent / "model" / "config.json").read_text())
         assert config["rope_parameters"] == contract["parameters"]
         assert config["max_position_embeddings"] == (64 if method == "dynamic" else 256)
@@ -174,7 +177,7 @@ def test_a_model_that_would_be_read_otherwise_is_refused(interpolated, data, key
 def test_positions_that_a_method_cannot_extend_are_refused(interpolated, data, base, alibi):
     yarn = longctx(method="yarn")
     for manifest, section, reason in (
-        (interpolated, yarn, r"rescaled already \(linear\), which yarn cannot extend: set linear or none"),
+        (interpolated, yarn, r"rescaled already \(linear\), which yarn cannot extend: set linear or ntk or none"),
         (alibi, longctx(), "bloom has ALiBi, no RoPE that can be rescaled: set method: none"),
     ):
         with pytest.raises(UserError, match=reason):

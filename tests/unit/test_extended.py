@@ -64,6 +64,36 @@ def test_llama3_keeps_fast_planes_and_interpolates_slow_ones():
     assert ((between > 1) & (between < 2)).all()
 
 
+@pytest.mark.parametrize("kind", ["default", "linear"])
+def test_ntk_slows_the_slowest_plane_by_the_factor_and_no_other_as_much(kind):
+    """A larger base, and twice by the product, on frequencies that are interpolated already too."""
+    own, longer, changed = before_and_after(
+        "ntk", 2.0, rope_type=kind, **(dict(factor=4.0) if kind == "linear" else {})
+    )
+    expected = papers.frequencies(WIDTH, THETA * 2.0 ** (WIDTH / (WIDTH - 2))) / (4 if kind == "linear" else 1)
+    assert torch.allclose(longer.inv_freq, expected)
+    assert longer.inv_freq[0] == own.inv_freq[0] and torch.allclose(longer.inv_freq[-1], own.inv_freq[-1] / 2)
+    assert not torch.allclose(longer.inv_freq[1:-1], own.inv_freq[1:-1] / 2, rtol=0.05), "control: not interpolation"
+    positions.rescale(changed, "ntk", 3.0)
+    once = config(rope_type=kind, **(dict(factor=4.0) if kind == "linear" else {}))
+    positions.rescale(once, "ntk", 6.0)
+    assert changed.rope_parameters == pytest.approx(once.rope_parameters)
+
+
+@pytest.mark.parametrize(("family", "width", "sizes"), [
+    ("gpt_neox", 4, dict(rope_parameters=dict(rope_type="default", rope_theta=THETA, partial_rotary_factor=0.25))),
+    ("deepseek_v3", 8, dict(qk_rope_head_dim=8, head_dim=8)),
+    ("jetmoe", 32, dict(kv_channels=32)),
+    ("phi3", WIDTH, dict(pad_token_id=0)),
+])  # fmt: skip
+def test_ntk_counts_the_width_that_turns(family, width, sizes):
+    own = AutoConfig.for_model(family, hidden_size=4 * WIDTH, num_attention_heads=4, **sizes)
+    theta = own.rope_parameters["rope_theta"]
+    positions.rescale(own, "ntk", 4.0)
+    assert own.rope_parameters["rope_theta"] == pytest.approx(theta * 4.0 ** (width / (width - 2)))
+    assert own.rope_parameters["rope_type"] == "default"
+
+
 def test_longrope_keeps_short_texts_and_its_temperature():
     own, longer, _ = before_and_after("linear", 2.0, **LONGROPE)
     for length, times in ((TRAINED, 1), (TRAINED + 1, 2)):
@@ -154,6 +184,11 @@ REFUSED = [
     (values(**YARN), "linear", "llama's positions are rescaled already (yarn), which linear cannot extend: "
                                "set yarn or none"),
     (values(**LLAMA3), "dynamic", "(llama3), which dynamic cannot extend: set yarn or none"),
+    (values(**YARN), "ntk", "(yarn), which ntk cannot extend: set yarn or none"),
+    (values(**LLAMA3), "ntk", "(llama3), which ntk cannot extend: set yarn or none"),
+    (values(rope_type="dynamic", factor=2.0), "ntk", "(dynamic), which ntk cannot extend: set dynamic or none"),
+    ({"model_type": "bloom"}, "ntk", "bloom has ALiBi, no RoPE that can be rescaled: set method: none"),
+    (values(rope_type="default"), "ntk", "llama's configuration does not tell the width of a head, which ntk needs"),
     (values(**LONGROPE), "yarn", "(longrope), which yarn cannot extend: set linear or none"),
     (values(rope_type="dynamic", factor=2.0), "linear", "(dynamic), which linear cannot extend: set dynamic or none"),
     ({"model_type": "gpt2", "n_positions": 256}, "none", "gpt2 has a learned position for each of 256 tokens"),

@@ -980,11 +980,12 @@ class Longctx(Training):
 
     policy: Name = "base"
     """Policy whose context is extended: a policy of this experiment."""
-    method: Literal["linear", "dynamic", "yarn", "modulo", "none"] = Field("linear", json_schema_extra=SHIFTED)
-    """`linear`: position interpolation (arXiv 2306.15595); `dynamic`: NTK-aware scaling by the text's length, and
-    `yarn` (both arXiv 2309.00071); `modulo`: positions begin again after each old context, which `export` refuses;
-    `none`: unchanged positions. Of a model that is rescaled already: `yarn` with
-    llama3 or yarn, `linear` with linear or longrope, `dynamic` with dynamic (`maths/rope.py` says why)."""
+    method: Literal["linear", "ntk", "dynamic", "yarn", "modulo", "none"] = Field("linear", json_schema_extra=SHIFTED)
+    """`linear`: position interpolation (arXiv 2306.15595); `ntk`: NTK-aware scaling by a fixed factor (arXiv
+    2309.00071, section 3.1); `dynamic`: by the text's length, and `yarn` (both arXiv 2309.00071); `modulo`: positions
+    begin again after each old context, which `export` refuses; `none`: unchanged positions. Of a model that is rescaled
+    already: `yarn` with llama3 or yarn, `linear` with linear or longrope, `ntk` with linear, `dynamic` with dynamic
+    (`maths/rope.py` says why)."""
     factor: Annotated[float, Field(gt=1, le=LARGEST)] = 4.0
     """New context divided by the old one."""
     tuning: Literal["full", "lora", "qlora", "none"] = "full"

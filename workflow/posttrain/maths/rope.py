@@ -11,6 +11,10 @@ Which method extends which RoPE: the frequencies that a model was trained with m
 - `longrope` (arXiv 2402.13753, section 3): `linear` multiplies the factors of long texts; short texts, and the
   temperature that belongs to the trained context, stay.
 - `dynamic` (arXiv 2309.00071, appendix B.2) by the product of both factors.
+- `ntk` (arXiv 2309.00071, section 3.1) multiplies the base theta by s^(d / (d - 2)), d the width that turns: the
+  fastest plane stays and the slowest is divided by s. The result is plain RoPE, so that any method may follow. With
+  `linear` it does the same to frequencies that are divided by f. The ramps of `yarn` and `llama3` would move with the
+  base, and `dynamic` and `longrope` would change short texts too.
 - `modulo`: the frequencies stay, and position p turns by the angles of p mod W, W the trained context. The score of a
   query at m and a key at n then depends on (m - n) - W (m // W - n // W): the distance within a window of W tokens, and
   wrong by W for each window that ends between the two; 0 for two tokens W apart, and negative where n mod W > m mod W.
@@ -23,8 +27,9 @@ from typing import Any
 from posttrain.ground.errors import UserError
 
 BY_LENGTH = ("dynamic", "longrope")  # kinds whose frequencies depend on the text's length
-ON_TOP = {"linear": "linear", "proportional": "linear", "longrope": "linear", "yarn": "yarn", "llama3": "yarn",
-          "dynamic": "dynamic"}  # kind of a rescaled RoPE -> the method that extends it  # fmt: skip
+# Kind of a rescaled RoPE -> the methods that extend it.
+ON_TOP = {"linear": ("linear", "ntk"), "proportional": ("linear",), "longrope": ("linear",), "yarn": ("yarn",),
+          "llama3": ("yarn",), "dynamic": ("dynamic",)}  # fmt: skip
 WINDOWS = ("sliding_attention", "chunked_attention")  # types of layers that see a part of the text
 # Families with a table of positions.
 TABLES = ("gpt2", "gpt-sw3", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "openai-gpt", "ctrl")
@@ -41,6 +46,8 @@ MODULO = "modulo_context"
 # What a model has instead of RoPE by the configuration's frequencies.
 INSTEAD = {"alibi": "ALiBi", "turns": "RoPE of its own", "table": "a learned position for each token",
            "other": "neither RoPE nor ALiBi"}  # fmt: skip
+THETA = 10000.0  # transformers' default, where a `config.json` has none
+WIDTHS = ("head_dim", "qk_rope_head_dim", "kv_channels")  # names of the width of a head, as far as it may turn
 # Names of the longest text.
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 
@@ -103,9 +110,11 @@ def extended(values: dict, method: str, factor: float) -> dict[str, Any]:
         return grown | ({"rope_parameters": _by_layer(values, _ratio(values))} if _ratio(values) else {})
     if old in INSTEAD:
         raise UserError(f"{family} has {INSTEAD[old]}, no RoPE that can be rescaled: set method: none")
-    if old != "default" and ON_TOP.get(old) != method:
-        ways = " or ".join(filter(None, [ON_TOP.get(old), "none"]))
+    if old != "default" and method not in ON_TOP.get(old, ()):
+        ways = " or ".join((*ON_TOP.get(old, ()), "none"))
         raise UserError(f"{family}'s positions are rescaled already ({old}), which {method} cannot extend: set {ways}")
+    if method == "ntk":
+        return grown | {"rope_parameters": _by_layer(values, _larger_base(values, factor))}
     if family == "phimoe":  # its configuration takes no other than its makers'
         raise UserError(f"transformers knows no {method} for {family}: set none")
     if family in LONGROPE_ONLY and method != "linear":
@@ -145,6 +154,21 @@ def _modulo(values: dict, factor: float) -> dict[str, Any]:
     if old == "modulo":
         raise UserError(f"{family}'s positions are read modulo {values[MODULO]} already: set none")
     return extended(values, "none", factor) | {MODULO: longest(values)}
+
+
+def _larger_base(values: dict, factor: float) -> dict[str, float]:
+    """The base theta by which the slowest plane turns `factor` times slower and the fastest as before. Raises UserError
+    where the width of a head is not known."""
+    parameters, heads = whole(values), values.get("num_attention_heads")
+    head = next((values[name] for name in WIDTHS if values.get(name)), None)
+    head = head or (values["hidden_size"] // heads if heads and values.get("hidden_size") else 0)
+    width = int(head * parameters.get("partial_rotary_factor", 1.0))
+    if width <= 2:
+        raise UserError(
+            f"{values.get('model_type')}'s configuration does not tell the width of a head, which ntk needs"
+        )
+    theta = parameters.get("rope_theta") or values.get("rope_theta") or THETA
+    return {"rope_theta": theta * factor ** (width / (width - 2))}
 
 
 def _ratio(values: dict) -> dict[str, float]:
