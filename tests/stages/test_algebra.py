@@ -86,6 +86,8 @@ FAULTS = {  # a function of the stages -> what it is replaced by, and the identi
     "ppo_gae": ("posttrain.maths.ppo.advantages", lambda rewards, values, *_: (rewards - values, rewards)),
     "ppo_clip": ("posttrain.maths.ppo.policy_loss", lambda logp, old, advantage, _: -(logp - old).exp() * advantage),
     "ppo_reward": ("posttrain.maths.ppo.token_rewards", lambda scores, kl, mask, beta: -beta * kl * mask),
+    "rloo_unbiased": ("posttrain.maths.grpo.advantages", lambda rewards, *_: rewards - rewards.mean()),
+    "grpo_equal_rewards": ("posttrain.maths.grpo.advantages", lambda rewards, *_: rewards),
     "kl_unbiased": ("posttrain.maths.likelihood.kl_k3", lambda logp, reference: (logp - reference).square() / 2),
     "kl_sign": ("posttrain.maths.likelihood.kl_k3", lambda logp, reference: logp - reference),
     "best_of_16_kl": ("posttrain.maths.best_of_n.kl", math.log),

@@ -23,6 +23,10 @@ def test_advantages_by_hand():
     scaled = grpo.advantages(REWARDS, 4, scale=True)
     assert scaled[8:].tolist() == pytest.approx([x / (math.sqrt(5 / 3) + 1e-4) for x in (-1.5, -0.5, 0.5, 1.5)])
     assert not scaled[4:8].any() and grpo.equal(REWARDS, 4).tolist() == [False, True, False]
+    third = torch.full((3,), 0.9)
+    assert third.mean() != third[0] and not grpo.advantages(third, 3, scale=True).any(), (
+        "equal, though their mean is rounded"
+    )
 
 
 def test_leave_one_out_is_unbiased_and_the_group_mean_is_not():

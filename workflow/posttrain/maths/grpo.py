@@ -10,7 +10,7 @@ Sources: GRPO, Shao et al. 2024 (arXiv 2402.03300); RLOO, Ahmadian et al. 2024 (
 import torch
 from torch import Tensor
 
-TINY = 1e-4  # added to a group's standard deviation, as in TRL; a group of equal rewards has advantages of 0
+TINY = 1e-4  # added to a group's standard deviation, as in TRL
 
 
 def advantages(rewards: Tensor, group: int, leave_one_out: bool = False, scale: bool = False) -> Tensor:
@@ -18,6 +18,7 @@ def advantages(rewards: Tensor, group: int, leave_one_out: bool = False, scale: 
     (RLOO, 2402.14740), divided by the group's standard deviation where `scale`. rewards B; returns B."""
     grouped = rewards.view(-1, group)
     centred = grouped - grouped.mean(dim=1, keepdim=True)
+    centred = centred.masked_fill(equal(rewards, group).unsqueeze(1), 0.0)  # their mean is rounded
     if leave_one_out:  # r_i - (sum - r_i) / (G - 1) = (r_i - mean) G / (G - 1)
         centred = centred * group / (group - 1)
     if scale:

@@ -9,7 +9,7 @@ import torch
 
 from posttrain.config.sections import Algebra
 from posttrain.ground.progress import say
-from posttrain.identities import adapters, best_of_n, gradients, nf4, positions, ppo, preferences
+from posttrain.identities import adapters, best_of_n, gradients, grpo, nf4, positions, ppo, preferences
 
 IDENTITIES = (
     adapters.lora_count, adapters.lora_start, adapters.lora_merge, adapters.lora_merge_logits,
@@ -18,6 +18,7 @@ IDENTITIES = (
     preferences.dpo_start, preferences.dpo_loss, preferences.dpo_sign, preferences.dpo_weight, preferences.dpo_reward,
     preferences.kto_start, preferences.reward_loss, preferences.reward_shift, preferences.reward_padding,
     ppo.ppo_gae, ppo.ppo_clip, ppo.ppo_start, ppo.ppo_ratio, ppo.ppo_kl, ppo.ppo_reward, ppo.kl_unbiased, ppo.kl_sign,
+    grpo.rloo_unbiased, grpo.grpo_equal_rewards,
     best_of_n.best_of_4_kl, best_of_n.best_of_16_kl, best_of_n.best_of_128_kl, best_of_n.best_of_n_kl,
     best_of_n.best_of_n_estimate,
     positions.rope_relative, positions.rope_norm, positions.pi_positions, positions.pi_bound, positions.pi_advantage,
