@@ -10,10 +10,11 @@ from families import tokenizer_of
 from tiny import make, sft
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from posttrain.config.sections import Base, Prepare, Source, Tokenizer
+from posttrain.config.sections import Base, Lengths, Passkey, Prepare, Source, Tokenizer
 from posttrain.config.sources import own_files
+from posttrain.evaluation import passkey
 from posttrain.ground.errors import UserError
-from posttrain.ground.files import read_json
+from posttrain.ground.files import read_json, read_jsonl
 from posttrain.models.policy import load_policy
 from posttrain.resources import architecture
 from posttrain.tools.export import export
@@ -237,3 +238,26 @@ def test_what_is_exported_ends_its_turns_as_it_was_trained(data, base, tmp_path)
         exported = AutoModelForCausalLM.from_pretrained(tmp_path / name / "out")
         assert exported.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids(end)
         assert tokenizer.eos_token == end
+
+
+def test_passkeys_are_asked_without_long_documents(data, tmp_path):
+    """The reply is the one of the most likely tokens, whatever the model's own settings of sampling say."""
+    folder = save(tmp_path / "model", max_position_embeddings=1024)
+    changed(folder / "generation_config.json", repetition_penalty=5.0, do_sample=True, temperature=2.0)
+    manifest, asked = taken(folder, data), Passkey(questions=2, depths=2)
+    section = Lengths(tokens=[768], passkey=asked)
+    made = make("lengths", section, tmp_path / "lengths/base/manifest.json", data=data, policy=manifest)
+    model, tokenizer = load_policy(manifest)
+    found = read_jsonl(made.parent / "data/passkey.jsonl")
+    for question, row in zip(passkey.questions(asked, tokenizer, 768), found, strict=True):
+        ids = question["ids"]
+        while len(ids) < 768 and ids[-1] != tokenizer.eos_token_id:
+            with torch.no_grad():
+                ids = [*ids, model(torch.tensor([ids])).logits[0, -1].argmax().item()]
+        said = tokenizer.decode(ids[row["tokens"] :], skip_special_tokens=True)
+        assert said.startswith(row["reply"]) and row["reply"]
+    rows = read_json(made.parent / "metrics.json")["rows"]
+    assert [(row["task"], row["metric"]) for row in rows] == [
+        ("landmark_passkey_768", "exact_match"), ("landmark_passkey_768", "k_max"),
+        ("landmark_passkey_768_depth_0", "exact_match"), ("landmark_passkey_768_depth_100", "exact_match"),
+    ]  # fmt: skip

@@ -1013,11 +1013,27 @@ class Longctx(Training):
     """Rows of the new context's length in one optimiser step, over all devices."""
 
 
+class Passkey(Section):
+    """A number of five digits that stands in a text without meaning is asked for at its end, in the prompt of Landmark
+    attention (arXiv 2305.16300) and without a chat template; replies are greedy."""
+
+    questions: Count = 100
+    """Questions at each of `lengths.tokens`, whose length is that with the reply (320 in position interpolation, arXiv
+    2306.15595, section 3.3)."""
+    depths: Annotated[int, Field(ge=2, le=101)] = 5
+    """Equally spaced places of the number, from the beginning to the end of the text, in turn (32 in position
+    interpolation)."""
+
+
 class Lengths(Measured):
-    """Perplexity of every policy by length and by position, on held-out long documents."""
+    """Perplexity of every policy by length and by position, on held-out long documents; passkey retrieval."""
 
     tokens: Annotated[list[Annotated[int, Field(ge=16, le=LARGEST)]], Field(min_length=1)]
     """Lengths of the window, in tokens."""
+    passkey: Passkey | None = None
+    """Passkey retrieval at these lengths, on any model, as tasks `landmark_passkey_N`; held-out long documents are not
+    needed for it. `k_max` is the largest distance up to which at least 20 % of the numbers are found at each depth
+    (arXiv 2306.15595, section 3.3). Default: none."""
     documents: Count = 64
     """Held-out documents for each length."""
     packing: bool = False

@@ -103,7 +103,7 @@ STAGES: dict[str, Stage] = {
         ("data", "base", "sft", "policy", "reward", "beside"), optional=("reward", "beside"), runs="by default",
     ),
     "lengths": Stage(
-        sections.Lengths, "judgement", "perplexity by length and position",
+        sections.Lengths, "judgement", "perplexity by length and position, passkeys",
         ("data", "base", "policy"), optional=("base",),
     ),
     "algebra": Stage(sections.Algebra, "identities", "identities of the papers, by the code of the stages"),

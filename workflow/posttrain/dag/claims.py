@@ -1,5 +1,6 @@
 """The claims of a campaign: which artifacts each needs, and what the report needs to know to rule on it."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -226,7 +227,7 @@ def check_row(experiment: Experiment, stage: str, value: str, prefix: str) -> No
         raise Unclear(f"{prefix}value", f"found the task {task}; that of compare is answers")
     if stage == "lengths":
         lengths = {str(tokens) for tokens in section.tokens}
-        if task.rpartition("_")[2] not in lengths:
+        if re.sub(r"_depth_\d+$", "", task).rpartition("_")[2] not in lengths:
             raise Unclear(f"{prefix}value", f"found the task {task}; lengths measures at {', '.join(sorted(lengths))}")
 
 

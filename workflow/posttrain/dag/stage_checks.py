@@ -268,8 +268,8 @@ def _lengths(where: str, lengths: Lengths, experiment: Experiment) -> Mistakes:
     if (lengths.stride_tokens or 0) >= min(lengths.tokens):
         problem = f"{lengths.stride_tokens} must be under the shortest window ({min(lengths.tokens)})"
         yield f"{where}.stride_tokens", f"{problem}: tokens would be skipped"
-    if "test" not in sides(experiment.prepare, "long"):
-        yield where, "has no held-out long documents: set prepare.world.long or prepare.long"
+    if "test" not in sides(experiment.prepare, "long") and not lengths.passkey:
+        yield where, "has no held-out long documents: set prepare.world.long or prepare.long, or lengths.passkey"
 
 
 def _twice(where: str, values: list) -> Mistakes:

@@ -78,8 +78,8 @@ def figures(
                 "Loss of a token by its position in the longest window, ± 1 standard error over documents.",
                 panels.by_position, positions),
         figure("long-passkey", "Passkey retrieval",
-                "Share of pass words that are answered, by length of the text and depth of the statement in it, with "
-                "the 95 % Wilson interval.",
+                "Share of pass words, or numbers, that are answered, by length of the text and depth of the statement "
+                "in it, with the 95 % Wilson interval.",
                 panels.passkey_map, [row for row in rows if PASSKEY.fullmatch(row["task"])]),
         figure("reliability", "Calibration of reward models",
                 "Share of pairs in which the reward model is right, by its confidence; the line is perfect "
@@ -146,7 +146,8 @@ def error_caption(group: list[dict]) -> str:
     parts = []
     if questions := sorted({bar["n"] or 0 for bar in group if bar["seeds"] == 1}):
         many = f"{questions[0]}" if len(questions) == 1 else f"{questions[0]} to {questions[-1]}"
-        counted = COUNTED.get(group[0].get("judge", ""), "questions")
+        asked = "questions" if group[0]["metric"] in ("exact_match", "k_max") else ""
+        counted = asked or COUNTED.get(group[0].get("judge", ""), "questions")
         parts.append(f"± 1 standard error over n = {many} {counted}; one seed")
     if seeds := sorted({bar["seeds"] for bar in group if bar["seeds"] > 1}):
         parts.append(f"± 1 standard deviation over {' or '.join(map(str, seeds))} seeds")

@@ -25,7 +25,7 @@ SAMPLED = ("ppo", "grpo")
 JOINED = (*SAMPLED, "best of n")  # series of the frontier whose points belong to one run and are joined
 
 LONG_TEXT = re.compile(r"long_text_(\d+)")
-PASSKEY = re.compile(r"passkey_(\d+)_depth_(\d+)")
+PASSKEY = re.compile(r"(landmark_)?passkey_(\d+)_depth_(\d+)")
 
 
 def sheet(panels: int, columns: int, height: float, width: float = 10) -> tuple:
@@ -223,8 +223,9 @@ def passkey_map(rows: list[dict], columns: int):
 
     maps: dict[str, dict[tuple[int, int], dict]] = {}
     for row in rows:
-        length, depth = map(int, PASSKEY.findall(row["task"])[0])
-        maps.setdefault(f"{row['experiment']} · {row['policy']}", {})[length, depth] = row
+        kind, length, depth = PASSKEY.findall(row["task"])[0]
+        label = f"{row['experiment']} · {row['policy']}" + (" · numbers" if kind else "")
+        maps.setdefault(label, {})[int(length), int(depth)] = row
     lengths, depths = (sorted({key[n] for cells in maps.values() for key in cells}) for n in (0, 1))
     figure, axes = sheet(len(maps), columns, height=0.3 + 0.24 * len(depths))
     for place, (axis, (label, cells)) in enumerate(zip(axes, maps.items(), strict=True)):

@@ -110,7 +110,11 @@ def read_rows(judgement: dict, policy: dict) -> list[dict]:
         task = str(row["task"])
         values = {key: None if row.get(key) is None else number(row[key], key) for key in ("stderr", "n")}
         values["value"] = float(number(row["value"], "value"))
-        kind = {"higher": row.get("higher_is_better"), "group": task in groups, "member": task in members}
+        kind = {
+            "higher": row.get("higher_is_better"),
+            "group": task in groups,
+            "member": task in members or bool(row.get("member")),
+        }
         rows.append(shared | values | kind | {"task": task, "metric": str(row["metric"])})
     return sorted(rows, key=lambda row: not row["group"])
 

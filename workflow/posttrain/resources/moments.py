@@ -216,7 +216,10 @@ def _evaluate(section: Evaluate, case: Case) -> Moments:
 
 @_moments.register
 def _lengths(section: Lengths, case: Case) -> Moments:
-    return _judged(section, case, *_windows(section, case), 3)
+    moments = _judged(section, case, *_windows(section, case), 3)
+    if section.passkey:  # one question at a time
+        moments["scoring"] = moments["scoring"] | memory.key_values(case.shape, 1, max(section.tokens), case.half())
+    return moments
 
 
 def _judged(section: Measured, case: Case, rows: int, length: int, copies: int) -> Moments:

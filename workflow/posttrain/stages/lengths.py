@@ -1,4 +1,4 @@
-"""A policy's perplexity on held-out long documents, by the length of its window and by position in it.
+"""A policy's perplexity on held-out long documents, by the length of its window and by position in it; passkeys.
 
 python -m posttrain lengths --config results/NAME/lengths/config.yaml --data results/NAME/prepare/manifest.json \
     --base results/NAME/base/manifest.json --policy results/NAME/longctx/manifest.json \
@@ -9,8 +9,9 @@ import itertools
 import math
 from pathlib import Path
 
-from posttrain.config.sections import Lengths, step_of
+from posttrain.config.sections import Lengths, Passkey, step_of
 from posttrain.data.packing import blocks
+from posttrain.evaluation import passkey
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import read_jsonl, write_jsonl
 from posttrain.ground.progress import say
@@ -24,8 +25,8 @@ TASK = "long_text"  # task of documents without a task of their own
 def lengths(
     section: Lengths, data: Path, policy: Path, work: Path, checkpoints: Path, base: Path | None = None
 ) -> dict:
-    """Write `work/data/documents.jsonl`, a loss for each document and length, and return the table's rows and the loss
-    by position."""
+    """Write `work/data/documents.jsonl`, a loss for each document and length, and `work/data/passkey.jsonl`, a reply to
+    each question; return the table's rows and the loss by position."""
     model, tokenizer = policies.load_policy(policy, base, section.merge, section.four_bits)
     warnings = policies.quantize_warnings(section, policy)
     most = positions.room(model, max(section.tokens))
@@ -35,6 +36,8 @@ def lengths(
     for task, held_out in tasks(data).items():
         for length in sorted(set(section.tokens)):
             encoded = documents(section, tokenizer, held_out, length)
+            if not held_out and section.passkey:
+                continue
             if not encoded:
                 raise UserError(
                     f"lengths: {data} has no held-out document of {max(section.tokens)} tokens; set lengths.packing"
@@ -48,8 +51,25 @@ def lengths(
             if task == TASK:
                 curve = by_position(section, losses, length)  # the last one, of the longest window, is returned
     write_jsonl(work / "data" / "documents.jsonl", documents_losses)
+    if section.passkey:
+        rows += passkeys(section.passkey, model, tokenizer, sorted(set(section.tokens)), work)
     metrics = {"policy": policy.parent.name, "rows": rows, "positions": curve}
     return metrics | ({"warnings": warnings} if warnings else {})
+
+
+def passkeys(section: Passkey, model, tokenizer, lengths: list[int], work: Path) -> list[dict]:
+    """Write `work/data/passkey.jsonl` and return the table's rows."""
+    asked = {length: passkey.questions(section, tokenizer, length) for length in lengths}  # all, before the first reply
+    scored: list[dict] = []
+    rows: list[dict] = []
+    for length, questions in asked.items():
+        of_length = [passkey.score(question, passkey.reply(model, tokenizer, question)) for question in questions]
+        found, *others = passkey.table(of_length)
+        rows += [found, *others]
+        scored += of_length
+        say(f"passkey, {length} tokens: {found['value']:.3f} are found")
+    write_jsonl(work / "data" / "passkey.jsonl", scored)
+    return rows
 
 
 def tasks(data: Path) -> dict[str, list[dict]]:
