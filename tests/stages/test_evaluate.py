@@ -232,6 +232,32 @@ def test_examples_are_put_before_each_question(data, base):
         assert asked == 1 + shots
 
 
+def test_a_task_of_ones_own_is_asked(data, base, home, capsys):
+    """In lm-eval's own format, with a function; its questions are searched for in the training rows."""
+    trained = read_jsonl(data.parent / "data/sft/train.jsonl")[0]["messages"][-2]["content"]
+    write_jsonl(
+        Path("mine.jsonl"), [{"question": trained, "answer": "x"}, {"question": "what is seven?", "answer": "y"}]
+    )
+    Path("shouting.py").write_text("def shout(doc):\n    return doc['question'].upper()\n")
+    Path("mine.yaml").write_text(
+        "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: mine.jsonl}}\ntest_split: test\n"
+        'doc_to_text: !function shouting.shout\ndoc_to_target: "{{answer}}"\n'
+        "generation_kwargs: {until: ['.'], max_gen_toks: 4}\n"
+    )
+    section = {"tasks": [Task(task="mine")], "task_files": ["mine.yaml"]}
+    with pytest.raises(UserError, match=r"mine\.yaml: runs code, shouting\.py:shout"):
+        evaluate(data, base, base, "mine", **section)
+    section["task_functions"] = ["shouting.py:shout"]
+    assert evaluate(data, base, base, "mine", **section)["mine", "exact_match"]["n"] == 2
+    folder = Path("results/mine/evaluate/base")
+    assert "WHAT IS SEVEN?" in read_jsonl(folder / "data/samples/mine.jsonl")[1]["arguments"][0][0]
+    assert {*read_json(folder / "provenance.json")["inputs"]["files"]} == {"mine.yaml", "mine.jsonl", "shouting.py"}
+    assert "mine: 0 of 2 questions are in the training rows too" in capsys.readouterr().err, "they were searched for"
+    Path("shouting.py").write_text("def shout(doc):\n    return doc['quest']\n")
+    with pytest.raises(UserError, match=r"lm-eval cannot load 'mine': KeyError: 'quest'"):
+        evaluate(data, base, base, "mine-wrong", **section)
+
+
 def test_an_unknown_task_is_named(data, base, tuned):
     with pytest.raises(UserError, match=r"evaluate\.tasks: 'wrold'.*world.*revision"):
         evaluate(data, tuned, base, "unknown", tasks=[Task(task="wrold")])

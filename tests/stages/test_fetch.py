@@ -377,7 +377,11 @@ dataset_kwargs: {{trust_remote_code: true, revision: main}}
 LOAD = """
     from lm_eval.tasks import TaskManager
     pack = benchmarks.task_pack(Path(sys.argv[1]), Path(sys.argv[2]))
-    tasks = TaskManager(include_path=[str(pack)], include_defaults=False).load(sys.argv[3:])["tasks"]
+    tasks = TaskManager(include_path=[str(pack)], include_defaults=False).load(sys.argv[4:])["tasks"]
+    from posttrain.config.sections import Evaluate, Task
+    section = Evaluate(task_files=["tasks/little_main.yaml"], tasks=[Task(task="little_tag", revision=sys.argv[3])])
+    pack = benchmarks.own_pack(section, [Path(sys.argv[1])], Path(sys.argv[2]) / "own")
+    (tasks["own"],) = TaskManager(include_path=[str(pack)], include_defaults=False).load("little_tag")["tasks"].values()
     import datasets
     try:
         datasets.load_dataset("openai/gsm8k", "main", revision="e" * 40)
@@ -411,7 +415,7 @@ def gsm8k_folder() -> str:
 def questions_of(hub, tmp: Path, *names: str) -> dict[str, list[str]]:
     """What lm-eval loads offline for the names, in the way that `lm_eval.simple_evaluate` does it."""
     paths = tmp / "manifest.json", tmp / "pack"
-    done = python(LOAD, tmp / "home", hub.url, *paths, *names, check=True, HF_HUB_OFFLINE="1")
+    done = python(LOAD, tmp / "home", hub.url, *paths, GSM8K, *names, check=True, HF_HUB_OFFLINE="1")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -441,6 +445,7 @@ def test_tasks_offline(hub, tmp_path):
         "gsm8k": [f"converted test: {i}+1?" for i in range(3)],
         "little_main": [f"test: {i}+1?" for i in range(3)],
         "little_socratic": [f"test: {i}+1?" for i in range(2)],
+        "own": [f"test: {i}+1?" for i in range(3)],
     }
     assert hub.log == []
 

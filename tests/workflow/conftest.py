@@ -26,6 +26,11 @@ def done(root, tmp_path_factory):
     (folder / "reward.py").write_text(
         "def short(prompt, reply, answer): ...\n\n\ndef long(prompt, reply, answer): ...\n"
     )
+    task = "task: own\ndataset_path: json\ndataset_kwargs: {data_files: {test: a.jsonl}}\ntest_split: test\n"
+    for name, text in {"own": "a", "other": "b", "called": "!function reward.short"}.items():
+        (folder / f"{name}.yaml").write_text(f"{task}doc_to_text: {text}\ndoc_to_target: b\n")
+    with open(folder / "called.yaml", "a") as file:
+        file.write("process_results: !function reward.long\n")
     for name in ("model", "model-b"):
         (folder / name).mkdir()
         for part in ("config.json", "tokenizer.json", "model.safetensors"):

@@ -172,6 +172,15 @@ SPECIAL = {
     "evaluate.tasks[].task": ({"evaluate.tasks": [{"task": "world"}]}, "passkey_64"),
     "evaluate.tasks[].revision": ({"evaluate.tasks": [{"task": "sciq", "revision": COMMIT}]}, LATER),
     "evaluate.tasks[].allow_floating": ({"evaluate.tasks": [{"task": "sciq", "revision": COMMIT}]}, True),
+    "evaluate.task_files": ({"evaluate.tasks": [{"task": "own"}], "evaluate.task_files": ["own.yaml"]}, ["other.yaml"]),
+    "evaluate.task_functions": (
+        {
+            "evaluate.tasks": [{"task": "own"}],
+            "evaluate.task_files": ["called.yaml"],
+            "evaluate.task_functions": ["reward.py:short", "reward.py:long"],
+        },
+        ["reward.py:long", "reward.py:short"],
+    ),
     "evaluate.tasks[].shots": ({"evaluate.tasks": [{"task": "world"}]}, 2),
     "compare.gold_function": ({"compare.gold_function": "reward.py:short"}, "reward.py:long"),
     "compare.judge": ({}, JUDGE),

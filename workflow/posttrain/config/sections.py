@@ -1059,7 +1059,7 @@ class Task(Section):
 
     task: Text
     """Name of a task that `prepare` makes (`world`, `heldout_text`, `heldout_sft`, `choices`, `answers`; with
-    `world.long` `passkey_N` and `recall_N` for lengths of N tokens), or of a task or group of lm-eval."""
+    `world.long` `passkey_N` and `recall_N` for lengths of N tokens), of `task_files`, or of lm-eval."""
     revision: Revision | None = None
     """Full 40-digit commit of the task's data set on the hub, where it has one."""
     allow_floating: bool = False
@@ -1078,6 +1078,11 @@ class Evaluate(Measured):
     """Seed of the few-shot examples, the bootstrap and sampling, where a task has them."""
     tasks: list[Task] | None = None
     """Default: every task that `prepare` made (`world`, `heldout_text`, `heldout_sft`, `choices`, `answers`)."""
+    task_files: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Your own tasks and groups that `tasks` names, each a file in lm-eval's YAML. What it includes and its local data
+    count with it; data on the hub need the task's `revision`."""
+    task_functions: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Python functions, `FILE.py:NAME`, that these files may call by `!function`; others are refused."""
     batch_size: Count | Literal["auto"] = "auto"
     """Requests in one forward pass; does not change a result. `auto`: 64, or the largest power of two below that fits
     by `posttrain plan` into the memory of a GPU (`gpu_memory_gb` of the SLURM site, or this machine's) or, on a CPU,

@@ -46,7 +46,7 @@ def read_settings(path: Path) -> Settings:
     Raises UserError, with file and line, where the file is missing, is not YAML or not a mapping, where a key occurs
     twice or is not text, and for anchors (inheritance is `extends:`).
     """
-    text = _text(path)
+    text = text_of(path)
     try:
         _refuse_deep(path, text)
         root = yaml.compose(text, Loader=Loader)
@@ -82,7 +82,7 @@ def value_of_option(key: str, text: str) -> Any:
     return value
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """The text of a file. Raises UserError, with the line, where it is not UTF-8 or has a control character."""
     if path.is_char_device():
         raise UserError(f"{path}: is a device, not a file")

@@ -6,7 +6,19 @@ import json
 import os
 from pathlib import Path
 
-from posttrain.config.sections import DOCUMENTS, SOURCES, Base, HubModel, Prepare, Section, Source, Task, Tokenizer
+from posttrain.config import task_files
+from posttrain.config.sections import (
+    DOCUMENTS,
+    SOURCES,
+    Base,
+    Evaluate,
+    HubModel,
+    Prepare,
+    Section,
+    Source,
+    Task,
+    Tokenizer,
+)
 
 TOKENIZER = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt"]
 SENTENCEPIECE = (
@@ -70,6 +82,14 @@ def own_files(stage: str, section: Section | None) -> list[tuple[str, Path]]:
         folder = Path(section.path)
         settings = [name for name in ("generation_config.json",) if os.path.isfile(folder / name)]
         files += [(f"{stage}.path", folder / name) for name in ["config.json", *settings, *weights.named(folder)]]
+    elif isinstance(section, Evaluate):
+        keys: dict[Path, str] = {}  # a file that several tasks read counts once
+        for number, name in enumerate(section.task_files or []):
+            for file in task_files.inputs(name):
+                keys.setdefault(file, f"{stage}.task_files[{number}]")
+        for number, name in enumerate(section.task_functions or []):
+            keys.setdefault(Path(name.rpartition(":")[0]), f"{stage}.task_functions[{number}]")
+        files = [(key, file) for file, key in keys.items()]
     return files
 
 
@@ -79,8 +99,10 @@ def hub_items(section: Section) -> dict[str, dict]:
     for key in section.__class__.model_fields:
         value = getattr(section, key)
         for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, Section):
-                items |= _hub_item(part, isinstance(section, Tokenizer)) or hub_items(part)
+            own = task_files.data_sets(section, part) if isinstance(section, Evaluate) else None
+            for one in [part] if own is None else own:
+                if isinstance(one, Section):
+                    items |= _hub_item(one, isinstance(section, Tokenizer)) or hub_items(one)
     return items
 
 

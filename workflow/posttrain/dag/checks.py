@@ -19,12 +19,14 @@ from posttrain.config.sections import (
 )
 from posttrain.config.sources import SENTENCEPIECE, sides
 from posttrain.config.stages import ALIGNED, JUDGES, STAGES, Experiment
-from posttrain.dag.files import base_files, prepare_files
+from posttrain.config.task_files import all_own, own_of
+from posttrain.dag.files import base_files, evaluate_files, prepare_files
 from posttrain.dag.given import given_mistakes
 from posttrain.dag.position_checks import position_mistakes
 from posttrain.dag.rules import Mistakes, Rule
 from posttrain.dag.source_checks import mixture_mistakes, pinned, source_mistakes, unused_weights, weight_mistakes
 from posttrain.dag.stage_checks import stage_rules, training_mistakes
+from posttrain.dag.task_checks import function_mistakes, own_task_mistakes, task_file_mistakes
 from posttrain.world import tasks as world_tasks
 
 OF_SOURCES = {"test_fraction", "group_key", "allow_empty_user", "max_line_mb"}  # keys of `prepare`
@@ -180,6 +182,7 @@ def _tasks(experiment: Experiment) -> Mistakes:
     empty = {name: task for name, task in held.items() if "test" not in sides(prepare, task)}
     prepared = world_tasks.names(prepare.world) if prepare.world else []
     prepared += [name for name in held if name not in empty] + [key for key in ASKED if getattr(prepare, key)]
+    known = all_own(experiment.evaluate)
     if tasks is None and not prepared:
         ways = "hold out rows of prepare.text or prepare.sft, set prepare.choices or prepare.answers, or name tasks"
         yield "evaluate.tasks", f"prepare makes no benchmark task here: {ways}"
@@ -187,7 +190,11 @@ def _tasks(experiment: Experiment) -> Mistakes:
         yield "evaluate.tasks", "is empty: leave it out for the built-in tasks, or name one"
     for number, task in enumerate(tasks or []):
         where = f"evaluate.tasks[{number}]"
-        if task.revision is not None or task.allow_floating:
+        if own := own_of(task.task, known):
+            yield from own_task_mistakes(where, task, own)
+            if task.task in prepared:
+                yield f"{where}.task", f"{task.task!r} is made by prepare too; give your own another name"
+        elif task.revision is not None or task.allow_floating:
             yield from pinned(where, task)
         elif task.task in empty:
             yield f"{where}.task", f"{task.task!r} has no row: {_no_test_side(prepare, empty[task.task])}"
@@ -195,7 +202,7 @@ def _tasks(experiment: Experiment) -> Mistakes:
             yield (
                 f"{where}.task",
                 f"{task.task!r} is not made by prepare here ({', '.join(prepared) or 'none is'}); "
-                "for a task of lm-eval give `revision`, the commit of its data set",
+                "for a task of lm-eval give `revision`, the commit of its data set, for your own `task_files`",
             )
         if task.task in [earlier.task for earlier in tasks[:number]]:
             yield f"{where}.task", f"{task.task!r} is named twice"
@@ -232,7 +239,10 @@ RULES: list[Rule] = [
     position_mistakes,
     _tasks,
     _compare,
+    task_file_mistakes,
+    function_mistakes,
     prepare_files,
     base_files,
+    evaluate_files,
 ]
 UNUSED: list[Rule] = [unused, unused_training, unused_weights]

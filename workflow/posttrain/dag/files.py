@@ -29,6 +29,12 @@ def base_files(experiment: Experiment) -> Mistakes:
         yield from _folder("base.path", folder, [file for _, file in files])
 
 
+def evaluate_files(experiment: Experiment) -> Mistakes:
+    """The user's own tasks, with what they include and their data."""
+    for key, file in own_files("evaluate", experiment.evaluate):
+        yield from _file(key, file)
+
+
 def _folder(key: str, folder: str, files: list[Path]) -> Mistakes:
     """A model's folder that lacks some of its files, in one line."""
     absent = [file.name for file in files if not os.path.exists(file)]

@@ -9,11 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from posttrain.data.hub import local_repo, read_manifest, snapshot, wish
+from posttrain.config.sections import Evaluate
+from posttrain.config.task_files import DATA_KEYS, LOADERS, allowed, calls, own_of, read
+from posttrain.data.hub import listings, local_repo, read_manifest, snapshot, wish
 from posttrain.ground.errors import UserError, gather
-
-LOADERS = {"json", "csv", "parquet", "text", "arrow", "pandas", "xml"}  # a task's dataset_path for local data files
-DATA_KEYS = {"dataset_path", "dataset_name", "dataset_kwargs"}
 
 
 def task_pack(manifest: Path, folder: Path) -> Path:
@@ -32,6 +31,29 @@ def task_pack(manifest: Path, folder: Path) -> Path:
         # JSON is YAML
         name = task["name"].replace("/", "--") + ".yaml"
         (folder / name).write_text(json.dumps(overlay, indent=1, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def own_pack(section: Evaluate, fetched: list[Path], folder: Path) -> Path:
+    """Write lm-eval YAML for each of the user's own files, with its data on the hub, if any, in the shared cache.
+
+    Raises UserError for a function that `task_functions` does not name, and as local_repo does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {file: read(file) for file in section.task_files or []}
+    revisions = {
+        one.dataset: task.revision for task in section.tasks or [] for one in own_of(task.task, list(own.values()))
+    }
+    for number, (file, one) in enumerate(own.items()):
+        if strange := set(calls(one.values)) - allowed(section):
+            raise UserError(f"{file}: runs code, {', '.join(sorted(strange))}: name it in evaluate.task_functions")
+        overlay = {"include": str(Path(file).resolve())}
+        if one.dataset:
+            manifest, repo = listings("dataset", one.dataset, revisions[one.dataset], fetched)[0]
+            task = {"name": one.names[0], "source": "local", "yaml": file, "cfg": one.values}
+            overlay |= task_row(task, repo)["overrides"]
+            overlay["dataset_path"] = str(local_repo("dataset", one.dataset, repo["revision"], manifest))
+        (folder / f"{number}.yaml").write_text(json.dumps(overlay, indent=1, ensure_ascii=False), encoding="utf-8")
     return folder
 
 

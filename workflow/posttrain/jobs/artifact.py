@@ -273,8 +273,7 @@ def digests(inputs: dict[str, Path | list[Path]]) -> dict[str, dict[str, str]]:
 
 def local_files(stage: str, section) -> list[Path]:
     """The user's own existing files that a stage reads. The stage itself reports missing ones."""
-    files = [file for _, file in own_files(stage, section)] if stage in ("prepare", "base") else []
-    return [file for file in files if file.is_file()]
+    return [file for _, file in own_files(stage, section) if file.is_file()]
 
 
 def end_process() -> None:

@@ -33,7 +33,8 @@ def evaluate(
     from posttrain.models.policy import load_policy, quantize_warnings
 
     manager, names = load_tasks(section, data, list(fetched), work / ".packs")
-    leaks = contamination_warnings(manager, names, data, work) if fetched else []
+    foreign = fetched or section.task_files
+    leaks = contamination_warnings(manager, names, data, work) if foreign else []
     model, tokenizer = load_policy(policy, base, section.merge, section.four_bits)
     shown = [name if isinstance(name, str) else getattr(name, "name", None) or name.task_name for name in names]
     say(f"{len(names)} tasks or groups: {', '.join(shown)}")
@@ -142,16 +143,18 @@ def refuse_other_template(used: str | None, policy: Path) -> None:
 
 
 def load_tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
-    """lm-eval's task manager with the prepared and the fetched tasks, and the tasks to run, for lm-eval.
+    """lm-eval's task manager with the prepared, the fetched and the user's own tasks, and the tasks to run.
 
-    Raises UserError for a task that was neither prepared nor fetched.
+    Raises UserError for a task that was neither prepared nor fetched, and for one of the user's own that lm-eval cannot
+    load.
     """
     from lm_eval.tasks import TaskManager
 
-    from posttrain.evaluation.benchmarks import task_pack
+    from posttrain.evaluation.benchmarks import own_pack, task_pack
 
     prepared = data.parent / "data" / "tasks"
     folders = [str(prepared)] + [str(task_pack(manifest, packs / str(n))) for n, manifest in enumerate(fetched)]
+    folders += [str(own_pack(section, fetched, packs / "own"))] if section.task_files else []
     manager = TaskManager(include_path=[folder for folder in folders if Path(folder).is_dir()], include_defaults=False)
     names = json.loads((prepared / "default.json").read_text()) if prepared.is_dir() else []
     wanted = [{"task": name} for name in names]
@@ -167,7 +170,21 @@ def load_tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
     ]
     if problems:
         raise UserError(*problems)
+    if section.task_files:
+        refuse_unloadable(manager, [task["task"] for task in wanted])
     return manager, [chosen for task in wanted for chosen in with_shots(manager, task["task"], task.get("shots"))]
+
+
+def refuse_unloadable(manager, names: list[str]) -> None:
+    """Raise UserError for a task that lm-eval cannot load."""
+    for name in names:
+        try:
+            manager.load([name])
+        except UserError:
+            raise
+        except Exception as error:  # of lm-eval, of datasets, or of a function of the user's own
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            raise UserError(f"evaluate.tasks: lm-eval cannot load {name!r}: {reason}") from None
 
 
 def with_shots(manager, name: str, shots: int | None) -> list:
