@@ -12,7 +12,7 @@ from judge_server import longer, served
 from tiny import GOLD, make, ppo
 
 from posttrain.__main__ import main
-from posttrain.config.sections import Compare
+from posttrain.config.sections import Compare, RewardPart
 from posttrain.evaluation import comparison
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import manifest_of, read_json, read_jsonl, write_json
@@ -20,8 +20,14 @@ from posttrain.maths import best_of_n
 from posttrain.models import policy
 from posttrain.rl import handwritten
 from posttrain.training import parallel
+from posttrain.world.gold import ANSWER_PATTERN, extract_answer
 
-SECTION = Compare(prompts=8, max_new_tokens=12, best_of=4, batch_size=3, gold_function=GOLD)
+CHECKS = [
+    RewardPart(kind="exact", answer="text", pattern=ANSWER_PATTERN, weight=2.0),
+    RewardPart(kind="length", words=4),
+    RewardPart(kind="length", words=8, weight=-1.0),
+]
+SECTION = Compare(prompts=8, max_new_tokens=12, best_of=4, batch_size=3, gold_function=GOLD, checks=CHECKS)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,15 @@ def test_another_policy_is_measured_beside_it(compared, beside):
     assert rows["win_rate"]["value"] == pytest.approx(np.mean([(g > 0) + 0.5 * (g == 0) for g in gains]))
     assert {"reward", "length", "eos_rate", "distinct_1", "distinct_2", "distinct_answers", "win_rate_p"} <= set(rows)
     assert rows["kl_to_sft"]["value"] != 0
+
+
+def test_rewards_that_a_program_checks_are_measured_each(compared):
+    rows, replies = table(compared), said(compared)
+    right = [float(extract_answer(row["reply"]) == row["answer"]) for row in replies]
+    assert [row["exact_reward"] for row in replies] == right
+    short = [float(len(row["reply"].split()) <= 8) for row in replies]
+    assert rows["exact_reward"]["value"] == np.mean(right) and rows["length_reward_2"]["value"] == np.mean(short)
+    assert rows["length_reward"]["n"] == 8
 
 
 def spotcheck(capsys, artifact: str) -> tuple[int, str]:
@@ -171,11 +186,14 @@ def test_the_base_is_compared_as_it_is_evaluated(inputs, beside, base):
 
 
 def test_a_hand_written_reward_is_shown_where_there_is_no_model(inputs, tuned_policy, home):
-    Path("long.py").write_text("def longer(prompt, reply, answer):\n    return len(reply)\n")
+    """After GRPO, what it does not score counts as 0, as in training."""
+    Path("long.py").write_text("def longer(prompt, reply, answer):\n    return len(reply) / (len(reply) % 2)\n")
     parts = {key: inputs[key] for key in ("data", "base", "sft")}
-    section = SECTION.model_copy(update={"reward_function": "long.py:longer", "best_of": 1})
+    section = SECTION.model_copy(update={"reward_function": "long.py:longer", "reward_seconds": 9.0, "best_of": 1})
     made = make("compare", section, Path("results/written/compare/sft/manifest.json"), policy=tuned_policy, **parts)
-    assert [row["reward"] for row in said(made)] == [len(row["reply"]) for row in said(made)]
+    lengths = [len(row["reply"]) for row in said(made)]
+    assert [row["reward"] for row in said(made)] == [length * (length % 2) for length in lengths]
+    assert len({length % 2 for length in lengths}) == 2
 
 
 def test_a_gold_function_of_ones_own_judges_rows_with_an_answer(inputs, tuned_policy, home):
@@ -190,8 +208,11 @@ def test_a_gold_function_of_ones_own_judges_rows_with_an_answer(inputs, tuned_po
     point = next(p for p in read_json(compared.parent / "metrics.json")["frontier"] if p["label"] == "best of 4")
     assert "gold_reward" in point
     without = section.model_copy(update={"gold_function": None})
-    bare = make("compare", without, Path("results/no-gold/compare/sft/manifest.json"), policy=tuned_policy, **inputs)
+    parts = {key: inputs[key] for key in ("data", "base", "sft")}
+    bare = make("compare", without, Path("results/no-gold/compare/sft/manifest.json"), policy=tuned_policy, **parts)
     assert "gold_reward" not in table(bare), "control"
+    sums = [2 * row["exact_reward"] + row["length_reward"] - row["length_reward_2"] for row in said(bare)]
+    assert [row["reward"] for row in said(bare)] == sums, "what a program checks is the reward where there is no other"
     assert [row["gold_reward"] for row in said(bare)] == [None] * len(golds)
     assert [row["reply"] for row in said(bare)] == [row["reply"] for row in said(compared)]
 

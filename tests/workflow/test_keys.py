@@ -62,6 +62,7 @@ OTHER_JUDGE = {
     "key_variable": "JUDGE_API_KEY", "temperature": 0.5, "max_tokens": 99, "timeout": 9.0, "attempts": 2, "pause": 1.0,
 }  # fmt: skip
 # Keys that cannot simply get the next value: what must be set beforehand, and the other value.
+REWARD = ("kind", "weight", "answer", "pattern", "tags", "words")
 SPECIAL = {
     "claims": ({}, {"it": CLAIM}),
     "prepare": ({}, {"world": {"documents": 500, "long": {"context": 64}}}),
@@ -136,6 +137,9 @@ SPECIAL = {
     "grpo.rewards[].kind": ({"grpo.rewards": [{"kind": "exact"}]}, "model"),
     "grpo.rewards[].weight": ({"grpo.rewards": [{"kind": "exact"}]}, 0.5),
     "grpo.rewards[].answer": ({"grpo.rewards": [{"kind": "exact"}]}, "text"),
+    "grpo.reward_seconds": ({"grpo.reward_function": "reward.py:short", "ppo": None}, 5.0),
+    "compare.checks": ({}, [{"kind": "exact"}]),
+    **{f"compare.checks[].{key}": ({"compare.checks": [{"kind": "exact"}]}, "refused") for key in REWARD},
     "grpo.labels": ({}, "shuffled"),
     "grpo.rewards[].pattern": ({"grpo.rewards": [{"kind": "pattern", "pattern": "a"}]}, "b"),
     "grpo.rewards[].tags": ({"grpo.rewards": [{"kind": "tags", "tags": ["a"]}]}, ["b"]),
@@ -221,12 +225,18 @@ FURTHER = {
     "ppo.reward_function": RERUN["ppo"] | RERUN["compare"],
     **{f"{stage}.method": RERUN[stage] | RERUN["compare"] for stage in ("reward", "ppo", "grpo")},
     "grpo.reward_function": RERUN["grpo"] | RERUN["compare"],
+    "grpo.reward_seconds": RERUN["grpo"] | RERUN["compare"],
+    "grpo.rewards": RERUN["grpo"] | RERUN["compare"],
+    **{f"grpo.rewards[].{key}": RERUN["grpo"] | RERUN["compare"] for key in REWARD},
     **{f"{stage}.method": RERUN[stage] | RERUN["reference"] | RERUN["compare"] for stage in ("dpo", "kto")},
 }
 REFUSED = (
     "reward_code",
     "gold_code",
     "compare.reward_function",
+    "compare.reward_seconds",
+    "compare.checks",
+    *(f"compare.checks[].{key}" for key in REWARD),
     "reference.method",
     "compare.method",
     *(f"{asked}[].{key}" for asked in ("choices", "answers") for key in ("format", "use", "separator")),

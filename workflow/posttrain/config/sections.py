@@ -839,11 +839,12 @@ class Grpo(Sampled):
     """Group relative policy optimisation from the SFT policy: several answers to each prompt, whose mean reward stands
     in for a value function (arXiv 2402.03300, section 4.1); RLOO with `advantage: leave_one_out` (arXiv 2402.14740)."""
 
-    rewards: Annotated[list[RewardPart], Field(min_length=1)] | None = None
-    """Terms of the reward, which are summed. Default: the reward model, or `reward_function`."""
-    reward_seconds: Positive = 10.0
-    """Longest time that a reward may take for an answer: one that takes longer, fails or returns no finite number
-    counts as 0, and the row is named. Rewards that are not a model run in a process of their own."""
+    rewards: Annotated[list[RewardPart], Field(min_length=1)] | None = Field(None, json_schema_extra=also("compare"))
+    """Terms of the reward, which are summed. Default: the reward model, or `reward_function`. `compare` measures each
+    term that a program checks, and where nothing else scores answers their sum is its reward."""
+    reward_seconds: Positive = Field(10.0, json_schema_extra=also("compare"))
+    """Longest time that `reward_function`, or a regular expression, may take for an answer. One that takes longer,
+    fails or returns no finite number counts as 0, and the row is named. A function runs in a process of its own."""
     group: Annotated[int, Field(ge=2, le=LARGEST)] = 8
     """Answers to each prompt; must divide `batch_size`."""
     advantage: Literal["group", "leave_one_out"] = "group"
@@ -879,6 +880,13 @@ class Grpo(Sampled):
     def without(self) -> set[str]:
         reads = {part.kind for part in self.rewards or []} or {"function" if self.reward_function else "model"}
         return set() if "model" in reads else {"reward"}
+
+    @property
+    def for_compare(self) -> dict[str, Any]:
+        """What `compare` is told of its rewards."""
+        checks = [part for part in self.rewards or [] if part.kind not in ("model", "function")]
+        seconds = {"reward_seconds": self.reward_seconds} if self.reward_function else {}
+        return ({"checks": checks} if checks else {}) | seconds
 
 
 class Judgement(Section):
@@ -952,6 +960,10 @@ class Compare(Judgement):
     """The hand-written reward of `ppo`, where it has one; written by the workflow."""
     reward_code: Text | None = None
     """Fingerprint of the function's file; written by the workflow."""
+    reward_seconds: Positive | None = None
+    """That of `grpo`, where its reward is a function; written by the workflow."""
+    checks: list[RewardPart] | None = None
+    """The terms of `grpo.rewards` that a program checks; written by the workflow."""
     gold_function: Text | None = None
     """A function, `file.py:function` or `package.module:function`, called as `function(prompt: str, reply: str,
     answer: str) -> float`, that scores answers to rows with an `answer`. Its score is not trained on. Default: the

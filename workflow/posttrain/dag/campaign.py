@@ -200,7 +200,9 @@ def resolve(experiment: Experiment) -> Experiment:
             seeded += [stage] if section.seed is None else []
             update[stage] = _trained(section, experiment)
     named = functions.named_in(experiment)
-    for stage, filled in [*named.items(), *((name, {"method": "full"}) for name in on_whole(experiment))]:
+    whole: list[tuple[str, dict]] = [(name, {"method": "full"}) for name in on_whole(experiment)]
+    scored = [("compare", experiment.grpo.for_compare)] if experiment.grpo else []
+    for stage, filled in [*named.items(), *whole, *scored]:
         update[stage] = update.get(stage, getattr(experiment, stage)).model_copy(update=filled)
     resolved = experiment.model_copy(update=update)
     resolved._seeded = frozenset(seeded)

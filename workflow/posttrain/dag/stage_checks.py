@@ -40,7 +40,7 @@ def stage_rules() -> list[Rule]:
     kinds: list[tuple[type[Section], Callable]] = [
         (Section, _functions), (Optimisation, training_mistakes), (Sft, _sft_rows), (Sft, _sft_lengths),
         (Sft, _sft_method), (Sft, _sft_adapter), (Adapter, _adapter_start), (Referenced, _reference_start),
-        (Reference, _whole_sft), (Compare, _whole_sft), (Compare, _judge),
+        (Reference, _written), (Compare, _written), (Compare, _judge),
         (Adapter, _adapter_length), (Adapter, _adapter_rows),
         (Sampled, sampled_mistakes), (Sampled, same_function), (Ppo, _value_start), (Ppo, _ppo),
         (Grpo, grpo_mistakes), (Grpo, reward_mistakes), (Dpo, _dpo), (Longctx, _longctx_policy),
@@ -155,9 +155,10 @@ def _reference_start(where: str, section: Referenced, experiment: Experiment) ->
             yield f"{where}.method", f"{problem}: qlora (the default) trains on the SFT policy in NF4, others do not"
 
 
-def _whole_sft(where: str, section: Reference | Compare, experiment: Experiment) -> Mistakes:
-    if "method" in section.model_fields_set:
-        yield f"{where}.method", "is written by the workflow; leave it out"
+def _written(where: str, section: Reference | Compare, experiment: Experiment) -> Mistakes:
+    for key in ("method", "checks", "reward_seconds"):
+        if key in section.model_fields_set:
+            yield f"{where}.{key}", "is written by the workflow; leave it out"
 
 
 def _judge(where: str, compare: Compare, experiment: Experiment) -> Mistakes:

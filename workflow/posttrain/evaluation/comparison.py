@@ -1,6 +1,7 @@
 """Statistics of a policy's answers: rows of the result table, and points of the reward-KL frontier.
 
-An answer is a dict: id, reply, length, ended, and kl, reward and gold_reward, each None where it was not measured.
+An answer is a dict: id, reply, length, ended, and kl, reward, gold_reward and such as exact_reward, each None where it
+was not measured.
 """
 
 import math
@@ -18,8 +19,10 @@ GAINS = {"gold_reward": "gold_gain", "reward": "reward_gain"}  # the first that 
 def summarise(answers: list[dict]) -> list[dict]:
     """Rows of the result table: means with standard errors over prompts, and measures of variety."""
     rows = []
+    checks = [key for key in answers[0] if is_check(key)]
     for key, metric, higher in (
-        ("gold_reward", "gold_reward", True), ("reward", "reward", True), ("kl", "kl_to_sft", False),
+        ("gold_reward", "gold_reward", True), ("reward", "reward", True),
+        *((key, key, True) for key in checks), ("kl", "kl_to_sft", False),
         ("length", "length", None), ("ended", "eos_rate", True),
     ):  # fmt: skip
         if values := column(answers, key):
@@ -81,6 +84,11 @@ def best_of_points(drawn: list[list[dict]]) -> list[dict]:
                 means[key], means[f"{key}_stderr"] = mean_stderr(values)
         points.append(means)
     return points
+
+
+def is_check(key: str) -> bool:
+    """Whether a key is that of a reward that a program checks."""
+    return "_reward" in key and key != "gold_reward"
 
 
 def column(answers: list[dict], key: str) -> list[float]:

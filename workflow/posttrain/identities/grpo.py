@@ -1,7 +1,7 @@
 """Identities of GRPO and RLOO, by `maths/grpo.py`.
 
-Sources: GRPO, Shao et al. 2024 (arXiv 2402.03300); RLOO, Ahmadian et al. 2024 (arXiv 2402.14740); the estimator, Kool et
-al. 2019 (openreview.net/forum?id=r1lgTGL5DE).
+Sources: GRPO, Shao et al. 2024 (arXiv 2402.03300); RLOO, Ahmadian et al. 2024 (arXiv 2402.14740); groups of
+equal rewards, DAPO, Yu et al. 2025 (arXiv 2503.14476).
 """
 
 import itertools

@@ -69,8 +69,8 @@ def figures(
         figure("frontier", "Reward against KL",
                 "Mean reward of answers to held-out prompts against KL to the SFT policy, ± 1 standard error over "
                 "prompts: snapshots of PPO and GRPO, joined in the order of their KL, others by beta, and best of n "
-                "from the SFT policy (its KL from the formula). Left gold, right learned: where the right rises and "
-                "the left falls, the reward is over-optimised.", panels.reward_kl, frontier),
+                "from the SFT policy (its KL from the formula). Left gold, right learned or checked: where the right "
+                "rises and the left falls, the reward is over-optimised.", panels.reward_kl, frontier),
         figure("long-perplexity", "Perplexity by length",
                 "Perplexity on held-out documents with long dependence, ± 1 standard error over documents.",
                 panels.by_length, [row for row in rows if LONG_TEXT.fullmatch(row["task"])]),

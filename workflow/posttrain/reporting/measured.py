@@ -13,8 +13,8 @@ from posttrain.reporting.records import BROKEN, groups_of, read_json, read_recor
 from posttrain.reporting.text import number, visible
 
 COVERAGE = 0.9  # least share of questions that both sides of a difference have a score of
-ANSWERS = {"gold_reward": "gold_reward", "reward": "reward", "kl_to_sft": "kl", "length": "length", "eos_rate": "ended"}
-"""Metric of `compare` -> the column of its answers."""
+ANSWERS = {"kl_to_sft": "kl", "eos_rate": "ended"}
+"""Metric of `compare` -> the column of its answers, where their names differ."""
 ROUNDING = 1e-6  # of a metric beside the mean of its questions
 
 
@@ -201,8 +201,8 @@ def _of_row(folder: Path, metrics: dict, name: str, cluster: str | None) -> Valu
 
 def _answers(folder: Path, metric: str, cluster: str | None) -> dict[Any, Item]:
     """The answers of a policy by prompt, as `compare` recorded them; {} where it records none of this metric."""
-    column, file = ANSWERS.get(metric), folder / "data" / "answers.jsonl"
-    if column is None or not file.is_file():
+    column, file = ANSWERS.get(metric, metric), folder / "data" / "answers.jsonl"
+    if not file.is_file():
         return {}
     rows = [row for row in rows_of(file) if row.get(column) is not None]
     return {

@@ -7,7 +7,8 @@ from pathlib import Path
 from posttrain.reporting import figures, tables, verdict
 from posttrain.reporting.text import clean, short, visible
 
-ANSWERS = ("gold_reward", "reward", "win_rate", "kl_to_sft", "length", "eos_rate", "distinct_2", "distinct_answers")
+ANSWERS = ("gold_reward", "reward", "exact_reward", "win_rate", "kl_to_sft", "length", "eos_rate", "distinct_2",
+           "distinct_answers")  # fmt: skip
 
 
 def page(campaign: dict, record: dict, drawn: list[dict]) -> str:
@@ -71,7 +72,10 @@ def side_by_side(artifacts: list[dict]) -> dict:
             cells = {row["metric"]: row for row in artifact["rows"]}
             benchmark = next(iter(judged.get(("evaluate", artifact["policy"]), [])), None)
             name = f"{artifact['experiment']} · {artifact['stage'].partition('/')[2]}"
-            lines.append({"name": name, "benchmark": benchmark, "cells": [cells.get(key) for key in ANSWERS]})
+            lines.append({"name": name, "benchmark": benchmark, "cells": cells})
     first = next((line["benchmark"] for line in lines if line["benchmark"]), None)
     title = f"{first['task']} {first['metric']}" if first else "benchmark"
-    return {"columns": [title, *(key.replace("_", " ") for key in ANSWERS)], "lines": lines}
+    shown = [key for key in ANSWERS if any(key in line["cells"] for line in lines)]
+    for line in lines:
+        line["cells"] = [line["cells"].get(key) for key in shown]
+    return {"columns": [title, *(key.replace("_", " ") for key in shown)], "lines": lines}

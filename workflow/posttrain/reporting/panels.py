@@ -98,7 +98,7 @@ def training(trained: list[dict], columns: int):
 
 
 def reward_kl(points: list[dict], columns: int):
-    """Two panels with gold and learned reward against KL; points of one run of PPO or GRPO, and of best-of-n, are
+    """Two panels with gold reward and reward against KL; points of one run of PPO or GRPO, and of best-of-n, are
     joined."""
     kinds = [key for key in ("gold_reward", "reward") if any(point.get(key) is not None for point in points)]
     figure, axes = sheet(len(kinds), min(columns, len(kinds)), height=3.0)
@@ -113,7 +113,7 @@ def reward_kl(points: list[dict], columns: int):
             label = f"{run} · {name}" if name in SAMPLED else name
             draw_frontier(axis, line, kind, label, colour(label if several and name in SAMPLED else name))
         axis.set_xlabel("KL to SFT, nats an answer")
-        axis.set_title({"gold_reward": "gold reward", "reward": "learned reward"}[kind])
+        axis.set_title({"gold_reward": "gold reward", "reward": "reward"}[kind])
         axis.grid()
     axes[-1].legend(loc="lower right")
     return figure

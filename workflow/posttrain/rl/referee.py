@@ -7,7 +7,7 @@ import math
 import multiprocessing
 from multiprocessing.connection import Connection
 
-from posttrain.config.sections import Sampled
+from posttrain.config.sections import Compare, Sampled
 from posttrain.ground.progress import say
 from posttrain.rl import handwritten
 
@@ -17,7 +17,7 @@ SHOWN = 3  # failures of each run that are printed; the others are counted
 class Referee:
     """The function of a section's `reward_function`, in a process of its own, which is started again when it ended."""
 
-    def __init__(self, section: Sampled, seconds: float):
+    def __init__(self, section: Sampled | Compare, seconds: float):
         self.function = section.reward_function, section.reward_code
         self.seconds, self.failures = seconds, 0
         handwritten.load_judge(section, "reward")  # a function that cannot be loaded is told here

@@ -7,7 +7,7 @@ reply, which is short too. None reads how an answer was found.
 
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from posttrain.config.sections import RewardPart
 
@@ -32,6 +32,26 @@ def check(part: RewardPart) -> Check:
         longest = part.words or 0
         return lambda reply, _: len(reply.split()) <= longest
     raise ValueError(f"{part.kind} is no check")
+
+
+def measured(parts: Sequence[RewardPart] | None, rows: list[dict], replies: list[str]) -> dict[str, list[float | None]]:
+    """Whether each term holds for each reply, 1 or 0, and None where it needs an answer that the row has not; by the
+    term's name, `exact_reward`, that of a second one of its kind `exact_reward_2`."""
+    found: dict[str, list[float | None]] = {}
+    for number, part in enumerate(parts or ()):
+        before = sum(other.kind == part.kind for other in (parts or ())[:number])
+        holds, needs = check(part), part.kind == "exact"
+        found[f"{part.kind}_reward" + (f"_{before + 1}" if before else "")] = [
+            None if needs and row["answer"] is None else float(holds(reply, row["answer"]))
+            for row, reply in zip(rows, replies, strict=True)
+        ]
+    return found
+
+
+def summed(parts: Sequence[RewardPart], found: dict[str, list[float | None]]) -> list[float]:
+    """The reward of each reply: the terms' weighted sum, in which None is 0. found: by `measured`."""
+    terms = zip(*found.values(), strict=True)
+    return [sum(part.weight * (value or 0.0) for part, value in zip(parts, term, strict=True)) for term in terms]
 
 
 def exact(same: Check, pattern: str | None) -> Check:

@@ -24,8 +24,9 @@ from posttrain.models import adapters, completions, network, reward_head
 from posttrain.models import policy as policies
 from posttrain.models import quantization as nf4
 from posttrain.models.network import Network
-from posttrain.rl import answers, handwritten
+from posttrain.rl import answers, handwritten, verifiable
 from posttrain.rl.prompts import given_replies, held_out_prompts
+from posttrain.rl.referee import Referee
 
 PARTS = 4  # parts of similar length in which a batch of answers is measured
 
@@ -37,7 +38,7 @@ class Measures(NamedTuple):
     model: Any  # PEFT's
     tokenizer: Any
     reward_model: reward_head.RewardModel | None
-    reward: handwritten.Judge | None
+    reward: handwritten.Judge | Referee | None
     gold: handwritten.Judge | None
 
 
@@ -123,8 +124,12 @@ def load_measures(section: Compare, foundation: adapters.Foundation, reward: Pat
     """The SFT policy as the adapter `sft`, the reward model, and the functions that score answers."""
     model = adapters.load_as_sft(foundation, name="sft").eval()
     scorer = reward_head.load(reward, foundation, model) if reward else None
-    judges = (handwritten.load_judge(section, kind) for kind in ("reward", "gold"))
-    return Measures(model, policies.load_tokenizer(foundation.weights), scorer, *judges)
+    gold = handwritten.load_judge(section, "gold")
+    if section.reward_function and section.reward_seconds:  # what fails counts as 0, as in training
+        function: Any = Referee(section, section.reward_seconds)
+    else:
+        function = handwritten.load_judge(section, "reward")
+    return Measures(model, policies.load_tokenizer(foundation.weights), scorer, function, gold)
 
 
 def load_speaker(measures: Measures, manifest: Path, foundation: adapters.Foundation, quantize: str | None) -> Network:
@@ -185,8 +190,11 @@ def answer_batch(section: Compare, measures: Measures, rows: list[dict], speaker
         batch = answers.draw(speaker.model, measures.tokenizer, ids, seeds, section.max_new_tokens, section.temperature)
     kl, rewards = measure(section, measures, batch, speaker, with_kl=not again)
     replies = answers.texts(measures.tokenizer, batch)
-    if measures.reward and measures.reward_model is None:
+    checked = verifiable.measured(section.checks, rows, replies)
+    if measures.reward_model is None and measures.reward:
         rewards = list(measures.reward.scores(rows, replies))
+    elif measures.reward_model is None and section.checks:
+        rewards = list(verifiable.summed(section.checks, checked))
     golds = measures.gold.scores_of_answered(rows, replies) if measures.gold else [None] * len(rows)
     return [
         {
@@ -199,9 +207,10 @@ def answer_batch(section: Compare, measures: Measures, rows: list[dict], speaker
             "kl": distance,
             "reward": reward,
             "gold_reward": gold,
+            **{name: values[number] for name, values in checked.items()},
         }
-        for row, reply, length, ended, distance, reward, gold in zip(
-            rows, replies, batch.mask.sum(dim=1).tolist(), batch.ended.tolist(), kl, rewards, golds, strict=True
+        for number, (row, reply, length, ended, distance, reward, gold) in enumerate(
+            zip(rows, replies, batch.mask.sum(dim=1).tolist(), batch.ended.tolist(), kl, rewards, golds, strict=True)
         )
     ]
 

@@ -84,7 +84,7 @@ def other_numbers(artifact: Recorded, answers: dict[str, dict]) -> Iterator[str]
 def differences(before: list[dict], now: list[dict], tolerance: float) -> Iterator[str]:
     """The first thing that differs of each answer."""
     for one, other in zip(before, now, strict=True):
-        for key in KEYS:
+        for key in dict.fromkeys([*KEYS, *one, *other]):
             if not asked.same(one.get(key), other.get(key), tolerance):
                 values = " recorded, ".join(visible(repr(side.get(key))) for side in (one, other))
                 yield f"prompt {one['id']}: {key} {values} now"
