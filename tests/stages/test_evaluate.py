@@ -12,7 +12,7 @@ import pytest
 from tiny import make, sft
 
 from posttrain.__main__ import main
-from posttrain.config.sections import Evaluate, Task
+from posttrain.config.sections import Evaluate, Generation, Task
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import manifest_of, read_json, read_jsonl, write_json, write_jsonl
 from posttrain.tools.export import export
@@ -230,6 +230,41 @@ def test_examples_are_put_before_each_question(data, base):
         prompt = str(sample["arguments"])
         asked = sum(prompt.count(row["prompt"]) for row in read_jsonl(data.parent / "data/tasks/world_biggest.jsonl"))
         assert asked == 1 + shots
+
+
+def answers(name: str) -> list[str]:
+    rows = read_jsonl(Path(f"results/{name}/evaluate/base/data/samples/world_biggest.jsonl"))
+    return [row["resps"][0][0] for row in rows]
+
+
+def test_answers_are_generated_as_the_config_says(data, base, capsys, monkeypatch):
+    """A beam search is transformers' own, whatever the batch. Sampling is repeated by its seed, and by a spot-check."""
+    from posttrain.models.policy import load_policy
+
+    def asked(name: str, seed: int = 0, batch_size: int = 3, **generation) -> list[str]:
+        task = Task(task="world_biggest", generation=Generation(max_gen_toks=6, **generation))
+        evaluate(data, base, base, name, tasks=[task], limit=3, batch_size=batch_size, seed=seed)
+        return answers(name)
+
+    search = {"num_beams": 4, "length_penalty": 0.5, "no_repeat_ngram_size": 2}
+    found, greedy = asked("beams", **search), asked("greedy")
+    assert read_json(Path("results/beams/evaluate/base/metrics.json"))["generation"]["world_biggest"]["num_beams"] == 4
+    model, tokenizer = load_policy(base, None)
+    by_hand = []
+    for row in read_jsonl(Path("results/beams/evaluate/base/data/samples/world_biggest.jsonl")):
+        tokens = tokenizer(row["arguments"][0][0], add_special_tokens=False, return_tensors="pt").input_ids
+        ends = {"stop_strings": ["<|end|>"], "tokenizer": tokenizer, "pad_token_id": tokenizer.pad_token_id}
+        said = model.generate(tokens, max_new_tokens=6, do_sample=False, **search, **ends)[0, tokens.shape[1] :]
+        by_hand.append(tokenizer.decode(said, skip_special_tokens=True))
+    assert found == by_hand == asked("beams-alone", batch_size=1, **search) and found != greedy
+
+    drawn = asked("drawn", do_sample=True)
+    assert drawn == asked("drawn-again", do_sample=True) and drawn != asked("drawn-otherwise", seed=1, do_sample=True)
+    code, text = spotcheck(capsys, "drawn/evaluate/base", "--questions", "1")
+    assert code == 0 and "asked again: 3 of 3 questions" in text, text
+    monkeypatch.setattr(parallel, "fits", 2)
+    with pytest.raises(UserError, match="sampled answers to world_biggest depend on the requests at once"):
+        asked("drawn-in-less", do_sample=True)
 
 
 def test_a_task_of_ones_own_is_asked(data, base, home, capsys):

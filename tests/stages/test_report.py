@@ -428,14 +428,17 @@ def test_accepted_edits_are_named(undrawn, campaign, made):
     assert page in Tags((output / "index.html").read_text()).text, "as text"
 
 
-def test_a_judgements_warnings_are_shown(undrawn, made, tmp_path):
-    """Control: without one, no word of a warning."""
-    assert 'badge bad">warning' not in (made()[1] / "index.html").read_text()
+def test_a_judgements_warnings_and_settings_of_generation_are_shown(undrawn, made, tmp_path):
+    """Control: without them, no word of either."""
+    page = (made()[1] / "index.html").read_text()
+    assert 'badge bad">warning' not in page and "answers generated with" not in page
     folder = tmp_path / "results/tiny-lora/evaluate/sft"
     metrics = json.loads((folder / "metrics.json").read_text())
-    artifact(tmp_path / "results", "tiny-lora/evaluate/sft", metrics | {"warnings": [f"another form {SCRIPT}"]})
+    metrics |= {"warnings": [f"another form {SCRIPT}"], "generation": {"e2e": {"num_beams": 10, "length_penalty": 0.9}}}
+    artifact(tmp_path / "results", "tiny-lora/evaluate/sft", metrics)
     page = (made()[1] / "index.html").read_text()
     assert "warning tiny-lora · evaluate/sft: another form <script>" in Tags(page).text and SCRIPT not in page
+    assert "evaluate/sft: answers generated with e2e: num_beams 10, length_penalty 0.9" in Tags(page).text
 
 
 def test_old_figures_go(made):

@@ -7,9 +7,10 @@ import json
 
 import pytest
 
+from posttrain.config.sections import Task
 from posttrain.evaluation.contamination import contaminated
 from posttrain.ground.files import write_jsonl
-from posttrain.stages.evaluate import contamination_warnings, with_shots
+from posttrain.stages.evaluate import as_asked, contamination_warnings
 
 LEAKED = "Which town on the northern coast had the first public library of the whole island"
 CLEAN = "How many wheels does the oldest tram in the museum at the harbour have today"
@@ -64,7 +65,7 @@ def test_a_question_in_any_training_row_is_found(tmp_path, cache, kind):
 
 def test_a_contaminated_task_is_warned_of_and_its_questions_are_listed(tmp_path, cache, capsys):
     manager = manager_of(tmp_path / "tasks", **GENERATED)
-    names = with_shots(manager, "quiz", 1)
+    names = as_asked(manager, Task(task="quiz", shots=1), tmp_path / "tasks")
     (warning,) = contamination_warnings(manager, names, prepared(tmp_path, "text"), tmp_path / "work")
     assert warning.startswith("1 of 2 questions of quiz are in the training rows too, the first quiz:1: ")
     assert f"warning: {warning}" in capsys.readouterr().err

@@ -127,3 +127,55 @@ def test_data_on_the_hub_are_fetched_at_their_commit(folder):
     assert plan.fetched("one", "evaluate") == [f"results/fetch/datasets--org--rows@{COMMIT}/manifest.json"]
     assert plan.fetch_section(f"datasets--org--rows@{COMMIT}")["datasets"][0]["id"] == "org/rows"
     assert "'main' can move" in refused(tasks=[{"task": "mine", "revision": "main"}])
+
+
+BEAMS = {"num_beams": 10, "length_penalty": 0.9, "no_repeat_ngram_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("task", "generation", "said"),
+    [
+        ("world", BEAMS, ""),
+        ("mine", BEAMS, ""),
+        ("heldout_text", BEAMS, "tasks[0].generation: has no effect: the answers to 'heldout_text' are not generated"),
+        ("chosen", BEAMS, "tasks[0].generation: has no effect: the answers to 'chosen' are not generated"),
+        ("world", {}, "tasks[0].generation: is empty"),
+        ("world", {"length_penalty": 0.9}, "generation.length_penalty: has no effect without num_beams"),
+        ("world", {"temperature": 0.7}, "generation.temperature: has no effect without do_sample"),
+        ("world", {"top_p": 0.9, "do_sample": False}, "generation.top_p: has no effect without do_sample"),
+        ("world", {"max_gen_toks": 999}, "generation.max_gen_toks: 999 leaves no room"),
+        ("world", {"do_sample": True, "top_p": 0.9}, "evaluate.batch_size: must be a number"),
+    ],
+)
+def test_settings_of_generation_need_a_task_that_generates(folder, task, generation, said):
+    section = {"tasks": [{"task": task, "generation": generation}], "task_files": None}
+    if task in ("mine", "chosen"):
+        kind = "multiple_choice" if task == "chosen" else "generate_until"
+        Path("tasks/mine.yaml").write_text(
+            f"output_type: {kind}\n" + TASK.format(name=task).replace("/chosen", "/mine")
+        )
+        section["task_files"] = ["tasks/mine.yaml"]
+    assert said in refused(**section) if said else load(**section)
+
+
+def test_sampling_has_a_fixed_batch(folder):
+    sampled = {"do_sample": True, "top_p": 0.9}
+    load(tasks=[{"task": "world", "generation": sampled}], task_files=None, batch_size=8)
+    with open("tasks/mine.yaml", "a") as file:
+        file.write("generation_kwargs: {do_sample: true, temperature: 0.7}\n")
+    assert "batch_size: must be a number: the sampled answers to 'mine'" in refused()
+    load(tasks=[{"task": "mine", "generation": {"do_sample": False}}])
+
+
+def test_sampling_is_from_all_tokens_unless_the_paper_says_otherwise():
+    from posttrain.config.sections import Generation
+    from posttrain.stages.evaluate import kwargs_of
+
+    own = {"until": ["."], "temperature": 0.0, "do_sample": False}
+    assert kwargs_of(Generation(num_beams=4), own) == own | {"num_beams": 4}
+    free = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    assert kwargs_of(Generation(do_sample=True), own) == own | free
+    assert kwargs_of(Generation(do_sample=True, top_p=0.9, temperature=0.7), own) == own | free | {
+        "top_p": 0.9,
+        "temperature": 0.7,
+    }

@@ -185,6 +185,24 @@ SPECIAL = {
         },
         ["reward.py:long", "reward.py:short"],
     ),
+    "evaluate.tasks[].generation": ({"evaluate.tasks": [{"task": "world"}]}, {"num_beams": 4}),
+    **{
+        f"evaluate.tasks[].generation.{key}": ({"evaluate.tasks": [{"task": "world", "generation": before}]}, value)
+        for key, before, value in (
+            ("num_beams", {"num_beams": 4}, 5),
+            ("length_penalty", {"num_beams": 4}, 0.9),
+            ("no_repeat_ngram_size", {"num_beams": 4}, 4),
+            ("max_gen_toks", {"num_beams": 4}, 9),
+            ("do_sample", {"num_beams": 4}, False),
+        )
+    },
+    **{
+        f"evaluate.tasks[].generation.{key}": (
+            {"evaluate.tasks": [{"task": "world", "generation": {"do_sample": True}}], "evaluate.batch_size": 8},
+            0.9,
+        )
+        for key in ("temperature", "top_p")
+    },
     "evaluate.tasks[].shots": ({"evaluate.tasks": [{"task": "world"}]}, 2),
     "compare.gold_function": ({"compare.gold_function": "reward.py:short"}, "reward.py:long"),
     "compare.judge": ({}, JUDGE),

@@ -1066,6 +1066,27 @@ def step_of(section: Lengths, window: int) -> int:
     return min(section.stride_tokens or max(1, int(window * section.stride)), window - 1)
 
 
+class Generation(Section):
+    """How the answers to a task are generated; an unset key is as the task itself says."""
+
+    num_beams: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Beams of the search (10 for LoRA on E2E, arXiv 2106.09685, appendix D.3); 1: no search."""
+    length_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
+    """Power of a beam's length by which its log-probability is divided (0.9 ibid., 0.8 in LoRA's repository)."""
+    no_repeat_ngram_size: Count | None = None
+    """Tokens in a row that may not occur twice in prompt and answer (4 ibid.)."""
+    do_sample: bool | None = None
+    """Draw each token at random, by `evaluate.seed`; the answers depend on `batch_size` too, which must be a number."""
+    temperature: Positive | None = None
+    """Sampling uses the softmax of logits / temperature (0.7 for Guanaco, arXiv 2305.14314, section 5.2). Default with
+    `do_sample`: the task's, else 1."""
+    top_p: Rate | None = None
+    """Sample from the likeliest tokens that have this probability together (nucleus sampling, arXiv 1904.09751; 0.9 for
+    Guanaco). Default with `do_sample`: the task's, else all."""
+    max_gen_toks: Count | None = None
+    """Longest answer, in tokens."""
+
+
 class Task(Section):
     """One lm-eval task."""
 
@@ -1078,6 +1099,8 @@ class Task(Section):
     """Accept a data set revision that can move; the manifest records its commit."""
     shots: Annotated[int, Field(ge=0, le=LARGEST)] | None = None
     """Examples before each question. Default: the task's own number."""
+    generation: Generation | None = None
+    """How the answers are generated. Default: as the task says, which mostly is greedily."""
 
 
 LARGEST_BATCH = 64  # of `batch_size: auto`

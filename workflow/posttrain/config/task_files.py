@@ -67,6 +67,14 @@ class Own(NamedTuple):
         here = self.members is not None or not isinstance(path, str) or path in LOADERS or os.path.exists(path)
         return None if here else path
 
+    @property
+    def generation(self) -> dict[str, Any] | None:
+        """The settings of generation of a task; None for one that generates nothing, and for a group."""
+        if self.members is not None or self.values.get("output_type", "generate_until") != "generate_until":
+            return None
+        kwargs = self.values.get("generation_kwargs")
+        return kwargs if isinstance(kwargs, dict) else {}
+
 
 def read(file: str) -> Own:
     """What a file defines. Raises UserError, with file and line, where it, or a file that it includes, cannot be

@@ -7,7 +7,7 @@ from os.path import isfile, normpath
 from typing import get_args
 
 from posttrain.config.mistakes import nearest
-from posttrain.config.sections import Evaluate, Task
+from posttrain.config.sections import Evaluate, Generation, Task
 from posttrain.config.stages import Experiment
 from posttrain.config.task_files import DATA_KEYS, LOADERS, SPLITS, Called, Own, all_own, allowed, calls, own_of, read
 from posttrain.dag.rules import Mistakes
@@ -15,6 +15,7 @@ from posttrain.dag.source_checks import pinned
 from posttrain.ground.errors import UserError
 
 PYTHON = "{} makes the task in Python: give YAML, and the functions that it calls in evaluate.task_functions"
+SCORED = ("heldout_text", "heldout_sft", "choices")  # tasks of `prepare` that generate nothing
 
 
 def task_file_mistakes(experiment: Experiment) -> Mistakes:
@@ -68,6 +69,36 @@ def own_task_mistakes(where: str, task: Task, own: list[Own]) -> Mistakes:
         for key in ("revision", "allow_floating"):
             if getattr(task, key):
                 yield f"{where}.{key}", f"has no effect: {task.task!r} reads local data"
+
+
+def generation_mistakes(experiment: Experiment) -> Mistakes:
+    """Settings of generation for tasks that generate nothing, or without effect; sampling in batches of any size."""
+    section, scratch = experiment.evaluate, experiment.base.scratch
+    longest, known = section.max_length or (scratch.context if scratch else None), all_own(section)
+    for number, task in enumerate(section.tasks or []):
+        where, given = f"evaluate.tasks[{number}].generation", {}
+        own = [one.generation for one in own_of(task.task, known) if one.members is None]
+        if task.generation:
+            given = task.generation.model_dump(exclude_none=True)
+            if task.task in SCORED or (own and own.count(None) == len(own)):
+                yield where, f"has no effect: the answers to {task.task!r} are not generated"
+            yield from _without_effect(where, given, next(filter(None, own), {}) | given, longest)
+        sampled = given.get("do_sample", any(one.get("do_sample") for one in filter(None, own)))
+        if sampled and section.batch_size == "auto":
+            yield "evaluate.batch_size", f"must be a number: the sampled answers to {task.task!r} depend on it"
+
+
+def _without_effect(where: str, given: dict, whole: dict, longest: int | None) -> Mistakes:
+    """Settings of generation that do nothing. given: those of the config; whole: with those of an own task."""
+    if not given:
+        yield where, f"is empty: leave it out, or set one of {', '.join(Generation.model_fields)}"
+    if "length_penalty" in given and whole.get("num_beams", 1) == 1:
+        yield f"{where}.length_penalty", "has no effect without num_beams of 2 or more"
+    for key in ("temperature", "top_p"):
+        if key in given and not whole.get("do_sample"):
+            yield f"{where}.{key}", "has no effect without do_sample: true"
+    if longest and given.get("max_gen_toks", 0) >= longest:
+        yield f"{where}.max_gen_toks", f"{given['max_gen_toks']} leaves no room for a question in {longest} tokens"
 
 
 def _functions(file: str) -> set[str]:

@@ -229,7 +229,8 @@ def _questions(folder: Path, task: str, metric: str, cluster: str | None) -> dic
 
 
 def _protocol(folder: Path, task: str, row: dict, metrics: dict) -> dict:
-    """How a row of a judgement was measured: version, examples, template, type of the weights, number of questions."""
+    """How a row of a judgement was measured: version, examples, settings of generation, template, type of the weights,
+    number of questions."""
     file = folder / "lm_eval.json"
     if not file.is_file():
         judge = json.loads(record_of(folder).get("params", ["{}"])[0]).get("judge", {})
@@ -241,4 +242,4 @@ def _protocol(folder: Path, task: str, row: dict, metrics: dict) -> dict:
         "template": metrics.get("chat_template") or "none",
         "dtype": result.get("config", {}).get("model_dtype"),
         "items": row.get("n"),
-    }
+    } | ({"generation": given} if (given := metrics.get("generation", {}).get(task)) else {})

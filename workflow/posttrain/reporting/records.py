@@ -72,7 +72,12 @@ def read_artifact(artifact: dict, whole: dict[str, dict]) -> dict:
         points = [numbers(entry, text=("series", "label")) for entry in metrics.get("frontier", [])]
         parts = [numbers(part) for part in metrics.get("positions", [])]
         shown = {"rows": read_rows(artifact, whole[policy]), "frontier": points, "positions": parts}
-        return artifact | shown | {"warnings": [str(text) for text in metrics.get("warnings", [])]}
+        generation = [generated(*entry) for entry in metrics.get("generation", {}).items()]
+        return (
+            artifact
+            | shown
+            | {"generation": generation, "warnings": [str(text) for text in metrics.get("warnings", [])]}
+        )
     return artifact | ({"card": data_card(metrics)} if "sources" in metrics else training(metrics))
 
 
@@ -117,6 +122,11 @@ def read_rows(judgement: dict, policy: dict) -> list[dict]:
         }
         rows.append(shared | values | kind | {"task": task, "metric": str(row["metric"])})
     return sorted(rows, key=lambda row: not row["group"])
+
+
+def generated(task: str, settings: dict) -> str:
+    """A task with its settings of generation, as a line."""
+    return f"{task}: {', '.join(f'{key} {value}' for key, value in settings.items())}"
 
 
 def groups_of(file: Path) -> dict[str, list[str]]:

@@ -211,6 +211,7 @@ def _compare(section: Compare, case: Case) -> Moments:
 def _evaluate(section: Evaluate, case: Case) -> Moments:
     stretched = case.settings.longctx.factor if case.policy_is(Longctx) else 1
     rows = LARGEST_BATCH if section.batch_size == "auto" else section.batch_size
+    rows *= max((task.generation.num_beams or 1 for task in section.tasks or [] if task.generation), default=1)
     return _judged(section, case, rows, section.max_length or round(case.shape.context * stretched), 2)
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from posttrain.config.sections import Evaluate
+from posttrain.config.sections import Evaluate, Generation, Task
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_json, write_jsonl
 from posttrain.ground.progress import say
@@ -46,7 +46,9 @@ def evaluate(
     rows = table_rows(result)
     for row in rows:
         say(f"{row['task']}  {row['metric']} {row['value']:.4f}")
-    metrics = {"policy": policy.parent.name, "rows": rows, "limit": section.limit, "chat_template": template}
+    metrics: dict = {"policy": policy.parent.name, "rows": rows, "limit": section.limit, "chat_template": template}
+    if generation := generation_of(section, result.get("group_subtasks", {})):
+        metrics["generation"] = generation
     return metrics | ({"warnings": warnings} if warnings else {})
 
 
@@ -92,8 +94,8 @@ def measure(
     Raises UserError, before the first question, where it is not the template that the policy was trained with.
     """
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
 
+    from posttrain.evaluation.harness import Harness
     from posttrain.models import positions
     from posttrain.models.policy import read_contract
     from posttrain.training import parallel
@@ -105,7 +107,9 @@ def measure(
     far = contract["method"] == "prompt" or (contract["method"] == "prefix" and not positions.skip_padding(model))
     alone = far or positions.depend_on_length(contract["positions"], longest)
     batch_size = 1 if alone else parallel.requests_at_once(section)
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
+    if not alone:
+        refuse_any_batch(section, manager, names, batch_size)
+    harness = Harness(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=longest)
     templated = section.chat_template
     if templated is None:  # the form of training
         templated = tokenizer.chat_template is not None and contract.get("form") != "plain"
@@ -126,6 +130,15 @@ def measure(
         log_samples=True,
     )
     return result, template
+
+
+def refuse_any_batch(section: Evaluate, manager, names: list, batch_size: int) -> None:
+    """Raise UserError where a task samples and the number of requests at once follows from the memory."""
+    objects = [name for name in names if not isinstance(name, str)]
+    for name, task in manager.load(objects)["tasks"].items() if objects else ():
+        if (task.config.generation_kwargs or {}).get("do_sample") and section.batch_size != batch_size:
+            fits = f"set evaluate.batch_size to a number that fits, such as {batch_size}"
+            raise UserError(f"evaluate: the sampled answers to {name} depend on the requests at once: {fits}")
 
 
 def digest(template: str) -> str:
@@ -157,44 +170,62 @@ def load_tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
     folders += [str(own_pack(section, fetched, packs / "own"))] if section.task_files else []
     manager = TaskManager(include_path=[folder for folder in folders if Path(folder).is_dir()], include_defaults=False)
     names = json.loads((prepared / "default.json").read_text()) if prepared.is_dir() else []
-    wanted = [{"task": name} for name in names]
-    if section.tasks is not None:
-        wanted = [task.model_dump() for task in section.tasks]
+    wanted = section.tasks or [Task(task=name) for name in names]
     if not wanted:
         raise UserError("evaluate.tasks: prepare made no task from this data; name tasks of lm-eval")
     problems = [
-        f"evaluate.tasks: {task['task']!r} was neither prepared (prepared: {', '.join(names) or 'none'}) nor fetched; "
+        f"evaluate.tasks: {task.task!r} was neither prepared (prepared: {', '.join(names) or 'none'}) nor fetched; "
         "for a task of lm-eval give `task:` and `revision:`, the commit of its data set"
         for task in wanted
-        if task["task"] not in manager.all_tasks
+        if task.task not in manager.all_tasks
     ]
     if problems:
         raise UserError(*problems)
-    if section.task_files:
-        refuse_unloadable(manager, [task["task"] for task in wanted])
-    return manager, [chosen for task in wanted for chosen in with_shots(manager, task["task"], task.get("shots"))]
+    return manager, [chosen for task in wanted for chosen in as_asked(manager, task, prepared)]
 
 
-def refuse_unloadable(manager, names: list[str]) -> None:
-    """Raise UserError for a task that lm-eval cannot load."""
-    for name in names:
-        try:
-            manager.load([name])
-        except UserError:
-            raise
-        except Exception as error:  # of lm-eval, of datasets, or of a function of the user's own
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            raise UserError(f"evaluate.tasks: lm-eval cannot load {name!r}: {reason}") from None
+def as_asked(manager, task: Task, prepared: Path) -> list:
+    """A task, group or tag for lm-eval: the name of a prepared one that is asked as it is, else the loaded task, group
+    or tasks, with the number of examples and the settings of generation.
 
-
-def with_shots(manager, name: str, shots: int | None) -> list:
-    """A task, group or tag for lm-eval: its name, or the loaded task, group or tasks with their number of examples."""
-    if shots is None:
+    Raises UserError where lm-eval cannot load it, and for settings of generation of a task that generates nothing.
+    """
+    name, shots, generation = task.task, task.shots, task.generation
+    if shots is None and generation is None and (prepared / f"{name}.yaml").is_file():
         return [name]
-    loaded = manager.load([name])
-    for task in loaded["tasks"].values():
-        task.set_config(key="num_fewshot", value=shots)
+    try:
+        loaded = manager.load([name])
+    except Exception as error:  # of lm-eval, of datasets, or of a function of the user's own
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UserError(f"evaluate.tasks: lm-eval cannot load {name!r}: {reason}") from None
+    generating = [one for one in loaded["tasks"].values() if one.OUTPUT_TYPE == "generate_until"]
+    if generation and not generating:
+        raise UserError(f"evaluate.tasks: {name}: generation has no effect: its answers are not generated")
+    for one in loaded["tasks"].values() if shots is not None else ():
+        one.set_config(key="num_fewshot", value=shots)
+    if generation:
+        for one in generating:
+            one.set_config(key="generation_kwargs", value=kwargs_of(generation, one.config.generation_kwargs))
     return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
+
+
+def kwargs_of(generation: Generation, own: dict) -> dict:
+    """lm-eval's settings of generation: those given, over a task's own. Sampling is from all tokens, at temperature 1,
+    unless one of the two says otherwise: transformers' default would be the 50 likeliest tokens."""
+    kwargs = own | generation.model_dump(exclude_none=True)
+    if kwargs.get("do_sample"):
+        kwargs = {"top_k": 0, "top_p": 1.0} | kwargs | {"temperature": kwargs.get("temperature") or 1.0}
+    return kwargs
+
+
+def generation_of(section: Evaluate, members: dict[str, list[str]]) -> dict[str, dict]:
+    """Task or group, and each of a group's members -> the settings of generation that the config gives it."""
+    return {
+        name: task.generation.model_dump(exclude_none=True)
+        for task in section.tasks or []
+        if task.generation
+        for name in [task.task, *members.get(task.task, [])]
+    }
 
 
 def table_rows(result: dict) -> list[dict]:
