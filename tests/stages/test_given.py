@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from families import tokenizer_of
+from safetensors.torch import load_file
 from tiny import make, sft
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from posttrain.config.sections import Base, Lengths, Passkey, Prepare, Source, Tokenizer
 from posttrain.config.sources import own_files
 from posttrain.evaluation import passkey
-from posttrain.ground.errors import UserError
+from posttrain.ground.errors import Interrupted, UserError
 from posttrain.ground.files import read_json, read_jsonl
 from posttrain.models.policy import load_policy
 from posttrain.resources import architecture
 from posttrain.tools.export import export
+from posttrain.training import interruption
 
 SMALL = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
              max_position_embeddings=256, vocab_size=512, bos_token_id=1, eos_token_id=2,
@@ -238,6 +240,24 @@ def test_what_is_exported_ends_its_turns_as_it_was_trained(data, base, tmp_path)
         exported = AutoModelForCausalLM.from_pretrained(tmp_path / name / "out")
         assert exported.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids(end)
         assert tokenizer.eos_token == end
+
+
+def test_a_part_of_a_fused_matrix_is_trained_alone_also_after_an_interruption(data, tmp_path, monkeypatch):
+    """Keys of GPT-NeoX stay, although B's other rows move and decay."""
+    manifest = taken(save(tmp_path / "model", "gpt_neox"), data)
+    section = sft(method="qlora", fused_parts=["query", "value"], steps=3, weight_decay=0.1)
+    whole = make("sft", section, tmp_path / "whole/sft/manifest.json", data=data, base=manifest)
+    found = iter([interruption.GO_ON, interruption.SAVE, interruption.TERMINATED])
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(interruption, "due", lambda step, saving: next(found, interruption.GO_ON))
+        make("sft", section, tmp_path / "stopped/sft/manifest.json", data=data, base=manifest)
+    stopped = make("sft", section, tmp_path / "stopped/sft/manifest.json", data=data, base=manifest)
+    files = [made.parent / "model/adapter_model.safetensors" for made in (whole, stopped)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    rows = [weight for name, weight in load_file(files[0]).items() if "query_key_value.lora_B" in name]
+    for query, key, value in (weight.view(4, 3, -1).unbind(1) for weight in rows):
+        assert query.any(dim=1).all() and value.any(dim=1).all() and not key.any()
+    assert len(rows) == 2
 
 
 def test_passkeys_are_asked_without_long_documents(data, tmp_path):

@@ -424,7 +424,7 @@ def test_an_edit_of_one_function_reruns_the_stages_that_could_use_it():
 
 def test_a_stage_reaches_few_modules():
     """What stages share stands in rooms of its own, so that none reaches another."""
-    assert len(code.code("dpo")) <= 21 and len(code.code("lengths")) <= 12
+    assert len(code.code("dpo")) <= 22 and len(code.code("lengths")) <= 11
     for stage in ("dpo", "lengths", "ppo", "longctx"):
         assert [name for name in code.code(stage) if name.startswith("stages.")] == [f"stages.{stage}"]
 

@@ -92,6 +92,7 @@ SCRATCH = "prepare: {world: {}}\nbase: {scratch: {layers: 2}}\nsft: {method: lor
         ("layers: [1, 1]", "sft.layers: names 1 twice"),
         ("layers: [0], target_modules: [layers.1.mlp.up_proj]", "up_proj names a layer itself"),
         ("initialization: orthogonal, rank: 3", "sft.initialization: orthogonal needs an even rank, found 3"),
+        ("fused_parts: [query, value]", "sft.fused_parts: llama has no matrix of queries, keys and values whose rows"),
         ("initialization: pissa_niter_4", "sft.initialization: 'pissa_niter_4' is refused: it rewrites the base's"),
         ("initialization: EVA", "sft.initialization: 'EVA' is refused: it is fitted to the training data"),
         ("initialization: kaming", "it should be 'gaussian' or 'orthogonal'"),
@@ -119,6 +120,19 @@ def test_dora_needs_weights_in_float32(tmp_path):
     assert "sft.dora: needs weights in float32" in problems(
         tmp_path, one=text.replace("base: {", "base: {dtype: bfloat16, ")
     )
+
+
+def test_parts_of_a_fused_matrix_need_one_whose_other_rows_stay(tmp_path):
+    text = SCRATCH.replace("{layers", "{positions: alibi, layers").replace("SET", "fused_parts: [query, value]SET")
+    load(tmp_path, one=text.replace("SET", ", target_modules: [query_key_value, dense]"))
+    for more, message in (
+        (", target_modules: [dense]", "has no effect: sft.target_modules lacks query_key_value"),
+        (", dora: true", "cannot be combined with dora"),
+        (", initialization: orthogonal", "cannot be combined with initialization: orthogonal"),
+        (", method: full", "has no effect with method: full"),
+    ):
+        other = text.replace("method: lora, ", "") if "method" in more else text
+        assert f"sft.fused_parts: {message}" in problems(tmp_path, one=other.replace("SET", more))
 
 
 def test_a_model_on_the_hub_is_known_by_its_shapes(tmp_path, monkeypatch):

@@ -110,6 +110,7 @@ SPECIAL = {
     "sft.dora": ({"sft.method": "lora"}, True),
     "sft.rank_stabilized": ({"sft.method": "lora"}, True),
     "sft.layers": ({"sft.method": "lora"}, [0]),
+    "sft.fused_parts": ({"base.scratch.positions": "alibi", **NO_LONGCTX}, ["query", "value"]),
     "sft.compute": ({}, "bfloat16"),
     "sft.max_length": ({}, 80),
     "reward.max_length": ({}, 80),

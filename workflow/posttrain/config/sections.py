@@ -544,7 +544,14 @@ class Sft(Passes):
         "all-linear", json_schema_extra=ADAPTERS
     )
     """Matrices that get an adapter. In a mixture whose experts are one tensor, `all-linear` leaves them out. A matrix
-    that holds queries, keys and values (`c_attn`, `Wqkv`, `query_key_value`) gets one adapter, of all three."""
+    that holds queries, keys and values (`c_attn`, `Wqkv`, `query_key_value`, `qkv_proj`) gets one adapter, of all three
+    but for `fused_parts`."""
+    fused_parts: Annotated[list[Literal["query", "key", "value"]], Field(min_length=1, max_length=2)] | None = Field(
+        None, json_schema_extra=ADAPTERS
+    )
+    """Parts that the adapter of such a matrix changes, in every later stage too; B's other rows stay 0 (queries and
+    values in LoRA, arXiv 2106.09685, section 4.2). One A of `rank` rows serves both, where the authors' code has one
+    for each part. Default: all three."""
     layers: Annotated[list[Annotated[int, Field(ge=0, le=LARGEST)]], Field(min_length=1)] | None = Field(
         None, json_schema_extra=ADAPTERS
     )

@@ -7,6 +7,7 @@ from posttrain.config.sections import Sft
 from posttrain.config.stages import Experiment
 from posttrain.dag.given import given
 from posttrain.ground import weights
+from posttrain.maths import fused
 
 LAYER = re.compile(r"(^|\.)\d+\.")  # in the name of a weight: the number of its layer
 HEADS = {"lm_head", "embed_out"}  # names of output embeddings
@@ -58,6 +59,8 @@ def adapter_mistakes(where: str, sft: Sft, experiment: Experiment) -> Iterator[t
     if sft.dora and frozen_in_16_bits(experiment):
         problem = "needs weights in float32: PEFT rounds their lengths to their type, so that it starts beside the base"
         yield f"{where}.dora", f"{problem} (set base.dtype: float32)"
+    if sft.fused_parts:
+        yield from _fused_mistakes(f"{where}.fused_parts", sft, experiment)
     if sft.initialization != "orthogonal":
         return
     if sft.method == "qlora" or frozen_in_16_bits(experiment):
@@ -65,6 +68,23 @@ def adapter_mistakes(where: str, sft: Sft, experiment: Experiment) -> Iterator[t
         yield f"{where}.initialization", f"{problem} (set method: lora and base.dtype: float32)"
     elif sft.rank % 2:
         yield f"{where}.initialization", f"orthogonal needs an even rank, found {sft.rank}"
+
+
+def _fused_mistakes(key: str, sft: Sft, experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Parts of a matrix that the base or the adapter lacks, or whose other rows would change."""
+    base, named = experiment.base, sft.target_modules
+    scratch = base.scratch and {"alibi": "bloom", "rope": "llama"}[base.scratch.positions]
+    family = scratch or given(base).config.get("model_type")
+    matrix = fused.MATRICES.get(family or "")
+    if family and not matrix:
+        problem = f"{family} has no matrix of queries, keys and values whose rows are known"
+        yield key, f"{problem} (of {', '.join(fused.MATRICES)}); name layers in sft.target_modules"
+    elif matrix and isinstance(named, list) and matrix not in {name.rpartition(".")[2] for name in named}:
+        yield key, f"has no effect: sft.target_modules lacks {matrix}, which holds queries, keys and values"
+    if sft.dora:
+        yield key, "cannot be combined with dora, which trains the lengths of all rows"
+    if sft.initialization == "orthogonal":
+        yield key, "cannot be combined with initialization: orthogonal, with which B does not start at 0"
 
 
 def number_of_layers(experiment: Experiment) -> int:

@@ -181,6 +181,15 @@ def start_as_sft(model, foundation: Foundation, name: str = "default") -> None:
             state[key].zero_()
             state[key][:, : weight.shape[1]] = weight * rescale
     peft.set_peft_model_state_dict(model, state, adapter_name=name)
+    hold(model, foundation, name)
+
+
+def hold(model, foundation: Foundation, name: str = "default") -> None:
+    """Keep an adapter to the parts of fused matrices that the SFT policy's changes."""
+    from posttrain.models import targets
+
+    if parts := foundation.adapter and policy.read_contract(foundation.adapter).get("fused_parts"):
+        targets.hold(model, parts, name)
 
 
 def _settings(adapter: Path) -> dict:
@@ -198,7 +207,8 @@ def publish(
     """
     from posttrain.training import parallel
 
-    form = policy.read_contract(foundation.adapter or foundation.weights).get("form")
+    contract = policy.read_contract(foundation.adapter or foundation.weights)
+    form, parts = contract.get("form"), contract.get("fused_parts")
     dtype = policy.dtype_of(foundation.weights)
     if not hasattr(model, "peft_config"):
         policy.publish_whole(model, tokenizer, folder, form, dtype, method or "weights")
@@ -210,7 +220,7 @@ def publish(
     tokenizer.save_pretrained(folder)
     method = method or ("qlora" if foundation.quantization else "lora")
     settings = quantization.described(foundation.quantization, model)
-    policy.write_contract(folder, method, tokenizer, model.config, foundation.weights, settings, form, dtype)
+    policy.write_contract(folder, method, tokenizer, model.config, foundation.weights, settings, form, dtype, parts)
 
 
 def save(model, folder: Path, base: Path, name: str = "default", state: dict | None = None) -> None:

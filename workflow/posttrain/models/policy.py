@@ -1,6 +1,7 @@
 """A language model as an artifact: its contract, and loading it exactly as it was trained."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.config.sections import Judgement
@@ -34,13 +35,14 @@ def write_contract(
     quantization=None,
     form: str | None = None,
     dtype: str = "float32",
+    fused_parts: Sequence[str] | None = None,
 ) -> None:
     """Write `policy.json`, the facts that every later load of this model is checked against.
 
     method: "weights" for a whole model, "reward" for a reward model, else the kind of adapter; base: manifest of the
     model under an adapter; quantization: that of this model when the adapter was trained; form: that of its training
     rows (`tokens.form_of`), which is recorded where it is `plain`; dtype: type of the frozen weights, which is
-    recorded where it is not float32.
+    recorded where it is not float32; fused_parts: of `sft`, which every later stage keeps to.
     """
     contract = {
         "method": method,
@@ -52,6 +54,7 @@ def write_contract(
         "positions": positions.contract(config, tokenizer.model_max_length),
     }
     contract |= {"form": form} if form == "plain" else {}
+    contract |= {"fused_parts": fused_parts} if fused_parts else {}
     write_json(folder / "policy.json", contract | ({"dtype": dtype} if dtype != "float32" else {}))
 
 

@@ -1,11 +1,15 @@
 """The layers of a model that get an adapter."""
 
+import functools
 from collections.abc import Collection
 
+import torch
 from transformers.pytorch_utils import Conv1D
 
 from posttrain.ground.errors import UserError
+from posttrain.maths import fused
 from posttrain.models.quantization import computes_a_product
+from posttrain.training import parallel
 
 # Names that PEFT takes for the experts of a mixture and their router, whatever layer has them (PEFT 0.21).
 EXPERTS = {"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"}
@@ -43,6 +47,41 @@ def layers(
                 f"(tie_word_embeddings); linear layers: {', '.join(sorted(linear(model)))}"
             )
     return wanted
+
+
+def hold(model, parts: Collection[str] | None, name: str = "default") -> None:
+    """Keep an adapter from changing what is not among some parts of the matrix of queries, keys and values.
+
+    Rows of B that are 0 stay 0 without a gradient: no optimiser and no weight decay moves them. parts: None for all.
+    Raises UserError where the model's rows are not known or have no adapter.
+    """
+    if not parts:
+        return
+    parallel.refuse_sharded("sft.fused_parts")
+    family = model.config.model_type
+    ends = f".{fused.MATRICES.get(family, '')}"
+    adapted = [module for path, module in model.named_modules() if path.endswith(ends) and name in _b_of(module)]
+    if not adapted or family not in fused.MATRICES:
+        raise UserError(f"sft.fused_parts: {family} has no adapter on a matrix of queries, keys and values")
+    kept = torch.tensor(fused.rows(model.config, parts))[:, None]
+    for weight in (_b_of(module)[name].weight for module in adapted):
+        if len(weight) != len(kept):
+            raise UserError(
+                f"sft.fused_parts: {family} has {len(weight)} rows in{ends.replace('.', ' ')}, not {len(kept)}"
+            )
+        trained = weight.requires_grad
+        weight.requires_grad_(True).register_hook(functools.partial(_only, kept))
+        weight.requires_grad_(trained)
+
+
+def _b_of(module) -> dict:
+    """B of each adapter of a layer; {} of a layer without one."""
+    return getattr(module, "lora_B", {})
+
+
+def _only(kept: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient without some of its rows."""
+    return gradient * kept.to(gradient)
 
 
 def linear(model) -> set[str]:

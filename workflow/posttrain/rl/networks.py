@@ -58,6 +58,8 @@ def with_value(models: Models, section: Ppo, foundation: adapters.Foundation, re
         assert reward, "checked with the config"
         shared = learner if models.policy.adapter else None
         network, started = reward_head.load(reward, foundation, shared, "value", dtype="float32")
+        if shared:
+            adapters.hold(learner, foundation, "value")
         value = network if shared else Network(network.model.requires_grad_(True).base_model)
     elif models.policy.adapter:
         learner.add_adapter("value", copy.deepcopy(learner.peft_config["policy"]))

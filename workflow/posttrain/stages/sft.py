@@ -67,7 +67,7 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from posttrain.models import methods
+    from posttrain.models import methods, targets
     from posttrain.training import trainers
 
     set_seed(section.seed)
@@ -87,6 +87,7 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
         processing_class=tokenizer,
         peft_config=methods.adapter(section, model),
     )
+    targets.hold(trainer.model, section.fused_parts)
     if section.packing and parts:
         trainer.train_dataset, parts = packed_apart(train, trainer.args.max_length, parts)
     refuse_beyond(trainer.model, [*filter(None, (train, test))])
@@ -207,4 +208,5 @@ def publish(model, tokenizer, section: Sft, base: Path, quantization: dict | Non
     adapters.save(model, folder, base, state=state)
     tokenizer.save_pretrained(folder)
     quantization = described(quantization, model)
-    policy.write_contract(folder, section.method, tokenizer, model.config, base, quantization, form, dtype)
+    parts = section.fused_parts
+    policy.write_contract(folder, section.method, tokenizer, model.config, base, quantization, form, dtype, parts)
