@@ -421,3 +421,34 @@ def test_noise_and_a_paged_optimiser_continue_to_the_same_bytes(data, base, monk
     assert metrics["history"][-1]["eval_loss"] == metrics["summary"]["eval_loss"]
     weights = "model/adapter_model.safetensors"
     assert files["quiet"][weights] != files["whole"][weights] != files["lost"][weights]
+
+
+def test_a_prompt_that_starts_as_a_text_is_that_text_and_continues_to_the_same_bytes(data, base, home, monkeypatch):
+    """Virtual tokens that are not trained yet are read as the text itself. Control: other text."""
+    import peft
+
+    from posttrain.models import methods
+
+    model, tokenizer = policy.load_policy(base)
+    ids = tokenizer("what is this ?").input_ids
+    section = sft(method="prompt", prompt_text="what is this ?", virtual_tokens=len(ids), steps=4)
+    adapted = peft.get_peft_model(policy.load_policy(base)[0], methods.adapter(section, model)).eval()
+    rest = torch.tensor([tokenizer("this is it").input_ids])
+    with torch.no_grad():
+        said, other = (model(torch.cat([torch.tensor([first]), rest], dim=1)).logits for first in (ids, ids[::-1]))
+        found = adapted(rest).logits[:, -rest.shape[1] :]
+    assert torch.allclose(found, said[:, len(ids) :], atol=1e-5)
+    assert not torch.allclose(found, other[:, len(ids) :], atol=1e-3), "control"
+    with pytest.raises(UserError, match=rf"sft.prompt_text: has {len(ids)} tokens, over sft.virtual_tokens"):
+        methods.adapter(section.replaced(virtual_tokens=len(ids) - 1), model)
+    made = {}
+    for name in ("whole", "continued"):
+        made[name] = Path(f"results/text-{name}/sft/manifest.json")
+        if name == "continued":
+            patch = killed_at(2, monkeypatch)
+            with pytest.raises(KeyboardInterrupt):
+                make("sft", section, made[name], data=data, base=base)
+            patch.undo()
+        make("sft", section, made[name], data=data, base=base)
+    assert read_json(made["continued"])["files"] == read_json(made["whole"])["files"]
+    policy.load_policy(made["whole"], base)

@@ -106,6 +106,10 @@ SPECIAL = {
         {"sft.method": "prefix", "longctx.policy": "base", **dict.fromkeys(("reward", "ppo", "grpo", "dpo", "kto"))},
         8,
     ),
+    "sft.prompt_text": (
+        {"sft.method": "prompt", "longctx.policy": "base", **dict.fromkeys(("reward", "ppo", "grpo", "dpo", "kto"))},
+        "Answer in few words.",
+    ),
     "sft.group_by_length": ({}, True),
     "sft.dora": ({"sft.method": "lora"}, True),
     "sft.rank_stabilized": ({"sft.method": "lora"}, True),

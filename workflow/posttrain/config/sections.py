@@ -566,6 +566,10 @@ class Sft(Passes):
     """Arithmetic on the dequantised weights. Default: the type of the base's frozen weights (`base.dtype`)."""
     virtual_tokens: Count = Field(16, json_schema_extra=VIRTUAL)
     """Number of trained virtual tokens."""
+    prompt_text: Text | None = Field(None, json_schema_extra=only_with(method=("prompt",)))
+    """Text whose tokens' embeddings the virtual tokens start as, again and again until all have one (the start from
+    text of prompt tuning, arXiv 2104.08691, section 3.2, by PEFT's TEXT, with the tokenizer's own BOS). Default:
+    embeddings of random tokens."""
     packing: bool = Field(False, json_schema_extra=only_with(method=("full", "lora", "qlora")))
     """Put several rows in one sequence; they cannot see each other."""
     max_length: Annotated[int, Field(ge=8, le=LARGEST)] | None = None

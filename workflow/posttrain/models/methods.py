@@ -4,6 +4,7 @@ import peft
 import torch
 
 from posttrain.config.sections import Sft
+from posttrain.ground.errors import UserError
 from posttrain.models import targets
 from posttrain.training import parallel
 
@@ -32,10 +33,27 @@ def adapter(section: Sft, model):
         )  # fmt: skip
     if section.method == "prompt":
         return peft.PromptTuningConfig(
-            num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM", prompt_tuning_init="SAMPLE_VOCAB",
-            num_attention_heads=cached_keys(model)[1],
+            num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM",
+            num_attention_heads=cached_keys(model)[1], **prompt_start(section, model),
         )  # fmt: skip
     return None
+
+
+def prompt_start(section: Sft, model) -> dict[str, str]:
+    """PEFT's settings of what virtual tokens start as. Raises UserError for a text that has more tokens, which PEFT
+    would cut."""
+    if section.prompt_text is None:
+        return {"prompt_tuning_init": "SAMPLE_VOCAB"}
+    from transformers import AutoTokenizer
+
+    count = len(AutoTokenizer.from_pretrained(model.name_or_path)(section.prompt_text).input_ids)
+    if count > section.virtual_tokens:
+        raise UserError(f"sft.prompt_text: has {count} tokens, over sft.virtual_tokens ({section.virtual_tokens})")
+    return {
+        "prompt_tuning_init": "TEXT",
+        "prompt_tuning_init_text": section.prompt_text,
+        "tokenizer_name_or_path": model.name_or_path,
+    }
 
 
 def cached_keys(model) -> tuple[int, int, int]:
