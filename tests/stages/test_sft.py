@@ -452,3 +452,41 @@ def test_a_prompt_that_starts_as_a_text_is_that_text_and_continues_to_the_same_b
         make("sft", section, made[name], data=data, base=base)
     assert read_json(made["continued"])["files"] == read_json(made["whole"])["files"]
     policy.load_policy(made["whole"], base)
+
+
+def test_a_network_that_makes_the_prefix_is_trained_and_dropped(data, base, home, monkeypatch):
+    """It continues to the same bytes, and what is loaded is the trained policy. Control: its weights are lost."""
+    from safetensors.torch import load_file
+
+    section, made = sft(method="prefix", prefix_projection=24, virtual_tokens=8, steps=4, learning_rate=1e-2), {}
+    seen, publish = {}, stage.publish
+
+    def published(model, *others):
+        with torch.no_grad():
+            seen["trained"] = model.eval()(torch.arange(4, 12)[None]).logits
+        publish(model, *others)
+
+    monkeypatch.setattr(stage, "publish", published)
+    for name in ("whole", "continued", "lost"):
+        made[name] = Path(f"results/network-{name}/sft/manifest.json")
+        with monkeypatch.context() as patched:
+            if name != "whole":
+                patch = killed_at(2, monkeypatch)
+                with pytest.raises(KeyboardInterrupt):
+                    make("sft", section, made[name], data=data, base=base)
+                patch.undo()
+            if name == "lost":
+                patched.setattr("posttrain.training.prefix.Reparametrized.on_train_begin", lambda *_, **__: None)
+            make("sft", section, made[name], data=data, base=base)
+    files = {name: read_json(manifest)["files"] for name, manifest in made.items()}
+    assert files["continued"] == files["whole"]
+    weights = "model/adapter_model.safetensors"
+    assert files["lost"][weights] != files["whole"][weights], "control"
+    assert {name: weight.shape for name, weight in load_file(made["whole"].parent / weights).items()} == {
+        "prompt_embeddings": (8, 2 * 64)
+    }
+    metrics = read_json(made["whole"].parent / "metrics.json")
+    assert metrics["summary"]["trainable_parameters"] == 8 * 64 + (64 + 1) * 24 + (24 + 1) * 2 * 64
+    loaded, _ = policy.load_policy(made["lost"], base)
+    with torch.no_grad():
+        assert torch.allclose(loaded(torch.arange(4, 12)[None]).logits, seen["trained"], atol=1e-5)

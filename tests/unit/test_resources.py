@@ -118,6 +118,16 @@ def test_an_adapter_on_some_layers_is_counted_there():
     assert (of_all.numbers, of_all.first) == (8_388_608, 0), "control"
 
 
+def test_a_network_that_makes_a_prefix_is_counted():
+    """By the formula of a stage's own count (tests/stages/test_sft.py). Control: the prefix alone."""
+    section, shape = Sft(method="prefix", virtual_tokens=10, prefix_projection=512), from_config(LLAMA_7B)
+    width, whole = 4096, 2 * 32 * 4096
+    network = (width + 1) * 512 + (512 + 1) * whole
+    assert learned(SimpleNamespace(sft=section), shape, "sft").numbers == 10 * width + network
+    alone = section.replaced(prefix_projection=None)
+    assert learned(SimpleNamespace(sft=alone), shape, "sft").numbers == 10 * whole
+
+
 def judged(plan, policy: str) -> dict[str, dict]:
     """The terms of each moment of a policy's benchmarks on a GPU."""
     settings = plan.experiments["one"]

@@ -106,6 +106,10 @@ SPECIAL = {
         {"sft.method": "prefix", "longctx.policy": "base", **dict.fromkeys(("reward", "ppo", "grpo", "dpo", "kto"))},
         8,
     ),
+    "sft.prefix_projection": (
+        {"sft.method": "prefix", "longctx.policy": "base", **dict.fromkeys(("reward", "ppo", "grpo", "dpo", "kto"))},
+        32,
+    ),
     "sft.prompt_text": (
         {"sft.method": "prompt", "longctx.policy": "base", **dict.fromkeys(("reward", "ppo", "grpo", "dpo", "kto"))},
         "Answer in few words.",

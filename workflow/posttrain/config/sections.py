@@ -566,6 +566,9 @@ class Sft(Passes):
     """Arithmetic on the dequantised weights. Default: the type of the base's frozen weights (`base.dtype`)."""
     virtual_tokens: Count = Field(16, json_schema_extra=VIRTUAL)
     """Number of trained virtual tokens."""
+    prefix_projection: Count | None = Field(None, json_schema_extra=only_with(method=("prefix",)))
+    """Width of a network of two layers that makes the prefix while it is trained, and is dropped afterwards
+    (arXiv 2101.00190, section 4.3; 512 in its code for tables to text). Default: the prefix itself is trained."""
     prompt_text: Text | None = Field(None, json_schema_extra=only_with(method=("prompt",)))
     """Text whose tokens' embeddings the virtual tokens start as, again and again until all have one (the start from
     text of prompt tuning, arXiv 2104.08691, section 3.2, by PEFT's TEXT, with the tokenizer's own BOS). Default:

@@ -30,6 +30,7 @@ def adapter(section: Sft, model):
         return peft.PrefixTuningConfig(
             num_virtual_tokens=section.virtual_tokens, task_type="CAUSAL_LM",
             num_layers=layers, num_attention_heads=heads, token_dim=heads * width,
+            prefix_projection=bool(section.prefix_projection), encoder_hidden_size=section.prefix_projection,
         )  # fmt: skip
     if section.method == "prompt":
         return peft.PromptTuningConfig(

@@ -72,12 +72,17 @@ def vectors(numbers: int, width: int) -> list[Tensors]:
 
 
 def _tuned(section: Sft, shape: Architecture) -> Learned:
-    """The parameters that `sft` trains. A virtual token has keys and values in all layers (prefix) or an embedding."""
+    """The parameters that `sft` trains. A virtual token has keys and values in all layers (prefix), which a network of
+    two layers may make, or an embedding."""
     if section.method == "full":
         return _everything(shape)
     if section.method in ("lora", "qlora"):
         return _adapter(shape, section.rank, section.target_modules, section)
-    width = 2 * shape.layers * shape.kv_heads * shape.head if section.method == "prefix" else shape.hidden
+    keys, wide = shape.kv_heads * shape.head, section.prefix_projection
+    width = 2 * shape.layers * keys if section.method == "prefix" else shape.hidden
+    if wide and section.method == "prefix":
+        network = [Tensors(1, (wide, keys)), Tensors(1, (wide,)), Tensors(1, (width, wide)), Tensors(1, (width,))]
+        return Learned([], [Tensors(1, (section.virtual_tokens, keys), embedding=True), *network])
     return Learned([], [Tensors(1, (section.virtual_tokens, width), embedding=True)])
 
 

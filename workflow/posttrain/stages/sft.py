@@ -68,7 +68,7 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
     from trl import SFTConfig, SFTTrainer
 
     from posttrain.models import methods, targets
-    from posttrain.training import trainers
+    from posttrain.training import prefix, trainers
 
     set_seed(section.seed)
     if section.packing:
@@ -88,6 +88,8 @@ def trainer_of(section: Sft, model, tokenizer, train, test, checkpoints: Path, p
         peft_config=methods.adapter(section, model),
     )
     targets.hold(trainer.model, section.fused_parts)
+    if section.prefix_projection:
+        trainer.add_callback(prefix.Reparametrized(checkpoints))
     if section.packing and parts:
         trainer.train_dataset, parts = packed_apart(train, trainer.args.max_length, parts)
     refuse_beyond(trainer.model, [*filter(None, (train, test))])
