@@ -207,6 +207,10 @@ def test_gold_is_the_worlds_or_a_function_of_ones_own_and_reruns_what_it_judges(
         (GOOD + "grpo: {rewards: [{kind: pattern}]}\n", "grpo.rewards[0].pattern: is missing: kind pattern needs it"),
         (GOOD + "grpo: {rewards: [{kind: pattern, pattern: '('}]}\n", "pattern: is no regular expression: missing )"),
         (GOOD + "grpo: {rewards: [{kind: exact, pattern: 'a'}]}\n", "grpo.rewards[0].pattern: has no group"),
+        (
+            GOOD + "grpo: {rewards: [{kind: length, words: 3}], reward_seconds: 5}\n",
+            "grpo.reward_seconds: has no effect",
+        ),
         (GOOD + "grpo: {rewards: [{kind: function}]}\n", "rewards[0].kind: function needs grpo.reward_function"),
         (
             GOOD + "grpo: {rewards: [{kind: exact, words: 3}]}\n",

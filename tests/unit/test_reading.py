@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from families import tokenizer_of
-from test_campaign import GOOD, problems
+from test_campaign import GOOD, load, problems
 
 from posttrain.config.sections import Prepare, Source
 from posttrain.config.sources import data_files, hub_items
@@ -510,6 +510,33 @@ def test_what_a_source_lacks_is_told_before_any_job(tmp_path, keys, words):
     keys = keys.replace("PAIRS", str(pairs)).replace("SHARDS", str(folder))
     text = GOOD.replace("{world: {}}", f"{{world: {{}}, {kind}: [{{{keys}}}]}}")
     assert words in problems(tmp_path, one=text)
+
+
+def test_exact_answers_need_a_column_of_answers(tmp_path):
+    """As GSM8K has them, where the reply ends in the answer. Control: with it nothing is said."""
+    lines = [{"question": f"q{n}?", "answer": f"so it is #### {n}"} for n in range(3)]
+    file = table(tmp_path, lines, "a.jsonl")
+    replies, answered = "prompt: question, completion: answer", "prompt: question, completion: answer, answer: answer"
+    text = f"prepare: {{text: [{{path: {file}, columns: {{text: question}}}}], sft: [{{path: {file}COLUMNS}}]}}\n"
+    text += "base: {scratch: {}}\nsft: {}\ngrpo: {prompts: sft, rewards: [{kind: exact}]}\n"
+    assert f"`columns: {{{answered}}}` trains on them" in problems(tmp_path, one=text.replace("COLUMNS", ""))
+    said = problems(tmp_path, one=text.replace("COLUMNS", f", columns: {{{replies}}}"))
+    assert said.endswith(
+        "none of the first 3 rows of " + f"{file} has an answer, such as by `columns: {{answer: COLUMN}}`"
+    )
+    load(tmp_path, one=text.replace("COLUMNS", f", columns: {{{answered}}}"))
+    named = dict(part.split(": ") for part in answered.split(", "))
+    read, *_ = source_rows(Source(path=str(file), columns=named))
+    assert [(row["completion"], row["answer"]) for row in read] == [
+        (line["answer"], str(n)) for n, line in enumerate(lines)
+    ]
+
+
+@pytest.mark.parametrize(("answer", "kept"), [(7, "7"), (0.5, "0.5"), ("a", "a"), (True, None), ("", None)])
+def test_a_number_is_an_answer(tmp_path, answer, kept):
+    """And so is one that is the whole reply."""
+    file = table(tmp_path, [{"prompt": "p", "completion": "a", "answer": answer}], "a.jsonl")
+    assert [row.get("answer") for row in source_rows(Source(path=str(file)))[0]] == [kept]
 
 
 def test_a_whole_text_asks_nothing(tmp_path):

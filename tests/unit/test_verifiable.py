@@ -11,6 +11,7 @@ from posttrain.ground.errors import UserError
 from posttrain.maths import grpo
 from posttrain.rl import verifiable
 from posttrain.rl.referee import Referee
+from posttrain.stages import grpo as stage
 
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0, 0.0, 1.0, 2.0, 3.0])
 
@@ -124,7 +125,7 @@ def judge(prompt, reply, answer):
         os._exit(3)
     if reply == "raise":
         raise RuntimeError("no")
-    return {"nan": float("nan"), "text": "many"}.get(reply, len(reply))
+    return {"nan": float("nan"), "text": "many", "none": None, "number": "7"}.get(reply, len(reply))
 """
 
 
@@ -133,13 +134,37 @@ def test_a_reward_that_fails_costs_its_answer_alone(tmp_path, monkeypatch, capsy
     (tmp_path / "mine.py").write_text(FUNCTION)
     referee = Referee(Grpo(reward_function="mine.py:judge"), seconds=3.0)
     try:
-        replies = ["abc", "raise", "nan", "text", "die", "hang", "abcd"]
-        assert referee.scores([ROW] * len(replies), replies) == [3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0]
-        assert referee.failures == 5
+        replies = ["abc", "raise", "nan", "text", "die", "hang", "abcd", "none", "number"]
+        assert referee.scores([ROW] * len(replies), replies) == [3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0, 0.0, 7.0]
+        assert referee.failures == 6
     finally:
         referee.close()
     printed = capsys.readouterr().err
+    assert printed.endswith("reward_function gave no score for 6 of 9 answers: 0 each\n")
     assert "reward_function raised RuntimeError: no for the row row-7, reply 'raise': counts as 0" in printed
     assert printed.count("counts as 0") == 3, "the others are counted"
+    referee = Referee(Grpo(reward_function="mine.py:judge"), seconds=3.0)
+    with pytest.raises(UserError, match=r"raised RuntimeError: no for the row row-7, .* as for all 32 answers so far"):
+        referee.scores([ROW] * 40, ["raise"] * 40)
+    referee.close()
     with pytest.raises(UserError, match="cannot be loaded"):
         Referee(SimpleNamespace(reward_function="mine.py:nosuch", reward_code=None), seconds=1.0)
+
+
+def test_a_pattern_that_takes_too_long_costs_its_reply_alone(monkeypatch, capsys):
+    """A search whose time is exponential in the reply."""
+    monkeypatch.setattr(verifiable, "SECONDS", 0.1)
+    part = RewardPart(kind="pattern", pattern="^(a|aa)+$")
+    assert verifiable.scores(part, [ROW] * 3, ["aaa", "a" * 60 + "!", "b"]) == [1.0, 0.0, 0.0]
+    assert "took over 0.1 s for 1 of 3 replies, the first to the row row-7, reply 'aaaa" in capsys.readouterr().err
+
+
+def test_exact_answers_need_answers(capsys):
+    """Control: rows of which one has none are told, and trained on."""
+    section = Grpo(rewards=[RewardPart(kind="exact")])
+    rows = [{"id": "a", "answer": None}, {"id": "b", "answer": "Paris"}]
+    with pytest.raises(UserError, match=r"rewards\[0\]: exact compares with a number .* none of 2 preference prompts"):
+        stage.refuse_unanswered(section, rows)
+    stage.refuse_unanswered(section, [*rows, {"id": "c", "answer": "so #### 1,000"}])
+    assert "2 of 3 prompts, first a, have none: 0" in capsys.readouterr().err
+    stage.refuse_unanswered(Grpo(rewards=[RewardPart(kind="length", words=3)]), rows)

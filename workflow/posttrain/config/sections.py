@@ -841,8 +841,8 @@ class RewardPart(Section):
     """What is compared: the last number of the reply, as GSM8K's task does (arXiv 2110.14168), or the whole reply,
     without case, punctuation and articles, as SQuAD's measure does (arXiv 1606.05250)."""
     pattern: Text | None = Field(None, json_schema_extra=only_with(kind=("exact", "pattern")))
-    """Regular expression of Python, searched for in the reply; `.` also matches line breaks. With `exact`, its first
-    group is the reply's answer, as lm-eval's `regex` filter takes it."""
+    """Regular expression of Python, searched for in the reply, for at most a second; `.` also matches line breaks.
+    With `exact`, its first group is the reply's answer, as lm-eval's `regex` filter takes it."""
     tags: Annotated[list[Name], Field(min_length=1)] | None = Field(None, json_schema_extra=only_with(kind=("tags",)))
     """Names of tags, such as `[think, answer]` for `<think>...</think><answer>...</answer>`."""
     words: Count | None = Field(None, json_schema_extra=only_with(kind=("length",)))
@@ -857,8 +857,8 @@ class Grpo(Sampled):
     """Terms of the reward, which are summed. Default: the reward model, or `reward_function`. `compare` measures each
     term that a program checks, and where nothing else scores answers their sum is its reward."""
     reward_seconds: Positive = Field(10.0, json_schema_extra=also("compare"))
-    """Longest time that `reward_function`, or a regular expression, may take for an answer. One that takes longer,
-    fails or returns no finite number counts as 0, and the row is named. A function runs in a process of its own."""
+    """Longest time that `reward_function` may take for an answer, in a process of its own. Where it takes longer, fails
+    or returns no finite number, the answer counts as 0, and the row is named."""
     group: Annotated[int, Field(ge=2, le=LARGEST)] = 8
     """Answers to each prompt; must divide `batch_size`."""
     advantage: Literal["group", "leave_one_out"] = "group"

@@ -1,11 +1,13 @@
 """Rules across keys for the stages that sample answers and score them."""
 
-import re
 from collections.abc import Iterator
+
+import regex
 
 from posttrain.config.sections import Grpo, RewardPart, Sampled
 from posttrain.config.stages import STAGES, Experiment
 from posttrain.dag.rules import Mistakes
+from posttrain.dag.source_checks import unanswered
 
 NEEDED = {
     "pattern": "pattern",
@@ -48,6 +50,10 @@ def reward_mistakes(where: str, section: Grpo, experiment: Experiment) -> Mistak
     for number, part in enumerate(parts):
         for problem in _of_part(part):
             yield f"{where}.rewards[{number}].{problem[0]}", problem[1]
+    if "exact" in kinds and (why := unanswered(section.prompts, experiment.prepare)):
+        yield f"{where}.rewards[{kinds.index('exact')}].kind", f"exact compares with the rows' `answer`: {why}"
+    if "reward_seconds" in section.model_fields_set and section.reward_function is None:
+        yield f"{where}.reward_seconds", f"has no effect without {where}.reward_function"
     if "function" in kinds and section.reward_function is None:
         yield f"{where}.rewards[{kinds.index('function')}].kind", f"function needs {where}.reward_function"
     if parts and section.reward_function and "function" not in kinds:
@@ -63,8 +69,8 @@ def _of_part(part: RewardPart) -> Iterator[tuple[str, str]]:
         yield needed, f"is missing: kind {part.kind} needs it"
     if part.kind in ("exact", "pattern") and part.pattern is not None:
         try:
-            groups = re.compile(part.pattern).groups
-        except re.error as error:
+            groups = regex.compile(part.pattern).groups
+        except regex.error as error:
             yield "pattern", f"is no regular expression: {error}"
         else:
             if part.kind == "exact" and not groups:

@@ -5,7 +5,7 @@ import os
 from itertools import islice
 
 from posttrain.config.mistakes import one_of
-from posttrain.config.sections import ANSWERED, ASKED, DOCUMENTS, TRAINED, HubModel, Source, Task
+from posttrain.config.sections import ANSWERED, ASKED, DOCUMENTS, TRAINED, HubModel, Prepare, Source, Task
 from posttrain.config.sources import OF_WORLD, data_files, is_mixture
 from posttrain.config.stages import Experiment
 from posttrain.dag.rules import Mistakes
@@ -143,8 +143,24 @@ def unknown_layout(where: str, task: str, source: Source) -> Mistakes:
         yield f"{where}.threshold", "is missing: the score from which an answer is wanted"
 
 
+def unanswered(task: str, prepare: Prepare) -> str:
+    """Why no row of a kind has an `answer`, as far as the first rows of local files tell; "" where some may."""
+    told = ""  # that there are no rows is told where they are needed
+    if prepare.world and task in OF_WORLD:
+        return ""
+    for source in getattr(prepare, task):
+        rows = [value for _, value, _ in shape.stream(((0, row, False) for row in first_rows(source, task)), source)]
+        if not rows or any(not isinstance(row, dict) or row.get("answer") not in (None, "") for row in rows):
+            return ""
+        told = f"{none_of(rows, source, task)} has an answer, such as by `columns: {{answer: COLUMN}}`"
+    return told
+
+
 def way_out(task: str, row: dict) -> str:
     """What helps for a row that has no layout of its kind of data."""
+    if task == "sft" and {"question", "answer"} <= row.keys():
+        names = "prompt: question, completion: answer, answer: answer"
+        return f"`columns: {{{names}}}` trains on them, and prepare.answers asks them as a test"
     kinds = {kind: layouts.TASKS.get(kind, kind) for kind in (*ANSWERED, *ASKED) if kind != task}
     others = [kind for kind, of_layouts in kinds.items() if layouts.guess(row, of_layouts)]
     if others:

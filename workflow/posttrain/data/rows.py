@@ -165,7 +165,7 @@ def _contents(row: dict, task: str, format: str, allow_empty_user: bool = False)
     """The row's content in canonical form, several where it holds several. Raises RowError, naming the first defect and
     its place.
 
-    The expected answer to a prompt (`answer`, a string) is kept for hand-written rewards, and a conversation's tools.
+    The expected answer to a prompt (`answer`, text or a number) is kept for rewards, and a conversation's tools.
     A row that is labelled as unwanted (for `kto`) is an error: SFT would imitate it.
     """
     if task == "sft" and row.get("label") is False:
@@ -190,7 +190,11 @@ def _more(row: dict, content: dict, task: str) -> dict:
     if task == "preference" and MARGIN not in content and (rated := margin(row)) is not None:
         more[MARGIN] = rated
     answer = row.get("answer")
-    if task in ("sft", "preference") and isinstance(answer, str) and answer not in ("", content.get("completion")):
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if isinstance(answer, str) and "####" in answer and answer == content.get("completion"):
+        answer = answer.rpartition("####")[2].strip()  # the reply as a whole is no answer to compare with (GSM8K)
+    if task in ("sft", "preference") and isinstance(answer, str) and answer:
         more["answer"] = answer
     if ("messages" in content or isinstance(content.get("prompt"), list)) and (tools := turns.tools_of(row)):
         more["tools"] = tools

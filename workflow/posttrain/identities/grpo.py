@@ -17,7 +17,7 @@ GROUP, ANSWERS, CLIP = 3, 4, 0.2
 
 def rloo_unbiased() -> Identity:
     """The expectation of RLOO's gradient over all groups of 3 answers is the gradient of the expected reward
-    (2402.14740, section 2.3). Control: the mean of the whole group as baseline, which holds the answer itself."""
+    (2402.14740). Control: the mean of the whole group as baseline, which holds the answer itself."""
     weights, rewards = torch.randn(ANSWERS, requires_grad=True), torch.randn(ANSWERS)
     logp = torch.log_softmax(weights, 0)
     (true,) = torch.autograd.grad((logp.exp() * rewards).sum(), weights, retain_graph=True)

@@ -8,10 +8,12 @@ import multiprocessing
 from multiprocessing.connection import Connection
 
 from posttrain.config.sections import Compare, Sampled
+from posttrain.ground.errors import UserError
 from posttrain.ground.progress import say
 from posttrain.rl import handwritten
 
 SHOWN = 3  # failures of each run that are printed; the others are counted
+HOPELESS = 32  # first answers of which one must be scored: with rewards of 0 alone nothing would be learned
 
 
 class Referee:
@@ -19,7 +21,7 @@ class Referee:
 
     def __init__(self, section: Sampled | Compare, seconds: float):
         self.function = section.reward_function, section.reward_code
-        self.seconds, self.failures = seconds, 0
+        self.seconds, self.asked, self.failures = seconds, 0, 0
         handwritten.load_judge(section, "reward")  # a function that cannot be loaded is told here
         self.process: multiprocessing.process.BaseProcess | None = None
         self.ours: Connection | None = None
@@ -29,15 +31,16 @@ class Referee:
         return [self._score(row, reply) for row, reply in zip(rows, replies, strict=True)]
 
     def _score(self, row: dict, reply: str) -> float:
+        self.asked += 1
         try:
             ours = self._started()
             ours.send((row["prompt"], reply, row.get("answer")))
             if not ours.poll(self.seconds):
-                self.close()
+                self._end()
                 return self._failed(row, reply, f"gave no score in {self.seconds:g} s")
             value, problem = ours.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            self.close()
+            self._end()
             return self._failed(row, reply, "ended its process")
         return self._failed(row, reply, problem) if problem else value
 
@@ -53,12 +56,20 @@ class Referee:
 
     def _failed(self, row: dict, reply: str, problem: str) -> float:
         self.failures += 1
+        failed = f"reward_function {problem[:200]} for the row {row.get('id')}, reply {reply[:80]!r}"
+        if self.failures == self.asked == HOPELESS:
+            raise UserError(f"{failed}, as for all {HOPELESS} answers so far: none has a score")
         if self.failures <= SHOWN:
-            say(f"warning: reward_function {problem} for the row {row.get('id')}, reply {reply[:80]!r}: counts as 0")
+            say(f"warning: {failed}: counts as 0")
         return 0.0
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and tell how many answers it did not score."""
+        if self.failures > SHOWN:
+            say(f"warning: reward_function gave no score for {self.failures:,} of {self.asked:,} answers: 0 each")
+        self._end()
+
+    def _end(self) -> None:
         if self.process and self.ours:
             self.process.kill()
             self.process.join()

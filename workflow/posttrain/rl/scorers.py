@@ -39,8 +39,7 @@ def of_parts(section: Grpo, models, foundation: Foundation, reward: Path | None)
         if part.kind == "function":
             assert referee
             return torch.tensor(referee.scores(rows, replies))
-        holds = verifiable.check(part)
-        return torch.tensor([float(holds(reply, row["answer"])) for row, reply in zip(rows, replies, strict=True)])
+        return torch.tensor(verifiable.scores(part, rows, replies))
 
     def score(batch: Answers, rows: list[dict]) -> Tensor:
         replies = answers.texts(models.tokenizer, batch)

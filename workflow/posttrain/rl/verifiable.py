@@ -9,8 +9,12 @@ import re
 import string
 from collections.abc import Callable, Sequence
 
-from posttrain.config.sections import RewardPart
+import regex
 
+from posttrain.config.sections import RewardPart
+from posttrain.ground.progress import say
+
+SECONDS = 1.0  # longest search of a user's regular expression, some of which take time exponential in the reply
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -22,8 +26,8 @@ def check(part: RewardPart) -> Check:
     if part.kind == "exact":
         return exact(same_number if part.answer == "number" else same_text, part.pattern)
     if part.kind == "pattern":
-        wanted = re.compile(part.pattern or "", re.DOTALL)
-        return lambda reply, _: bool(wanted.search(reply))
+        wanted = regex.compile(part.pattern or "", regex.DOTALL)
+        return lambda reply, _: bool(wanted.search(reply, timeout=SECONDS))
     if part.kind == "tags":
         ordered = re.compile("".join(rf".*?<{tag}>.*?</{tag}>" for tag in part.tags or []), re.DOTALL)
         marks = [mark for tag in part.tags or [] for mark in (f"<{tag}>", f"</{tag}>")]
@@ -34,16 +38,37 @@ def check(part: RewardPart) -> Check:
     raise ValueError(f"{part.kind} is no check")
 
 
+def scores(part: RewardPart, rows: list[dict], replies: list[str]) -> list[float]:
+    """Whether a term holds for each reply to a row, 1 or 0; 0, which is told, where its regular expression takes too
+    long."""
+    holds, late = check(part), []
+    found: list[float] = []
+    for row, reply in zip(rows, replies, strict=True):
+        try:
+            found.append(float(holds(reply, row["answer"])))
+        except TimeoutError:
+            found.append(0.0)
+            late.append(f"the row {row.get('id')}, reply {reply[:80]!r}")
+    if late:
+        problem = f"took over {SECONDS:g} s for {len(late)} of {len(rows)} replies, the first to {late[0]}"
+        say(f"warning: the pattern {part.pattern!r} {problem}: they count as 0")
+    return found
+
+
+def answerable(part: RewardPart, answer: str | None) -> bool:
+    """Whether a row's answer can be compared with."""
+    return answer is not None and (part.answer == "text" or last_number(answer.rpartition("####")[2]) is not None)
+
+
 def measured(parts: Sequence[RewardPart] | None, rows: list[dict], replies: list[str]) -> dict[str, list[float | None]]:
     """Whether each term holds for each reply, 1 or 0, and None where it needs an answer that the row has not; by the
     term's name, `exact_reward`, that of a second one of its kind `exact_reward_2`."""
     found: dict[str, list[float | None]] = {}
     for number, part in enumerate(parts or ()):
         before = sum(other.kind == part.kind for other in (parts or ())[:number])
-        holds, needs = check(part), part.kind == "exact"
+        values = zip(rows, scores(part, rows, replies), strict=True)
         found[f"{part.kind}_reward" + (f"_{before + 1}" if before else "")] = [
-            None if needs and row["answer"] is None else float(holds(reply, row["answer"]))
-            for row, reply in zip(rows, replies, strict=True)
+            None if part.kind == "exact" and row["answer"] is None else value for row, value in values
         ]
     return found
 
@@ -58,10 +83,10 @@ def exact(same: Check, pattern: str | None) -> Check:
     """A comparison of the reply, or of the first group of a pattern in it, with the row's answer."""
     if pattern is None:
         return same
-    wanted = re.compile(pattern, re.DOTALL)
+    wanted = regex.compile(pattern, regex.DOTALL)
 
     def holds(reply: str, answer: str | None) -> bool:
-        match = wanted.search(reply)
+        match = wanted.search(reply, timeout=SECONDS)
         return match is not None and same(match[1], answer)
 
     return holds

@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 
 from posttrain.config.sections import Grpo
+from posttrain.ground.errors import UserError
+from posttrain.ground.progress import say
 from posttrain.maths import grpo as maths
 from posttrain.maths import likelihood
 from posttrain.models import adapters, completions
 from posttrain.models.completions import Answers
-from posttrain.rl import answers, loop, scorers
+from posttrain.rl import answers, loop, scorers, verifiable
 from posttrain.rl.loop import Experience, Method
 from posttrain.rl.networks import Models, load_models
 from posttrain.rl.prompts import demonstrations, training_prompts
@@ -36,9 +38,24 @@ def grpo(
     foundation = adapters.foundation_of(base, sft, section.method)
     models = load_models(section, foundation)
     rows = training_prompts(section, data, models.tokenizer, models.policy.model)
+    refuse_unanswered(section, rows)
     taught = demonstrations(data, models.tokenizer) if section.sft_coefficient else []
     with scorers.of_parts(section, models, foundation, reward) as scorer:
         return loop.train(METHOD, section, models, foundation, scorer, rows, work, checkpoints, taught)
+
+
+def refuse_unanswered(section: Grpo, rows: list[dict]) -> None:
+    """Raise UserError where a term compares with answers and no row has one that it can read; tell if some have none.
+
+    rows: the prompts.
+    """
+    for number, part in enumerate(section.rewards or ()):
+        without = [row["id"] for row in rows if part.kind == "exact" and not verifiable.answerable(part, row["answer"])]
+        what = f"grpo.rewards[{number}]: exact compares with a {part.answer} in each row's `answer`"
+        if without and len(without) == len(rows):
+            raise UserError(f"{what}, and none of {len(rows):,} {section.prompts} prompts has one")
+        if without:
+            say(f"warning: {what}, and {len(without):,} of {len(rows):,} prompts, first {without[0]}, have none: 0")
 
 
 def gather(
