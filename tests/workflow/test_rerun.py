@@ -32,8 +32,9 @@ MODULES_OF = sorted(file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rgl
 REACHED = {  # a few, by hand; the others by what `code.code` lists, which `test_nothing_else_is_loaded` holds to
     "world/rows.py": {"prepare"},
     "world/gold.py": {"prepare"},  # ppo and compare are told of it by `gold_code`
-    "training/optimizer.py": {"base", "longctx", "ppo", "grpo"},
-    "data/texts.py": {"prepare", "evaluate"},  # evaluate searches the training rows for lm-eval's questions
+    "training/optimizer.py": {"base", "sft", "reward", "ppo", "grpo", "dpo", "kto", "longctx", "algebra"},
+    # evaluate searches the training rows for lm-eval's questions, and reward reads a pair's ratings
+    "data/texts.py": {"prepare", "reward", "evaluate"},
     "data/packing.py": {"base", "longctx", "lengths"},
     "maths/ppo.py": {"ppo", "algebra"},
     "maths/likelihood.py": {"reference", "ppo", "grpo", "dpo", "kto", "compare", "algebra"},
@@ -118,7 +119,7 @@ for stage in sys.argv[1:]:
 
 def test_nothing_else_is_loaded():
     """What a stage's module loads when it is imported is among what counts; and torch's compiler is not loaded."""
-    stages = sorted(RERUN.keys() - {"seed", "question", "claims"})
+    stages = sorted(RERUN.keys() - {"seed", "question", "paper", "claims"})
     done = subprocess.run([sys.executable, "-c", LOADED, *stages], stdout=subprocess.PIPE, text=True, check=True)
     compiler, *lines = done.stdout.splitlines()
     assert compiler == ""
