@@ -239,11 +239,19 @@ def test_given_models(name, given, data, base):
     for wrong in {"linear", "yarn", "dynamic"} - {method}:
         with pytest.raises(UserError, match=r"rescaled already|has ALiBi, no RoPE|has a learned position"):
             make("longctx", longctx(method=wrong), Path(f"results/{name}/wrong/manifest.json"), **inputs)
-    if name in ("gpt-2", "mpt"):
+    if name == "mpt":  # its ALiBi is made longer
+        near, far = (
+            make("lengths", Lengths(tokens=of, documents=4, packing=True), judged / f"{of[-1]}/manifest.json",
+                 data=data, policy=own)
+            for of in ([64], [64, 256])
+        )  # fmt: skip
+        of_near, of_far = (read_json(judged.parent / "metrics.json")["rows"] for judged in (near, far))
+        assert [row["task"] for row in of_far[:2]] == ["long_text_64", "long_text_256"]
+        assert all(math.isfinite(row["value"]) and row["value"] > 1 for row in of_near + of_far)
+    if name == "gpt-2":
         with pytest.raises(UserError, match=r"lengths.tokens: 256 is over 64, after which .* has no positions"):
             make("lengths", Lengths(tokens=[64, 256], documents=4), judged / "beyond/manifest.json",
                  data=data, policy=own)  # fmt: skip
-        make("lengths", Lengths(tokens=[64], documents=4), judged / "base/manifest.json", data=data, policy=own)
     for way in [method, "none"] if method else []:
         section = longctx(method=way, steps=2)
         longer = make("longctx", section, Path(f"results/{name}/{way}/manifest.json"), **inputs)
@@ -254,7 +262,7 @@ def test_given_models(name, given, data, base):
 
 def test_virtual_tokens_take_positions(given, data):
     """Of GPT-2: rows that leave no room for them are refused, and a benchmark is cut to what is left."""
-    from posttrain.models.positions import room
+    from posttrain.models.positions import make_room
 
     own = given("gpt-2", n_positions=80)
     tokenizer, folder = policy.load_tokenizer(own), data.parent / "data/sft"
@@ -262,7 +270,7 @@ def test_virtual_tokens_take_positions(given, data):
     longest = max(len(tokens.encode(tokenizer, row)["input_ids"]) for row in rows)
     section = sft(method="prefix", virtual_tokens=80 - longest, max_length=64)
     made = make("sft", section, Path("results/virtual/sft/manifest.json"), data=data, base=own)
-    assert room(policy.load_policy(made, own)[0], 80) == longest
+    assert make_room(policy.load_policy(made, own)[0], 80) == longest
     with pytest.raises(UserError, match=f"a row has {longest} tokens, and the model has positions for {longest - 1}"):
         make("sft", section.model_copy(update={"virtual_tokens": 81 - longest}),
              Path("results/virtual/over/manifest.json"), data=data, base=own)  # fmt: skip

@@ -260,6 +260,7 @@ GIVEN = "prepare: {{sft: [{{path: x}}], long: [{{path: x}}], test_fraction: 0.5,
         ({"model_type": "llama", "rope_scaling": {"rope_type": "dynamic"}}, "prefix", 64, 64, "sft.method: prefix has"),
         ({"model_type": "gpt2", "n_positions": 256}, "prefix", 240, 240, None),
         ({"model_type": "bloom"}, "prefix", 256, 512, None),
+        ({"model_type": "mpt", "max_seq_len": 256}, "lora", 256, 512, None),
         ({"model_type": "llama", "max_position_embeddings": 256}, "lora", 256, 512, None),
     ],
 )  # fmt: skip

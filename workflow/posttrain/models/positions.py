@@ -54,9 +54,14 @@ def rescale(config, method: str, factor: float) -> None:
         setattr(config, key, value)
 
 
-def room(model, longest: int) -> int:
-    """Tokens of text that fit into a model: `longest`, or fewer where its positions end; virtual tokens take some."""
+def make_room(model, longest: int) -> int:
+    """Tokens of text that fit into a model: `longest`, or fewer where its positions end; virtual tokens take some.
+
+    MPT's ALiBi, which transformers makes for the configured length in every forward pass, is made longer.
+    """
     virtual = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0)
+    if model.config.model_type == "mpt" and not virtual:
+        model.config.max_seq_len = max(model.config.max_seq_len, longest)
     last = rope.end(values_of(model.config))
     return min(longest, last - virtual) if last else longest
 

@@ -29,7 +29,7 @@ def lengths(
     each question; return the table's rows and the loss by position."""
     model, tokenizer = policies.load_policy(policy, base, section.merge, section.four_bits)
     warnings = policies.quantize_warnings(section, policy)
-    most = positions.room(model, max(section.tokens))
+    most = positions.make_room(model, max(section.tokens))
     if most < max(section.tokens):
         raise UserError(f"lengths.tokens: {max(section.tokens)} is over {most}, after which {policy} has no positions")
     rows, documents_losses, curve = [], [], []

@@ -131,7 +131,7 @@ def refuse_beyond(model, sides: list) -> None:
     from posttrain.models import positions
 
     longest = max(int(tokenized.lengths(side).max()) for side in sides)
-    if longest > (room := positions.room(model, longest)):
+    if longest > (room := positions.make_room(model, longest)):
         raise UserError(f"sft: a row has {longest} tokens, and the model has positions for {room}: lower max_tokens")
 
 
