@@ -108,6 +108,7 @@ RERUN = {  # by the section that a key stands in, of the experiment `whole`
     "algebra": {"algebra", "report"},
     "seed": ALL,
     "question": {"report"},
+    "paper": {"report"},
     "claims": {"report"},
 }
 

@@ -73,6 +73,10 @@ def test_rows_given_for_evaluation_that_were_trained_on_are_refused(tmp_path, ca
     leaking = Source(path=chat_file(tmp_path, "leak.jsonl", rows=5, start=38), use="test")
     with pytest.raises(UserError, match=r"leak.jsonl:1.*chat.jsonl:39"):
         prepare(tmp_path, text=[text], sft=[train, leaking])
+    manifest = prepare(tmp_path, text=[text], sft=[train, leaking], overlap="drop")
+    listed = [(Path(row["file"]).name, row["line"]) for row in read_jsonl(manifest.parent / "data/dropped.jsonl")]
+    kept = read_jsonl(manifest.parent / "data/sft/test.jsonl")
+    assert listed == [("leak.jsonl", 1), ("leak.jsonl", 2)] and len(kept) == 3, "those of 38 and 39"
 
 
 def test_long_rows_are_dropped_or_cut_named_and_counted(tmp_path, cache, capsys):

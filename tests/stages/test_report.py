@@ -312,6 +312,9 @@ def test_metrics_that_differ_from_the_manifest_are_refused(undrawn, made, tmp_pa
 def test_text_from_models_and_data_is_inert(campaign, made, tmp_path):
     results, evil = tmp_path / "results", SCRIPT + IMAGE + "\x00\u202eexe.\ud800"
     campaign["title"] = campaign["experiments"][1]["question"] = evil
+    campaign["experiments"][1]["paper"] = dict.fromkeys(("title", "id", "table", "variant"), evil) | {
+        "deviations": {evil: evil}
+    }
     shutil.rmtree(results / "tiny-lora/evaluate/sft")
     evaluation(results, "tiny-lora/evaluate/sft", 0.1, evil)
     metrics = json.loads((results / "tiny-lora/evaluate/sft/metrics.json").read_text())
@@ -328,7 +331,7 @@ def test_text_from_models_and_data_is_inert(campaign, made, tmp_path):
     missing, output = made()
     assert {piece["name"] for piece in missing} == {"results/tiny-full/sft", "results/tiny-full/evaluate/sft"}
     page = Tags((output / "index.html").read_text(encoding="utf-8"))
-    assert page.text.count(SCRIPT) >= 8, "it is shown as text: title, question, card, answers, log, figure"
+    assert page.text.count(SCRIPT) >= 14, "it is shown as text: title, question, paper, card, answers, log, figure"
     assert "⟨U+0000⟩⟨U+202E⟩exe.⟨U+D800⟩" in page.text
     assert not {"script", "img", "iframe", "object", "embed", "link", "base", "image"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]

@@ -156,6 +156,7 @@ def test_rows_of_the_world_and_of_shards(tmp_path):
         ("long: [{path: A, weight: 2}, {path: B}]", "prepare.long[0].weight: has no effect without a longctx"),
         ("choices: [{path: A, weight: 2}, {path: B}]", "prepare.choices[0].weight: has no effect here"),
         ("sft: [{path: A}, {path: B}], weigh_by: tokens", "prepare.weigh_by: has no effect without a source"),
+        ("sft: [{path: A}, {path: B}], overlap: drop", "prepare.overlap: has no effect without a source of use: test"),
         ("sft: [{path: A, weight: 0.0}, {path: B}]", "prepare.sft[0].weight: found 0.0"),
     ],
 )

@@ -302,8 +302,8 @@ def test_a_template_writes_texts_literally():
     report = read([row], template={"prompt": "{{Q}} {q} ({n}):", "completion": " {a.b}"})
     assert contents(report) == [{"prompt": "{Q} {x} {{ y }} %s (3):", "completion": " z"}]
     assert report.rows[0]["id"] == "7" and "unread_keys" not in report.warnings
-    chat = read([row], template={"instruction": "{q}", "output": "{n}"})
-    assert [turn["content"] for turn in chat.rows[0]["messages"]] == [row["q"], "3"]
+    chat = read([row | {"b": False}], template={"instruction": "{q}", "output": "{n} {b}"})
+    assert [turn["content"] for turn in chat.rows[0]["messages"]] == [row["q"], "3 false"]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_template_writes_texts_literally():
         ({}, "missing column q (template.prompt)"),
         ({"q": None}, "missing column q (template.prompt)"),
         ({"q": [1]}, "q (template.prompt) must be text or a number, found a list"),
-        ({"q": True}, "must be text or a number, found true or false"),
+        ({"q": {"a": 1}}, "must be text or a number, found an object"),
     ],
 )
 def test_a_placeholder_without_text_drops_the_row(value, words):

@@ -56,6 +56,14 @@ CLAIM = {
     "tolerance": {"basis": "algebra"},
     "control": {"of": "base"},
 }
+PAPER = {"title": "A Paper", "id": "arXiv 1", "variant": "paper", "deviations": {}}
+OTHER_PAPER = {
+    "title": "Another",
+    "id": "arXiv 2",
+    "table": "2",
+    "variant": "authors-later",
+    "deviations": {"seed": "ours"},
+}
 JUDGE = {"url": "http://localhost:8000/v1", "model": "a"}
 OTHER_JUDGE = {
     "url": "http://localhost:8001/v1", "model": "b", "against": "given", "prompt": "{prompt} {first} {second}",
@@ -65,6 +73,8 @@ OTHER_JUDGE = {
 REWARD = ("kind", "weight", "answer", "pattern", "tags", "words")
 SPECIAL = {
     "claims": ({}, {"it": CLAIM}),
+    "paper": ({}, PAPER),
+    **{f"paper.{key}": ({"paper": PAPER}, value) for key, value in OTHER_PAPER.items()},
     "prepare": ({}, {"world": {"documents": 500, "long": {"context": 64}}}),
     "base": ({}, {"scratch": {"context": 64, "layers": 3}}),
     "prepare.world": ({"prepare.sft": [{"path": "a.jsonl"}]}, {"documents": 500, "long": {"context": 64}}),
@@ -88,6 +98,7 @@ SPECIAL = {
     "prepare.max_prompt_tokens": ({}, 40),
     "prepare.max_answer_tokens": ({}, 20),
     "prepare.group_key": (SOURCE, "kind"),
+    "prepare.overlap": ({"prepare.sft": [{"path": "a.jsonl", "use": "test"}]}, "drop"),
     "prepare.test_fraction": (SOURCE, 0.2),
     "prepare.allow_empty_user": (SOURCE, True),
     "prepare.max_line_mb": (SOURCE, 8.0),
@@ -212,10 +223,6 @@ SPECIAL = {
         )
         for key in ("temperature", "top_p")
     },
-    "evaluate.tasks[].metrics": (
-        {"prepare.answers": [{"path": "a.jsonl"}], "evaluate.tasks": [{"task": "answers", "metrics": ["bleu"]}]},
-        ["rouge_l"],
-    ),
     "evaluate.tasks[].shots": ({"evaluate.tasks": [{"task": "world"}]}, 2),
     "compare.gold_function": ({"compare.gold_function": "reward.py:short"}, "reward.py:long"),
     "compare.judge": ({}, JUDGE),

@@ -160,6 +160,9 @@ def workflow_commands(subparsers) -> None:
 
 def campaign_commands(subparsers) -> None:
     """The commands that a person calls."""
+    toy = command(subparsers, "toy", "write a recipe at small size, with random models and rows", "tools.toy:toy")
+    toy.add_argument("file", type=Path, metavar="CAMPAIGN")
+    toy.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the folder to write")
     for name, text, function in (
         ("check", "validate a campaign and list its stages", "tools.check:check"),
         ("status", "list which stages are done, running or waiting", "tools.status:table"),

@@ -25,8 +25,9 @@ PATTERNS = {  # of texts: pattern -> what it allows
     r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~-]+)*$": "an address http(s)://HOST/PATH without user or query",
     r"^[A-Z][A-Z0-9_]*_(API_KEY|TOKEN|SECRET)$": "an environment variable that ends with _API_KEY, _TOKEN or _SECRET",
     r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])$": "a date, as 2024-07-26",
+    r"^(paper|authors-later|[\w.-]+/[\w.-]+@[0-9a-f]{7,40})$": "paper, authors-later, or owner/repository@commit",
 }
-_NAME, _HUB_ID, _REVISION, _TEXT, _URL, _VARIABLE, _DATE = PATTERNS
+_NAME, _HUB_ID, _REVISION, _TEXT, _URL, _VARIABLE, _DATE, _VARIANT = PATTERNS
 LARGEST = 10**9  # of numbers: no setting needs a larger one, and sums of larger ones would overflow
 Name = Annotated[str, Field(pattern=_NAME)]
 HubId = Annotated[str, Field(pattern=_HUB_ID)]
@@ -358,6 +359,9 @@ class Prepare(Section):
     """`plain`: keep rows whose own text holds a control token of the tokenizer, such as `</s>`, and read it as plain
     text. Default: such rows are dropped, as it would end a turn or begin another. Documents of `text` are read as they
     are: they may be written in the form of a chat."""
+    overlap: Literal["drop"] | None = None
+    """`drop`: rows of `use: test` that are in the training rows too are dropped, counted and listed, as those that a
+    split holds out are; for public data sets whose own test rows are partly in training. Default: they are an error."""
     max_line_mb: Annotated[float, Field(gt=0, le=4096)] = 16.0
     """Longest line of a file, in MiB; a longer line is an error."""
     allow_empty_user: bool = False
@@ -1101,12 +1105,6 @@ class Generation(Section):
     """Longest answer, in tokens."""
 
 
-WITHOUT_CIDER = refused(
-    {"cider": "its package, pycocoevalcap, is of 2020 and splits words by a Java program; give it data/samples by hand"}
-)
-TextMetric = Literal["bleu", "nist", "rouge_1", "rouge_2", "rouge_l", "meteor"]
-
-
 class Task(Section):
     """One lm-eval task."""
 
@@ -1121,11 +1119,6 @@ class Task(Section):
     """Examples before each question. Default: the task's own number."""
     generation: Generation | None = None
     """How the answers are generated. Default: as the task says, which mostly is greedily."""
-    metrics: Annotated[list[TextMetric], Field(min_length=1)] | None = Field(None, json_schema_extra=WITHOUT_CIDER)
-    """Of the answers as texts against one or more references, in place of the task's own metrics: BLEU (sacrebleu) and
-    NIST (Doddington 2002), F1 of ROUGE-1, -2 and -L (rouge-score, unstemmed), METEOR (nltk's, of 2007). For `answers`,
-    whose rows with the same question are its references, and for `task_files` that generate, whose doc_to_target is a
-    text or a list. Default: the task's own metrics."""
 
 
 LARGEST_BATCH = 64  # of `batch_size: auto`
@@ -1164,11 +1157,29 @@ class Algebra(Section):
     """Seed of the random weights, tokens and numbers that identities are computed on."""
 
 
+class Paper(Section):
+    """The paper whose recipe an experiment follows. It is told by `posttrain check` and changes no artifact."""
+
+    title: Text
+    """Title of the paper."""
+    id: Text
+    """Where the paper is, as `arXiv 2310.16944`."""
+    table: Text | None = None
+    """Table, figure or section whose numbers the experiment is to show."""
+    variant: Annotated[str, Field(pattern=_VARIANT)]
+    """Whose settings these are: `paper`; `owner/repository@commit`, where the official code differs from the paper; or
+    `authors-later`, where the authors corrected them."""
+    deviations: dict[Text, Text]
+    """Each setting that differs from the variant, with the reason, forced ones included; `{}` where none does."""
+
+
 class Chain(Section):
     """One chain of stages. A stage runs when its section is set; a section inherits from that of `extends`."""
 
     question: str = ""
     """What the experiment asks, in one sentence."""
+    paper: Paper | None = None
+    """The paper whose recipe it follows. Not inherited."""
     extends: Name | None = None
     """Experiment whose settings this one inherits; stages with equal settings share their artifacts."""
     seed: Seed = 0

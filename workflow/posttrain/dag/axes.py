@@ -19,7 +19,7 @@ def axes(merged: Merged, faults: Faults, problems: list) -> dict[str, list]:
         return {}  # validation reports it
     mistakes = dict(grid.mistakes(merged.name, wanted))
     for key, values in wanted.items():
-        if key.partition(".")[0] in ("grid", "extends", "question", "claims"):
+        if key.partition(".")[0] in ("grid", "extends", "question", "paper", "claims"):
             mistakes[key] = "cannot be an axis"
         elif number(wanted) <= MOST and key not in mistakes:
             mistakes |= _wrong_values(merged, key, values)

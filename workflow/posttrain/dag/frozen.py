@@ -44,6 +44,7 @@ def summary(plan: Plan) -> dict:
                 "name": name,
                 "family": family[name],
                 "question": plan.experiments[name].question,
+                **({"paper": paper.model_dump()} if (paper := plan.experiments[name].paper) else {}),
                 "seed": plan.experiments[name].seed,
                 "stages": {"/".join(filter(None, artifact[1:])): artifact.folder for artifact in plan.of(name)},
             }

@@ -1,6 +1,7 @@
 """What the configuration and the headers of a given base tell before any job: its shape, context and limits.
 
-Read from a folder, from `posttrain fetch --shapes`, or from the cache of fetched models; without torch.
+Read from a folder, from `posttrain fetch --shapes`, from the cache of fetched models, or from `config/models/`, which
+has the models of the papers' recipes; without torch.
 """
 
 import os
@@ -9,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from posttrain.config.sections import Base
+from posttrain.config.sections import Base, HubModel
 from posttrain.config.sources import hub_items
 from posttrain.config.stages import STAGES, Experiment
 from posttrain.data import hub
@@ -38,6 +39,8 @@ WITHOUT_CLASSIFIER = """
     youtu zaya
 """
 SHAPES = "shapes.json"  # beside a hub model's manifest: `config`, its config.json, and `weights`, name -> shape
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers")  # of `config.json`: the number of layers
+KNOWN = "config/models"  # the same of the recipes' models, NAME.json; `*` in a weight's name is each layer's number
 
 
 class Given(NamedTuple):
@@ -64,7 +67,14 @@ def given(base: Base) -> Given:
             return in_folder(str(hub.snapshot(hub.read_manifest(manifest)["repos"][0])))  # of this model alone
         except UserError:  # not fetched, or no longer in the cache
             continue
+    if base.hub and (file := known(base.hub)).is_file():
+        return _read(str(file), _changed(file))
     return Given({}, {})
+
+
+def known(model: HubModel) -> Path:
+    """The file in `config/models/` of a model at a commit, which need not exist."""
+    return Path(KNOWN, f"{model.id.replace('/', '--')}@{model.revision}.json")
 
 
 def in_folder(folder: str) -> Given:
@@ -80,7 +90,12 @@ def _in_folder(folder: str, *changed: int) -> Given:
 @cache
 def _read(file: str, changed: int) -> Given:
     content = read_object(Path(file))
-    return of_values(content.get("config") or {}, content.get("weights") or {})
+    config, weights = content.get("config") or {}, content.get("weights") or {}
+    layers = next((config[name] for name in LAYERS if name in config), 0)
+    each = {
+        name.replace("*", str(n)): shape for name, shape in weights.items() for n in range(layers if "*" in name else 1)
+    }
+    return of_values(config, each)
 
 
 def _changed(path: str | Path) -> int:

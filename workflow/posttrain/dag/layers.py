@@ -118,7 +118,7 @@ def _merged(chain: list[Settings]) -> tuple[dict, dict[str, str]]:
         lists = {key.partition("[")[0] for key in layer.places if "[" in key}  # a list replaces an inherited one whole
         inherited = {key: line for key, line in places.items() if "[" not in key or key.partition("[")[0] not in lists}
         places = inherited | layer.places
-    for key in ("extends", "question", "claims"):  # not inherited
+    for key in ("extends", "question", "paper", "claims"):  # not inherited
         values.pop(key, None)
         if key in chain[-1]:
             values[key] = chain[-1][key]

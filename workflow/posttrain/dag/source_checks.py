@@ -58,9 +58,12 @@ def weight_mistakes(task: str, experiment: Experiment) -> Mistakes:
 
 
 def mixture_mistakes(experiment: Experiment) -> Mistakes:
-    """A setting that has no effect without a weight."""
-    if experiment.prepare.weigh_by and not any(is_mixture(experiment.prepare, task) for task in TRAINED):
+    """Settings of all sources that have no effect without a weight, or without a test source."""
+    prepare = experiment.prepare
+    if prepare.weigh_by and not any(is_mixture(prepare, task) for task in TRAINED):
         yield "prepare.weigh_by", "has no effect without a source with a weight"
+    if prepare.overlap and not any(source.use == "test" for task in TRAINED for source in getattr(prepare, task)):
+        yield "prepare.overlap", "has no effect without a source of use: test"
 
 
 def unused_weights(experiment: Experiment) -> Mistakes:

@@ -113,7 +113,9 @@ def inserted(row: dict, name: str, key: str) -> str:
     value = value_at(row, name)
     if value is ABSENT or value is None:
         raise RowError("missing_field", f"missing column {name} (template.{key}); {near(name, row)}")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool):
+        return str(value).lower()  # as in JSON
+    if not isinstance(value, str | int | float):
         raise RowError("not_a_string", f"{name} (template.{key}) must be text or a number, found {json_kind(value)}")
     return str(value)
 

@@ -29,7 +29,7 @@ EXPERTS = {
 # Size -> its names in the `config.json` of different families.
 NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
-    "layers": ("num_hidden_layers", "n_layer", "n_layers"),
+    "layers": given.LAYERS,
     "heads": ("num_attention_heads", "n_head", "n_heads"),
     "context": rope.CONTEXT,
     "intermediate": ("intermediate_size", "ffn_dim", "n_inner"),

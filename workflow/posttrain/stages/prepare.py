@@ -62,7 +62,8 @@ def prepare(section: Prepare, work: Path, checkpoints: Path, fetched: Sequence[P
     evaluation_rows = [store(questions, checkpoints)]  # rows of benchmarks: an overlap with training rows is an error
     for task in TRAINED:
         for source in getattr(section, task):
-            evaluation_rows += divide(section, source, read(source, task), parts[task], cards)
+            only_test = divide(section, source, read(source, task), parts[task], cards)
+            evaluation_rows += [] if section.overlap == "drop" else only_test
     asked = {kind: read_asked(section, kind, read, cards, dropped) for kind in ASKED}
     sides = {
         task: {side: without_repeats(join(rows), task, cards, dropped) for side, rows in of_task.items()}
@@ -210,8 +211,8 @@ def separate(
 ) -> None:
     """Drop, count and list held-out rows that overlap with training rows (see data/overlap.py).
 
-    Raises UserError, naming both places, where one of `evaluation_rows` overlaps: rows of sources with `use: test`,
-    questions with choices or answers, and the world's questions.
+    Raises UserError, naming both places, where one of `evaluation_rows` overlaps: rows of sources with `use: test`
+    unless `prepare.overlap` is `drop`, questions with choices or answers, and the world's questions.
     """
     train = join([sides[task]["train"] for task in TRAINED])
     questions = [place for place, row in enumerate(evaluation_rows) if "question" in row]
@@ -222,7 +223,8 @@ def separate(
     leaks = [seen[row["source"]] for row in evaluation_rows if row["source"] in seen] if seen else []
     if leaks:
         raise UserError(
-            f"prepare: {len(leaks)} evaluation rows are in the training rows too; remove them from one of the two",
+            f"prepare: {len(leaks)} evaluation rows are in the training rows too; remove them from one of the two, or "
+            "set prepare.overlap: drop, which drops rows of use: test",
             *map(str, leaks[:20]),
         )
     for task in TRAINED if seen else ():

@@ -7,6 +7,7 @@ posttrain summary [FOLDER]
 
 from pathlib import Path
 
+from posttrain.config.sections import Paper
 from posttrain.dag import claims
 from posttrain.dag.campaign import load
 from posttrain.dag.frozen import summary as summary_of
@@ -23,8 +24,18 @@ def check(plan: Plan) -> str:
     lines = []
     for name in plan.names:
         lines.append(f"{name}: {plan.experiments[name].question}")
+        lines += followed(plan.experiments[name].paper)
         lines += [f"  {stage:9} {plan.folder(name, stage)}" for stage in plan.stages(name)]
     return "\n".join([*lines, *filter(None, [claimed(plan), ledger.lacking(plan)])])
+
+
+def followed(paper: Paper | None) -> list[str]:
+    """The paper that an experiment follows, and where it deviates from it, in lines; none without a paper."""
+    if paper is None:
+        return []
+    place = f", {paper.table}" * bool(paper.table)
+    deviations = [f"  differs in {key}: {reason}" for key, reason in paper.deviations.items()]
+    return [f"  follows {paper.title} ({paper.id}{place}), as of {paper.variant}", *deviations]
 
 
 def claimed(plan: Plan) -> str:
