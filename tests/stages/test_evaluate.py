@@ -267,6 +267,35 @@ def test_answers_are_generated_as_the_config_says(data, base, capsys, monkeypatc
         asked("drawn-in-less", do_sample=True)
 
 
+def test_texts_are_measured_against_all_their_references(data, base, capsys, monkeypatch):
+    """Those with the answer itself among them make it perfect. Control: the answers to the other questions."""
+    questions = [row["prompt"] for row in read_jsonl(data.parent / "data/tasks/world_biggest.jsonl")[:3]]
+    Path("texts.yaml").write_text(
+        "task: texts\ndataset_path: json\ndataset_kwargs: {data_files: {test: texts.jsonl}}\ntest_split: test\n"
+        "doc_to_text: '{{prompt}} {{number}}'\ndoc_to_target: references\n"
+    )
+    metrics = ["rouge_l", "bleu", "nist"]
+    task = Task(task="texts", metrics=metrics, generation=Generation(max_gen_toks=12, no_repeat_ngram_size=1))
+
+    def measured(name: str, *references: list[str]) -> list[float]:
+        asked = enumerate(zip(questions, zip(*references, strict=True), strict=True))
+        rows = [{"prompt": prompt, "number": n, "references": given} for n, (prompt, given) in asked]
+        write_jsonl(Path("texts.jsonl"), rows)
+        found = evaluate(data, base, base, name, tasks=[task], task_files=["texts.yaml"])
+        assert [row["n"] for row in found.values()] == [3, 3, 3]
+        return [found["texts", metric]["value"] for metric in metrics]
+
+    none = ["zzz"] * 3
+    assert measured("unlike", none) == [0.0, 0.0, 0.0]
+    rows = read_jsonl(Path("results/unlike/evaluate/base/data/samples/texts.jsonl"))
+    said = [row["resps"][0][0] for row in rows]
+    perfect, others = measured("perfect", none, said), measured("others", none, said[1:] + said[:1])
+    assert perfect[0] == 1.0 and all(one > other for one, other in zip(perfect, others, strict=True))
+    monkeypatch.setattr(parallel, "fits", None)
+    code, text = spotcheck(capsys, "others/evaluate/base", "--questions", "2")
+    assert code == 0 and "equal: the reported numbers" in text, text
+
+
 def test_a_task_of_ones_own_is_asked(data, base, home, capsys):
     """In lm-eval's own format, with a function; its questions are searched for in the training rows."""
     trained = read_jsonl(data.parent / "data/sft/train.jsonl")[0]["messages"][-2]["content"]

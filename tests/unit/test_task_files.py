@@ -9,7 +9,7 @@ from posttrain.dag import campaign
 from posttrain.ground.errors import UserError
 from posttrain.ground.files import write_jsonl
 
-ONE = "prepare: {world: {}}\nbase: {scratch: {}}\nsft: {}\n"
+REST = "base: {scratch: {}}\nsft: {}\n"
 COMMIT = "86f7e437faa5a7fce15d1ddcb9eaeaea377667b8"
 TASK = """\
 task: {name}
@@ -32,17 +32,17 @@ def folder(here):
     return here
 
 
-def load(**evaluate):
+def load(prepare="prepare: {world: {}}", **evaluate):
     Path("config/experiments").mkdir(parents=True, exist_ok=True)
     Path("config/config.yaml").write_text("experiments: [one]\n")
     section = {"tasks": [{"task": "mine"}], "task_files": ["tasks/mine.yaml"]} | evaluate
-    Path("config/experiments/one.yaml").write_text(ONE + yaml.safe_dump({"evaluate": section}))
+    Path("config/experiments/one.yaml").write_text(f"{prepare}\n{REST}{yaml.safe_dump({'evaluate': section})}")
     return campaign.load("config/config.yaml")
 
 
-def refused(**evaluate) -> str:
+def refused(*prepare, **evaluate) -> str:
     with pytest.raises(UserError) as caught:
-        load(**evaluate)
+        load(*prepare, **evaluate)
     return str(caught.value)
 
 
@@ -179,3 +179,35 @@ def test_sampling_is_from_all_tokens_unless_the_paper_says_otherwise():
         "top_p": 0.9,
         "temperature": 0.7,
     }
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics", "said"),
+    [
+        ("mine", ["bleu", "nist", "rouge_1", "rouge_2", "rouge_l"], ""),
+        ("answers", ["bleu"], ""),
+        (
+            "world",
+            ["bleu"],
+            "tasks[0].metrics: are for `answers`, and for tasks of task_files that",
+        ),
+        ("chosen", ["bleu"], "tasks[0].metrics: are of generated texts: 'chosen' does not generate"),
+        ("both", ["bleu"], "tasks[0].metrics: are of generated texts: 'both' is a group: name its tasks"),
+        ("mine", ["bleu", "bleu"], "tasks[0].metrics: names one twice"),
+        ("mine", ["meteor"], "tasks[0].metrics: meteor needs WordNet, which nltk does not find"),
+        ("mine", ["cider"], "tasks[0].metrics[0]: 'cider' is refused: its package, pycocoevalcap, is of 2020"),
+        ("mine", ["blue"], "tasks[0].metrics[0]: found 'blue', it should be 'bleu', 'nist'"),
+    ],
+)
+def test_metrics_of_texts_need_texts(folder, task, metrics, said):
+    section = {"tasks": [{"task": task, "metrics": metrics}], "task_files": ["tasks/mine.yaml"]}
+    if task == "chosen":
+        text = TASK.format(name="chosen").replace("tasks/chosen", "tasks/mine")
+        Path("tasks/mine.yaml").write_text(f"output_type: multiple_choice\n{text}")
+    elif task == "both":
+        Path("tasks/both.yaml").write_text("group: both\ntask: [mine]\n")
+        section["task_files"].append("tasks/both.yaml")
+    elif task != "mine":
+        section["task_files"] = None
+    prepare = "prepare: {world: {}, answers: [{path: tasks/mine.jsonl}]}"
+    assert said in refused(prepare, **section) if said else load(prepare, **section)

@@ -223,6 +223,10 @@ SPECIAL = {
         )
         for key in ("temperature", "top_p")
     },
+    "evaluate.tasks[].metrics": (
+        {"prepare.answers": [{"path": "a.jsonl"}], "evaluate.tasks": [{"task": "answers", "metrics": ["bleu"]}]},
+        ["rouge_l"],
+    ),
     "evaluate.tasks[].shots": ({"evaluate.tasks": [{"task": "world"}]}, 2),
     "compare.gold_function": ({"compare.gold_function": "reward.py:short"}, "reward.py:long"),
     "compare.judge": ({}, JUDGE),

@@ -138,6 +138,8 @@ def _explained(model: type[Section], path: Path, mistakes: list) -> str:
 
 def _refused(model: type[Section], path: Path, value) -> str:
     """Why a key may not have a value that is known and refused; "" for any other value."""
+    while isinstance(path[-1], int):  # an item of a list
+        path = path[:-1]
     field = _section_at(model, path[:-1]).model_fields.get(str(path[-1]))
     reasons = declared(field).get("refused", {}) if field and isinstance(value, str) else {}
     return next((reason for name, reason in reasons.items() if value.lower().startswith(name)), "")

@@ -1105,6 +1105,12 @@ class Generation(Section):
     """Longest answer, in tokens."""
 
 
+WITHOUT_CIDER = refused(
+    {"cider": "its package, pycocoevalcap, is of 2020 and splits words by a Java program; give it data/samples by hand"}
+)
+TextMetric = Literal["bleu", "nist", "rouge_1", "rouge_2", "rouge_l", "meteor"]
+
+
 class Task(Section):
     """One lm-eval task."""
 
@@ -1119,6 +1125,11 @@ class Task(Section):
     """Examples before each question. Default: the task's own number."""
     generation: Generation | None = None
     """How the answers are generated. Default: as the task says, which mostly is greedily."""
+    metrics: Annotated[list[TextMetric], Field(min_length=1)] | None = Field(None, json_schema_extra=WITHOUT_CIDER)
+    """Of the answers as texts against one or more references, in place of the task's own metrics: BLEU (sacrebleu) and
+    NIST (Doddington 2002), F1 of ROUGE-1, -2 and -L (rouge-score, unstemmed), METEOR (nltk's, of 2007). For `answers`,
+    whose rows with the same question are its references, and for `task_files` that generate, whose doc_to_target is a
+    text or a list. Default: the task's own metrics."""
 
 
 LARGEST_BATCH = 64  # of `batch_size: auto`

@@ -26,7 +26,13 @@ from posttrain.dag.position_checks import position_mistakes
 from posttrain.dag.rules import Mistakes, Rule
 from posttrain.dag.source_checks import mixture_mistakes, pinned, source_mistakes, unused_weights, weight_mistakes
 from posttrain.dag.stage_checks import stage_rules, training_mistakes
-from posttrain.dag.task_checks import function_mistakes, generation_mistakes, own_task_mistakes, task_file_mistakes
+from posttrain.dag.task_checks import (
+    function_mistakes,
+    generation_mistakes,
+    metrics_mistakes,
+    own_task_mistakes,
+    task_file_mistakes,
+)
 from posttrain.world import tasks as world_tasks
 
 OF_SOURCES = {"test_fraction", "group_key", "allow_empty_user", "max_line_mb"}  # keys of `prepare`
@@ -242,6 +248,7 @@ RULES: list[Rule] = [
     task_file_mistakes,
     function_mistakes,
     generation_mistakes,
+    metrics_mistakes,
     prepare_files,
     base_files,
     evaluate_files,

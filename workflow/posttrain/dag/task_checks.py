@@ -12,6 +12,7 @@ from posttrain.config.stages import Experiment
 from posttrain.config.task_files import DATA_KEYS, LOADERS, SPLITS, Called, Own, all_own, allowed, calls, own_of, read
 from posttrain.dag.rules import Mistakes
 from posttrain.dag.source_checks import pinned
+from posttrain.evaluation.texts import NO_WORDNET, has_wordnet
 from posttrain.ground.errors import UserError
 
 PYTHON = "{} makes the task in Python: give YAML, and the functions that it calls in evaluate.task_functions"
@@ -99,6 +100,27 @@ def _without_effect(where: str, given: dict, whole: dict, longest: int | None) -
             yield f"{where}.{key}", "has no effect without do_sample: true"
     if longest and given.get("max_gen_toks", 0) >= longest:
         yield f"{where}.max_gen_toks", f"{given['max_gen_toks']} leaves no room for a question in {longest} tokens"
+
+
+def metrics_mistakes(experiment: Experiment) -> Mistakes:
+    """Metrics of texts for tasks whose answers are none, and METEOR without its data."""
+    section = experiment.evaluate
+    for number, task in enumerate(section.tasks or []):
+        if task.metrics is None:
+            continue
+        where, own = f"evaluate.tasks[{number}].metrics", own_of(task.task, all_own(section))
+        if not (own or task.task == "answers"):
+            yield where, f"are for `answers`, and for tasks of task_files that generate; {task.task!r} is neither"
+        for one in own:
+            if one.generation is None:
+                why = "is a group: name its tasks" if one.members is not None else "does not generate"
+                yield where, f"are of generated texts: {one.names[0]!r} {why}"
+            elif "process_results" in one.values:
+                yield where, f"and process_results of {one.names[0]!r} exclude each other: leave one of the two out"
+        if len({*task.metrics}) < len(task.metrics):
+            yield where, "names one twice"
+        if "meteor" in task.metrics and not has_wordnet():
+            yield where, NO_WORDNET
 
 
 def _functions(file: str) -> set[str]:

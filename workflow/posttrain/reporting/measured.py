@@ -189,7 +189,8 @@ def _of_row(folder: Path, metrics: dict, name: str, cluster: str | None) -> Valu
     if row is None:
         rows = ", ".join(dict.fromkeys(f"{row['task']} {row['metric']}" for row in metrics["rows"]))
         raise Refused(f"has no {name}; its table has {visible(rows)}")
-    items = _answers(folder, metric, cluster) if task == "answers" else _questions(folder, task, metric, cluster)
+    compared = (folder / "data" / "answers.jsonl").is_file()
+    items = _answers(folder, metric, cluster) if compared else _questions(folder, task, metric, cluster)
     value, stderr = float(number(row["value"], "value")), row.get("stderr")
     if items:
         mean = math.fsum(item.score for item in items.values()) / len(items)

@@ -163,12 +163,14 @@ def load_tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
     """
     from lm_eval.tasks import TaskManager
 
+    from posttrain.evaluation import texts
     from posttrain.evaluation.benchmarks import own_pack, task_pack
 
     prepared = data.parent / "data" / "tasks"
     folders = [str(prepared)] + [str(task_pack(manifest, packs / str(n))) for n, manifest in enumerate(fetched)]
     folders += [str(own_pack(section, fetched, packs / "own"))] if section.task_files else []
-    manager = TaskManager(include_path=[folder for folder in folders if Path(folder).is_dir()], include_defaults=False)
+    folders = [folder for folder in folders if Path(folder).is_dir()]
+    manager = TaskManager(include_path=folders, include_defaults=False)
     names = json.loads((prepared / "default.json").read_text()) if prepared.is_dir() else []
     wanted = section.tasks or [Task(task=name) for name in names]
     if not wanted:
@@ -181,17 +183,23 @@ def load_tasks(section: Evaluate, data: Path, fetched: list[Path], packs: Path):
     ]
     if problems:
         raise UserError(*problems)
+    if any(task.metrics for task in wanted):
+        measured = texts.pack(manager.task_index, wanted, packs / "texts")
+        manager = TaskManager(include_path=[*folders, str(measured)], include_defaults=False)
     return manager, [chosen for task in wanted for chosen in as_asked(manager, task, prepared)]
 
 
 def as_asked(manager, task: Task, prepared: Path) -> list:
     """A task, group or tag for lm-eval: the name of a prepared one that is asked as it is, else the loaded task, group
-    or tasks, with the number of examples and the settings of generation.
+    or tasks, with the number of examples, the settings of generation and the metrics.
 
-    Raises UserError where lm-eval cannot load it, and for settings of generation of a task that generates nothing.
+    Raises UserError where lm-eval cannot load it, for settings of generation of a task that generates nothing, and as
+    `texts.measure` does.
     """
+    from posttrain.evaluation import texts
+
     name, shots, generation = task.task, task.shots, task.generation
-    if shots is None and generation is None and (prepared / f"{name}.yaml").is_file():
+    if shots is None and generation is None and task.metrics is None and (prepared / f"{name}.yaml").is_file():
         return [name]
     try:
         loaded = manager.load([name])
@@ -206,6 +214,8 @@ def as_asked(manager, task: Task, prepared: Path) -> list:
     if generation:
         for one in generating:
             one.set_config(key="generation_kwargs", value=kwargs_of(generation, one.config.generation_kwargs))
+    for one in generating:
+        texts.measure(name, one, list(task.metrics or []))
     return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
 
 
