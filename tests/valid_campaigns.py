@@ -130,7 +130,17 @@ experiments/given.yaml:
   base: {{path: model}}
   sft: {{method: lora, target_modules: [q_proj], steps: 20, eval_steps: 5, checkpoint_steps: 5}}
   kto: {{steps: 10, undesirable_weight: 2.0}}
-  evaluate: {{tasks: [{{task: choices}}, {{task: gsm8k, revision: {COMMIT}}}], max_length: 64, merge: true}}
+  evaluate:
+    tasks:
+      - {{task: choices}}
+      - {{task: gsm8k, revision: {COMMIT}}}
+      - {{task: mine, metrics: [bleu, rouge_l], generation: {{num_beams: 4, length_penalty: 0.9, max_gen_toks: 20}}}}
+      - {{task: yours, generation: {{do_sample: true, temperature: 0.7, top_p: 0.9, no_repeat_ngram_size: 3}}}}
+    task_files: [mine.yaml, yours.yaml]
+    task_functions: ['score.py:score']
+    batch_size: 8
+    max_length: 64
+    merge: true
 experiments/small.yaml:
   question: Of its prefix?
   extends: given
@@ -178,5 +188,8 @@ def project(folder: Path) -> Iterator[Path]:
     (folder / "model/config.json").write_text('{"model_type": "llama", "max_position_embeddings": 512}')
     (folder / "model/tokenizer.json").write_text("{}")
     (folder / "model/model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    task = "dataset_path: json\ndataset_kwargs: {data_files: {test: kto.jsonl}}\ntest_split: test\ndoc_to_target: b\n"
+    for name, text in {"mine": "'{{question}}'", "yours": "!function score.score"}.items():
+        (folder / f"{name}.yaml").write_text(f"task: {name}\n{task}doc_to_text: {text}\n")
     with contextlib.chdir(folder):
         yield folder

@@ -134,6 +134,18 @@ def judged(plan, policy: str) -> dict[str, dict]:
     return moments.moments(moments.Case(settings, from_config(LLAMA_7B), "evaluate", policy, {}, True))
 
 
+def test_each_beam_is_a_row(tmp_path, monkeypatch):
+    """Two questions with five beams take what ten take. Control: two take less."""
+
+    def scoring(rows: int, beams: int) -> dict:
+        task = {"task": "world", "generation": {"num_beams": beams}}
+        world = {"world": {}}
+        plan = plan_of(tmp_path, monkeypatch, prepare=world, evaluate={"batch_size": rows, "tasks": [task]})
+        return judged(plan, "base")["scoring"]
+
+    assert scoring(2, 5) == scoring(10, 1) and sum(scoring(2, 1).values()) < sum(scoring(2, 5).values())
+
+
 def test_frozen_weights_take_the_bytes_of_their_type(tmp_path, monkeypatch):
     """A 7B whose `config.json` names 16 bits is judged in 2 bytes a number, and its adapter on NF4 without merging."""
     half, few = LLAMA_7B | {"torch_dtype": "float16"}, {"evaluate": {"batch_size": 1}}

@@ -106,6 +106,14 @@ def test_each_file_is_named_by_a_task(folder):
     assert "'world' is made by prepare too" in said
 
 
+@pytest.mark.parametrize("text", [None, "task: [mine", "tsk: mine"], ids=["absent", "not YAML", "no task"])
+def test_a_wrong_file_is_one_mistake(folder, text):
+    """Though no task has its name then, and nothing calls its functions."""
+    section = {"tasks": [{"task": "mine", "metrics": ["bleu"]}], "task_functions": ["tasks/code.py:shout"]}
+    Path("tasks/mine.yaml").unlink() if text is None else Path("tasks/mine.yaml").write_text(text)
+    assert len(refused(**section).splitlines()) == 1
+
+
 def test_a_group_and_a_tag_stand_for_their_tasks(folder):
     files = ["tasks/mine.yaml", "tasks/both.yaml"]
     Path("tasks/both.yaml").write_text("group: both\ntask: [mine]\n")

@@ -185,6 +185,11 @@ def all_own(section: Evaluate) -> list[Own]:
     return found
 
 
+def all_read(section: Evaluate) -> bool:
+    """Whether each of the user's own files defines a task: else, what a name stands for is in doubt."""
+    return len(all_own(section)) == len(section.task_files or [])
+
+
 def own_of(name: str, known: list[Own]) -> list[Own]:
     """The user's own tasks and groups that a name stands for: itself, a group's members, the tasks of a tag."""
     named = [own for own in known if name in own.names]

@@ -19,7 +19,7 @@ from posttrain.config.sections import (
 )
 from posttrain.config.sources import SENTENCEPIECE, sides
 from posttrain.config.stages import ALIGNED, JUDGES, STAGES, Experiment
-from posttrain.config.task_files import all_own, own_of
+from posttrain.config.task_files import all_own, all_read, own_of
 from posttrain.dag.files import base_files, evaluate_files, prepare_files
 from posttrain.dag.given import given_mistakes
 from posttrain.dag.position_checks import position_mistakes
@@ -204,7 +204,7 @@ def _tasks(experiment: Experiment) -> Mistakes:
             yield from pinned(where, task)
         elif task.task in empty:
             yield f"{where}.task", f"{task.task!r} has no row: {_no_test_side(prepare, empty[task.task])}"
-        elif task.task not in prepared:
+        elif task.task not in prepared and all_read(experiment.evaluate):
             yield (
                 f"{where}.task",
                 f"{task.task!r} is not made by prepare here ({', '.join(prepared) or 'none is'}); "

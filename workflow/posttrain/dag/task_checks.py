@@ -9,7 +9,19 @@ from typing import get_args
 from posttrain.config.mistakes import nearest
 from posttrain.config.sections import Evaluate, Generation, Task
 from posttrain.config.stages import Experiment
-from posttrain.config.task_files import DATA_KEYS, LOADERS, SPLITS, Called, Own, all_own, allowed, calls, own_of, read
+from posttrain.config.task_files import (
+    DATA_KEYS,
+    LOADERS,
+    SPLITS,
+    Called,
+    Own,
+    all_own,
+    all_read,
+    allowed,
+    calls,
+    own_of,
+    read,
+)
 from posttrain.dag.rules import Mistakes
 from posttrain.dag.source_checks import pinned
 from posttrain.evaluation.texts import NO_WORDNET, has_wordnet
@@ -36,7 +48,7 @@ def task_file_mistakes(experiment: Experiment) -> Mistakes:
         name = own.names[0]
         if name in first:
             yield where, f"{file} defines {name!r}, as {first[name]} does"
-        elif name not in named:
+        elif name not in named and all_read(section):
             yield where, f"{file} defines {name!r}, which evaluate.tasks names neither itself nor by a group or tag"
         first.setdefault(name, file)
         for text in _mistakes(own, section):
@@ -53,7 +65,7 @@ def function_mistakes(experiment: Experiment) -> Mistakes:
             yield where, f"found {named!r}, allowed: FILE.py:NAME"
         elif isfile(file) and name not in _functions(file):
             yield where, f"{file} defines no function {name!r}"
-        elif f"{normpath(file)}:{name}" not in called:
+        elif f"{normpath(file)}:{name}" not in called and all_read(section):
             yield where, f"no file of evaluate.task_files calls {named}"
 
 
@@ -109,7 +121,7 @@ def metrics_mistakes(experiment: Experiment) -> Mistakes:
         if task.metrics is None:
             continue
         where, own = f"evaluate.tasks[{number}].metrics", own_of(task.task, all_own(section))
-        if not (own or task.task == "answers"):
+        if not (own or task.task == "answers") and all_read(section):
             yield where, f"are for `answers`, and for tasks of task_files that generate; {task.task!r} is neither"
         for one in own:
             if one.generation is None:
@@ -165,7 +177,7 @@ def _group_mistakes(own: Own, section: Evaluate) -> Iterator[str]:
     for item, name in zip(listed, own.members or [], strict=True):
         if isinstance(item, dict) and (DATA_KEYS & item.keys() or isinstance(item.get("task"), list)):
             yield f"{line}: task: {name} is defined within the group; give it a file"
-        elif not own_of(name, known):
+        elif not own_of(name, known) and all_read(section):
             yield f"{line}: task: no file of evaluate.task_files defines {name!r}"
 
 
