@@ -6,11 +6,13 @@ import traceback
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, DistributedType
 from tiny import make
 
 from posttrain.ground.errors import Interrupted
 from posttrain.jobs import kept
+from posttrain.stages import grpo
 from posttrain.training import interruption, parallel, trainers
 
 
@@ -53,6 +55,11 @@ def twist(how: str, patch: pytest.MonkeyPatch) -> None:
     split, arguments, due = parallel.split, trainers.arguments, interruption.due
     if how == "unseen" and os.environ["RANK"] != "0":
         patch.setattr(kept, "take", lambda *_: None)
+    if how == "own rewards":
+        score = grpo.score
+        patch.setattr(
+            grpo, "score", lambda section, scorer, batch, rows: score(section, scorer, batch, rows) * shared(rows)
+        )
     if how == "accumulation":  # as if there were one process
         patch.setattr(parallel, "split", lambda batch, micro, processes: split(batch, micro, 1))
     if how == "average":  # each process over its own tokens
@@ -68,6 +75,12 @@ def twist(how: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(
             interruption, "due", lambda *given: interruption.TERMINATED if next(calls, False) else due(*given)
         )
+
+
+def shared(rows: list[dict]) -> torch.Tensor:
+    """1 for the answers of this process, else 0."""
+    mine = parallel.share(len(rows))
+    return torch.tensor([float(number in mine) for number in range(len(rows))])
 
 
 def share_out() -> None:

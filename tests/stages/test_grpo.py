@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_processes import together
 from tiny import grpo, make
 
 from posttrain.config.sections import RewardPart
@@ -136,3 +137,24 @@ def test_a_function_of_the_users_and_exact_answers(inputs, home):
     section = grpo(steps=1, reward_function="short.py:short", rewards=terms)
     made = make("grpo", section, Path("results/own/grpo/manifest.json"), **parts)
     assert read_json(made.parent / "metrics.json")["history"][0]["reward"] < 0
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same(inputs, trained):
+    """Within rounding: groups are shared out, and so are those that are drawn again. Control: a process that sees the
+    rewards of its own answers only."""
+    from safetensors.torch import load_file
+
+    run = ("grpo", grpo(**EVERYTHING), inputs)
+    folder = together({"right": (*run, ""), "wrong": (*run, "own rewards")}, 2, Path("results/grpo-together"))
+    one = load_file(trained.parent / "model" / "adapter_model.safetensors")
+    worst = {}
+    for name in ("right", "wrong"):
+        two = load_file(folder / name / "model" / "adapter_model.safetensors")
+        worst[name] = max((one[key] - two[key]).abs().max().item() for key in one)
+    assert worst["right"] < 1e-5 < worst["wrong"]
+    histories = [read_json(made / "metrics.json")["history"] for made in (trained.parent, folder / "right")]
+    for alone, shared in zip(*histories, strict=True):
+        assert shared == pytest.approx(alone, rel=1e-4, abs=1e-5)
+    assert read_json(folder / "right" / "provenance.json")["shape"]["processes"] == 2
+    assert sorted(read_json(trained)["files"]) == sorted(read_json(folder / "right" / "manifest.json")["files"])
