@@ -1,6 +1,7 @@
 """Every recipe in config/papers/: valid, planned from its model's facts, and run through all of its stages in small."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from posttrain.__main__ import main
 from posttrain.config.stages import ON_CPU
 from posttrain.dag import campaign
+from posttrain.ground.errors import UserError
 from posttrain.jobs import artifact as artifact_of
 from posttrain.resources import estimates
+from posttrain.resources.hours import hours
 from posttrain.tools.toy import toy
 
 ROOT = Path(__file__).parents[2]
@@ -47,3 +50,29 @@ def test_a_recipe_runs_through_all_its_stages_in_small(recipe, recipes, monkeypa
     for artifact in plan.artifacts()[:-1]:  # without the report
         arguments = shlex.split(plan.arguments(*artifact))
         assert main([*arguments, "--output", artifact.manifest]) == 0, artifact
+
+
+def test_hours_by_arithmetic_include_those_that_a_papers_code_reports(recipes, monkeypatch):
+    """Its README: supervised training 1 h 30, and DPO 2 h 45, on four GPUs of 80 GB."""
+    monkeypatch.setenv("POSTTRAIN_DEVICE", "gpu")
+    plan = campaign.load("config/papers/dpo.yaml")
+    for stage, reported in {"sft": 4 * 1.5, "dpo": 4 * 2.75}.items():
+        need = estimates.predicted(plan, plan.artifact("dpo-hh", stage))
+        fewest, most = hours(need, stage, 80)
+        assert fewest < reported < most
+        assert hours(need, stage, 141)[1] < most < hours(need, stage, 24)[1], "control: a faster GPU takes less"
+    assert hours(need, "compare", 80) is None
+
+
+def test_a_recipe_without_its_shapes_is_refused(recipes, tmp_path):
+    """Control: the rows and the model in small come from the files beside the recipe."""
+    shutil.copytree(ROOT / "config/papers", tmp_path / "own")
+    (tmp_path / "own/rows/google--boolq.jsonl").unlink()
+    with pytest.raises(
+        UserError, match=r"own/rows/google--boolq.jsonl: missing; it holds rows of the data set's shape"
+    ):
+        toy(tmp_path / "own/prompt-tuning.yaml", Path("toy"))
+    with pytest.raises(UserError, match="toy is not empty; give a new folder"):
+        Path("toy").mkdir(exist_ok=True)
+        Path("toy/a").touch()
+        toy(Path("config/papers/lora.yaml"), Path("toy"))

@@ -47,6 +47,7 @@ def test_k_max_ends_at_the_first_distance_that_is_not_reached():
 
     assert passkey.k_max([of(90, 10), of(10, 10), of(50, 2), of(70, 1)]) == 50
     assert passkey.k_max([of(10, 1), of(50, 10)]) == 0
+    assert passkey.k_max([of(10, 9), of(50, 10), of(50, 0)]) == 10, "depths with the same distance"
     rows = passkey.table([*of(10, 10), *of(50, 5), *of(90, 0)])
     shown = [(row["task"], row["metric"], row["value"], row["n"]) for row in rows]
     assert shown == [

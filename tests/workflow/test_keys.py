@@ -63,6 +63,7 @@ OTHER_PAPER = {
     "table": "2",
     "variant": "authors-later",
     "deviations": {"seed": "ours"},
+    "rows": {"sft": 9},
 }
 JUDGE = {"url": "http://localhost:8000/v1", "model": "a"}
 OTHER_JUDGE = {

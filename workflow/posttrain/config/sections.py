@@ -1182,6 +1182,8 @@ class Paper(Section):
     `authors-later`, where the authors corrected them."""
     deviations: dict[Text, Text]
     """Each setting that differs from the variant, with the reason, forced ones included; `{}` where none does."""
+    rows: dict[Literal["text", "long", "sft", "preference", "kto"], Count] | None = None
+    """Training rows of each kind, as the data sets state them: for `posttrain plan` before they are prepared."""
 
 
 class Chain(Section):

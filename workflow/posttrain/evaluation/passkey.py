@@ -107,8 +107,9 @@ def k_max(depths: list[list[dict]]) -> int:
     """The largest distance in tokens up to which, at each depth, the share of FOUND is reached; 0 where at none
     (2306.15595, section 3.3)."""
     reached = 0
-    for distance, rows in sorted((min(row["distance"] for row in rows), rows) for rows in depths):
-        if mean_stderr(row["exact_match"] for row in rows)[0] < FOUND:
+    shares = [(min(r["distance"] for r in rows), mean_stderr(r["exact_match"] for r in rows)[0]) for rows in depths]
+    for distance, share in sorted(shares):  # of two depths with the same distance, the worse one first
+        if share < FOUND:
             break
         reached = distance
     return reached

@@ -100,7 +100,7 @@ def predicted(
     counts = architecture.prepared(plan, experiment).get("tokens", {})
     longest = {kind: lengths["max"] for kind, lengths in counts.items()}
     settings, gpu = settings or plan.experiments[experiment], gpu or on_gpu()
-    settings = with_steps(settings, stage, architecture.prepared(plan, experiment))
+    settings = with_steps(settings, stage, architecture.prepared(plan, experiment) or stated(settings))
     needs = [
         need_of(moments.Case(one, shape, stage, policy, longest, gpu), plan.campaign.spotchecks)
         for one in with_batch_sizes(settings, stage)
@@ -109,6 +109,12 @@ def predicted(
         return needs[0]
     used, available = ratio(plan, artifact, gpu), memory_gb or device_memory_gb(gpu)
     return next((need for need in needs if fits(need, used, gpu, available)), needs[-1])
+
+
+def stated(settings: Experiment) -> dict:
+    """The training rows that an experiment's paper states, in the form of a data card."""
+    rows = settings.paper.rows if settings.paper else None
+    return {"splits": {kind: {"train": count} for kind, count in rows.items()}} if rows else {}
 
 
 def need_of(case: moments.Case, states: int) -> Need:

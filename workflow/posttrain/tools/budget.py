@@ -16,6 +16,7 @@ from posttrain.dag.plan import Plan
 from posttrain.ground.errors import UserError
 from posttrain.resources import estimates
 from posttrain.resources.estimates import GB, RESERVE, Need, size
+from posttrain.resources.hours import hours as hours_of
 from posttrain.resources.memory import MB
 from posttrain.resources.steps import loop
 from posttrain.tools import why
@@ -68,9 +69,20 @@ def line(plan: Plan, artifact: Artifact, request: dict[str, int]) -> str:
         used = estimates.ratio(plan, artifact, gpu=True)
         trained, peak = short(need.trained), f"{need.device / GB * used:.2f}"
         most = f"{largest} {need.terms[largest] / GB:.2f}" if largest else ""
-    hours = "unknown" if time is None else f"{time / 3600:.2f}"
+    hours = (span(untimed(need, artifact.stage)) or "unknown") if time is None else f"{time / 3600:.2f}"
     memory, disk = request["mem_mb"] / 1000, request["disk_mb"] / 1000
     return f"{artifact.name:32} {trained:>8} {peak:>8}  {most:22} {memory:7.1f} {hours:>8} {disk:7.2f}"
+
+
+def untimed(need: Need | None, stage: str) -> tuple[float, float] | None:
+    """The fewest and most hours of a training on the GPU that is planned for, by its arithmetic."""
+    memory = estimates.device_memory_gb(True) if need and estimates.on_gpu() else None
+    return hours_of(need, stage, memory) if need and memory else None
+
+
+def span(hours: tuple[float, float] | None) -> str:
+    """A range of hours as short text; "" for none."""
+    return "-".join(f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in hours) if hours else ""
 
 
 def short(count: int) -> str:
@@ -87,12 +99,16 @@ def totals(plan: Plan, requests: dict[Artifact, dict]) -> list[str]:
     timed = [time for time in times.values() if time is not None]
     gpu = estimates.on_gpu()
     gpu_hours = sum(requests[name]["gpu"] * (time or 0) for name, time in times.items()) / 3600 if gpu else 0
-    untimed = len(times) - len(timed)
-    unknown = f"; {untimed} of unknown time, as no record has it yet" if untimed else ""
+    unrecorded = len(times) - len(timed)
+    unknown = f"; {unrecorded} of unknown time, as no record has it yet" if unrecorded else ""
     disk = sum(request["disk_mb"] for request in requests.values()) / 1000
     hours = f"{sum(timed) / 3600:.2f} hours, {gpu_hours:.2f} GPU-hours"
+    ranges = [untimed(estimates.predicted(plan, name), name.stage) for name, time in times.items() if time is None]
+    fewest, most = (sum(of_stage[end] for of_stage in ranges if of_stage) for end in (0, 1))
+    by_arithmetic = f"trainings without a record, by their arithmetic on one GPU: {span((fewest, most))} hours"
     return [
         f"{len(requests)} stages: {hours}, {disk:.2f} GB of disk{unknown}",
+        *([by_arithmetic] if most else []),
         f"peak: on the {'GPU' if gpu else 'CPU, within host'}; host: the request, with past use and a margin",
     ]
 

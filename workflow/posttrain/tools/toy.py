@@ -27,6 +27,7 @@ from posttrain.maths import rope
 CONTEXT = 128  # tokens, of every model
 LONGEST = 112  # tokens of a row, so that virtual tokens fit before them
 VOCABULARY = 600  # at most
+PASSKEY = 2 * CONTEXT  # tokens, in which the shortest text with a number fits
 ROWS = 24  # of every source
 WORDS = [start + end for start in "bdfgklmnprstvw" for end in ("ad", "en", "ill", "oma", "usk", "ery", "oto", "ile")]
 
@@ -35,7 +36,8 @@ CAPS: dict[str, float] = {
     "steps": 2, "batch_size": 8, "micro_batch_size": 2, "answer_batch_size": 4, "log_steps": 1, "eval_steps": 1,
     "warmup_steps": 1, "checkpoint_steps": 1, "snapshot_steps": 2, "value_warmup": 1, "redraws": 1, "minibatches": 2,
     "max_tokens": LONGEST, "max_length": LONGEST, "max_prompt_tokens": 80, "max_answer_tokens": 80, "max_new_tokens": 8,
-    "rank": 4, "virtual_tokens": 4, "group": 4, "prompts": 8, "documents": 4, "best_of": 2, "limit": 4,
+    "rank": 4, "virtual_tokens": 16, "group": 4, "prompts": 8, "documents": 4,
+    "questions": 4, "depths": 2, "num_beams": 2, "max_gen_toks": 8, "prefix_projection": 16, "best_of": 2, "limit": 4,
     "stride_tokens": 32, "buckets": 4, "hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 128,
     "context": CONTEXT, "epochs": 1, "max_rows": ROWS, "learned": 0.99,
 }  # fmt: skip
@@ -118,7 +120,8 @@ def experiment(merged: Merged, layers: dict, context: int, rows: Path, output: P
     if hub := (own.get("base") or {}).pop("hub", None):
         own["base"]["path"] = str(output / "models" / hub["id"].replace("/", "--"))
     if tokens := (own.get("lengths") or {}).get("tokens"):
-        own["lengths"]["tokens"] = _unique([max(16, tokens * CONTEXT // context) for tokens in tokens])
+        least = PASSKEY if merged.values["lengths"].get("passkey") else 16
+        own["lengths"]["tokens"] = _unique([max(least, tokens * CONTEXT // context) for tokens in tokens])
     if tasks := (own.get("evaluate") or {}).get("tasks"):  # those of lm-eval need the hub
         own["evaluate"]["tasks"] = [task for task in tasks if task["task"] in PREPARED] or None
     if own.get("compare"):
@@ -133,11 +136,15 @@ def _unique(values: list) -> list:
 
 def _capped(section: dict) -> dict:
     """A section with no number over that of `CAPS`."""
-    return {key: _capped(value) if isinstance(value, dict) else _cap(key, value) for key, value in section.items()}
+    return {key: _cap(key, value) for key, value in section.items()}
 
 
 def _cap(key: str, value):
-    """A value, or the largest that its key may have."""
+    """A value, or the largest that its key may have; of sections within it, each value."""
+    if isinstance(value, dict):
+        return _capped(value)
+    if isinstance(value, list):
+        return [_cap(key, item) if isinstance(item, dict) else item for item in value]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return type(value)(min(value, CAPS[key])) if number and key in CAPS else value
 
