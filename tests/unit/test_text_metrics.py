@@ -95,9 +95,10 @@ def test_the_rows_of_a_question_are_its_references(tmp_path, cache):
     assert {*loaded.aggregation()} == {"rouge_l", "bleu"} and loaded.aggregation()["bleu"] is texts.bleu
     found = loaded.process_results(loaded.eval_docs[0], [f" {PERFECT[0]}\n"])
     assert found == {"rouge_l": 1.0, "bleu": [REFERENCES[0], PERFECT[0]]}
-    assert loaded.doc_to_text(loaded.eval_docs[0]) == "Question: q0\nAnswer:"
+    assert loaded.doc_to_text(loaded.eval_docs[0]) == "q0", "as it is: policies are trained on prompts of their own"
     plain = manager.load([str(tmp_path / "tasks/answers.yaml")])["tasks"]["answers"]
     assert len(plain.eval_docs) == len(rows) and {*plain.aggregation()} == {"exact_match"}
+    assert plain.doc_to_text(plain.eval_docs[0]) == "Question: q0\nAnswer:"
 
 
 @pytest.mark.parametrize(

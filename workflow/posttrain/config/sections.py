@@ -1128,8 +1128,8 @@ class Task(Section):
     metrics: Annotated[list[TextMetric], Field(min_length=1)] | None = Field(None, json_schema_extra=WITHOUT_CIDER)
     """Of the answers as texts against one or more references, in place of the task's own metrics: BLEU (sacrebleu) and
     NIST (Doddington 2002), F1 of ROUGE-1, -2 and -L (rouge-score, unstemmed), METEOR (nltk's, of 2007). For `answers`,
-    whose rows with the same question are its references, and for `task_files` that generate, whose doc_to_target is a
-    text or a list. Default: the task's own metrics."""
+    whose question is then asked as it is, with the answers of all its rows as references, and for `task_files` that
+    generate, whose doc_to_target is a text or a list. Default: the task's own metrics."""
 
 
 LARGEST_BATCH = 64  # of `batch_size: auto`

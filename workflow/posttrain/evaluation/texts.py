@@ -123,8 +123,11 @@ def pack(index: dict, tasks: Iterable[Task], folder: Path) -> Path:
             for metric in task.metrics:
                 function = f"!function {__name__}.{metric}" if metric in CORPUS else "mean"
                 lines += [f"- metric: {metric}", f"  aggregation: {function}", "  higher_is_better: true"]
-            if task.task == "answers":  # of `prepare`: a row has one reference, and the whole reply is the answer
-                lines += [f"process_docs: !function {__name__}.{grouped.__name__}", "doc_to_target: references"]
+            if (
+                task.task == "answers"
+            ):  # of `prepare`: a row is a prompt with one reference; the whole reply is the answer
+                lines += [f"process_docs: !function {__name__}.{grouped.__name__}"]
+                lines += ["doc_to_text: question", "doc_to_target: references"]
                 lines += ["filter_list: [{name: answer, filter: [{function: take_first}]}]"]
             (folder / f"{task.task}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
