@@ -111,13 +111,15 @@ def answered(made) -> list[list[int]]:
 @pytest.mark.parametrize("kl", ["loss", "reward"])
 def test_kl_counts_where_it_should(inputs, kl):
     """In the reward it changes advantages, in the loss it does not."""
-    section, foundation, models, rows = setting(inputs, kl=kl)
+    section, foundation, models, rows = setting(inputs, kl=kl, missing_eos_penalty=0.0)
     with torch.no_grad():  # away from the reference
         for _, weight in models.policy.trained():
             weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     with scorers.of_parts(section, models, foundation, inputs["reward"]) as scorer:
         free, held = (stage.gather(section, models, scorer, rows[:2], 0, beta) for beta in (0.0, 5.0))
     assert torch.allclose(free.advantages, held.advantages) == (kl == "loss")
+    same = [stage.gather(section, models, lambda batch, asked: torch.ones(8), rows[:2], 0, beta) for beta in (0.0, 5.0)]
+    assert [made.figures["equal_groups"] for made in same] == [1.0, 1.0], "told of the reward alone"
 
 
 def test_stopped_and_continued_gives_the_same_bytes(inputs, trained, monkeypatch):

@@ -81,12 +81,12 @@ def gather(
                 reference[part] = completions.log_probs(models.reference.model, some, section.temperature)
     logp, reference = map(parallel.summed, (logp, reference))
     paid = paid_for(section, scores, batch)
+    equal = maths.equal(paid, section.group).float().mean().item()  # before KL, which differs for every answer
     if section.kl == "reward":
         paid = paid - coefficient * (likelihood.kl_k1(logp, reference) * batch.mask).sum(dim=1)
     if section.labels == "shuffled":
         paid = shuffled(paid, section.group, answers.stream("labels", section.seed, iteration))
     advantages = maths.advantages(paid, section.group, section.advantage == "leave_one_out", section.scale)
-    equal = maths.equal(paid, section.group).float().mean().item()
     figures = {"equal_groups": equal} | ({"redrawn_groups": redrawn} if section.redraws else {})
     return Experience(iteration, rows, batch, logp, reference, scores, advantages, coefficient, figures=figures)
 
