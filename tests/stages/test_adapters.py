@@ -85,7 +85,7 @@ def test_a_policy_that_cannot_be_merged_is_used_by_nothing(data, base, monkeypat
     """As an adapter on shared embeddings, which an earlier version trained."""
     from posttrain.models import targets
 
-    monkeypatch.setattr(targets, "layers", lambda model, wanted, key: wanted)
+    monkeypatch.setattr(targets, "layers", lambda model, wanted, *_, **__: wanted)
     made = tuned("shared", data, base, method="lora", target_modules=["q_proj", "embed_tokens"])
     for use in (lambda: policy.load_policy(made, base), lambda: export(made, tmp_path / "out")):
         with pytest.raises(UserError, match=r"shared.*differs from the adapter on its weights.*tie_word_embeddings"):

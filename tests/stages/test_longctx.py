@@ -430,7 +430,8 @@ def test_gradient_checkpointing_changes_nothing(data, base):
         section = longctx(tuning="qlora", rank=4, alpha=8.0, steps=2, gradient_checkpointing=saving)
         output = Path(f"results/saving-{saving}/longctx/manifest.json")
         made[saving] = load_file(make("longctx", section, output, data=data, base=base, policy=base).parent / WEIGHTS)
-    own = policy.load_verified(base, {"double_quantization": True, "compute": "float32"}).dequantize().state_dict()
+    nf4 = {"type": "nf4", "double_quantization": True, "compute": "float32"}
+    own = policy.load_verified(base, nf4).dequantize().state_dict()
     key = "model.layers.0.self_attn.q_proj.weight"
     assert (made[True][key] - own[key]).abs().max() > 1e-4, "the adapter learned"
     assert max((made[True][key] - made[False][key]).abs().max() for key in made[True]) < 1e-5
