@@ -1,7 +1,9 @@
 """Every recipe in config/papers/: valid, planned from its model's facts, and run through all of its stages in small."""
 
+import gc
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,13 @@ import torch
 from posttrain.__main__ import main
 from posttrain.config.stages import ON_CPU
 from posttrain.dag import campaign
+from posttrain.ground import progress
 from posttrain.ground.errors import UserError
 from posttrain.jobs import artifact as artifact_of
 from posttrain.resources import estimates
 from posttrain.resources.hours import hours
 from posttrain.tools.toy import toy
+from posttrain.training import parallel
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(file.stem for file in (ROOT / "config/papers").glob("*.yaml"))
@@ -40,11 +44,27 @@ def test_a_recipe_is_planned_from_the_facts_beside_it(recipe, recipes):
     assert planned and all(need and need.device for need in needs if need != needs[0])
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_runs_through_all_its_stages_in_small(recipe, recipes, monkeypatch):
-    toy(Path(f"config/papers/{recipe}.yaml"), Path("toy"))
+@pytest.fixture
+def command_line(monkeypatch):
+    """Commands of stages in this process, which they neither end nor leave changed for the tests after this one."""
     monkeypatch.setattr(artifact_of, "end_process", lambda: None)
-    torch.set_num_threads(1)
+    monkeypatch.setattr(parallel, "fits", None)
+    monkeypatch.setattr(parallel, "sharded", False)
+    monkeypatch.setattr(progress, "name", "")
+    monkeypatch.setenv("HF_DATASETS_CACHE", "")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    threads, collected = torch.get_num_threads(), gc.get_threshold()
+    yield
+    torch.set_num_threads(threads)
+    gc.set_threshold(*collected)
+    gc.unfreeze()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_runs_through_all_its_stages_in_small(recipe, recipes, command_line):
+    toy(Path(f"config/papers/{recipe}.yaml"), Path("toy"))
     plan = campaign.load("toy/campaign.yaml")
     assert plan.campaign.scale == "toy"
     for artifact in plan.artifacts()[:-1]:  # without the report

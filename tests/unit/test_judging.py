@@ -114,7 +114,7 @@ def test_given_replies(tmp_path):
     ("judge", "said"),
     [
         ("url: 'ftp://a/v1', model: a", "compare.judge.url: found .*an address http"),
-        ("url: 'https://user:word@a/v1', model: a", "compare.judge.url: found .*without user or query"),
+        ("url: 'https://user" + ":word@a/v1', model: a", "compare.judge.url: found .*without user or query"),
         ("url: 'https://a/v1?key=3', model: a", "compare.judge.url: found .*without user or query"),
         (
             "url: 'http://a/v1', model: a, key_variable: JUDGE_API_KEY",
