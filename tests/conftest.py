@@ -35,6 +35,14 @@ def progress_name(monkeypatch):
     monkeypatch.setattr(progress, "name", "posttrain")
 
 
+@pytest.fixture(autouse=True)
+def limits_of_the_command_line():
+    """What a command sets for its process, here that of all tests, ends with the test."""
+    yield
+    if parallel := sys.modules.get("posttrain.training.parallel"):
+        parallel.fits, parallel.sharded = None, False
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's root."""
