@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from posttrain.__main__ import main
+from posttrain.config.sections import Base, HubModel
 from posttrain.config.stages import ON_CPU
 from posttrain.dag import campaign
+from posttrain.dag.given import given
 from posttrain.ground import progress
 from posttrain.ground.errors import UserError
 from posttrain.jobs import artifact as artifact_of
-from posttrain.resources import estimates
+from posttrain.resources import architecture, estimates
 from posttrain.resources.hours import hours
 from posttrain.tools.toy import toy
 from posttrain.training import parallel
@@ -42,6 +44,23 @@ def test_a_recipe_is_planned_from_the_facts_beside_it(recipe, recipes):
     planned = [artifact for artifact in plan.artifacts()[:-1] if artifact.stage not in ON_CPU]
     needs = [estimates.predicted(plan, artifact) for artifact in planned]
     assert planned and all(need and need.device for need in needs if need != needs[0])
+
+
+PUBLISHED = {  # parameters of a model of config/models/
+    "mistralai--Mistral-7B-v0.1": 7_241_732_096,
+    "meta-llama--Llama-2-7b-hf": 6_738_415_616,
+    "openai-community--gpt2-medium": 354_823_168,
+    "EleutherAI--pythia-1b-deduped": 1_011_781_632,
+}
+
+
+def test_the_facts_of_a_model_have_its_published_number_of_parameters(recipes):
+    counted = {}
+    for file in Path("config/models").glob("*.json"):
+        organisation, _, name = file.stem.partition("@")[0].partition("--")
+        model = HubModel(id=f"{organisation}/{name}", revision=file.stem.partition("@")[2])
+        counted[f"{organisation}--{name}"] = architecture.of_given(given(Base(hub=model))).parameters
+    assert {name: counted[name] for name in PUBLISHED} == PUBLISHED
 
 
 @pytest.fixture

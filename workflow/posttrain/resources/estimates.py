@@ -22,7 +22,7 @@ from posttrain.jobs import attempt, cards, slurm
 from posttrain.resources import architecture, memory, moments
 from posttrain.resources.architecture import Architecture
 from posttrain.resources.memory import MB
-from posttrain.resources.steps import learned, loop, with_steps
+from posttrain.resources.steps import learned, loop, stated, with_steps
 from posttrain.resources.threads import bytes_of_files
 
 # Requests where nothing is predicted, in minutes and MB: for a stage without a model, and for a model not yet fetched.
@@ -109,12 +109,6 @@ def predicted(
         return needs[0]
     used, available = ratio(plan, artifact, gpu), memory_gb or device_memory_gb(gpu)
     return next((need for need in needs if fits(need, used, gpu, available)), needs[-1])
-
-
-def stated(settings: Experiment) -> dict:
-    """The training rows that an experiment's paper states, in the form of a data card."""
-    rows = settings.paper.rows if settings.paper else None
-    return {"splits": {kind: {"train": count} for kind, count in rows.items()}} if rows else {}
 
 
 def need_of(case: moments.Case, states: int) -> Need:

@@ -128,6 +128,12 @@ def micro(section: Optimisation) -> int:
     return section.micro_batch_size or section.batch_size
 
 
+def stated(settings: Experiment) -> dict:
+    """The training rows that an experiment's paper states, in the form of a data card."""
+    rows = settings.paper.rows if settings.paper else None
+    return {"splits": {kind: {"train": count} for kind, count in rows.items()}} if rows else {}
+
+
 def with_steps(settings: Experiment, stage: str, card: dict) -> Experiment:
     """The settings with the steps that a stage's epochs come to, by the data card; as they are without one."""
     section = getattr(settings, stage)

@@ -81,15 +81,22 @@ def compare(
     if stage == "sft" and section.best_of > 1 and comparison.column(answered, "reward"):
         more = [answer(section, measures, rows, speaker, again) for again in range(1, section.best_of)]
         points += comparison.best_of_points([answered, *more])
-    for folder in sorted((policy.parent / "snapshots").glob("[0-9]*")):
-        speaker = load_snapshot(measures, policy, folder, foundation)
-        of_snapshot = answer(section, measures, rows, speaker)
-        points.append(comparison.point(of_snapshot, stage, f"step {int(folder.name)}"))
-        if speaker.adapter:
-            speaker.model.delete_adapter(speaker.adapter)
+    points += snapshot_points(section, measures, rows, policy, foundation)
     warnings = form_warnings(rows, policy) + policies.quantize_warnings(section, policy)
     warnings += judging.warnings(verdicts)
     return {"policy": stage, "rows": table, "frontier": points, **({"warnings": warnings} if warnings else {})}
+
+
+def snapshot_points(section: Compare, measures: Measures, rows: list[dict], policy: Path, foundation) -> list[dict]:
+    """A point of the frontier for each snapshot that is stored beside a policy."""
+    points = []
+    for folder in sorted((policy.parent / "snapshots").glob("[0-9]*")):
+        speaker = load_snapshot(measures, policy, folder, foundation)
+        of_snapshot = answer(section, measures, rows, speaker)
+        points.append(comparison.point(of_snapshot, policy.parent.name, f"step {int(folder.name)}"))
+        if speaker.adapter:
+            speaker.model.delete_adapter(speaker.adapter)
+    return points
 
 
 def judge(section: Compare, answered: list[dict], data: Path, beside: Path | None, checkpoints: Path) -> list[dict]:

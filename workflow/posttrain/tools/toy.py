@@ -75,7 +75,7 @@ def toy(file: Path, output: Path) -> str:
         scaled = experiment(merged, layers, context, file.parent / "rows", output, texts)
         _write_yaml(output / "experiments" / f"{name(merged.name)}.yaml", scaled)
     for model in {item.base.hub for item in plan.experiments.values()} - {None}:
-        write_model(model, output / "models" / folder(model), texts)
+        write_model(model, output / "models" / folder(model.id), texts)
     values = {key: value for key, value in settings.items() if key != "verify"} | {"scale": "toy"}
     values["experiments"] = [name(item) for item in settings["experiments"]]
     _write_yaml(output / "campaign.yaml", values)
@@ -87,9 +87,9 @@ def name(experiment: str) -> str:
     return f"toy-{experiment}"
 
 
-def folder(model: HubModel) -> str:
+def folder(repository: str) -> str:
     """The folder of a model under `models/`."""
-    return model.id.replace("/", "--")
+    return repository.replace("/", "--")
 
 
 def _context(experiment) -> int:
@@ -118,7 +118,7 @@ def experiment(merged: Merged, layers: dict, context: int, rows: Path, output: P
     if scratch := (own.get("base") or {}).get("scratch"):
         own["base"]["scratch"] = scratch | SCRATCH
     if hub := (own.get("base") or {}).pop("hub", None):
-        own["base"]["path"] = str(output / "models" / hub["id"].replace("/", "--"))
+        own["base"]["path"] = str(output / "models" / folder(hub["id"]))
     if tokens := (own.get("lengths") or {}).get("tokens"):
         least = PASSKEY if merged.values["lengths"].get("passkey") else 16
         own["lengths"]["tokens"] = _unique([max(least, tokens * CONTEXT // context) for tokens in tokens])
